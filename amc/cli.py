@@ -1,0 +1,145 @@
+"""The command line: the only place that prints. Each command reads options, calls one function, shows the result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from amc.config import load_config, parse_constraints, parse_override
+
+app = typer.Typer(
+    name="amc",
+    help="Find the best per-layer pruning policy of a trained network for a budget, without fine-tuning in the loop.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", help="digits, cifar10-resnet20, cifar10-resnet56 or package.module:function."),
+]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the task's data.")]
+CheckpointOption = Annotated[
+    Path | None, typer.Option("--checkpoint", help="Weights: safetensors, or a torch state dict.")
+]
+ConstraintOption = Annotated[
+    list[str] | None,
+    typer.Option("--constraint", help="COST=BUDGET, a fraction of dense (<= 1) or absolute; repeat for several. "
+                 "Costs: macs (synonym: flops), params, memory. Default macs=0.5."),
+]  # fmt: skip
+RoundOption = Annotated[int | None, typer.Option(help="Kept channels are a multiple of this, or all.")]
+MinOption = Annotated[float | None, typer.Option(help="Smallest preserve ratio.")]
+MaxOption = Annotated[float | None, typer.Option(help="Largest preserve ratio.")]
+SkipOption = Annotated[list[str] | None, typer.Option(help="Layer names (shell pattern) that stay; repeatable.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Any configuration key, such as compression.images=500; repeatable.")
+]
+
+
+@app.command()
+def inspect(
+    task: TaskOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    skip: SkipOption = None,
+) -> None:
+    """Show what can be pruned: units, members, share of MACs, and why every other layer stays."""
+    from amc.show import inspection
+    from amc.tasks import check_task, load_task
+
+    if task is None:
+        raise ValueError("inspect needs a task, but got none: pass for example --task digits")
+    loaded = load_task(task, data=data, checkpoint=checkpoint)
+    check_task(loaded)
+    console.print(inspection(loaded, tuple(skip or ())))
+
+
+@app.command()
+def search(
+    recipe: Annotated[Path | None, typer.Argument(help="TOML recipe; every option overrides it.")] = None,
+    task: TaskOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")] = Path("runs/search"),
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    constraint: ConstraintOption = None,
+    agent: Annotated[str | None, typer.Option(help="ddpg (default), knapsack, random or uniform.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Policies tried by ddpg and random.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Episodes before ddpg learns.")] = None,
+    importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
+    repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,
+    round_to: RoundOption = None,
+    min_ratio: MinOption = None,
+    max_ratio: MaxOption = None,
+    skip: SkipOption = None,
+    device: Annotated[str | None, typer.Option(help="Where networks are scored: cpu or cuda.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
+    settings: SetOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run in --out aside.")] = False,
+) -> None:
+    """Search a pruning policy within a budget and write a run folder."""
+    overrides: dict[str, Any] = {
+        "task": task, "data": data, "checkpoint": checkpoint, "agent": agent, "episodes": episodes,
+        "warmup": warmup, "device": device, "seed": seed, "rules.round_to": round_to,
+        "rules.min_ratio": min_ratio, "rules.max_ratio": max_ratio, "rules.skip": skip or None,
+        "compression.importance": importance, "compression.repair": repair,
+        "constraint": parse_constraints(constraint) if constraint else None,
+    }  # fmt: skip
+    overrides |= dict(parse_override(text) for text in settings or [])
+    config = load_config(recipe, overrides)
+    from amc.commands import run_search
+
+    run_search(config, out, console, fresh=fresh)
+
+
+@app.command()
+def apply(
+    policy: Annotated[Path, typer.Argument(help="policy.json of a run.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for network.safetensors and policy.json.")],
+    task: TaskOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Make the smaller network of a policy: sliced, repaired, as safetensors beside its policy."""
+    from amc.commands import run_apply
+
+    run_apply(policy, task, data, checkpoint, out, console)
+
+
+@app.command()
+def export(
+    policy: Annotated[Path, typer.Argument(help="policy.json of a run.")],
+    out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
+    task: TaskOption = None,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Write the smaller network as ONNX, verified on real images against torch."""
+    from amc.commands import run_export
+
+    run_export(policy, task, data, checkpoint, out, console)
+
+
+def main() -> None:
+    """Entry point: bad input ends in one line and a non-zero exit, never in a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("stopped: what was written so far is complete and stays", 130)
+    except (ValueError, OSError) as error:
+        _fail(" ".join(str(error).split()), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {message}", markup=True, highlight=False)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The configuration of a search: pydantic at the door, recipes in TOML, one dotted override at a time."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from envs.compress import CompressionSettings, Repair
+from envs.importance import IMPORTANCES
+from envs.rules import Rules
+from hw_profiles.cost import COSTS
+
+Agent = Literal["ddpg", "knapsack", "random", "uniform"]
+SYNONYMS = {"flops": "macs"}
+"""AMC and most counters say FLOPs for multiply-accumulates; we accept it here and say MACs everywhere else."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RulesConfig(_Part):
+    """What may be chosen at all."""
+
+    round_to: int = Field(1, ge=1, description="kept channels are a multiple of this, or all")
+    min_ratio: float = Field(0.0, ge=0, le=1, description="smallest preserve ratio")
+    max_ratio: float = Field(1.0, gt=0, le=1, description="largest preserve ratio")
+    skip: tuple[str, ...] = Field((), description="layer name patterns that stay dense")
+
+    def rules(self) -> Rules:
+        """The rules of the environment."""
+        return Rules(**self.model_dump())
+
+
+class CompressionConfig(_Part):
+    """How channels are chosen and weights repaired."""
+
+    importance: str = Field("obs", description=f"channel score: {', '.join(IMPORTANCES)}")
+    repair: Repair = Field("sequential", description="closed-form refit of what stays")
+    images: int = Field(1000, ge=16, description="calibration images")
+    positions: int = Field(48, ge=1, description="output positions sampled per image")
+    ridge: float = Field(1e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
+    producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
+    reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")
+    memory_gb: float = Field(1.0, gt=0, description="bound on activations and rows held by repair, GB")
+
+    @field_validator("importance")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in IMPORTANCES:
+            raise ValueError(f"must be one of {', '.join(IMPORTANCES)}, but got {value!r}")
+        return value
+
+    def settings(self, seed: int) -> CompressionSettings:
+        """The settings of the compressor."""
+        return CompressionSettings(**self.model_dump(), seed=seed)
+
+
+class KnapsackConfig(_Part):
+    """How damage per width is measured."""
+
+    damage: Literal["kl", "loss"] = Field("kl", description="output KL to dense, or rise of cross-entropy")
+    images: int = Field(512, ge=16, description="calibration images per variant")
+    widths: int = Field(8, ge=2, description="widths measured per unit, others are interpolated")
+
+
+class SearchConfig(_Part):
+    """Everything that determines a search."""
+
+    task: str = Field(description="digits, cifar10-resnet20, cifar10-resnet56 or package.module:function")
+    data: Path | None = Field(None, description="folder of the task's data")
+    checkpoint: Path | None = Field(None, description="weights: safetensors or a torch state dict")
+    constraint: dict[str, float] = Field(
+        default_factory=lambda: {"macs": 0.5}, description="cost -> budget, a fraction (<= 1) or absolute"
+    )
+    agent: Agent = Field("ddpg", description="who chooses the widths")
+    episodes: int = Field(60, ge=1, description="policies tried by ddpg and random")
+    warmup: int = Field(20, ge=0, description="episodes before ddpg learns")
+    round_size: int = Field(4, ge=1, description="episodes proposed together")
+    reward_images: int = Field(2000, ge=16, description="validation images that the reward sees")
+    confirm: int = Field(5, ge=1, description="best policies re-evaluated on the whole validation split")
+    seed: int = Field(0, ge=0, description="seed of every draw")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are scored")
+    rules: RulesConfig = RulesConfig()
+    compression: CompressionConfig = CompressionConfig()
+    knapsack: KnapsackConfig = KnapsackConfig()
+
+    @field_validator("constraint", mode="before")
+    @classmethod
+    def _budgets(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            value = parse_constraints(value)
+        if not isinstance(value, Mapping) or not value:
+            raise ValueError("needs at least one cost = budget, for example macs = 0.5")
+        named = {SYNONYMS.get(str(name), str(name)): budget for name, budget in value.items()}
+        for name, budget in named.items():
+            if name not in COSTS:
+                raise ValueError(f"cost must be one of {', '.join([*COSTS, *SYNONYMS])}, but got {name!r}")
+            if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
+                raise ValueError(
+                    f"budget must be a positive number, but got {name}={budget!r}: "
+                    "write a fraction of the dense network (0.5) or an absolute value"
+                )
+        return named
+
+    def to_toml(self) -> str:
+        """The complete configuration as TOML; reading it back gives an equal one."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def parse_constraints(texts: Sequence[str]) -> dict[str, float]:
+    """Reads `NAME=VALUE` texts.
+
+    Raises:
+        ValueError: If one is no `NAME=VALUE` with a number.
+    """
+    budgets: dict[str, float] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        try:
+            budgets[name.strip()] = float(value)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise ValueError(f"a constraint must read NAME=NUMBER, but got {text!r}: write for example macs=0.5")
+    return budgets
+
+
+def load_config(recipe: Path | None, overrides: Mapping[str, Any]) -> SearchConfig:
+    """Reads a recipe and lays overrides over it.
+
+    Args:
+        recipe: TOML file, or None.
+        overrides: Dotted keys ("rules.round_to") to values; None values are left out.
+
+    Raises:
+        ValueError: If the file cannot be read, or a key or value is not allowed; one line.
+    """
+    values = _read_recipe(recipe) if recipe is not None else {}
+    for key, value in overrides.items():
+        if value is not None:
+            _put(values, key, value)
+    if "task" not in values:
+        raise ValueError("a search needs a task, but got none: pass --task digits, or a recipe that names one")
+    try:
+        return SearchConfig(**values)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Reads `dotted.key=value`, the value as TOML (a bare word is a string)."""
+    key, separator, raw = text.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"--set must read KEY=VALUE, but got {text!r}: write for example compression.images=500")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), raw
+
+
+def explain(error: ValidationError) -> str:
+    """The first complaint of pydantic as one line: law, value, cure."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "configuration"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"every configuration key must be a known one, but got {key!r}: `amc search --help` lists the options"
+    if first["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message}, but got {first['input']!r}: correct it in the recipe or on the command line"
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(
+            f"a recipe must be a readable TOML file, but {str(path)!r} is not ({error}): see experiments/demo.toml"
+        ) from error
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{key!r} names a key inside {parent!r}, but that is a plain value")
+    values[leaf] = value

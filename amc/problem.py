@@ -1,0 +1,223 @@
+"""Everything a search works on, built once at the door: units, sites, constraint, compressor, evaluate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc.cache import cached_tensors
+from amc.config import SearchConfig
+from amc.data import Split
+from amc.evaluate import Effort, Evaluator, Score, Scorer
+from amc.sensitivity import Curve, measure_damage, sensitivity_forwards
+from amc.tasks import Task, check_task, load_task
+from envs.compress import Compressor, plan_calibration
+from envs.constraint import Budget, Constraint, Costing, resolve_budget
+from envs.graph import Graph, trace
+from envs.layout import LayoutFamily, measure_family, read_layout
+from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
+from envs.pruning_env import PruningEnv
+from envs.reward import REWARDS
+from envs.sites import Site
+from envs.units import Fixed, Unit, propose_units
+from envs.verify import verify_units
+from hw_profiles.cost import COSTS, Cost, Macs, Params, cost_of
+from hw_profiles.layers import IntArray
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many done, how many in all)."""
+
+SCORING_BYTES = 256e6
+"""Activations held by one scoring chunk at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """What of a network can be pruned.
+
+    Attributes:
+        graph: Its operator graph.
+        family: Its layouts as a function of unit widths.
+        units: Verified units in execution order.
+        fixed: Layers that stay, and why.
+    """
+
+    graph: Graph
+    family: LayoutFamily
+    units: tuple[Unit, ...]
+    fixed: tuple[Fixed, ...]
+
+
+def dissect(network: nn.Module, example_input: Tensor) -> Anatomy:
+    """Traces a network, finds its units and verifies them."""
+    graph = trace(network, example_input)
+    proposed, fixed = propose_units(network, example_input, graph)
+    verified, rejected, removals = verify_units(network, example_input, graph, proposed)
+    family, refused = measure_family(network, graph, example_input, verified, removals)
+    units = tuple(unit for unit in verified if unit.name not in refused)
+    reasons = [*fixed, *rejected, *(Fixed(name, reason) for name, reason in refused.items())]
+    return Anatomy(graph=graph, family=family, units=units, fixed=tuple(reasons))
+
+
+class Problem:
+    """One task under one constraint, ready to be searched.
+
+    Attributes:
+        task: The task.
+        config: The resolved configuration.
+        anatomy: Graph, units and layouts.
+        sites: One decision per unit that may change.
+        constraint: The budgets over them.
+        effort: What has been paid so far.
+    """
+
+    def __init__(self, config: SearchConfig, progress: Progress = lambda what, done, total: None) -> None:
+        """Loads and checks the task and the budgets; statistics are computed when first needed.
+
+        Raises:
+            ValueError: If task, rules or budgets are not usable; before any long work.
+        """
+        self.config = config
+        self._progress = progress
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
+        self.task: Task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
+        check_task(self.task)
+        progress("finding units", 0, 1)
+        self.anatomy = dissect(self.task.network, self.task.example_input)
+        sites, skipped = config.rules.rules().sites(self.anatomy.units)
+        self.sites: tuple[Site, ...] = tuple(sites)
+        self.fixed = (*self.anatomy.fixed, *skipped)
+        self.constraint = self._constraint()
+        self.effort = Effort()
+        self.scorer = Scorer(
+            graph=self.anatomy.graph, metric=self.task.metric, chunk=self._scoring_chunk(), device=config.device
+        )
+        self._compressor: Compressor | None = None
+        self._evaluator: Evaluator | None = None
+
+    def _constraint(self) -> Constraint:
+        costing = Costing(self.anatomy.family, self.sites)
+        budgets = []
+        for name, value in self.config.constraint.items():
+            dense = cost_of(COSTS[name], self.anatomy.family.dense)
+            budgets.append(Budget(COSTS[name], resolve_budget(COSTS[name], value, dense)))
+        return Constraint.create(costing, budgets)
+
+    def _scoring_chunk(self) -> int:
+        sizes = [layer.out_channels * int(np.prod(layer.out_map)) for layer in self.anatomy.family.dense.layers]
+        return int(max(1, min(250, SCORING_BYTES / (3 * 4 * max(sizes)))))
+
+    @property
+    def compressor(self) -> Compressor:
+        """The compressor, with its calibration statistics."""
+        if self._compressor is None:
+            self._progress("calibrating", 0, 1)
+            settings = self.config.compression.settings(self.config.seed)
+            anatomy = self.anatomy
+            plan = plan_calibration(anatomy.family, settings, len(self.task.calibration))
+            indices = self.calibration_indices()[: plan.images]
+            batches = read_batches(self.task.calibration, indices, plan.chunk)
+            self._compressor = Compressor(
+                self.task.network, anatomy.graph, anatomy.family, anatomy.units,
+                [inputs for inputs, _ in batches], settings, cached_tensors,
+            )  # fmt: skip
+            self.effort.image_forwards += self._compressor.preparation_forwards
+            self._progress("calibrating", 1, 1)
+        return self._compressor
+
+    @property
+    def evaluate(self) -> Evaluator:
+        """The counted `evaluate(policy)` on the images of the reward."""
+        if self._evaluator is None:
+            images = self.reward_indices()
+            self._evaluator = Evaluator(
+                self.compressor, lambda network: self.scorer(network, self.task.validation, images),
+                self.policy_costs, self.effort,
+            )  # fmt: skip
+        return self._evaluator
+
+    def environment(self) -> PruningEnv:
+        """A fresh environment on this problem."""
+        return PruningEnv(self.constraint, self.compressor.policy, self.evaluate, REWARDS["accuracy"])
+
+    def calibration_indices(self) -> list[int]:
+        """All calibration images in the seed's order."""
+        return keyed_order(len(self.task.calibration), self.config.seed)
+
+    def reward_indices(self) -> list[int]:
+        """The fixed, seeded validation images that the reward sees."""
+        return sorted(keyed_order(len(self.task.validation), self.config.seed)[: self.config.reward_images])
+
+    def policy(self, kept: IntArray) -> Policy:
+        """The policy of [S] kept channels."""
+        return self.compressor.policy({site.unit: int(k) for site, k in zip(self.sites, kept, strict=True)})
+
+    def widths(self, policy: Policy) -> IntArray:
+        """[S] kept channels of a policy."""
+        named = policy.widths()
+        return np.asarray([named[site.unit] for site in self.sites], dtype=np.int64)
+
+    def policy_costs(self, policy: Policy) -> dict[str, float]:
+        """Predicted costs of a policy under every budget."""
+        return self.constraint.costs(self.widths(policy))
+
+    def real_costs(self, network: nn.Module) -> dict[str, float]:
+        """MACs, parameters and every budget's cost, recounted on a real network (traced anew)."""
+        example = self.task.example_input
+        layout = read_layout(network, trace(network, example), example)
+        wanted: list[Cost] = [Macs(), Params(), *(budget.cost for budget in self.constraint.budgets)]
+        costs = {cost.name: cost for cost in wanted}
+        return {name: cost_of(cost, layout) for name, cost in costs.items()}
+
+    def score(self, network: nn.Module, split: Literal["validation", "test"]) -> Score:
+        """Scores a network on a whole split."""
+        data = self.task.validation if split == "validation" else self.task.test
+        return self.scorer(network, data, range(len(data)))
+
+    def damage_curves(self) -> list[Curve]:
+        """Damage per unit and width; remembered on disk by weights, data and settings."""
+        settings, knapsack = self.config.compression, self.config.knapsack
+        images = self.calibration_indices()[: knapsack.images]
+        batches = read_batches(self.task.calibration, images, min(125, self.scorer.chunk))
+        key: Mapping[str, object] = {
+            "weights": weights_fingerprint(self.task.network),
+            "images": tensors_fingerprint(tensor for batch in batches for tensor in batch),
+            "calibration": self.compressor.calibration_fingerprint,
+            "compression": settings.model_dump(mode="json"),
+            "knapsack": knapsack.model_dump(mode="json"),
+            "sites": [[site.unit, site.kept().tolist()] for site in self.sites],
+            "seed": self.config.seed,
+        }
+
+        def measure() -> dict[str, Tensor]:
+            curves = measure_damage(
+                self.compressor, self.sites, batches, knapsack.widths, knapsack.damage,
+                lambda done, total: self._progress("measuring damage", done, total),
+            )  # fmt: skip
+            return {c.unit: torch.tensor([c.kept, c.damage], dtype=torch.float64) for c in curves}
+
+        self.effort.image_forwards += sensitivity_forwards(self.sites, knapsack.widths, len(images))
+        tables = cached_tensors("damage", key, measure)
+        return [
+            Curve(unit=s.unit, kept=tuple(tables[s.unit][0].int().tolist()), damage=tuple(tables[s.unit][1].tolist()))
+            for s in self.sites
+        ]
+
+
+def keyed_order(count: int, seed: int) -> list[int]:
+    """A seeded permutation of `count` indices."""
+    return [int(index) for index in np.random.default_rng([seed, count]).permutation(count)]
+
+
+def read_batches(split: Split, indices: Sequence[int], size: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of the chosen samples, in order."""
+    return [split.batch(indices[start : start + size]) for start in range(0, len(indices), size)]

@@ -1,0 +1,176 @@
+"""Damage per unit and width: what the network's output suffers when one unit alone is pruned and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from envs.compress import Compressor
+from envs.graph import execute, last_readers
+from envs.inference import channels_last, inference_copy
+from envs.parallel import map_chunks
+from envs.sites import Site
+
+FloatArray = NDArray[np.float64]
+Damage = Literal["kl", "loss"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Damage of one unit at the widths where it was measured.
+
+    Attributes:
+        unit: Name of the unit.
+        kept: [k] ascending kept channels; the last is the full width.
+        damage: [k] damage per image, 0 at full width.
+    """
+
+    unit: str
+    kept: tuple[int, ...]
+    damage: tuple[float, ...]
+
+    def at(self, kept: NDArray[np.int64]) -> FloatArray:
+        """Damage at any widths, linear between measured ones."""
+        return np.interp(kept, self.kept, self.damage)
+
+
+def measured_widths(site: Site, count: int) -> list[int]:
+    """At most `count` widths of a site, evenly spread from the lightest, full width left out."""
+    kept = [choice.kept for choice in site.choices if choice.kept < site.channels]
+    picks = np.unique(np.linspace(0, len(kept) - 1, min(count, len(kept))).round().astype(int))
+    return [kept[index] for index in picks]
+
+
+def sensitivity_forwards(sites: Sequence[Site], widths: int, images: int) -> int:
+    """Image-forwards that `measure_damage` is charged: one per image and variant, and the dense ones."""
+    return images * (1 + sum(len(measured_widths(site, widths)) for site in sites))
+
+
+def measure_damage(
+    compressor: Compressor,
+    sites: Sequence[Site],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    widths: int,
+    damage: Damage,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Curve]:
+    """Measures each unit's damage curve, with the compressor's repair of that unit alone.
+
+    Only what a unit changes is computed again: a traced network is walked once, and every variant starts
+    from the values in front of its unit. With one unit pruned, sequential repair of its consumers is the
+    layer-wise fit (nothing in front of them has drifted), so that is what is used.
+
+    Args:
+        compressor: Of the dense network.
+        sites: The units to measure, in execution order.
+        batches: Calibration (inputs, targets); targets are read for damage "loss" only.
+        widths: Widths per unit.
+        damage: "kl" (of the outputs to the dense network's, in nats) or "loss" (rise of cross-entropy).
+        progress: Called with (variants done, all variants).
+    """
+    repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
+    dense = inference_copy(compressor.network, compressor.graph)
+    inputs = [channels_last(batch) for batch, _ in batches]
+    outputs = list(map_chunks(lambda batch: _forward(dense, batch), inputs))
+    runner = _Prefix(compressor, dense, inputs) if compressor.graph.traced else _Whole(inputs)
+    images = sum(len(batch) for batch in inputs)
+    plan = {site.unit: measured_widths(site, widths) for site in sites}
+    total, done, curves = sum(map(len, plan.values())), 0, []
+    for site in sites:
+        values = []
+        for kept in plan[site.unit]:
+            policy = compressor.policy({site.unit: kept})
+            variant = inference_copy(compressor.compress(policy, repair).network, compressor.graph)
+            results = zip(runner.outputs(variant, site.unit), outputs, batches, strict=True)
+            values.append(sum(_damage(new, old, batch[1], damage) for new, old, batch in results) / images)
+            done += 1
+            progress(done, total)
+        curves.append(
+            Curve(unit=site.unit, kept=(*plan[site.unit], site.channels), damage=(*np.maximum(values, 0.0), 0.0))
+        )
+    return curves
+
+
+def _forward(network: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        output: Tensor = network(inputs)
+    return output
+
+
+def _damage(new: Tensor, old: Tensor, targets: Tensor, kind: Damage) -> float:
+    """Summed over images."""
+    if kind == "loss":
+        rise = F.cross_entropy(new, targets, reduction="none") - F.cross_entropy(old, targets, reduction="none")
+        return float(rise.double().flatten(1).mean(1).sum() if rise.ndim > 1 else rise.double().sum())
+    log_new, log_old = F.log_softmax(new.double(), dim=1), F.log_softmax(old.double(), dim=1)
+    divergence = (log_old.exp() * (log_old - log_new)).sum(dim=1)
+    value = float(divergence.flatten(1).mean(1).sum() if divergence.ndim > 1 else divergence.sum())
+    return value if np.isfinite(value) else 1e6  # a variant that overflows is as bad as it gets
+
+
+class _Whole:
+    """Runs every variant from the start (networks that could not be traced)."""
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        self._inputs = inputs
+
+    def outputs(self, variant: nn.Module, unit: str) -> Iterator[Tensor]:
+        """The variant's output for each batch, in order."""
+        return map_chunks(lambda batch: _forward(variant, batch), self._inputs)
+
+
+class _Prefix:
+    """Runs a variant from its unit's first layer on, on dense values kept at that cut."""
+
+    def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
+        program = compressor.graph.program
+        assert program is not None
+        self._nodes = list(program.nodes)
+        self._last = last_readers(program)
+        self._dense = dense
+        self._cut = 0
+        self._values: list[dict[fx.Node, Any]] = [{} for _ in inputs]
+        self._inputs = inputs
+        first: dict[str, int] = {}
+        for index, node in enumerate(self._nodes):
+            if node.op == "call_module":
+                first.setdefault(str(node.target), index)
+        self._starts = {
+            unit.name: min(first.get(member.module, 0) for member in unit.members) for unit in compressor.units
+        }
+
+    def outputs(self, variant: nn.Module, unit: str) -> Iterator[Tensor]:
+        """The variant's output for each batch, in order; units must come in execution order."""
+        start = self._starts[unit]
+        if start < self._cut:
+            self._cut, self._values = 0, [{} for _ in self._inputs]
+        if start > self._cut:
+            list(map_chunks(lambda i: self._run(self._dense, self._values[i], i, self._cut, start), self._chunks()))
+            self._cut = start
+        return map_chunks(
+            lambda i: self._run(variant, dict(self._values[i]), i, start, len(self._nodes)), self._chunks()
+        )
+
+    def _chunks(self) -> range:
+        return range(len(self._inputs))
+
+    def _run(self, network: nn.Module, values: dict[fx.Node, Any], chunk: int, start: int, stop: int) -> Any:
+        with torch.no_grad():
+            for node in self._nodes[start:stop]:
+                if node.op == "placeholder":
+                    values[node] = self._inputs[chunk] if not values else (node.args[0] if node.args else None)
+                else:
+                    values[node] = execute(node, network, values)
+                for source in node.all_input_nodes:
+                    if self._last[source] is node:
+                        values.pop(source, None)
+                if node.op == "output":
+                    return values[node]
+        return None

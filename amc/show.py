@@ -1,0 +1,69 @@
+"""Tables for people: what can be pruned, and how dense, uniform and found compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from amc.problem import dissect
+from amc.search import SearchResult
+from amc.tasks import Task
+from envs.rules import Rules
+from hw_profiles.cost import COSTS, Macs, cost_of
+from hw_profiles.layers import Layout
+
+
+def inspection(task: Task, skip: tuple[str, ...]) -> RenderableType:
+    """Units with members and share of MACs, and every layer that stays with the reason."""
+    anatomy = dissect(task.network, task.example_input)
+    sites, skipped = Rules(skip=skip).sites(anatomy.units)
+    dense = anatomy.family.dense
+    total = cost_of(Macs(), dense)
+    units = Table(title=f"{task.name}: {len(sites)} units can be pruned", title_justify="left")
+    for heading, side in (("unit", "left"), ("channels", "right"), ("step", "right"), ("MACs", "right")):
+        units.add_column(heading, justify=side, no_wrap=heading == "unit")  # type: ignore[arg-type]
+    units.add_column("members (> writes, = carries, < reads)")
+    chosen = {site.unit for site in sites}
+    marks = {"producer": ">", "carrier": "=", "consumer": "<"}
+    for unit in anatomy.units:
+        if unit.name not in chosen:
+            continue
+        touched = Layout(layers=tuple(dense.layers[row] for row in anatomy.family.layers_of(unit.name)))
+        members = " ".join(f"{marks[member.role]}{member.module}" for member in unit.members)
+        share = f"{cost_of(Macs(), touched) / total:.1%}"
+        units.add_row(unit.name, str(unit.channels), str(unit.granule), share, members)
+    stays = Table(title="layers whose output channels stay", title_justify="left")
+    stays.add_column("layer", no_wrap=True)
+    stays.add_column("reason")
+    for entry in (*anatomy.fixed, *skipped):
+        stays.add_row(entry.name, entry.reason)
+    costs = ", ".join(
+        f"{name} {cost_of(cost, dense):,.0f}" for name, cost in COSTS.items() if dense.edges_known or name != "memory"
+    )
+    notes = [f"dense: {costs}"]
+    if not anatomy.graph.traced:
+        notes.append(
+            f"torch.fx could not trace this network ({anatomy.graph.reason}): layer-wise repair is used "
+            "instead of sequential, and memory= budgets are not available"
+        )
+    return Group(units, stays, *notes)
+
+
+def comparison(result: SearchResult, latency_ms: Mapping[str, float]) -> Table:
+    """Dense, uniform and found: accuracy, costs and latency."""
+    table = Table(title=f"{result.task}: no fine-tuning, test images seen once", title_justify="left")
+    table.add_column("network")
+    for heading in ("validation", "test"):
+        table.add_column(heading, justify="right")
+    dense = result.reports["dense"].costs
+    for cost in dense:
+        table.add_column(cost, justify="right")
+    table.add_column("latency", justify="right")
+    for name, report in result.reports.items():
+        accuracies = [f"{report.accuracy[split]:.2%}" for split in ("validation", "test")]
+        costs = [f"{value:,.0f} ({value / dense[cost]:.1%})" for cost, value in report.costs.items()]
+        latency = f"{latency_ms[name]:.3f} ms" if name in latency_ms else "-"
+        table.add_row(name, *accuracies, *costs, latency, style="bold" if name == "found" else None)
+    return table

@@ -1,0 +1,297 @@
+"""Compression: from widths to a policy (which channels), and from a policy to a smaller, repaired network.
+
+No gradient step changes a weight and no label is read here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from envs.graph import BATCH_NORMS, Graph
+from envs.importance import IMPORTANCES, NEEDS_MOMENTS, Evidence, channel_order
+from envs.layerwise import LayerwiseBank
+from envs.layout import LayoutFamily
+from envs.policy import (
+    LayerPolicy,
+    Policy,
+    PolicyMismatch,
+    UnitPolicy,
+    structure_fingerprint,
+    tensors_fingerprint,
+    weights_fingerprint,
+)
+from envs.ridge import Sums
+from envs.sequential import SequentialRepair, write_fit
+from envs.slicing import Axes, kept_axes, slice_network
+from envs.statistics import Sampling, input_moments, pack, unpack
+from envs.units import Unit
+from hw_profiles.cost import Memory, Params
+
+logger = logging.getLogger(__name__)
+
+Repair = Literal["none", "layerwise", "sequential"]
+Remember = Callable[[str, Mapping[str, object], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionSettings:
+    """How channels are chosen and weights repaired.
+
+    Attributes:
+        importance: Name of the channel score.
+        repair: Closed-form refit of the remaining weights.
+        images: Calibration images wanted (fewer if the memory setting says so).
+        positions: Output positions sampled per image.
+        ridge: Penalty relative to the mean diagonal of a Gram matrix.
+        producers: Sequential repair refits every layer whose input drifted, not only consumers.
+        reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
+        memory_gb: Bound on the activations and rows that repair holds, in GB.
+        seed: Seed of the calibration draw and of random scores.
+    """
+
+    importance: str = "obs"
+    repair: Repair = "sequential"
+    images: int = 1000
+    positions: int = 48
+    ridge: float = 1e-2
+    producers: bool = True
+    reestimate_images: int = 0
+    memory_gb: float = 1.0
+    seed: int = 0
+
+
+class CalibrationPlan(NamedTuple):
+    """How many calibration images fit, and in chunks of what size."""
+
+    images: int
+    chunk: int
+
+
+class Compressed(NamedTuple):
+    """A smaller network and what making it cost in image-forwards."""
+
+    network: nn.Module
+    image_forwards: int
+
+
+def plan_calibration(family: LayoutFamily, settings: CompressionSettings, available: int) -> CalibrationPlan:
+    """Images and chunk size that keep repair within `settings.memory_gb`.
+
+    Sequential repair holds the live activations of two networks for all images, and one chunk's rows of the
+    widest layer.
+    """
+    limit = settings.memory_gb * 1e9
+    layout = family.dense
+    sizes = [prod((layer.out_channels, *layer.out_map)) for layer in layout.layers]
+    live = 3 * max(sizes) * 4.0
+    if layout.edges_known:
+        widths = layout.widths()
+        live = float((Memory().many(layout, widths) - 4 * Params().many(layout, widths))[0])
+    images = min(settings.images, available, max(16, int(limit / (2 * live))))
+    columns = max((layer.in_channels // layer.groups * prod(layer.kernel) * layer.groups
+                   for layer in layout.layers if layer.has_weight), default=1)  # fmt: skip
+    chunk = max(1, min(125, images, int(limit / 4 / (settings.positions * columns * 4))))
+    if images < min(settings.images, available):
+        logger.info("memory_gb=%g allows %d of %d calibration images", settings.memory_gb, images, settings.images)
+    return CalibrationPlan(images, chunk)
+
+
+class Compressor:
+    """Compresses one network; everything that no policy changes is computed once.
+
+    Attributes:
+        preparation_forwards: Image-forwards spent on statistics at construction.
+        calibration_fingerprint: SHA-256 of the calibration inputs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        graph: Graph,
+        family: LayoutFamily,
+        units: Sequence[Unit],
+        chunks: Sequence[Tensor],
+        settings: CompressionSettings,
+        remember: Remember = lambda kind, key, compute: compute(),
+    ) -> None:
+        """Computes channel orders (and moments where importance or repair need them).
+
+        Args:
+            network: The dense network in eval mode.
+            graph: Its operator graph.
+            family: Its layouts.
+            units: The units that may change.
+            chunks: Calibration inputs, each [B, ...] float32.
+            settings: How to compress.
+            remember: Gives back earlier results of the same (kind, key), or computes them.
+        """
+        self.network, self.graph, self.units, self.settings = network, graph, tuple(units), settings
+        self._chunks = tuple(chunks)
+        self._images = sum(len(chunk) for chunk in chunks)
+        self._family = family
+        self._sampling = Sampling(positions=settings.positions, seed=settings.seed)
+        self._folds = graph.folds()
+        self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
+        self.calibration_fingerprint = tensors_fingerprint(chunks)
+        moments = self._moments(remember)
+        self.preparation_forwards = self._images if moments else 0
+        self.orders = self._orders(moments, remember)
+        self._bank = LayerwiseBank(network, moments, settings.ridge)
+        self._input_orders = _input_orders(self.units, self.orders)
+
+    def _moments(self, remember: Remember) -> dict[str, Sums]:
+        """Input moments of all consumers, {} where neither importance nor repair needs them."""
+        if self.settings.importance not in NEEDS_MOMENTS and self.settings.repair == "none":
+            return {}
+        consumers = dict.fromkeys(m.module for unit in self.units for m in unit.role("consumer"))
+        key = {**self._key(), "positions": self.settings.positions, "consumers": list(consumers)}
+
+        def compute() -> dict[str, Tensor]:
+            return pack(input_moments(self.network, list(consumers), self._chunks, self._sampling))
+
+        return unpack(remember("moments", key, compute))
+
+    def _orders(self, moments: Mapping[str, Sums], remember: Remember) -> dict[str, list[int]]:
+        """Channels of each unit by descending importance."""
+        settings = self.settings
+        score = IMPORTANCES[settings.importance]
+        evidence = Evidence(network=self.network, moments=moments, seed=settings.seed)
+        units = [[unit.name, unit.channels, unit.granule] for unit in self.units]
+        key = {**self._key(), "positions": settings.positions, "importance": settings.importance, "units": units}
+
+        def compute() -> dict[str, Tensor]:
+            return {u.name: torch.tensor(channel_order(u, score(u, evidence))) for u in self.units}
+
+        found = remember("orders", key, compute) if self.units else {}
+        return {name: order.tolist() for name, order in found.items()}
+
+    def _key(self) -> dict[str, object]:
+        """What determines everything computed from the calibration images."""
+        return {
+            "version": 1,
+            "structure": self._fingerprints[0],
+            "weights": self._fingerprints[1],
+            "calibration": self.calibration_fingerprint,
+            "chunks": [len(chunk) for chunk in self._chunks],
+            "seed": self.settings.seed,
+        }
+
+    def policy(self, kept: Mapping[str, int]) -> Policy:
+        """The policy that keeps the best-scored channels.
+
+        Args:
+            kept: Channels per unit; units that are not named stay dense.
+        """
+        entries = tuple(
+            UnitPolicy(unit=unit, indices=tuple(sorted(self.orders[unit.name][: kept.get(unit.name, unit.channels)])))
+            for unit in self.units
+        )
+        layers = tuple(LayerPolicy(name=layer.name) for layer in self._family.dense.layers if layer.has_weight)
+        structure, weights = self._fingerprints
+        return Policy(structure=structure, weights=weights, units=entries, layers=layers)
+
+    def compress(self, policy: Policy, repair: Repair | None = None) -> Compressed:
+        """The smaller network of a policy, repaired.
+
+        Args:
+            policy: A policy for this network.
+            repair: Overrides the setting; "sequential" falls back to "layerwise" without a traced graph.
+
+        Raises:
+            PolicyMismatch: If the policy was made for another network.
+        """
+        repair = self.settings.repair if repair is None else repair
+        if repair == "sequential" and not self.graph.traced:
+            repair = "layerwise"
+        kept = policy.kept()
+        if kept.keys() != {unit.name for unit in self.units} or policy.structure != self._fingerprints[0]:
+            raise PolicyMismatch(
+                f"a policy only fits the network it was made for, but its structure {policy.structure[7:19]} is not "
+                f"{self._fingerprints[0][7:19]}: apply it to the same architecture, or search again"
+            )
+        small = slice_network(self.network, self.units, kept)
+        axes = kept_axes(self.network, self.units, kept)
+        forwards = 0
+        if repair == "layerwise":
+            self._repair_layerwise(small, axes)
+        elif repair == "sequential":
+            sequential = SequentialRepair(
+                network=self.network, graph=self.graph, chunks=self._chunks, sampling=self._sampling,
+                ridge=self.settings.ridge, producers=self.settings.producers,
+            )  # fmt: skip
+            sequential(small, axes)
+            forwards += sequential.images
+        if self.settings.reestimate_images:
+            forwards += reestimate_batch_norm(small, self._chunks, self.settings.reestimate_images)
+        return Compressed(small, forwards)
+
+    def _repair_layerwise(self, small: nn.Module, axes: Mapping[str, Axes]) -> None:
+        for name, touched in axes.items():
+            if touched.inputs is None or not self._bank.fits(name):
+                continue
+            layer = self.network.get_submodule(name)
+            normalization = self._folds.get(name)
+            if normalization is not None and not isinstance(small.get_submodule(normalization), BATCH_NORMS):
+                normalization = None
+            has_bias = isinstance(getattr(layer, "bias", None), Tensor)
+            fit = self._bank.fit(
+                name,
+                touched.inputs,
+                self._input_orders.get(name),
+                intercept=has_bias or normalization is not None,
+            )
+            weights, shift = fit.weights, fit.shift.flatten()
+            if touched.outputs is not None:
+                groups = len(weights)
+                flat = weights.transpose(1, 2).flatten(0, 1)[touched.outputs]
+                weights = flat.reshape(groups, len(flat) // groups, -1).transpose(1, 2)
+                shift = shift[touched.outputs]
+            write_fit(small, name, normalization, weights, shift)
+
+
+def reestimate_batch_norm(network: nn.Module, chunks: Sequence[Tensor], images: int) -> int:
+    """Replaces batch-norm statistics by those of calibration images, in place; returns image-forwards.
+
+    Args:
+        network: A network whose buffers are its own or shared; new ones are assigned.
+        chunks: Calibration inputs.
+        images: Images to use at most.
+    """
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        assert norm.running_mean is not None
+        norm.running_mean, norm.running_var = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_mean)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.long)
+        norm.momentum, norm.training = None, True  # cumulative average
+    used = 0
+    with torch.no_grad():
+        for chunk in chunks:
+            if used >= images:
+                break
+            network(chunk[: images - used])
+            used += min(len(chunk), images - used)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum, norm.training = momentum, False
+    return used
+
+
+def _input_orders(units: Sequence[Unit], orders: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Positions on a consumer's input axis by importance, for consumers that one unit alone feeds fully."""
+    feeding: dict[str, list[Unit]] = {}
+    for unit in units:
+        for member in unit.role("consumer"):
+            feeding.setdefault(member.module, []).append(unit)
+    result: dict[str, list[int]] = {}
+    for name, sources in feeding.items():
+        if len(sources) == 1:
+            member = next(m for m in sources[0].role("consumer") if m.module == name)
+            result[name] = [p for channel in orders[sources[0].name] for p in member.positions[channel]]
+    return result

@@ -1,0 +1,200 @@
+"""The constraint: bounds on costs that no finished episode can exceed.
+
+It holds a feasible completion (the fallback): a choice is allowed iff the decided sites, the choice and the
+fallback's tail together keep every budget. So the allowed set is never empty and the end always legal,
+whatever the costs are; for one monotone cost it equals the bound of He et al. (ECCV 2018, Algorithm 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.layout import LayoutFamily
+from envs.sites import Site
+from hw_profiles.cost import Cost
+from hw_profiles.layers import IntArray
+
+FloatArray = NDArray[np.float64]
+
+
+class InfeasibleBudget(ValueError):
+    """No assignment of the sites keeps every budget."""
+
+
+class Budget(NamedTuple):
+    """An upper bound on one cost, in the cost's unit."""
+
+    cost: Cost
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Costing:
+    """Costs of site assignments: maps kept channels per *site* to layouts and counts them."""
+
+    family: LayoutFamily
+    sites: tuple[Site, ...]
+
+    def dense(self) -> IntArray:
+        """[S] full widths."""
+        return np.asarray([site.channels for site in self.sites], dtype=np.int64)
+
+    def lightest(self) -> IntArray:
+        """[S] smallest allowed widths."""
+        return np.asarray([site.choices[0].kept for site in self.sites], dtype=np.int64)
+
+    def heaviest(self) -> IntArray:
+        """[S] largest allowed widths."""
+        return np.asarray([site.choices[-1].kept for site in self.sites], dtype=np.int64)
+
+    def many(self, cost: Cost, kept: IntArray) -> FloatArray:
+        """[K] costs of [K, S] kept channels."""
+        columns = [self.family.units.index(site.unit) for site in self.sites]
+        full = np.repeat(self.family.channels[None, :], len(np.atleast_2d(kept)), axis=0)
+        full[:, columns] = kept
+        return cost.many(self.family.dense, self.family.widths(full))
+
+    def one(self, cost: Cost, kept: IntArray) -> float:
+        """Cost of one [S] assignment."""
+        return float(self.many(cost, kept[None, :])[0])
+
+
+def resolve_budget(cost: Cost, value: float, dense: float) -> float:
+    """Absolute limit for a fraction (0 < value <= 1) of the dense cost, or for an absolute value (> 1).
+
+    Raises:
+        ValueError: If the value is not a positive finite number.
+    """
+    if not np.isfinite(value) or value <= 0:
+        raise ValueError(
+            f"a budget must be a positive number, but got {cost.name}={value:g}: "
+            f"write a fraction of the dense network (0.5) or {cost.unit}"
+        )
+    return value * dense if value <= 1 else value
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Budgets over the sites of one network.
+
+    Attributes:
+        costing: How assignments are counted.
+        budgets: The bounds; the first one's cost drives the observation.
+        fallback: [S] a feasible assignment.
+    """
+
+    costing: Costing
+    budgets: tuple[Budget, ...]
+    fallback: IntArray
+
+    @classmethod
+    def create(cls, costing: Costing, budgets: Sequence[Budget]) -> Constraint:
+        """Builds the constraint and its first fallback.
+
+        Raises:
+            InfeasibleBudget: If no assignment is found that keeps every budget; names the lowest found.
+        """
+        if not budgets:
+            raise ValueError("a constraint needs at least one budget, but got none: pass for example macs=0.5")
+        if not costing.sites:
+            raise InfeasibleBudget("a search needs at least one unit, but nothing in this network can be pruned")
+        fallback = _feasible(costing, budgets)
+        return cls(costing, tuple(budgets), fallback)
+
+    def keeps(self, kept: IntArray) -> NDArray[np.bool_]:
+        """[K] bool: which of [K, S] assignments keep every budget."""
+        kept = np.atleast_2d(kept)
+        legal = np.ones(len(kept), dtype=np.bool_)
+        for cost, limit in self.budgets:
+            legal &= self.costing.many(cost, kept) <= limit
+        return legal
+
+    def allowed(self, prefix: Sequence[int]) -> IntArray:
+        """Indices of the choices of site `len(prefix)` that can still end within every budget.
+
+        Args:
+            prefix: Kept channels of the sites decided so far, each an allowed choice.
+
+        Returns:
+            Ascending indices into the site's choices, never empty.
+        """
+        step = len(prefix)
+        options = self.costing.sites[step].kept()
+        kept = np.repeat(self.fallback[None, :], len(options), axis=0)
+        kept[:, :step] = prefix
+        kept[:, step] = options
+        return np.flatnonzero(self.keeps(kept))
+
+    def project(self, ratios: Sequence[float]) -> IntArray:
+        """[S] kept channels after walking the sites with wanted preserve ratios."""
+        prefix: list[int] = []
+        for site, ratio in zip(self.costing.sites, ratios, strict=True):
+            index = site.nearest(float(ratio), self.allowed(prefix))
+            prefix.append(site.choices[index].kept)
+        return np.asarray(prefix, dtype=np.int64)
+
+    def uniform(self) -> IntArray:
+        """[S] the largest common preserve ratio whose rounded widths keep every budget.
+
+        Every ratio at which some width changes is tried from the top, because rounded costs need not be
+        monotone. Widths are rounded to the nearest allowed choice.
+        """
+        sites = self.costing.sites
+        steps = [np.asarray([choice.ratio for choice in site.choices]) for site in sites]
+        edges = np.unique(np.concatenate([(ratios[1:] + ratios[:-1]) / 2 for ratios in steps]))
+        ratios = np.concatenate([[1.0], edges[::-1] - 1e-9])
+        for chunk in np.array_split(ratios, max(1, len(ratios) // 64)):
+            every = [np.abs(step[None, :] - chunk[:, None]).argmin(axis=1) for step in steps]
+            kept = np.stack([site.kept()[index] for site, index in zip(sites, every, strict=True)], axis=1)
+            legal = np.flatnonzero(self.keeps(kept))
+            if len(legal):
+                return np.asarray(kept[legal[0]])
+        return self.fallback
+
+    def costs(self, kept: IntArray) -> dict[str, float]:
+        """Every budget's cost of one [S] assignment."""
+        return {cost.name: self.costing.one(cost, kept) for cost, _ in self.budgets}
+
+    def limits(self) -> Mapping[str, float]:
+        """Cost name -> budget, in the cost's unit."""
+        return {cost.name: limit for cost, limit in self.budgets}
+
+
+def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
+    """Lightest choices everywhere, improved by coordinate descent where a cost is not monotone.
+
+    Raises:
+        InfeasibleBudget: If the descent ends above a budget.
+    """
+
+    def excess(kept: IntArray) -> FloatArray:
+        over = [np.maximum(costing.many(cost, kept) / limit - 1, 0) for cost, limit in budgets]
+        return np.asarray(np.sum(over, axis=0))
+
+    kept = costing.lightest()
+    best = float(excess(kept[None, :])[0])
+    improved = True
+    while best > 0 and improved:
+        improved = False
+        for step, site in enumerate(costing.sites):
+            options = np.repeat(kept[None, :], len(site.choices), axis=0)
+            options[:, step] = site.kept()
+            values = excess(options)
+            if values.min() < best:
+                kept, best, improved = options[int(values.argmin())], float(values.min()), True
+    if best > 0:
+        lowest = ", ".join(
+            f"{cost.name}={costing.one(cost, kept):.6g} (asked: {limit:.6g} {cost.unit}, "
+            f"dense: {costing.one(cost, costing.dense()):.6g})"
+            for cost, limit in budgets
+        )
+        raise InfeasibleBudget(
+            f"every budget must be reachable under the rules, but the lowest found is {lowest}: "
+            "raise the budget, lower --min-ratio or --round-to, or skip fewer layers"
+        )
+    return kept

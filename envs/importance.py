@@ -1,0 +1,209 @@
+"""Importance: one score per channel of a unit; the best-scored channels stay, so kept sets are nested.
+
+Deviations: He et al. (AMC, ECCV 2018) score input channels of one layer by |W|; here all consumers of a unit
+count, each relative to its own total, because a unit can have several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from envs.graph import BATCH_NORMS
+from envs.ridge import Sums
+from envs.rows import can_gather, weight_of, weight_rows
+from envs.statistics import energy_of, gram_of
+from envs.units import Member, Unit
+
+ELIMINATIONS = 128
+"""At most this many rounds of elimination per unit; wider units drop several channels per round."""
+OBS_RIDGE = 1e-2
+"""Damping of the Gram matrix relative to its mean diagonal (SparseGPT damps by 1e-2 as well)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What importance may look at.
+
+    Attributes:
+        network: The dense network.
+        moments: Input moments of consumers, by layer name (empty unless the importance needs them).
+        seed: Seed of random scores.
+    """
+
+    network: nn.Module
+    moments: Mapping[str, Sums]
+    seed: int = 0
+
+
+Importance = Callable[[Unit, Evidence], Tensor]
+
+
+def channel_order(unit: Unit, scores: Tensor) -> list[int]:
+    """Channels by descending score, whole granules at a time (a granule scores the sum of its channels)."""
+    totals = torch.stack([scores[list(granule)].double().sum() for granule in unit.granules])
+    ranked = torch.sort(totals, descending=True, stable=True).indices.tolist()
+    return [channel for granule in ranked for channel in unit.granules[granule]]
+
+
+def l1(unit: Unit, evidence: Evidence) -> Tensor:
+    """Sum of |W| over the consumers' weights that read a channel (AMC's criterion): [C] float64."""
+    return _consumer_norm(unit, evidence.network, lambda block: block.abs().sum())
+
+
+def l2(unit: Unit, evidence: Evidence) -> Tensor:
+    """Sum of W^2 over the consumers' weights that read a channel: [C] float64."""
+    return _consumer_norm(unit, evidence.network, lambda block: block.square().sum())
+
+
+def bn_scale(unit: Unit, evidence: Evidence) -> Tensor:
+    """Sum of |gamma| of the unit's batch normalizations (Liu et al., Network Slimming, ICCV 2017): [C].
+
+    Raises:
+        ValueError: If the unit has no batch normalization with a scale.
+    """
+    scores = torch.zeros(unit.channels, dtype=torch.float64)
+    found = False
+    for member in unit.role("carrier"):
+        module = evidence.network.get_submodule(member.module)
+        if isinstance(module, BATCH_NORMS) and module.affine:
+            found = True
+            gamma = module.weight.detach().double().abs()
+            scores += torch.stack([gamma[list(row)].sum() for row in member.positions])
+    if not found:
+        raise ValueError(
+            f"importance `bn_scale` needs a batch normalization in every unit, but {unit.name!r} has none: "
+            "use obs, l1 or l2, or skip that layer"
+        )
+    return scores
+
+
+def random(unit: Unit, evidence: Evidence) -> Tensor:
+    """Seeded random scores: [C]."""
+    key = sum((index + 1) * ord(letter) for index, letter in enumerate(unit.name))
+    generator = torch.Generator().manual_seed(evidence.seed * 1_000_003 + key)
+    return torch.rand(unit.channels, generator=generator, dtype=torch.float64)
+
+
+def obs(unit: Unit, evidence: Evidence) -> Tensor:
+    """Structured optimal brain surgeon: rank at which a channel is eliminated, later = more important: [C].
+
+    Greedy: the granule whose removal raises the consumers' squared output error least goes first, and the
+    remaining weights are updated (Hassibi & Stork 1993, for blocks; Kurtic et al., ZipLM, 2023). Errors of
+    several consumers are added, each relative to its output energy. Consumers too wide for a Gram matrix
+    count with its diagonal.
+    """
+    blocks = [block for member in unit.role("consumer") for block in _blocks(unit, member, evidence)]
+    if not blocks:
+        return l2(unit, evidence)
+    count = len(unit.granules)
+    alive = torch.ones(count, dtype=torch.bool)
+    rank = torch.zeros(count, dtype=torch.float64)
+    per_round = -(-count // ELIMINATIONS)
+    step = 0
+    while int(alive.sum()) > 1:
+        errors = torch.stack([block.errors(alive) for block in blocks]).sum(dim=0)
+        number = min(per_round, int(alive.sum()) - 1)
+        gone = torch.topk(errors.masked_fill(~alive, torch.inf), number, largest=False).indices
+        for block in blocks:
+            block.eliminate(gone)
+        alive[gone] = False
+        for index in gone.tolist():
+            rank[index], step = step, step + 1
+    rank[alive] = step
+    scores = torch.zeros(unit.channels, dtype=torch.float64)
+    for index, granule in enumerate(unit.granules):
+        scores[list(granule)] = rank[index]
+    return scores
+
+
+IMPORTANCES: dict[str, Importance] = {"obs": obs, "l1": l1, "l2": l2, "bn_scale": bn_scale, "random": random}
+NEEDS_MOMENTS = frozenset({"obs"})
+
+
+class _Block:
+    """One group of one consumer: its weights, inverse Gram and columns per granule; state of an elimination."""
+
+    def __init__(self, weights: Tensor, gram: Tensor, columns: Tensor) -> None:
+        """Weights [o, n], gram [n, n] (or its diagonal [n]), columns [R, w] of each granule."""
+        self.columns = columns
+        self.weights = weights.clone()
+        self.scale = 1.0
+        self.inverse: Tensor | None = None
+        if gram.ndim == 1:
+            self.fixed = (weights.square().sum(dim=0) * gram)[columns].sum(dim=1)
+            self.scale = float(self.fixed.sum().clamp_min(1e-30))
+            return
+        damping = OBS_RIDGE * gram.diagonal().mean().clamp_min(1e-12)
+        lower = torch.linalg.cholesky(gram + damping * torch.eye(len(gram), dtype=gram.dtype))
+        self.inverse = torch.cholesky_inverse(lower)
+        self.scale = float(((weights @ gram) * weights).sum().clamp_min(1e-30))
+
+    def errors(self, alive: Tensor) -> Tensor:
+        """[R] rise of the squared output error when each granule goes, relative to the output's energy."""
+        if self.inverse is None:
+            return self.fixed / self.scale
+        corner = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
+        corner = torch.where(alive[:, None, None], corner, torch.eye(corner.shape[1], dtype=corner.dtype))
+        block = self.weights[:, self.columns].permute(1, 2, 0)  # [R, w, o]
+        solved: Tensor = torch.linalg.solve(corner, block)
+        return (solved * block).sum(dim=(1, 2)) / self.scale
+
+    def eliminate(self, gone: Tensor) -> None:
+        """Removes granules and updates what remains."""
+        if self.inverse is None:
+            return
+        columns = self.columns[gone].flatten()
+        rows = torch.linalg.solve(self.inverse[columns[:, None], columns], self.inverse[columns])
+        self.weights -= self.weights[:, columns] @ rows
+        self.inverse -= self.inverse[:, columns] @ rows
+
+
+def _blocks(unit: Unit, member: Member, evidence: Evidence) -> list[_Block]:
+    sums = evidence.moments.get(member.module)
+    module = evidence.network.get_submodule(member.module)
+    if sums is None or not can_gather(module):
+        return []
+    weights = weight_rows(module).double()  # [G, n, o]
+    channels = weights.shape[1] // _kernel_size(module)
+    gram = gram_of(sums) if sums.xx is not None else energy_of(sums)
+    blocks = []
+    for group in range(len(weights)):
+        columns = []
+        for granule in unit.granules:
+            places = sorted(p % channels for c in granule for p in member.positions[c] if p // channels == group)
+            columns.append(column_indices(places, _kernel_size(module)))
+        blocks.append(_Block(weights[group].T, gram[group], torch.stack(columns)))
+    return blocks
+
+
+def column_indices(places: list[int], kernel: int) -> Tensor:
+    """Columns of a channel-major unfolding that belong to input channels `places`."""
+    return (torch.tensor(places)[:, None] * kernel + torch.arange(kernel)).flatten()
+
+
+def _kernel_size(module: nn.Module) -> int:
+    return 1 if isinstance(module, nn.Linear) else prod(module.kernel_size)  # type: ignore[arg-type]
+
+
+def _consumer_norm(unit: Unit, network: nn.Module, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    scores = torch.zeros(unit.channels, dtype=torch.float64)
+    for member in unit.role("consumer"):
+        module = network.get_submodule(member.module)
+        weight = weight_of(module).double()
+        if not can_gather(module):  # transposed and 3-D convolutions
+            inputs = weight if "Transpose" in type(module).__name__ else weight.transpose(0, 1)
+            own = torch.stack([norm(inputs[[p % len(inputs) for p in row]]) for row in member.positions])
+        else:
+            rows = weight_rows(module).double()
+            kernel, width = _kernel_size(module), rows.shape[1] // _kernel_size(module)
+            blocks = rows.reshape(len(rows), width, kernel, -1)
+            own = torch.stack([
+                sum((norm(blocks[p // width, p % width]) for p in row), torch.zeros(())) for row in member.positions
+            ])  # fmt: skip
+        scores += own / own.sum().clamp_min(1e-30)
+    return scores

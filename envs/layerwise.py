@@ -1,0 +1,127 @@
+"""Layer-wise repair: each consumer is refitted to its dense output from the dense features it still reads.
+
+AMC's scheme (He et al., ECCV 2018; He, Zhang & Sun, ICCV 2017). Because features are the dense network's and
+channel orders are fixed, a fit depends on nothing but the layer and its kept inputs: one Gram matrix and one
+nested Cholesky factor give every width exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from envs.importance import column_indices
+from envs.ridge import Fit, Sums, factor
+from envs.rows import weight_rows
+from envs.statistics import gram_of
+
+
+class LayerwiseBank:
+    """Fits of all consumers at all widths, from input moments of the dense network.
+
+    The fit minimizes |x W0 - x_K W|^2 + penalty |W - W0_K|^2 over kept columns K, with intercept if asked.
+    """
+
+    def __init__(self, network: nn.Module, moments: Mapping[str, Sums], ridge: float) -> None:
+        """Holds moments; factors are computed when first needed.
+
+        Args:
+            network: The dense network.
+            moments: Input moments per layer, from `input_moments`.
+            ridge: Penalty relative to the mean diagonal of the Gram matrix.
+        """
+        self._network = network
+        self._moments = moments
+        self._ridge = ridge
+        self._factors: dict[tuple[str, tuple[int, ...], bool], tuple[Tensor, Tensor]] = {}
+
+    def fits(self, name: str) -> bool:
+        """Whether the layer's moments are known."""
+        return name in self._moments
+
+    def fit(self, name: str, kept: Tensor, order: Sequence[int] | None, *, intercept: bool) -> Fit:
+        """Weights of one layer for its kept inputs.
+
+        Args:
+            name: Layer name.
+            kept: Kept positions on its input axis, ascending.
+            order: All input positions by descending importance if `kept` is a prefix of it (one unit feeds
+                the layer); then the nested factor is used.
+            intercept: Fit an intercept as well.
+        """
+        module = self._network.get_submodule(name)
+        sums = self._moments[name]
+        weights = weight_rows(module).double()
+        kernel = _kernel(module)
+        groups, per_group = len(weights), weights.shape[1] // kernel
+        places = kept[kept < per_group].tolist() if groups > 1 else kept.tolist()
+        columns = column_indices(places, kernel)
+        mean = sums.x.double() / sums.count if intercept else torch.zeros_like(sums.x, dtype=torch.float64)
+        if sums.xx is None:
+            new = self._from_rows(sums, weights, columns, mean)
+        elif order is not None and groups == 1:
+            new = self._nested(name, order, len(places), intercept)[:, column_indices(_ranks(places, order), kernel)]
+        else:
+            gram = gram_of(sums) - mean[:, :, None] * mean[:, None, :]
+            inner = gram[:, columns[:, None], columns]
+            residual = gram[:, columns] @ weights - inner @ weights[:, columns]
+            new = weights[:, columns] + torch.cholesky_solve(residual, factor(inner, self._ridge))
+        shift = torch.einsum("gn,gno->go", mean, weights) - torch.einsum("gn,gno->go", mean[:, columns], new)
+        return Fit(weights=new, shift=shift)
+
+    def _nested(self, name: str, order: Sequence[int], width: int, intercept: bool) -> Tensor:
+        """[1, width x kernel, o] fit for the first `width` inputs of `order`, in that order."""
+        key = (name, tuple(order), intercept)
+        if key not in self._factors:
+            self._factors[key] = self._factorize(name, order, intercept)
+        lower, forward = self._factors[key]
+        size = width * _kernel(self._network.get_submodule(name))
+        block = lower[:, :size, :size]
+        solution: Tensor = torch.linalg.solve_triangular(block.transpose(1, 2), forward[:, :size], upper=True)
+        return solution
+
+    def _factorize(self, name: str, order: Sequence[int], intercept: bool) -> tuple[Tensor, Tensor]:
+        """Cholesky factor of the permuted Gram and the forward-substituted cross moments.
+
+        The leading block of the factor is the factor of the leading block, and forward substitution of the
+        first rows does not look at later ones: that is what makes one factorization serve every width.
+        """
+        module, sums = self._network.get_submodule(name), self._moments[name]
+        columns = column_indices(list(order), _kernel(module))
+        weights = weight_rows(module).double()[:, columns]
+        gram = gram_of(sums)[:, columns[:, None], columns]
+        if intercept:
+            mean = (sums.x.double() / sums.count)[:, columns]
+            gram = gram - mean[:, :, None] * mean[:, None, :]
+        lower = factor(gram, self._ridge)
+        penalty = self._ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+        cross = gram @ weights + penalty * weights
+        return lower, torch.linalg.solve_triangular(lower, cross, upper=False)
+
+    def _from_rows(self, sums: Sums, weights: Tensor, columns: Tensor, mean: Tensor) -> Tensor:
+        """The fit in the rows' inner products, for layers too wide for a Gram matrix."""
+        x = torch.cat([x for x, _ in sums.rows], dim=1).double() - mean[:, None, :]
+        kept = x[:, :, columns]
+        residual = x @ weights - kept @ weights[:, columns]
+        inner = kept @ kept.transpose(1, 2)
+        penalty = self._ridge * kept.square().sum(dim=(1, 2)) / kept.shape[2]
+        inner.diagonal(dim1=1, dim2=2).add_(penalty[:, None].clamp_min(1e-12))
+        change = kept.transpose(1, 2) @ torch.cholesky_solve(residual, torch.linalg.cholesky(inner))
+        return weights[:, columns] + change
+
+
+def _ranks(places: Sequence[int], order: Sequence[int]) -> list[int]:
+    rank = {place: index for index, place in enumerate(order)}
+    return [rank[place] for place in places]
+
+
+def _kernel(module: nn.Module) -> int:
+    return weight_rows(module).shape[1] // _inputs_per_group(module)
+
+
+def _inputs_per_group(module: nn.Module) -> int:
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return int(module.in_channels) // int(module.groups)  # type: ignore[arg-type]

@@ -1,0 +1,38 @@
+"""Work over fixed chunks on a few threads, results in chunk order: the same numbers on any number of cores.
+
+Intra-op threads are 1 everywhere (`single_threaded`), so a chunk's result never depends on who computes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def single_threaded() -> None:
+    """Sets torch to one intra-op thread in this process (DESIGN law 1)."""
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yields `function(item)` in order, computed on one thread per core."""
+    single_threaded()
+    items = list(items)
+    if cores() == 1 or len(items) < 2:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(cores()) as pool:
+        yield from pool.map(function, items)

@@ -1,0 +1,121 @@
+"""Ridge regression toward given weights, from sums over chunks of rows; solved in the smaller dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Result of a regression: new weights [G, n, o] and the change of the intercept [G, o]."""
+
+    weights: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Sums over rows x [G, m, n] and residuals r [G, m, o]; `rows` are kept instead of a Gram when n > m.
+
+    Attributes:
+        count: Rows summed.
+        x: [G, n] sum of x.
+        r: [G, o] sum of r.
+        xx: [G, n, n] sum of x'x, or None.
+        xr: [G, n, o] sum of x'r, or None.
+        rows: Pairs (x, r), when the Gram would be larger than the rows.
+    """
+
+    count: int
+    x: Tensor
+    r: Tensor
+    xx: Tensor | None
+    xr: Tensor | None
+    rows: tuple[tuple[Tensor, Tensor], ...] = ()
+
+
+def summarize(x: Tensor, r: Tensor, *, gram: bool = True) -> Sums:
+    """Sums of one chunk.
+
+    Args:
+        x: [G, m, n] rows.
+        r: [G, m, o] what the given weights leave unexplained.
+        gram: Sum a Gram matrix; otherwise the rows themselves are kept.
+    """
+    kept = () if gram else ((x, r),)
+    xx, xr = (x.transpose(1, 2) @ x, x.transpose(1, 2) @ r) if gram else (None, None)
+    return Sums(count=x.shape[1], x=x.sum(1), r=r.sum(1), xx=xx, xr=xr, rows=kept)
+
+
+def add(chunks: Iterable[Sums]) -> Sums:
+    """Adds chunks in order."""
+    total: Sums | None = None
+    for part in chunks:
+        if total is None:
+            total = part
+            continue
+        total = Sums(
+            count=total.count + part.count,
+            x=total.x + part.x,
+            r=total.r + part.r,
+            xx=None if total.xx is None or part.xx is None else total.xx + part.xx,
+            xr=None if total.xr is None or part.xr is None else total.xr + part.xr,
+            rows=total.rows + part.rows,
+        )
+    if total is None:
+        raise ValueError("a regression needs at least one chunk of rows, but got none")
+    return total
+
+
+def solve(sums: Sums, weights: Tensor, ridge: float, *, intercept: bool) -> Fit:
+    """Argmin over W, b of |r - x (W - W0) - b|^2 / m + penalty |W - W0|^2, penalty = ridge x mean diagonal.
+
+    Args:
+        sums: Sums over rows; r is the residual of the given weights.
+        weights: [G, n, o] the given weights W0 (the prior).
+        ridge: Penalty relative to the mean diagonal of the Gram matrix.
+        intercept: Fit an intercept as well.
+
+    Returns:
+        Weights and intercept in float64.
+    """
+    x_mean, r_mean = sums.x.double() / sums.count, sums.r.double() / sums.count
+    if not intercept:
+        x_mean, r_mean = torch.zeros_like(x_mean), torch.zeros_like(r_mean)
+    change = _dual(sums, x_mean, r_mean, ridge) if sums.xx is None else _primal(sums, x_mean, r_mean, ridge)
+    shift = r_mean - torch.einsum("gn,gno->go", x_mean, change)
+    return Fit(weights=weights.double() + change, shift=shift)
+
+
+def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
+    assert sums.xx is not None
+    assert sums.xr is not None
+    gram = sums.xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
+    cross = sums.xr.double() / sums.count - x_mean[:, :, None] * r_mean[:, None, :]
+    return torch.cholesky_solve(cross, factor(gram, ridge))
+
+
+def _dual(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
+    """The same solution through the rows' inner products: x' (x x' + m p)^-1 r."""
+    x = torch.cat([x for x, _ in sums.rows], dim=1).double() - x_mean[:, None, :]
+    r = torch.cat([r for _, r in sums.rows], dim=1).double() - r_mean[:, None, :]
+    penalty = ridge * x.square().sum(dim=(1, 2)) / x.shape[2]
+    inner = x @ x.transpose(1, 2)
+    inner.diagonal(dim1=1, dim2=2).add_(penalty[:, None].clamp_min(1e-12))
+    return x.transpose(1, 2) @ torch.cholesky_solve(r, torch.linalg.cholesky(inner))
+
+
+def factor(gram: Tensor, ridge: float) -> Tensor:
+    """Lower Cholesky factor of gram + ridge x mean diagonal, [G, n, n] float64; the ridge grows if it must."""
+    mean = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-12)
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype)
+    for attempt in range(8):
+        lower: Tensor
+        lower, info = torch.linalg.cholesky_ex(gram + (max(ridge, 1e-8) * 10**attempt * mean)[:, None, None] * eye)
+        if not bool(info.any()):
+            return lower
+    raise ValueError("calibration features must be finite, but their Gram matrix has no Cholesky factor")

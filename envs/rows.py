@@ -1,0 +1,114 @@
+"""Regression rows: what a convolution or linear layer reads and writes at sampled output positions.
+
+Unfolded feature maps never exist: patches are gathered only where they were sampled.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Positions(NamedTuple):
+    """Sampled output positions of one chunk: [m] image index and [m] flat position in the output map."""
+
+    image: Tensor
+    place: Tensor
+
+
+def can_gather(module: nn.Module) -> bool:
+    """Whether rows can be gathered for this module."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
+
+
+def draw_positions(images: int, places: int, per_image: int, generator: torch.Generator) -> Positions:
+    """`per_image` distinct positions in each image (all of them if there are fewer).
+
+    Args:
+        images: Images in the chunk.
+        places: Positions of the output map.
+        per_image: Positions wanted per image.
+        generator: Source of randomness.
+    """
+    count = min(per_image, places)
+    if count == places:
+        place = torch.arange(places).repeat(images, 1)
+    else:
+        place = torch.rand(images, places, generator=generator).topk(count, dim=1).indices
+    return Positions(torch.arange(images).repeat_interleave(count), place.flatten())
+
+
+def output_places(module: nn.Module, output_shape: tuple[int, ...]) -> int:
+    """Number of positions in one image's output map."""
+    return prod(output_shape[1:-1]) if isinstance(module, nn.Linear) else prod(output_shape[2:])
+
+
+def take_outputs(module: nn.Module, outputs: Tensor, at: Positions) -> Tensor:
+    """[m, O] outputs (or anything of their shape) at the sampled positions."""
+    if isinstance(module, nn.Linear):
+        return outputs.flatten(1, -2)[at.image, at.place] if outputs.ndim > 2 else outputs[at.image]
+    return outputs.flatten(2)[at.image, :, at.place]
+
+
+def gather_inputs(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
+    """[G, m, n] rows that the module multiplies at the sampled positions.
+
+    `n` is inputs per group x kernel, channel-major, as in `weight.flatten(1)`.
+    """
+    if isinstance(module, nn.Linear):
+        rows = inputs.flatten(1, -2)[at.image, at.place] if inputs.ndim > 2 else inputs[at.image]
+        return rows[None]
+    if isinstance(module, nn.Conv1d):
+        inputs = inputs.unsqueeze(2)
+    kernel, stride, dilation, pads = _geometry(module)
+    mode = "constant" if module.padding_mode == "zeros" else str(module.padding_mode)
+    padded = F.pad(inputs, pads, mode=mode) if any(pads) else inputs
+    effective = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    width = (padded.shape[3] - effective[1]) // stride[1] + 1
+    rows_at = (at.place // width * stride[0])[:, None] + torch.arange(kernel[0]) * dilation[0]
+    columns_at = (at.place % width * stride[1])[:, None] + torch.arange(kernel[1]) * dilation[1]
+    patches = padded.permute(0, 2, 3, 1)[at.image[:, None, None], rows_at[:, :, None], columns_at[:, None, :]]
+    groups = int(module.groups)  # type: ignore[arg-type]
+    patches = patches.reshape(len(at.image), kernel[0] * kernel[1], groups, -1)  # [m, k, G, C/G]
+    rows = patches.permute(2, 0, 3, 1)
+    return rows.reshape(groups, len(at.image), -1)
+
+
+def weight_rows(module: nn.Module) -> Tensor:
+    """[G, n, O/G] weights, so that rows @ weights (+ bias) are the module's outputs per group."""
+    weight = weight_of(module)
+    groups = int(getattr(module, "groups", 1))
+    return weight.reshape(groups, len(weight) // groups, -1).transpose(1, 2)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The module's weight, detached."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def as_weight(module: nn.Module, rows: Tensor) -> Tensor:
+    """Inverse of `weight_rows`, in the shape and dtype of the module's weight."""
+    weight = weight_of(module)
+    return rows.transpose(1, 2).reshape(weight.shape).to(weight.dtype)
+
+
+def _geometry(module: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], list[int]]:
+    """Kernel, stride, dilation and F.pad amounts in two dimensions."""
+    kernel = tuple(module.kernel_size)  # type: ignore[arg-type]
+    stride = tuple(module.stride)  # type: ignore[arg-type]
+    dilation = tuple(module.dilation)  # type: ignore[arg-type]
+    pads = [0, 0, 0, 0]
+    if module.padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        pads = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+    elif not isinstance(module.padding, str):
+        pads = [side for pad in reversed(tuple(module.padding)) for side in (pad, pad)]  # type: ignore[arg-type]
+    if len(kernel) == 1:
+        return (1, kernel[0]), (1, stride[0]), (1, dilation[0]), [*pads[:2], 0, 0]
+    return kernel, stride, dilation, pads

@@ -1,0 +1,121 @@
+"""Second moments of what each consumer reads in the dense network: one pass, kept for importance and repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from envs.graph import copy_network
+from envs.parallel import map_chunks
+from envs.ridge import Sums, add, summarize
+from envs.rows import can_gather, draw_positions, gather_inputs, output_places
+
+GRAM_LIMIT = 8192
+"""Columns up to which a Gram matrix is kept (512 MB in fp32); beyond, the sampled rows are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How calibration rows are drawn.
+
+    Attributes:
+        positions: Output positions per image.
+        seed: Seed of the draw.
+    """
+
+    positions: int = 48
+    seed: int = 0
+
+    def generator(self, layer: int, chunk: int) -> torch.Generator:
+        """The generator of one layer's positions in one chunk: keyed, so order of work cannot matter."""
+        key = (self.seed * 1_000_003 + layer) * 1_000_003 + chunk
+        return torch.Generator().manual_seed(key % (2**63))
+
+
+def input_moments(
+    network: nn.Module, names: Sequence[str], chunks: Sequence[Tensor], sampling: Sampling
+) -> dict[str, Sums]:
+    """Sums of the sampled input rows of the named layers (with empty residuals).
+
+    Args:
+        network: The dense network in eval mode.
+        names: Layers whose inputs are wanted; those that cannot be gathered are left out.
+        chunks: Calibration inputs, each [B, ...].
+        sampling: How rows are drawn.
+    """
+    wanted = [name for name in names if can_gather(network.get_submodule(name))]
+
+    def one(index: int) -> dict[str, Sums]:
+        found: dict[str, Sums] = {}
+        twin = copy_network(network)
+
+        def note(position: int, name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+                places = output_places(module, tuple(output.shape))
+                at = draw_positions(len(output), places, sampling.positions, sampling.generator(position, index))
+                rows = gather_inputs(module, inputs[0], at)
+                empty = rows.new_zeros((*rows.shape[:2], 0))
+                found[name] = summarize(rows, empty, gram=rows.shape[2] <= GRAM_LIMIT)
+
+            return hook
+
+        for position, name in enumerate(wanted):
+            twin.get_submodule(name).register_forward_hook(note(position, name))
+        with torch.no_grad():
+            twin(chunks[index])
+        return found
+
+    parts = map_chunks(one, range(len(chunks)))
+    totals: dict[str, Sums] = {}
+    for part in parts:
+        totals = {name: add([totals[name], sums] if name in totals else [sums]) for name, sums in part.items()}
+    return totals
+
+
+def pack(moments: Mapping[str, Sums]) -> dict[str, Tensor]:
+    """Moments as named tensors, for a file."""
+    tensors: dict[str, Tensor] = {}
+    for name, sums in moments.items():
+        tensors[f"{name}|count"], tensors[f"{name}|x"] = torch.tensor(sums.count), sums.x.contiguous()
+        if sums.xx is not None:
+            tensors[f"{name}|xx"] = sums.xx.contiguous()
+        else:
+            tensors[f"{name}|rows"] = torch.cat([x for x, _ in sums.rows], dim=1)
+    return tensors
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Sums]:
+    """Reads `pack` back."""
+    moments: dict[str, Sums] = {}
+    for name in dict.fromkeys(key.rsplit("|", 1)[0] for key in tensors):
+        x, xx, rows = tensors[f"{name}|x"], tensors.get(f"{name}|xx"), tensors.get(f"{name}|rows")
+        moments[name] = Sums(
+            count=int(tensors[f"{name}|count"]), x=x, r=x.new_zeros((len(x), 0)), xx=xx,
+            xr=None if xx is None else x.new_zeros((*x.shape, 0)),
+            rows=() if rows is None else ((rows, rows.new_zeros((*rows.shape[:2], 0))),),
+        )  # fmt: skip
+    return moments
+
+
+def gram_of(sums: Sums) -> Tensor:
+    """[G, n, n] float64 mean of x'x.
+
+    Raises:
+        ValueError: If only rows were kept.
+    """
+    if sums.xx is None:
+        raise ValueError(f"a Gram matrix needs at most {GRAM_LIMIT} columns, but got {prod(sums.x.shape[1:])}")
+    return sums.xx.double() / sums.count
+
+
+def energy_of(sums: Sums) -> Tensor:
+    """[G, n] float64 mean of x squared."""
+    if sums.xx is not None:
+        return sums.xx.diagonal(dim1=1, dim2=2).double() / sums.count
+    total = torch.stack([x.double().square().sum(dim=1) for x, _ in sums.rows]).sum(dim=0)
+    return total / sums.count

@@ -1,0 +1,224 @@
+"""Units: channels that are kept or dropped together, found by Torch-Pruning and verified by us.
+
+Torch-Pruning's dependency graph proposes groups; a group becomes a `Unit` only if zeroing its consumers'
+input weights and removing its channels give the same output (`envs/verify.py`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from envs.graph import BATCH_NORMS, CONVOLUTIONS, NORMS, Graph, functional_copy
+
+Role = Literal["producer", "carrier", "consumer"]
+Positions = tuple[tuple[int, ...], ...]
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One module's share in a unit.
+
+    Attributes:
+        module: Module name.
+        role: "producer" writes the channels, "consumer" reads them, "carrier" maps each one to itself
+            (normalization, depthwise convolution, PReLU).
+        positions: For each channel of the unit, the positions on the module's output axis (producer,
+            carrier) or input axis (consumer) that belong to it; several after a flatten.
+    """
+
+    module: str
+    role: Role
+    positions: Positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Channels that are kept or dropped together.
+
+    Attributes:
+        name: Name of the first producer in execution order.
+        channels: Number of channels.
+        granules: Sets of channels that only go together (size 1 unless a grouped convolution is a member).
+        members: The modules that hold them.
+    """
+
+    name: str
+    channels: int
+    granules: Positions
+    members: tuple[Member, ...]
+
+    @property
+    def granule(self) -> int:
+        """Channels per granule."""
+        return len(self.granules[0])
+
+    def role(self, role: Role) -> tuple[Member, ...]:
+        """The members with that role."""
+        return tuple(member for member in self.members if member.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A layer whose output channels stay, and why."""
+
+    name: str
+    reason: str
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each output channel reads exactly one input channel and the counts agree."""
+    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def propose_units(network: nn.Module, example_input: Tensor, graph: Graph) -> tuple[list[Unit], list[Fixed]]:
+    """Turns Torch-Pruning's groups into unverified units, in execution order.
+
+    Args:
+        network: The network; it is not changed.
+        example_input: [1, ...] input.
+        graph: Its operator graph, for the order and for modules that are called more than once.
+
+    Returns:
+        Units, and the layers left out with the reason.
+    """
+    order, calls = graph.order(), graph.calls()
+    units: list[Unit] = []
+    fixed: list[Fixed] = []
+    for name, items in _groups(network, example_input):
+        reason = _unsupported(items, network, calls)
+        members = () if reason else _members(items, network)
+        if not reason and not any(member.role == "consumer" for member in members):
+            reason = "its channels are the network's output"
+        channels = _out_channels(network.get_submodule(name))
+        if not reason and any(() in member.positions for member in members):
+            reason = "some of its channels are not read by every member (a slice or a partial concatenation)"
+        granules = () if reason else _granules(channels, members, network)
+        if not reason and (len(granules) < 2 or len({len(granule) for granule in granules}) > 1):
+            reason = "it has one channel, or a grouped convolution ties its channels together"
+        if reason:
+            fixed += [Fixed(producer, reason) for producer in _producers(items, network)]
+            continue
+        first = min((m.module for m in members if m.role == "producer"), key=lambda m: order.get(m, len(order)))
+        units.append(Unit(name=first, channels=channels, granules=granules, members=members))
+    units.sort(key=lambda unit: order.get(unit.name, len(order)))
+    return units, fixed
+
+
+def _groups(network: nn.Module, example_input: Tensor) -> Iterator[tuple[str, list[tuple[str, str, Any, Any]]]]:
+    """Torch-Pruning's groups as (root name, [(name, in|out|"", positions, root channels)])."""
+    twin = functional_copy(network)
+    for parameter_name, parameter in list(twin.named_parameters()):
+        owner, _, leaf = parameter_name.rpartition(".")
+        fresh = nn.Parameter(parameter.detach(), requires_grad=True)  # it traces through autograd
+        setattr(twin.get_submodule(owner), leaf, fresh)
+    names = {module: name for name, module in twin.named_modules()}
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        try:
+            dependencies = tp.DependencyGraph().build_dependency(twin, example_input, verbose=False)
+            groups = list(dependencies.get_all_groups())
+        except Exception as error:
+            raise ValueError(
+                f"Torch-Pruning must be able to trace the network, but raised {type(error).__name__}: {error}"
+            ) from error
+    for group in groups:
+        items = []
+        for item in group:
+            module, handler = item.dep.target.module, item.dep.handler
+            axis = "in" if dependencies.is_in_channel_pruning_fn(handler) else "out"
+            if isinstance(module, nn.Parameter):
+                items.append(("a free parameter", "parameter", item.idxs, item.root_idxs))
+            elif module in names:
+                items.append((names[module], axis, item.idxs, item.root_idxs))
+        yield names[group[0].dep.target.module], items
+
+
+def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) -> str:
+    """Why a group cannot become a unit, or ''."""
+    for name, axis, _, _ in items:
+        if axis == "parameter":
+            return "a parameter outside of any layer depends on its channels"
+        module = network.get_submodule(name)
+        known = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *NORMS, nn.PReLU)
+        if not isinstance(module, known) and any(True for _ in module.parameters()):
+            return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
+        if isinstance(module, TRANSPOSED) and module.groups != 1:
+            return f"{name!r} is a grouped transposed convolution"
+        if calls.get(name, 1) > 1 and any(True for _ in module.parameters()):
+            return f"{name!r} is called more than once in a forward pass"
+    return ""
+
+
+def _members(items: list[Any], network: nn.Module) -> tuple[Member, ...]:
+    channels = _out_channels(network.get_submodule(items[0][0]))
+    roles: dict[tuple[str, Role], list[list[int]]] = {}
+    for name, axis, positions, roots in items:
+        module = network.get_submodule(name)
+        if not any(True for _ in (*module.parameters(), *module.buffers())):
+            continue  # activations and pooling hold nothing to slice
+        role: Role = "consumer" if axis == "in" else "producer"
+        if isinstance(module, (*NORMS, nn.PReLU)) or is_depthwise(module):
+            if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+                continue
+            role = "carrier"
+        table = roles.setdefault((name, role), [[] for _ in range(channels)])
+        for position, root in zip(positions, roots, strict=True):
+            if position not in table[root]:
+                table[root].append(position)
+    return tuple(
+        Member(module=name, role=role, positions=tuple(tuple(sorted(row)) for row in table))
+        for (name, role), table in roles.items()
+    )
+
+
+def _producers(items: list[Any], network: nn.Module) -> list[str]:
+    """Names of the layers whose output channels a group holds."""
+    weighted = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+    outputs = [name for name, axis, _, _ in items if axis == "out"]
+    return [name for name in dict.fromkeys(outputs) if isinstance(network.get_submodule(name), weighted)]
+
+
+def _granules(channels: int, members: tuple[Member, ...], network: nn.Module) -> Positions:
+    """Merges channels that sit at the same place of different groups of a grouped convolution (union-find)."""
+    parent = list(range(channels))
+
+    def find(channel: int) -> int:
+        while parent[channel] != channel:
+            channel = parent[channel]
+        return channel
+
+    for member in members:
+        module = network.get_submodule(member.module)
+        groups = getattr(module, "groups", 1)
+        if member.role == "carrier" or groups == 1:
+            continue
+        width = (_in_channels(module) if member.role == "consumer" else _out_channels(module)) // groups
+        owner: dict[int, int] = {}
+        for channel, positions in enumerate(member.positions):
+            for position in positions:
+                first = owner.setdefault(position % width, channel)
+                parent[find(channel)] = find(first)
+    merged: dict[int, list[int]] = {}
+    for channel in range(channels):
+        merged.setdefault(find(channel), []).append(channel)
+    return tuple(tuple(granule) for granule in merged.values())
+
+
+def _out_channels(module: nn.Module) -> int:
+    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]
+
+
+def _in_channels(module: nn.Module) -> int:
+    return int(module.in_features if isinstance(module, nn.Linear) else module.in_channels)  # type: ignore[arg-type]
+
+
+__all__ = ["BATCH_NORMS", "TRANSPOSED", "Fixed", "Member", "Unit", "is_depthwise", "propose_units"]

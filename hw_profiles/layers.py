@@ -1,0 +1,141 @@
+"""One operator as the hardware sees it (`LayerShape`) and a whole network of them in execution order (`Layout`).
+
+Data only: what a layout costs is in `cost.py`, how one is read off a network is in `envs`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["input", "conv", "linear", "norm", "activation", "add", "mul", "concat", "pool", "reshape", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """One operator: its kind, widths, kernel and feature maps.
+
+    Attributes:
+        name: Module name for modules, graph name for everything else.
+        kind: What the operator does.
+        in_channels: Channels (features) read; equals `out_channels` where the operator has no weight.
+        out_channels: Channels (features) written.
+        kernel: Kernel size per spatial dimension, () without a kernel.
+        stride: Stride per spatial dimension, () without a kernel.
+        groups: Groups of a convolution.
+        in_map: Size of the input without batch and channels.
+        out_map: Size of the output without batch and channels.
+        bias: Whether a convolution or linear layer adds a bias.
+        channel_params: Parameters per output channel beside kernel and bias (2 for an affine normalization).
+        pattern: Sparsity pattern of the weight.
+        inputs: Indices of the producing operators in the layout.
+    """
+
+    name: str
+    kind: Kind
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    groups: int = 1
+    in_map: tuple[int, ...] = ()
+    out_map: tuple[int, ...] = ()
+    bias: bool = False
+    channel_params: int = 0
+    pattern: str = "dense"
+    inputs: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses shapes that no operator can have."""
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"`kind` must be one of {get_args(Kind)}, but got {self.kind!r} for {self.name!r}")
+        for label in ("in_channels", "out_channels", "groups"):
+            if getattr(self, label) < 1:
+                raise ValueError(f"`{label} >= 1` must hold, but got {getattr(self, label)} for {self.name!r}")
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether multiply-accumulates are counted here (convolution or linear)."""
+        return self.kind in ("conv", "linear")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """Channel counts of `K` variants of one layout with `N` operators.
+
+    Attributes:
+        inputs: [K, N] int64 channels read.
+        outputs: [K, N] int64 channels written.
+        groups: [K, N] int64 convolution groups (a depthwise layer's follow its width).
+    """
+
+    inputs: IntArray
+    outputs: IntArray
+    groups: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A network's operators in execution order.
+
+    Attributes:
+        layers: The operators; `LayerShape.inputs` index into this tuple.
+        extra_params: Parameters that belong to no operator (constant in the widths).
+        edges_known: Whether `inputs` were traced; without them peak memory cannot be read off.
+    """
+
+    layers: tuple[LayerShape, ...]
+    extra_params: int = 0
+    edges_known: bool = True
+
+    def widths(self) -> Widths:
+        """This layout's own channel counts, as a batch of one ([1, N])."""
+        columns = {
+            "inputs": [layer.in_channels for layer in self.layers],
+            "outputs": [layer.out_channels for layer in self.layers],
+            "groups": [layer.groups for layer in self.layers],
+        }
+        return Widths(**{name: np.asarray([column], dtype=np.int64) for name, column in columns.items()})
+
+    def spatial(self) -> IntArray:
+        """[N] int64: output positions times kernel size, the factor between channels and MACs (0: no weight)."""
+        return np.asarray(
+            [prod(a.out_map) * prod(a.kernel) if a.has_weight else 0 for a in self.layers], dtype=np.int64
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dictionary; `from_json` reads it back."""
+        layers = [asdict(layer) for layer in self.layers]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "extra_params": self.extra_params,
+            "edges_known": self.edges_known,
+            "layers": layers,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Layout:
+        """Reads `to_json` back.
+
+        Raises:
+            ValueError: If the schema version is not ours.
+        """
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"a layout's `schema_version` must be {SCHEMA_VERSION}, but got {data.get('schema_version')!r}"
+            )
+        tuples = {"kernel", "stride", "in_map", "out_map", "inputs"}
+        layers = tuple(_shape({k: tuple(v) if k in tuples else v for k, v in row.items()}) for row in data["layers"])
+        return cls(layers=layers, extra_params=data["extra_params"], edges_known=data["edges_known"])
+
+
+def _shape(row: dict[str, Any]) -> LayerShape:
+    return LayerShape(**row)
