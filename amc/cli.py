@@ -52,7 +52,8 @@ def inspect(
 ) -> None:
     """Show what can be pruned: units, members, share of MACs, and why every other layer stays."""
     from amc.show import inspection
-    from amc.tasks import check_task, load_task
+    from amc.door import check_task
+    from amc.tasks import load_task
 
     if task is None:
         raise ValueError("inspect needs a task, but got none: pass for example --task digits")

@@ -65,8 +65,8 @@ class KnapsackConfig(_Part):
     """How damage per width is measured."""
 
     damage: Literal["kl", "loss"] = Field("kl", description="output KL to dense, or rise of cross-entropy")
-    images: int = Field(512, ge=16, description="calibration images per variant")
-    widths: int = Field(8, ge=2, description="widths measured per unit, others are interpolated")
+    images: int = Field(256, ge=16, description="calibration images per variant")
+    widths: int = Field(16, ge=2, description="widths measured per unit, others are interpolated")
 
 
 class SearchConfig(_Part):

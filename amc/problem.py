@@ -16,11 +16,13 @@ from amc.config import SearchConfig
 from amc.data import Split
 from amc.evaluate import Effort, Evaluator, Score, Scorer
 from amc.sensitivity import Curve, measure_damage, sensitivity_forwards
-from amc.tasks import Task, check_task, load_task
+from amc.door import check_task
+from amc.tasks import Task, load_task
 from envs.compress import Compressor, plan_calibration
 from envs.constraint import Budget, Constraint, Costing, resolve_budget
 from envs.graph import Graph, trace
 from envs.layout import LayoutFamily, measure_family, read_layout
+from envs.parallel import single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
 from envs.reward import REWARDS
@@ -58,6 +60,7 @@ class Anatomy:
 
 def dissect(network: nn.Module, example_input: Tensor) -> Anatomy:
     """Traces a network, finds its units and verifies them."""
+    single_threaded()
     graph = trace(network, example_input)
     proposed, fixed = propose_units(network, example_input, graph)
     verified, rejected, removals = verify_units(network, example_input, graph, proposed)
@@ -85,6 +88,7 @@ class Problem:
         Raises:
             ValueError: If task, rules or budgets are not usable; before any long work.
         """
+        single_threaded()
         self.config = config
         self._progress = progress
         if config.device == "cuda" and not torch.cuda.is_available():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor, fx, nn
 
 from envs.compress import Compressor
@@ -20,6 +21,10 @@ from envs.sites import Site
 
 FloatArray = NDArray[np.float64]
 Damage = Literal["kl", "loss"]
+
+TEMPERATURE = 4.0
+"""Outputs are softened before they are compared (Hinton, Vinyals & Dean 2015): a trained network is so sure of
+its calibration images that the plain divergence sees only a few of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +42,14 @@ class Curve:
     damage: tuple[float, ...]
 
     def at(self, kept: NDArray[np.int64]) -> FloatArray:
-        """Damage at any widths, linear between measured ones."""
-        return np.interp(kept, self.kept, self.damage)
+        """Damage at any widths: monotone cubic between measured ones (Fritsch & Carlson 1980).
+
+        Straight lines would overrate every width between two measured ones of a convex curve, and an
+        allocation would end up on measured widths only.
+        """
+        if len(self.kept) < 2:
+            return np.interp(kept, self.kept, self.damage)
+        return np.asarray(PchipInterpolator(self.kept, self.damage)(kept), dtype=np.float64)
 
 
 def measured_widths(site: Site, count: int) -> list[int]:
@@ -72,7 +83,7 @@ def measure_damage(
         sites: The units to measure, in execution order.
         batches: Calibration (inputs, targets); targets are read for damage "loss" only.
         widths: Widths per unit.
-        damage: "kl" (of the outputs to the dense network's, in nats) or "loss" (rise of cross-entropy).
+        damage: "kl" (of the softened outputs to the dense network's, in nats) or "loss" (rise of cross-entropy).
         progress: Called with (variants done, all variants).
     """
     repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
@@ -109,8 +120,9 @@ def _damage(new: Tensor, old: Tensor, targets: Tensor, kind: Damage) -> float:
     if kind == "loss":
         rise = F.cross_entropy(new, targets, reduction="none") - F.cross_entropy(old, targets, reduction="none")
         return float(rise.double().flatten(1).mean(1).sum() if rise.ndim > 1 else rise.double().sum())
-    log_new, log_old = F.log_softmax(new.double(), dim=1), F.log_softmax(old.double(), dim=1)
-    divergence = (log_old.exp() * (log_old - log_new)).sum(dim=1)
+    log_new = F.log_softmax(new.double() / TEMPERATURE, dim=1)
+    log_old = F.log_softmax(old.double() / TEMPERATURE, dim=1)
+    divergence = (log_old.exp() * (log_old - log_new)).sum(dim=1) * TEMPERATURE**2
     value = float(divergence.flatten(1).mean(1).sum() if divergence.ndim > 1 else divergence.sum())
     return value if np.isfinite(value) else 1e6  # a variant that overflows is as bad as it gets
 

@@ -1,23 +1,22 @@
 """What is to be pruned and by what it is judged: the `Task`, the tasks that ship with the project, loading of
-weights, and the checks at the door. Nothing after the door looks at a task's correctness again.
+a task by name. The checks at the door stand in `door.py`, the reading of weights in `checkpoint.py`.
 """
 
 import importlib
 import inspect
 import os
-import pickle
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from amc.data import ArraySplit, Split, SplitLike, as_split, chunks, known_targets, load_cifar10, load_digits
+from amc.checkpoint import load_checkpoint
+from amc.data import ArraySplit, Split, SplitLike, as_split, load_cifar10, load_digits
 from amc.models import digits, resnet_cifar
 
 Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -210,7 +209,7 @@ def _own_task(name: str, data: Path | None, checkpoint: Path | None) -> Task:
     try:
         task = function(**passed)
     except Exception as error:  # whatever the user's code raises is reported in one line, with its place
-        raise ValueError(f"task {name!r} must return a Task, but raised {_describe(error)}: correct it") from error
+        raise ValueError(f"task {name!r} must return a Task, but raised {describe(error)}: correct it") from error
     if not isinstance(task, Task):
         raise ValueError(
             f"task {name!r} must return a Task, but returned {type(task).__name__}: "
@@ -232,7 +231,7 @@ def _find_function(name: str) -> Callable[..., Any]:
         hint = f"write {module_name[:-3]}:{function_name}" if module_name.endswith(".py") else "correct it"
         raise ValueError(
             f"task {name!r} must name a module that can be imported from {here}, but importing "
-            f"{module_name!r} raised {_describe(error)}: {hint}"
+            f"{module_name!r} raised {describe(error)}: {hint}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -243,228 +242,11 @@ def _find_function(name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _describe(error: Exception) -> str:
-    # The user's place: neither this file nor the machinery of importing.
+def describe(error: Exception) -> str:
+    """An exception of the user's code in one line, with the place in that code."""
+    # The user's place: neither this folder nor the machinery of importing.
+    here = Path(__file__).parent
     trace = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in trace if frame.filename != __file__ and "importlib" not in frame.filename]
+    frames = [frame for frame in trace if Path(frame.filename).parent != here and "importlib" not in frame.filename]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
-
-
-def check_task(task: Task) -> None:
-    """The door: refuses a task that a search could not be trusted on, before any work is done.
-
-    Runs the network on the example input and on four validation samples, and reads sixteen samples of each
-    split; targets in memory, and inputs in memory that are not integers, are all checked.
-
-    Raises:
-        ValueError: naming the first law that does not hold, the value found and the cure.
-    """
-    _check_finite(f"the network of task {task.name!r}", task.network.state_dict())
-    outputs = _run(task, task.example_input, "its example input")
-    classes = outputs.shape[-1]
-    first = {}
-    for role, split in {"calibration": task.calibration, "validation": task.validation, "test": task.test}.items():
-        if len(split) < _FEWEST:
-            raise ValueError(
-                f"a split must hold at least {_FEWEST} samples, but {role} holds {len(split)}: "
-                "give more data, or divide it differently"
-            )
-        first[role] = _read(role, split, range(_FEWEST))
-        _check_inputs(role, split, first[role][0], task.example_input)
-        if task.metric is top1:
-            _check_targets(role, split, first[role][1], classes)
-    inputs, targets = first["validation"]
-    outputs = _run(task, inputs[:4], "four validation samples")
-    if len(outputs) != 4:
-        raise ValueError(
-            f"a network must return one output per sample, but 4 samples gave outputs {list(outputs.shape)}: "
-            "keep the batch as the first axis"
-        )
-    _check_scores(task, outputs, targets[:4])
-
-
-_FEWEST = 16
-_READ_WHOLE = 2**30  # bytes; larger inputs, such as memory maps of ImageNet, are not read twice
-
-
-def _run(task: Task, inputs: Tensor, what: str) -> Tensor:
-    try:
-        with torch.no_grad():
-            outputs = task.network(inputs)
-    except Exception as error:  # the network is the user's code
-        raise ValueError(
-            f"the network of task {task.name!r} must run on {what} {list(inputs.shape)}, but raised "
-            f"{_describe(error)}: return network and inputs that fit, both on the CPU"
-        ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim == 0 or not outputs.isfinite().all():
-        got = "NaN or infinity" if isinstance(outputs, Tensor) and outputs.ndim else type(outputs).__name__
-        raise ValueError(
-            f"the network of task {task.name!r} must return one tensor [B, ...] of finite values, but on {what} "
-            f"it returned {got}: check its weights and inputs, or wrap it to return one tensor"
-        )
-    return outputs
-
-
-def _read(role: str, split: Split, indices: range) -> tuple[Tensor, Tensor]:
-    try:
-        inputs, targets = split.batch(indices)
-    except Exception as error:  # datasets and transforms are the user's code
-        raise ValueError(
-            f"{role} must give samples {indices.start} to {indices.stop - 1}, but raised {_describe(error)}: "
-            "correct the data or its transform"
-        ) from error
-    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
-        raise ValueError(
-            f"a split's batch must be two tensors, but {role} gave {type(inputs).__name__} and "
-            f"{type(targets).__name__}: return (inputs, targets)"
-        )
-    return inputs, targets
-
-
-def _check_inputs(role: str, split: Split, first: Tensor, example: Tensor) -> None:
-    if first.shape[1:] != example.shape[1:]:
-        raise ValueError(
-            f"inputs must have the example input's shape {list(example.shape[1:])}, but {role} has "
-            f"{list(first.shape[1:])}: give the data a transform, or correct the example input"
-        )
-    whole = isinstance(split, ArraySplit) and _is_float(split) and split.inputs.nbytes <= _READ_WHOLE
-    parts = (_read(role, split, part)[0] for part in chunks(len(split), 1024)) if whole else [first]
-    if not all(bool(part.isfinite().all()) for part in parts):
-        raise ValueError(f"inputs must be finite, but {role} holds NaN or infinity: clean the data or its transform")
-
-
-def _is_float(split: ArraySplit) -> bool:
-    return "float" in str(split.inputs.dtype)
-
-
-def _check_targets(role: str, split: Split, first: Tensor, classes: int) -> None:
-    if first.ndim != 1 or first.is_floating_point():
-        raise ValueError(
-            f"top1 needs one integer class per sample, but {role} has {first.dtype} targets "
-            f"{list(first.shape)}: give integer classes, or the task a metric of its own"
-        )
-    targets = known_targets(split)
-    try:
-        check_classes(first if targets is None else targets, classes)
-    except ValueError as error:
-        raise ValueError(f"{role}: {error}") from error
-
-
-def _check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
-    try:
-        scores = task.metric(outputs, targets)
-    except Exception as error:  # the metric may be the user's code
-        raise ValueError(
-            f"the metric of task {task.name!r} must score outputs {list(outputs.shape)} against targets "
-            f"{list(targets.shape)}, but raised {_describe(error)}: correct the metric or the targets"
-        ) from error
-    fits = isinstance(scores, Tensor) and scores.shape == outputs.shape[:1]
-    if not fits or not ((scores >= 0) & (scores <= 1)).all():
-        got = f"{scores.tolist()}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(
-            f"a metric must return one score in [0, 1] per sample, but for 4 samples it returned {got}: "
-            "score each sample by itself and scale to [0, 1]"
-        )
-
-
-def load_checkpoint(network: nn.Module, path: Path) -> None:
-    """Loads weights into a network: all of them, or none.
-
-    Args:
-        network: changed in place.
-        path: a safetensors file, or a torch state dict (bare, or under "state_dict", "model_state_dict" or
-            "model"; a common "module." prefix is dropped). Nothing in the file is executed.
-
-    Raises:
-        ValueError: if the file is missing or neither of these, if names, shapes or kinds of numbers do not
-            fit the network, or if a weight is not finite.
-    """
-    state = _unwrap(path, _read_weights(path))
-    misfits = _misfits(network.state_dict(), state)
-    if any(misfits.values()):
-        found = "; ".join(f"{what}: {_some(keys)}" for what, keys in misfits.items() if keys)
-        raise ValueError(
-            f"a checkpoint must hold the network's weights, but {str(path)!r} does not fit ({found}): "
-            "give the checkpoint of this very architecture"
-        )
-    _check_finite(f"checkpoint {str(path)!r}", state)
-    network.load_state_dict(state, strict=False)
-
-
-def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    both = [key for key in own if key in state]
-    tied = {own[key].data_ptr() for key in both}
-    return {
-        # Old files lack the counters of batches; safetensors stores tied weights once.
-        "missing": [
-            key
-            for key in own
-            if key not in state and not key.endswith("num_batches_tracked") and own[key].data_ptr() not in tied
-        ],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": [
-            f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
-            for key in both
-            if state[key].shape != own[key].shape
-        ],
-        "of another kind of number": [
-            f"{key} {state[key].dtype} instead of {own[key].dtype}"
-            for key in both
-            if state[key].is_floating_point() != own[key].is_floating_point()
-        ],
-    }
-
-
-def _read_weights(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of header length, then JSON
-    except OSError as error:
-        raise ValueError(
-            f"a checkpoint must be a file that can be read, but {str(path)!r} is not "
-            f"({error.strerror or type(error).__name__}): correct the path"
-        ) from error
-    try:
-        if is_safetensors:
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own text advises to load it unsafely
-        _refuse_checkpoint(path, "it is damaged, or holds objects besides weights", error)
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        first_line = str(error).strip().partition("\n")[0]
-        _refuse_checkpoint(path, f"{type(error).__name__}: {first_line}", error)
-
-
-def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        _refuse_checkpoint(path, f"it holds a {type(content).__name__}")
-    strange = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if strange:
-        _refuse_checkpoint(path, f"no tensors: {_some(strange)}")
-    prefixed = all(key.startswith("module.") for key in content)
-    return {key.removeprefix("module.") if prefixed else key: value for key, value in content.items()}
-
-
-def _refuse_checkpoint(path: Path, reason: str, cause: Exception | None = None) -> NoReturn:
-    raise ValueError(
-        f"a checkpoint must be a safetensors file or a torch state dict, but {str(path)!r} is neither "
-        f"({reason}): re-save it with safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-    ) from cause
-
-
-def _check_finite(owner: str, state: Mapping[str, Tensor]) -> None:
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"weights must be finite, but {owner} holds NaN or infinity in {_some(broken)}: "
-            "take a checkpoint from before the training diverged"
-        )
-
-
-def _some(names: list[Any], shown: int = 3) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(str(name) for name in names[:shown]) + more

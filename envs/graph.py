@@ -23,18 +23,23 @@ logger = logging.getLogger(__name__)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 _IN_PLACE_TWINS: dict[Any, Any] = {
     operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub,
     operator.itruediv: operator.truediv, torch.relu_: torch.relu, torch.nn.functional.relu_: torch.relu,
 }  # fmt: skip
+VIEWS = ("permute", "transpose", "movedim", "squeeze", "unsqueeze")
+"""Views that reorder axes: named, because on a map with equal axes they look like an activation."""
+
 _FUNCTION_KINDS: dict[Any, Kind] = {
     operator.add: "add", torch.add: "add", "add": "add",
     operator.mul: "mul", torch.mul: "mul", "mul": "mul",
     torch.cat: "concat", torch.concat: "concat",
     torch.flatten: "reshape", torch.reshape: "reshape", "flatten": "reshape", "view": "reshape",
-    "reshape": "reshape", "contiguous": "reshape",
+    "reshape": "reshape", "contiguous": "reshape", getattr: "reshape",  # getattr: x.T
+    **dict.fromkeys(VIEWS, "reshape"), **{getattr(torch, name): "reshape" for name in VIEWS},
 }  # fmt: skip
 
 
@@ -268,6 +273,8 @@ def module_kind(module: nn.Module, same_shape: bool) -> Kind:
     """Kind of a called module; `same_shape` says whether it maps one tensor to one of the same shape."""
     if isinstance(module, CONVOLUTIONS):
         return "conv"
+    if isinstance(module, TRANSPOSED):
+        return "transposed"
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, NORMS):

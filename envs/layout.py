@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from envs.graph import Graph, Node, Shape, functional_copy, record
-from envs.units import TRANSPOSED, Unit, is_depthwise
+from envs.units import Unit, is_depthwise
 from envs.verify import Removal
-from hw_profiles.layers import IntArray, LayerShape, Layout, Widths
+from hw_profiles.layers import WEIGHTED, IntArray, LayerShape, Layout, Widths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ def _weighted_inputs(network: nn.Module, graph: Graph, unit: Unit, inputs: IntAr
         if member.role == "consumer" or depthwise:
             reads[member.module] = reads.get(member.module, 0) + len(member.positions[0])
     for row, node in enumerate(graph.nodes):
-        if node.kind in ("conv", "linear") and node.module is not None:
+        if node.kind in WEIGHTED and node.module is not None:
             inputs[row, column] = reads.get(node.module, 0)
 
 
@@ -159,17 +159,13 @@ def _depthwise(network: nn.Module, node: Node) -> bool:
 
 def _layout(network: nn.Module, graph: Graph, shapes: list[tuple[Shape, Shape]], axes: Sequence[int]) -> Layout:
     layers: list[LayerShape] = []
-    counted = 0
     for node, (before, after), axis in zip(graph.nodes, shapes, axes, strict=True):
         module = network.get_submodule(node.module) if node.module is not None else None
-        first_call = module is not None and not any(layer.name == node.module for layer in layers)
-        layer = _layer(node, module, before, after, axis)
-        if module is not None and not first_call:
-            layer = replace(layer, bias=False, channel_params=0)
-        counted += _own_params(layer) if first_call else 0
-        layers.append(layer)
+        layers.append(_layer(node, module, before, after, axis))
+    # A weight that several calls share is counted with each of them, and taken back here: its widths never change.
     total = sum(parameter.numel() for parameter in network.parameters())
-    return Layout(layers=tuple(layers), extra_params=total - counted, edges_known=graph.traced)
+    extra = total - sum(_own_params(layer) for layer in layers)
+    return Layout(layers=tuple(layers), extra_params=extra, edges_known=graph.traced)
 
 
 def _own_params(layer: LayerShape) -> int:
@@ -185,14 +181,12 @@ def _layer(node: Node, module: nn.Module | None, before: Shape, after: Shape, ax
             in_channels=module.in_features, out_channels=module.out_features, bias=module.bias is not None,
             in_map=out_map, out_map=out_map, **common,
         )  # fmt: skip
-    if node.kind == "conv" and module is not None:
-        # A transposed convolution multiplies at every input position.
-        maps = (before[2:], before[2:]) if isinstance(module, TRANSPOSED) else (before[2:], after[2:])
+    if node.kind in ("conv", "transposed") and module is not None:
         return LayerShape(
             in_channels=int(module.in_channels), out_channels=int(module.out_channels),  # type: ignore[arg-type]
             kernel=tuple(module.kernel_size), stride=tuple(module.stride),  # type: ignore[arg-type]
             groups=int(module.groups), bias=module.bias is not None,  # type: ignore[arg-type]
-            in_map=maps[0], out_map=maps[1], **common,
+            in_map=before[2:], out_map=after[2:], **common,
         )  # fmt: skip
     channels = after[axis] if after else 1
     rest = tuple(size for k, size in enumerate(after) if k not in (0, axis))

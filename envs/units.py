@@ -7,6 +7,7 @@ input weights and removing its channels give the same output (`envs/verify.py`).
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,12 +16,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from envs.graph import BATCH_NORMS, CONVOLUTIONS, NORMS, Graph, functional_copy
+from envs.graph import CONVOLUTIONS, NORMS, TRANSPOSED, Graph, functional_copy
 
 Role = Literal["producer", "carrier", "consumer"]
 Positions = tuple[tuple[int, ...], ...]
-
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,16 +143,23 @@ def _groups(network: nn.Module, example_input: Tensor) -> Iterator[tuple[str, li
 
 def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) -> str:
     """Why a group cannot become a unit, or ''."""
+    owners = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
     for name, axis, _, _ in items:
         if axis == "parameter":
             return "a parameter outside of any layer depends on its channels"
         module = network.get_submodule(name)
-        known = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *NORMS, nn.PReLU)
-        if not isinstance(module, known) and any(True for _ in module.parameters()):
+        parameters = dict(module.named_parameters())
+        if not parameters:
+            continue
+        if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *NORMS, nn.PReLU)):
             return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
+        if not parameters.keys() <= {"weight", "bias"}:
+            return f"{name!r} computes its weight from other parameters (a weight or spectral normalization)"
+        if any(owners[id(parameter)] > 1 for parameter in parameters.values()):
+            return f"{name!r} shares a parameter with another layer"
         if isinstance(module, TRANSPOSED) and module.groups != 1:
             return f"{name!r} is a grouped transposed convolution"
-        if calls.get(name, 1) > 1 and any(True for _ in module.parameters()):
+        if calls.get(name, 1) > 1:
             return f"{name!r} is called more than once in a forward pass"
     return ""
 
@@ -163,7 +169,7 @@ def _members(items: list[Any], network: nn.Module) -> tuple[Member, ...]:
     roles: dict[tuple[str, Role], list[list[int]]] = {}
     for name, axis, positions, roots in items:
         module = network.get_submodule(name)
-        if not any(True for _ in (*module.parameters(), *module.buffers())):
+        if not isinstance(module, NORMS) and not any(True for _ in (*module.parameters(), *module.buffers())):
             continue  # activations and pooling hold nothing to slice
         role: Role = "consumer" if axis == "in" else "producer"
         if isinstance(module, (*NORMS, nn.PReLU)) or is_depthwise(module):
@@ -178,6 +184,13 @@ def _members(items: list[Any], network: nn.Module) -> tuple[Member, ...]:
         Member(module=name, role=role, positions=tuple(tuple(sorted(row)) for row in table))
         for (name, role), table in roles.items()
     )
+
+
+def weighted_outputs(unit: Unit, network: nn.Module) -> list[str]:
+    """Names of the layers with a weight whose output channels the unit holds (depthwise ones are carriers)."""
+    weighted = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+    names = dict.fromkeys(member.module for member in unit.members if member.role != "consumer")
+    return [name for name in names if isinstance(network.get_submodule(name), weighted)]
 
 
 def _producers(items: list[Any], network: nn.Module) -> list[str]:
@@ -221,4 +234,4 @@ def _in_channels(module: nn.Module) -> int:
     return int(module.in_features if isinstance(module, nn.Linear) else module.in_channels)  # type: ignore[arg-type]
 
 
-__all__ = ["BATCH_NORMS", "TRANSPOSED", "Fixed", "Member", "Unit", "is_depthwise", "propose_units"]
+__all__ = ["TRANSPOSED", "Fixed", "Member", "Unit", "is_depthwise", "propose_units", "weighted_outputs"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from envs.graph import NORMS, Graph, Shape, copy_network, functional_copy, record, same_output
 from envs.slicing import slice_network, zero_inputs
-from envs.units import Fixed, Unit
+from envs.units import Fixed, Unit, weighted_outputs
 
 DRAWS = 3
 TOLERANCE = 1e-3
@@ -58,7 +58,7 @@ def verify_units(
             for _ in range(DRAWS):
                 found.append(_draw(twin, inputs, graph, unit, generator))
         except ValueError as error:
-            fixed += [Fixed(member.module, str(error)) for member in unit.role("producer")]
+            fixed += [Fixed(name, str(error)) for name in weighted_outputs(unit, network)]
             continue
         verified.append(unit)
         removals += found
@@ -76,15 +76,15 @@ def _draw(network: nn.Module, inputs: Tensor, graph: Graph, unit: Unit, generato
     number = 1 + int(torch.randint(0, max(1, count // 2), (1,), generator=generator))
     dropped = sorted(channel for g in order[:number] for channel in unit.granules[g])
     stays = sorted(set(range(unit.channels)) - set(dropped))
-    small = slice_network(network, [unit], {unit.name: stays})
     silent = copy_network(network)
-    zero_inputs(silent, unit, dropped)
+    try:
+        small = slice_network(network, [unit], {unit.name: stays})
+        zero_inputs(silent, unit, dropped)
+        got, shapes = record(graph, small, inputs)
+    except Exception as error:  # whatever the network's own code raises
+        raise ValueError(f"the network does not run without its channels ({_first_line(error)})") from error
     with torch.no_grad():
         expected = silent(inputs)
-        try:
-            got, shapes = record(graph, small, inputs)
-        except Exception as error:
-            raise ValueError(f"the network does not run without its channels ({_first_line(error)})") from error
     if not same_output(expected, got, TOLERANCE):
         raise ValueError("removing its channels is not the same as silencing them")
     return Removal(unit.name, len(dropped), tuple(shapes))

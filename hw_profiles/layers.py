@@ -16,7 +16,12 @@ IntArray = NDArray[np.int64]
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["input", "conv", "linear", "norm", "activation", "add", "mul", "concat", "pool", "reshape", "other"]
+Kind = Literal[
+    "input", "conv", "transposed", "linear", "norm", "activation", "add", "mul", "concat", "pool", "reshape", "other"
+]
+"""What an operator does; "transposed" is a transposed convolution."""
+
+WEIGHTED = ("conv", "transposed", "linear")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +68,8 @@ class LayerShape:
 
     @property
     def has_weight(self) -> bool:
-        """Whether multiply-accumulates are counted here (convolution or linear)."""
-        return self.kind in ("conv", "linear")
+        """Whether multiply-accumulates are counted here (convolutions and linear layers)."""
+        return self.kind in WEIGHTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +93,8 @@ class Layout:
 
     Attributes:
         layers: The operators; `LayerShape.inputs` index into this tuple.
-        extra_params: Parameters that belong to no operator (constant in the widths).
+        extra_params: Parameters that belong to no operator, less those that several operators share (constant in the
+            widths).
         edges_known: Whether `inputs` were traced; without them peak memory cannot be read off.
     """
 
@@ -106,10 +112,13 @@ class Layout:
         return Widths(**{name: np.asarray([column], dtype=np.int64) for name, column in columns.items()})
 
     def spatial(self) -> IntArray:
-        """[N] int64: output positions times kernel size, the factor between channels and MACs (0: no weight)."""
-        return np.asarray(
-            [prod(a.out_map) * prod(a.kernel) if a.has_weight else 0 for a in self.layers], dtype=np.int64
-        )
+        """[N] int64: positions times kernel size, the factor between channels and MACs (0: no weight).
+
+        Positions are those of the output; a transposed convolution multiplies once per position of its input.
+        """
+        maps = [layer.in_map if layer.kind == "transposed" else layer.out_map for layer in self.layers]
+        pairs = zip(self.layers, maps, strict=True)
+        return np.asarray([prod(m) * prod(a.kernel) if a.has_weight else 0 for a, m in pairs], dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary; `from_json` reads it back."""

@@ -17,7 +17,9 @@ from torch.utils.data import TensorDataset
 from amc.data import ArraySplit
 from amc.models.digits import WEIGHTS, DigitsNet
 from amc.models.resnet_cifar import resnet20, resnet56
-from amc.tasks import Task, check_task, load_checkpoint, load_task, top1
+from amc.checkpoint import load_checkpoint
+from amc.door import check_task
+from amc.tasks import Task, load_task, top1
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 DOCS = Path(__file__).parents[1] / "docs"

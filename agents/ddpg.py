@@ -1,0 +1,218 @@
+"""DDPG as a `Searcher`: the starts, a warm-up, then an actor that learns from finished rounds.
+
+The learning itself is stable-baselines3's, in `agents.ddpg_learner`; the schedule of exploration stands here.
+
+Deviations from He et al. 2018 (AMC, ECCV), each with its reason. `PAPER_SETTINGS` undoes those that are
+settings.
+
+- The *executed* action is stored, not the one asked for: the reward belongs to what was done.
+- The first decision is learned like every other; the released code's replay never returns it.
+- Sigma has a floor: without it the noise is below rounding after a few hundred episodes.
+- Rewards are replaced by the normal scores of their ranks (`rank_rewards`), so that a few collapsed episodes
+  do not drown the differences between good ones. This makes a baseline superfluous.
+- Only the last 40 episodes are replayed (`replay_episodes`). In an older replay an action looks good because
+  it was taken late, when all others were better too.
+- gamma is 0.5: the final reward stands on every transition, so each is a Monte-Carlo return already, and
+  bootstrapping all the way counts it T times over, with the error of T estimates.
+- One indicator per step is appended to the observation (`step_code`): neighbouring layers often look alike,
+  and a small network cannot tell them apart by step / T.
+- At the end of warm-up the critic learns alone (`critic_first`), as the first gradients of an untrained
+  critic carry the actor anywhere.
+- Given starts, warm-up explores around the best of them, and the actor begins as its clone (`clone_start`).
+- A round's episodes are learned from together, one gradient step per transition, as in AMC's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.actor_plan import ActorPlan
+from agents.ddpg_learner import DDPGLearner, LearnerSettings, number, require_range
+from agents.noise import decayed_sigma, truncated_normal
+from agents.searcher import FixedPlan, Plan, SearcherState, Trajectory, keyed_generator, start_plans
+
+LABEL = "ddpg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DDPGSettings(LearnerSettings):
+    """The schedule of exploration, added to `LearnerSettings`; sigmas are in units of the action.
+
+    Attributes:
+        warmup_episodes: episodes after the starts and before learned ones; whole rounds, so that the round in
+            which they end belongs to warm-up as a whole (paper: 100).
+        warmup_sigma: width of the truncated normal around 0.5 in warm-up without starts (paper: 0.5).
+        warmup_start_sigma: its width around the best start's actions, given starts.
+        sigma: width around the actor in its first episode (paper: 0.5).
+        cloned_sigma: the same for an actor that was cloned from a start.
+        sigma_decay: factor on the width, per learned episode (AMC's code: 0.95).
+        sigma_floor: the width never falls below it (paper: 0).
+        critic_first: at the end of warm-up train the critic alone, as many steps as there are transitions in
+            the replay (paper: False).
+        clone_start: given starts, let the actor begin as the clone of the best one.
+    """
+
+    warmup_episodes: int = 20
+    warmup_sigma: float = 0.5
+    warmup_start_sigma: float = 0.1
+    sigma: float = 0.2
+    cloned_sigma: float = 0.1
+    sigma_decay: float = 0.98
+    sigma_floor: float = 0.03
+    critic_first: bool = True
+    clone_start: bool = True
+
+    def __post_init__(self) -> None:
+        # super() without arguments does not work in a dataclass with slots, which is a second class.
+        LearnerSettings.__post_init__(self)
+        for name in ("warmup_sigma", "warmup_start_sigma", "sigma", "cloned_sigma", "sigma_floor"):
+            require_range(self, name, least=0.0)
+        require_range(self, "warmup_episodes", least=0)
+        require_range(self, "sigma_decay", above=0.0, most=1.0)
+
+
+PAPER_SETTINGS = DDPGSettings(
+    hidden=(300, 300),
+    tau=0.01,
+    gamma=1.0,
+    replay_episodes=100,
+    rank_rewards=False,
+    step_code=False,
+    warmup_episodes=100,
+    sigma=0.5,
+    cloned_sigma=0.5,
+    sigma_decay=0.95,
+    sigma_floor=0.0,
+    critic_first=False,
+    clone_start=False,
+)
+"""As He et al. 2018 and, where the paper is silent, AMC's code: 100 episodes of replay."""
+
+
+class DDPGSearcher:
+    """A `Searcher` that walks the steps with an actor and learns from the final rewards.
+
+    Args:
+        observation_size: D.
+        steps: T, the steps of every episode.
+        settings: how it explores and learns.
+        seed: key of all draws.
+        starts: (label, actions [T]) proposed first, as they are.
+        anchor: label of the start to explore around; None takes the one with the best reward.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        steps: int,
+        settings: DDPGSettings,
+        seed: int,
+        starts: Sequence[tuple[str, Sequence[float]]] = (),
+        anchor: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self._shape = (steps, observation_size)
+        self._seed = seed
+        self._starts = start_plans(starts, steps)
+        if anchor is not None and anchor not in [start.label for start in self._starts]:
+            raise ValueError(f"`anchor` must be the label of a start, but got {anchor!r}")
+        self._anchor = anchor
+        self._learner = DDPGLearner(observation_size, steps, settings, seed)
+        self._told = 0
+        self._learned_from: int | None = None  # the first learned episode, once warm-up has ended
+        # What to explore around: before a start was played, the one that is likely to become it.
+        likely = [start.actions for start in self._starts if anchor in (None, start.label)]
+        self._center = np.array(likely[0] if likely else [0.5] * steps, np.float32)
+        self._center_reward: float | None = None
+
+    def propose(self, count: int) -> list[Plan]:
+        """The next starts, then warm-up, then the actor with noise."""
+        first_learned = self._learned_from
+        if first_learned is None:
+            return [self._unlearned_plan(episode) for episode in range(self._told, self._told + count)]
+        settings, layers = self._settings, self._learner.actor_layers()
+        start = settings.cloned_sigma if self._clones else settings.sigma
+        plans: list[Plan] = []
+        for episode in range(self._told, self._told + count):
+            sigma = decayed_sigma(start, settings.sigma_decay, settings.sigma_floor, episode - first_learned)
+            plans.append(ActorPlan(layers, settings.step_code, sigma, self._draws("noise", episode), LABEL))
+        return plans
+
+    def tell(self, trajectories: Sequence[Trajectory]) -> None:
+        """Store the round; after warm-up, learn one gradient step per transition."""
+        for trajectory in trajectories:
+            if trajectory.observations.shape != self._shape:
+                raise ValueError(
+                    f"observations of shape {self._shape} (steps, size) are expected, "
+                    f"but got {trajectory.observations.shape} for {trajectory.label!r}"
+                )
+        for episode, trajectory in enumerate(trajectories, start=self._told):
+            self._learner.remember(trajectory)
+            if episode < len(self._starts):
+                self._consider_center(self._starts[episode].label, trajectory)
+        self._told += len(trajectories)
+        if self._learned_from is not None:
+            self._learner.train(len(trajectories) * self._shape[0], index=self._told)
+        elif self._told >= len(self._starts) + self._settings.warmup_episodes:
+            self._end_warmup()
+
+    def state(self) -> SearcherState:
+        """Everything learned, and where the schedule stands."""
+        learner = self._learner.state()
+        return SearcherState(
+            {"center": self._center.copy(), **{f"learner.{name}": a for name, a in learner.arrays.items()}},
+            {
+                "told": self._told,
+                "learned_from": self._learned_from,
+                "center_reward": self._center_reward,
+                "learner": learner.numbers,
+            },
+        )
+
+    def load(self, state: SearcherState) -> None:
+        """Go on from a `state` of a searcher with the same arguments."""
+        numbers = state.numbers
+        learner_numbers = numbers["learner"]
+        if not isinstance(learner_numbers, dict):
+            raise ValueError(f"'learner' of a saved state must be a mapping, but got {learner_numbers!r}")
+        learner = {
+            name.removeprefix("learner."): array for name, array in state.arrays.items() if name.startswith("learner.")
+        }
+        self._learner.load(SearcherState(learner, learner_numbers))
+        self._center = state.arrays["center"].copy()
+        self._told = number(numbers, "told", int)
+        unlearned, unplayed = numbers["learned_from"] is None, numbers["center_reward"] is None
+        self._learned_from = None if unlearned else number(numbers, "learned_from", int)
+        self._center_reward = None if unplayed else number(numbers, "center_reward", float)
+
+    @property
+    def _clones(self) -> bool:
+        return self._settings.clone_start and bool(self._starts)
+
+    def _draws(self, stream: str, episode: int) -> tuple[float, ...]:
+        return tuple(keyed_generator(self._seed, stream, episode).random(self._shape[0]).tolist())
+
+    def _unlearned_plan(self, episode: int) -> FixedPlan:
+        if episode < len(self._starts):
+            return self._starts[episode]
+        sigma = self._settings.warmup_start_sigma if self._starts else self._settings.warmup_sigma
+        draws = self._draws("warmup", episode)
+        actions = (truncated_normal(float(mean), sigma, draw) for mean, draw in zip(self._center, draws, strict=True))
+        return FixedPlan(tuple(actions), LABEL)
+
+    def _consider_center(self, label: str, trajectory: Trajectory) -> None:
+        better = self._center_reward is None or trajectory.reward > self._center_reward
+        if better and self._anchor in (None, label):
+            self._center = np.array(trajectory.actions, np.float32)
+            self._center_reward = float(trajectory.reward)
+
+    def _end_warmup(self) -> None:
+        self._learned_from = self._told
+        if self._clones:
+            self._learner.clone(self._center, index=self._told)
+        if self._settings.critic_first:
+            replayed = min(self._told, self._settings.replay_episodes)
+            self._learner.train(replayed * self._shape[0], index=self._told, freeze_actor=True)

@@ -1,0 +1,292 @@
+"""stable-baselines3's DDPG driven from outside: replay, training, cloning, and its state as arrays.
+
+No schedule and no exploration stand here: `agents.ddpg` has them, and lists the deviations from the paper.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, TypeVar
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import DDPG
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import Logger
+
+from agents.actor_plan import Layers, with_step_code
+from agents.searcher import JSON, SearcherState, Trajectory, keyed_seed
+
+_REPLAY_ARRAYS = ("observations", "next_observations", "actions", "dones")
+_CLONE_LIMIT = 0.96  # of tanh's range: a saturated actor gets no gradient and would never move again
+_CLONE_LR, _CLONE_STEPS, _CLONE_BATCH, _CLONE_ERROR = 1e-3, 3000, 64, 1e-5
+_Number = TypeVar("_Number", int, float, bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """The networks and how they are trained. "Paper" is He et al. 2018 (AMC).
+
+    Attributes:
+        hidden: widths of the hidden layers of actor and critic, ReLU between (paper: 300, 300).
+        actor_lr: Adam's learning rate of the actor (paper: 1e-4).
+        critic_lr: Adam's learning rate of the critic (paper: 1e-3).
+        tau: step of the target networks towards the trained ones, per gradient step (paper: 0.01).
+        gamma: discount per step; the final reward stands on every transition (paper: 1).
+        batch_size: transitions per gradient step (paper: 64).
+        replay_episodes: episodes kept for replay, the oldest are overwritten (paper: 2000 transitions).
+        steps_per_transition: gradient steps per transition told (AMC's code: 1).
+        rank_rewards: learn from the normal scores of the rewards' ranks in the replay, instead of from
+            reward less baseline (paper: False).
+        baseline_decay: weight of the past in the moving-average baseline, per episode (AMC's code: 0.5 per
+            gradient step, on batch means). Unused with ``rank_rewards``.
+        step_code: append one indicator per step to the observation (paper: False).
+    """
+
+    hidden: tuple[int, ...] = (128, 128)
+    actor_lr: float = 1e-4
+    critic_lr: float = 1e-3
+    tau: float = 0.05
+    gamma: float = 0.5
+    batch_size: int = 64
+    replay_episodes: int = 40
+    steps_per_transition: int = 1
+    rank_rewards: bool = True
+    baseline_decay: float = 0.95
+    step_code: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("actor_lr", "critic_lr", "batch_size", "replay_episodes", "steps_per_transition"):
+            require_range(self, name, above=0.0)
+        for name in ("tau", "gamma", "baseline_decay"):
+            require_range(self, name, least=0.0, most=1.0)
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"`hidden` must name at least one positive width, but got {self.hidden}")
+
+
+def require_range(
+    settings: object, name: str, above: float = -np.inf, least: float = -np.inf, most: float = np.inf
+) -> None:
+    """Refuse a field outside of ``above < value``, ``least <= value <= most``."""
+    value = getattr(settings, name)
+    if not (value > above and least <= value <= most):
+        law = f"`{name} > {above}`" if above > -np.inf else f"`{least} <= {name} <= {most}`"
+        raise ValueError(f"{law} must hold, but got {name}={value}")
+
+
+class DDPGLearner:
+    """Actor and critic, their targets, optimizers and replay.
+
+    Every call that draws random numbers takes an index and draws from the key (seed, its own stream, index).
+
+    Args:
+        observation_size: D.
+        steps: T, the steps of every episode.
+        settings: the networks and how they are trained.
+        seed: key of all draws.
+    """
+
+    def __init__(self, observation_size: int, steps: int, settings: LearnerSettings, seed: int) -> None:
+        self._settings = settings
+        self._steps = steps
+        self._seed = seed
+        with isolated(keyed_seed(seed, "init", 0)):
+            self._model = _SteadyDDPG(
+                "MlpPolicy",
+                _Spaces(observation_size + steps * settings.step_code),
+                learning_rate=settings.critic_lr,
+                buffer_size=settings.replay_episodes * steps,
+                batch_size=settings.batch_size,
+                tau=settings.tau,
+                gamma=settings.gamma,
+                policy_kwargs={"net_arch": list(settings.hidden)},
+                device="cpu",  # networks this small are slower elsewhere, and less reproducible
+            )
+        self._model.set_logger(Logger(None, []))  # train() records its losses, to nowhere
+        self._set_actor_lr(settings.actor_lr)
+        self._rewards = np.zeros(self._replay.buffer_size, np.float64)  # as told, beside each transition
+        self._baseline = 0.0
+        self._told = 0
+
+    def remember(self, trajectory: Trajectory) -> None:
+        """Put an episode of T steps into the replay."""
+        observations = self._inputs(trajectory.observations)
+        actions = self._model.policy.scale_action(trajectory.actions[:, None])
+        last = self._steps - 1
+        for step in range(self._steps):
+            # Nothing follows the last step: its successor is masked by `done`.
+            following, done = observations[min(step + 1, last)], np.array([step == last])
+            self._rewards[self._replay.pos] = trajectory.reward
+            self._replay.add(observations[step][None], following[None], actions[step], np.zeros(1), done, [{}])
+        decay = self._settings.baseline_decay if self._told else 0.0
+        self._baseline = decay * self._baseline + (1 - decay) * float(trajectory.reward)
+        self._told += 1
+
+    def train(self, transitions: int, index: int, freeze_actor: bool = False) -> None:
+        """Take the gradient steps that ``transitions`` new transitions are worth.
+
+        With ``freeze_actor`` only the critic learns; the actor's optimizer starts afresh afterwards.
+        """
+        steps = transitions * self._settings.steps_per_transition
+        # What a reward is worth depends on all others, so it is refreshed over the whole replay.
+        filled = self._replay.size()
+        self._replay.rewards[:filled, 0] = self._worth(self._rewards[:filled])
+        with isolated(keyed_seed(self._seed, "train", index)):
+            self._set_actor_lr(0.0 if freeze_actor else self._settings.actor_lr)
+            self._model.train(steps, self._settings.batch_size)
+        self._set_actor_lr(self._settings.actor_lr)
+        if freeze_actor:
+            self._model.actor.optimizer.state.clear()
+
+    def clone(self, actions: NDArray[np.float32], index: int) -> None:
+        """Make the actor, and its target, give ``actions: [T]`` at the observations in the replay."""
+        actor, filled = self._model.actor, self._replay.size()
+        targets = self._model.policy.scale_action(actions[:, None]).clip(-_CLONE_LIMIT, _CLONE_LIMIT)
+        with isolated(keyed_seed(self._seed, "clone", index)):
+            wanted = torch.from_numpy(np.tile(targets, (filled // self._steps, 1)))
+            inputs = torch.from_numpy(self._replay.observations[:filled, 0])
+            optimizer = torch.optim.Adam(actor.parameters(), lr=_CLONE_LR)
+            for _ in range(_CLONE_STEPS):
+                batch = torch.randint(filled, (_CLONE_BATCH,))
+                loss = torch.nn.functional.mse_loss(actor(inputs[batch]), wanted[batch])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+                optimizer.step()
+                if loss.item() < _CLONE_ERROR:
+                    break
+        self._model.actor_target.load_state_dict(actor.state_dict())
+
+    def actor_layers(self) -> Layers:
+        """A frozen copy of the actor's weights and biases."""
+        linears = [module for module in self._model.actor.mu if isinstance(module, torch.nn.Linear)]
+        return tuple((_copied(linear.weight), _copied(linear.bias)) for linear in linears)
+
+    def state(self) -> SearcherState:
+        """Weights, target networks, optimizers, replay and counters; a snapshot."""
+        arrays = {f"policy.{name}": _copied(value) for name, value in self._model.policy.state_dict().items()}
+        for name, optimizer in self._optimizers().items():
+            for parameter, moments in optimizer.state_dict()["state"].items():
+                arrays |= {f"{name}.{parameter}.{key}": _copied(value) for key, value in moments.items()}
+        filled = self._replay.size()
+        arrays |= {f"replay.{name}": getattr(self._replay, name)[:filled].copy() for name in _REPLAY_ARRAYS}
+        arrays["replay.told_rewards"] = self._rewards[:filled].copy()
+        return SearcherState(
+            arrays,
+            {
+                "baseline": self._baseline,
+                "told": self._told,
+                "updates": self._model._n_updates,
+                "replay_position": self._replay.pos,
+                "replay_full": self._replay.full,
+            },
+        )
+
+    def load(self, state: SearcherState) -> None:
+        """Go on from a `state` taken with the same settings."""
+        arrays, numbers = state.arrays, state.numbers
+        weights = {name: torch.tensor(array) for name, array in _under("policy", arrays).items()}
+        self._model.policy.load_state_dict(weights)
+        for name, optimizer in self._optimizers().items():
+            moments: dict[int, dict[str, torch.Tensor]] = {}
+            for key, array in _under(name, arrays).items():
+                parameter, moment = key.split(".")
+                moments.setdefault(int(parameter), {})[moment] = torch.tensor(array)
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        filled = len(arrays["replay.told_rewards"])
+        for name in _REPLAY_ARRAYS:
+            getattr(self._replay, name)[:filled] = arrays[f"replay.{name}"]
+        self._rewards[:filled] = arrays["replay.told_rewards"]
+        self._baseline, self._told = number(numbers, "baseline", float), number(numbers, "told", int)
+        self._model._n_updates = number(numbers, "updates", int)
+        self._replay.pos = number(numbers, "replay_position", int)
+        self._replay.full = number(numbers, "replay_full", bool)
+
+    @property
+    def _replay(self) -> ReplayBuffer:
+        assert self._model.replay_buffer is not None
+        return self._model.replay_buffer
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {
+            "actor_optimizer": self._model.actor.optimizer,
+            "critic_optimizer": self._model.critic.optimizer,
+        }
+
+    def _set_actor_lr(self, lr: float) -> None:
+        for group in self._model.actor.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _inputs(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        return with_step_code(observations) if self._settings.step_code else observations
+
+    def _worth(self, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _normal_scores(rewards) if self._settings.rank_rewards else rewards - self._baseline
+
+
+def number(numbers: dict[str, JSON], name: str, kind: type[_Number]) -> _Number:
+    """``numbers[name]``, which must be of ``kind``."""
+    value = numbers[name]
+    if not isinstance(value, kind):
+        raise ValueError(f"{name!r} of a saved state must be of type {kind.__name__}, but got {value!r}")
+    return value
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Seed the global random states that stable-baselines3 draws from, and put them back afterwards.
+
+    Inside, torch has one thread and records gradients, whatever the caller's settings.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    threads = torch.get_num_threads()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators as well
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.set_num_threads(threads)
+
+
+class _Spaces(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """Declares the spaces, which is all that is asked of it: episodes are played elsewhere."""
+
+    def __init__(self, observation_size: int) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (observation_size,), np.float32)
+        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+
+
+class _SteadyDDPG(DDPG):
+    """DDPG that leaves each optimizer its own learning rate; the library would set one for both."""
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        pass
+
+
+def _normal_scores(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The standard normal's quantile at each reward's mid-rank; equal rewards score alike."""
+    ordered = np.sort(rewards)
+    ranks = np.searchsorted(ordered, rewards, "left") + np.searchsorted(ordered, rewards, "right")
+    levels, where = np.unique(ranks / (2 * len(rewards)), return_inverse=True)
+    return np.array([NormalDist().inv_cdf(level) for level in levels])[where]
+
+
+def _copied(tensor: torch.Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy().copy()
+    return array
+
+
+def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(f"{prefix}."): a for name, a in arrays.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,349 @@
+"""What leaves the house: ONNX compared with torch before it is written, onnxruntime latency side by side, and the
+folder of an applied policy. What a run writes beside these stands in `record.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from amc.files import read_json, write_bytes, write_json
+from envs.graph import functional_copy
+from envs.policy import Policy
+
+POLICY, WEIGHTS = "policy.json", "network.safetensors"
+"""File names of an applied policy."""
+
+TOLERANCE = 1e-3
+"""Largest accepted difference between onnxruntime and torch, relative to the largest output."""
+
+OPSET, CHUNK, FEWEST_ROUNDS = 17, 32, 3
+FATAL = 4
+"""onnxruntime's quietest level: what goes wrong comes as an exception, never as a line on the screen."""
+
+
+def onnx_bytes(network: nn.Module, example_input: Tensor) -> bytes:
+    """A network as ONNX with a dynamic batch axis and the weights inside.
+
+    Args:
+        network: Maps one tensor [B, ...] to one tensor [B, ...]; it is not changed. Exported in eval mode.
+        example_input: [1, ...] input.
+
+    Raises:
+        ValueError: If no exporter makes a model that agrees with torch on the example at every batch size tried.
+    """
+    return _export(network, example_input, torch.cat([example_input] * 3))[0]
+
+
+def verify_onnx(model: bytes, network: nn.Module, inputs: Tensor) -> float:
+    """Compares onnxruntime with torch at batch 1 and at a larger batch.
+
+    Args:
+        model: The ONNX model.
+        network: The network it was made from.
+        inputs: [N, ...] real inputs, N >= 1.
+
+    Returns:
+        The largest absolute difference relative to the largest absolute output.
+
+    Raises:
+        ValueError: If the model does not run, or differs by more than `TOLERANCE`.
+    """
+    if not len(inputs):
+        raise ValueError("an ONNX model must be compared on at least one input, but got none: give it real inputs")
+    twin = _portable(network)
+    session = _session(model, threads=1)
+    several = inputs if len(inputs) > 1 else torch.cat([inputs, inputs])
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for batch in (inputs[:1].cpu(), *torch.split(several.cpu(), CHUNK)):
+        with torch.no_grad():
+            expected, got = twin(batch), _run(session, batch)
+        if not isinstance(expected, Tensor) or got.shape != expected.shape:
+            raise ValueError(
+                f"onnxruntime and torch must give one tensor of one shape, but got {list(got.shape)} and "
+                f"{list(getattr(expected, 'shape', []))} at batch {len(batch)}: "
+                "return one tensor from forward and take the batch size from its input"
+            )
+        pairs.append((expected, got))
+    difference = torch.stack([(got - expected).abs().max() for expected, got in pairs]).max()
+    largest = torch.stack([expected.abs().max() for expected, _ in pairs]).max()
+    relative = float(difference / largest) if largest else float(difference)
+    if not relative <= TOLERANCE:  # NaN is refused as well
+        raise ValueError(
+            f"onnxruntime and torch must agree within {TOLERANCE:g} of the largest output, but differ by "
+            f"{relative:.3g}: check that the model was exported from this network, without random operators in it"
+        )
+    return relative
+
+
+def write_onnx(network: nn.Module, example_input: Tensor, inputs: Tensor, path: Path) -> float:
+    """Exports, compares with torch, and only then writes, atomically.
+
+    Args:
+        network: As for `onnx_bytes`.
+        example_input: [1, ...] input.
+        inputs: [N, ...] real inputs to compare on.
+        path: The file; an old one is replaced.
+
+    Returns:
+        The largest relative difference found.
+
+    Raises:
+        ValueError: If the network cannot be exported or the model differs from it.
+        OSError: If the file cannot be written.
+    """
+    model, difference = _export(network, example_input, inputs)
+    write_bytes(path, model)
+    return difference
+
+
+def latency_ms(
+    networks: Mapping[str, nn.Module],
+    example_input: Tensor,
+    *,
+    threads: int = 1,
+    rounds: int = 40,
+    seconds: float = 3.0,
+) -> dict[str, float]:
+    """Latency in onnxruntime at batch 1, all networks timed side by side.
+
+    After a warm-up every round times one block of runs of each network, in alternating order, so that whatever
+    else the machine does falls on all of them alike. The median block counts.
+
+    Args:
+        networks: Name -> network.
+        example_input: [1, ...] input.
+        threads: Threads within an operator.
+        rounds: Blocks per network at most; fewer (but 3) when the time is up.
+        seconds: Time spent measuring, roughly; exporting comes on top.
+
+    Returns:
+        Name -> milliseconds per run.
+
+    Raises:
+        ValueError: If a network cannot be exported.
+    """
+    feed = example_input.detach().cpu().numpy()
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, network in networks.items():
+        session = _session(onnx_bytes(network, example_input), threads)
+        runs[name] = partial(session.run, None, {session.get_inputs()[0].name: feed})
+    single = {name: _warm_up(run, seconds / 10 / len(runs)) for name, run in runs.items()}
+    share = {name: max(1, int(0.9 * seconds / rounds / len(runs) / single[name])) for name in runs}
+    blocks: dict[str, list[float]] = {name: [] for name in runs}
+    until = time.perf_counter() + 0.9 * seconds
+    for number in range(rounds):
+        if number >= FEWEST_ROUNDS and time.perf_counter() > until:
+            break
+        for name in sorted(runs, reverse=bool(number % 2)):
+            blocks[name].append(_seconds_per_run(runs[name], share[name]))
+    return {name: 1e3 * statistics.median(blocks[name]) for name in runs}
+
+
+def write_applied(policy: Policy, network: nn.Module, folder: Path) -> None:
+    """Writes a smaller network's weights and its policy, from which `load_applied` makes it again.
+
+    Args:
+        policy: The policy.
+        network: The network after pruning and repair.
+        folder: Made if it is not there.
+
+    Raises:
+        ValueError: If the folder already holds one of the files.
+        OSError: If it cannot be written; neither of the files is left behind then.
+    """
+    held = [name for name in (WEIGHTS, POLICY) if (folder / name).exists()]
+    if held:
+        raise ValueError(
+            f"an applied policy needs a folder without {WEIGHTS} and {POLICY}, but {str(folder)!r} holds {held[0]}: "
+            "choose another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    # safetensors refuses memory that two tensors share
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+    try:
+        write_bytes(folder / WEIGHTS, safetensors.torch.save(state))
+        write_json(folder / POLICY, policy.to_json())
+    except BaseException:
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        raise
+
+
+def read_policy(path: Path) -> Policy:
+    """Reads `policy.json`.
+
+    Raises:
+        ValueError: If it is missing, truncated, of a newer schema or not a policy.
+    """
+    try:
+        return Policy.from_json(read_json(path, "a policy"))
+    except ValueError as error:
+        known = str(path) in str(error)
+        raise ValueError(_one_line(error) if known else f"{_one_line(error)} (in {str(path)!r})") from error
+
+
+def load_applied(dense: nn.Module, folder: Path) -> nn.Module:
+    """The smaller network that `write_applied` wrote, as a plain trainable module.
+
+    Args:
+        dense: The original network with any weights; it is not changed.
+        folder: A folder with `policy.json` and `network.safetensors`.
+
+    Raises:
+        ValueError: If a file is missing or damaged, or belongs to another network.
+    """
+    policy, path = read_policy(folder / POLICY), folder / WEIGHTS
+    try:
+        state = safetensors.torch.load(path.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"the weights must be a readable safetensors file, but {str(path)!r} is not ({_one_line(error)}): "
+            "apply the policy again"
+        ) from error
+    small = policy.apply(dense, check_weights=False)
+    try:
+        small.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights must fit the network that the policy makes, but {str(path)!r} does not "
+            f"({_one_line(error)}): use the {WEIGHTS} that was written with this {POLICY}"
+        ) from error
+    return small
+
+
+def _export(network: nn.Module, example_input: Tensor, inputs: Tensor) -> tuple[bytes, float]:
+    """The model of the first exporter whose model agrees with torch on `inputs`, and by how much it differs."""
+    twin = _portable(network)
+    example = torch.cat([example_input, example_input]).detach().cpu()  # a batch of 1 would be taken for a constant
+    for exporter in (_by_tracing, _by_torch_export):
+        try:
+            with _quiet(), torch.no_grad():
+                model = exporter(twin, example)
+        except Exception as error:  # the exporters raise whatever the network's code raises
+            reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            failure = ValueError(
+                f"the network must be expressible in ONNX, but {type(network).__name__} is not "
+                f"({type(reason).__name__}: {_one_line(reason)}): use operators that torch.onnx knows"
+            )
+            continue
+        try:
+            return model, verify_onnx(model, twin, inputs)
+        except ValueError as error:
+            failure = error
+    raise failure
+
+
+def _by_tracing(network: nn.Module, example: Tensor) -> bytes:
+    """The TorchScript exporter: deprecated, but ten times as fast as the other (0.1-0.4 s against 3-6 s)."""
+    file: Any = io.BytesIO()  # accepted, though the annotation knows only paths
+    torch.onnx.export(
+        network, (example,), file, dynamo=False, opset_version=OPSET, verbose=False,
+        input_names=["input"], output_names=["output"],
+        dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+    )  # fmt: skip
+    return bytes(file.getvalue())
+
+
+def _by_torch_export(network: nn.Module, example: Tensor) -> bytes:
+    """The torch.export exporter: slow, for what tracing does not catch and for the day the other is gone."""
+    program = torch.onnx.export(
+        network, (example,), dynamo=True, verbose=False,
+        input_names=["input"], output_names=["output"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )  # fmt: skip
+    return bytes(program.model_proto.SerializeToString()) if program is not None else b""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' deprecations, progress lines and dumps of graphs off the screen.
+
+    The tracing exporter of torch 2.13 turns its log to the C level on whatever `verbose` says, hence the swap.
+    """
+    before, dump = logging.root.manager.disable, getattr(torch._C, "_jit_onnx_log", None)
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        setattr(torch._C, "_jit_onnx_log", lambda *values: None)  # noqa: B010 (unknown to the annotations)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+            setattr(torch._C, "_jit_onnx_log", dump)  # noqa: B010
+
+
+def _portable(network: nn.Module) -> nn.Module:
+    """A copy on the CPU in eval mode; parameters that are there already are shared, never moved."""
+    if all(tensor.device.type == "cpu" for tensor in (*network.parameters(), *network.buffers())):
+        return functional_copy(network)
+    return functional_copy(copy.deepcopy(network).cpu())
+
+
+def _session(model: bytes, threads: int) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Raises:
+        ValueError: If onnxruntime refuses the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise ValueError(
+            f"an ONNX model must load in onnxruntime, but it refuses this one ({_one_line(error)}): export it again"
+        ) from error
+
+
+def _run(session: Any, batch: Tensor) -> Tensor:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = FATAL
+    try:
+        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch.numpy()}, options)[0])
+    except Exception as error:  # as above
+        raise ValueError(
+            f"an ONNX model must run at every batch size, but this one fails at {len(batch)} ({_one_line(error)}): "
+            "take the batch size from the input in forward"
+        ) from error
+
+
+def _warm_up(run: Callable[[], Any], seconds: float) -> float:
+    """Runs at least twice, for a while; the seconds that one run took after the first."""
+    run()
+    clock, count = time.perf_counter(), 0
+    while not count or time.perf_counter() - clock < seconds:
+        run()
+        count += 1
+    return (time.perf_counter() - clock) / count
+
+
+def _seconds_per_run(run: Callable[[], Any], times: int) -> float:
+    clock = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - clock) / times
+
+
+def _one_line(error: Exception, limit: int = 200) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,127 @@
+"""The report's pictures: numbers in, inline SVG out. No file, no screen, no global state of matplotlib."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = {"dense": "#dfe4ea", "uniform": "#d9822b", "found": "#1f7a8c"}
+DOTS = ("#8aa0b3", "#b8a1c9", "#a3b18a", "#d4a373", "#7d8597")
+INK, FAINT = "#39424e", "#e8ebef"
+WIDTH_INCHES, MOST_LABELS = 11.0, 110
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be searched and takes the page's font
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "font.size": 8.5, "axes.edgecolor": "#b6bec8", "axes.labelcolor": INK, "text.color": INK,
+    "xtick.color": "#66717e", "ytick.color": "#66717e", "axes.linewidth": 0.7,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.7,
+}  # fmt: skip
+
+
+def bullets(panels: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], *, salt: str) -> str:
+    """One column per name: dense as a pale bar, found as a narrow bar in it, uniform as a mark across.
+
+    Args:
+        panels: Axis label -> {"dense", "uniform", "found"} -> one value per name; drawn one below the other.
+        names: What the columns stand for, in order.
+        salt: Makes the ids of this picture differ from those of the page's other pictures.
+
+    Returns:
+        An `<svg>` element.
+    """
+    longest = max(len(name) for name in names) if names else 0
+    heights = 2.1 * len(panels) + min(0.062 * longest, 1.6)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, (label, series) in zip(axes, panels.items(), strict=True):
+            _columns(axis, series)
+            axis.set_ylabel(label)
+        every = -(-len(names) // MOST_LABELS)
+        size = float(np.clip(560 / max(len(names), 1), 5.2, 8.5))
+        axes[-1].set_xticks(range(0, len(names), every), names[::every], rotation=90, fontsize=size)
+        for axis in axes:
+            axis.tick_params(axis="x", length=0)
+            axis.set_xlim(-0.8, len(names) - 0.2)
+        axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, handlelength=1.2)
+
+    return _svg(draw, heights, salt)
+
+
+def progress(rewards: Sequence[float], labels: Sequence[str], *, salt: str) -> str:
+    """Reward of every episode, coloured by who proposed it, and the best so far.
+
+    A few very poor episodes would flatten everything else: they are drawn as triangles at the lower edge.
+
+    Args:
+        rewards: One per episode.
+        labels: Who proposed it, one per episode.
+        salt: As for `bullets`.
+
+    Returns:
+        An `<svg>` element.
+    """
+    values = np.asarray(rewards, dtype=float)
+    best = np.maximum.accumulate(values)
+    low, high = float(np.quantile(values, 0.15)), float(values.max())
+    margin = max(high - low, 1e-6) * 0.15
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        episodes = np.arange(1, len(values) + 1)
+        below = values < low - margin
+        for number, label in enumerate(dict.fromkeys(labels)):
+            mine, color = np.asarray([other == label for other in labels]), DOTS[number % len(DOTS)]
+            axis.scatter(episodes[mine & ~below], values[mine & ~below], s=16, color=color, label=label, zorder=2)
+            out = mine & below
+            axis.scatter(episodes[out], np.full(out.sum(), low - 0.9 * margin), s=16, marker="v", color=color, zorder=2)
+        axis.step(episodes, best, where="post", color=COLORS["found"], linewidth=1.8, label="best so far", zorder=3)
+        axis.set_ylim(low - 1.3 * margin, high + margin)
+        axis.set_xlim(0.5, len(values) + 0.5)
+        axis.locator_params(axis="x", integer=True)
+        axis.set_xlabel("episode")
+        axis.set_ylabel("reward")
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, frameon=False, handlelength=1.2)
+
+    return _svg(draw, 2.7, salt)
+
+
+def _columns(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
+    places = np.arange(len(series["dense"]))
+    axis.bar(places, series["dense"], width=0.84, color=COLORS["dense"], label="dense")
+    axis.bar(places, series["found"], width=0.5, color=COLORS["found"], label="found")
+    marks = {"color": COLORS["uniform"], "linewidth": 1.8, "label": "uniform"}
+    axis.hlines(series["uniform"], places - 0.42, places + 0.42, zorder=3, **marks)  # type: ignore[arg-type]
+    axis.set_ylim(0, max([*series["dense"], *series["uniform"], *series["found"]], default=1.0) * 1.04)
+    axis.locator_params(axis="y", nbins=5)
+
+
+def _svg(draw: Callable[[Figure], None], height: float, salt: str) -> str:
+    """Draws on a fresh figure; the `<svg>` element without prolog, metadata and size (the page sets it)."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    file = io.StringIO()
+    style: Any = {**STYLE, "svg.hashsalt": salt}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name in letters that matplotlib's font lacks; the browser's has them
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
+    text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
+    # Ids that nothing refers to would stand twice on a page with several pictures.
+    return re.sub(r' id="[A-Za-z]\w*_\d+"', "", text[text.index("<svg") :])

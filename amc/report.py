@@ -1,0 +1,336 @@
+"""The report of a run for people: one self-contained HTML file. Its pictures are drawn in `pictures.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amc.files import write_text
+from amc.pictures import COLORS, INK, bullets, progress
+from envs.layout import LayoutFamily, kept_counts
+from hw_profiles.cost import COSTS, Cost, Macs, Memory, cost_of
+from hw_profiles.layers import Layout
+
+if TYPE_CHECKING:
+    from amc.problem import Problem
+    from amc.rollout import Episode
+    from amc.search import SearchResult
+
+NETWORKS = ("dense", "uniform", "found")
+MEANING = {
+    "dense": "the network as it came",
+    "uniform": "one preserve ratio for all units, the largest that keeps the budget",
+    "found": "the policy of this run",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """What the report says of one network.
+
+    Attributes:
+        accuracy: "validation" and "test" -> fraction.
+        costs: Cost name -> value, the same names for every network.
+        widths: Kept channels per unit.
+        layer_costs: Cost of each layer with a weight.
+        latency_ms: Measured latency, None if it was not measured.
+    """
+
+    accuracy: Mapping[str, float]
+    costs: Mapping[str, float]
+    widths: tuple[int, ...]
+    layer_costs: tuple[float, ...]
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything the report shows, as plain data.
+
+    Attributes:
+        task: The task's name.
+        agent: Who searched.
+        budgets: Cost name -> limit in the cost's unit; the first one leads the headline.
+        networks: "dense", "uniform" and "found".
+        units: Names of the units, in the order of `NetworkFacts.widths`.
+        layers: Names of the layers, in the order of `NetworkFacts.layer_costs`.
+        layer_cost: Name of the cost that `layer_costs` counts.
+        images: "validation" and "test" -> size of the split.
+        rewards: Reward of each episode.
+        searchers: Who proposed it, one per episode.
+        effort: What the search took: heading -> text.
+        configuration: The complete configuration as TOML.
+    """
+
+    task: str
+    agent: str
+    budgets: Mapping[str, float]
+    networks: Mapping[str, NetworkFacts]
+    units: tuple[str, ...]
+    layers: tuple[str, ...]
+    layer_cost: str
+    images: Mapping[str, int]
+    rewards: tuple[float, ...]
+    searchers: tuple[str, ...]
+    effort: Mapping[str, str]
+    configuration: str
+
+
+def write_report(
+    path: Path, problem: Problem, result: SearchResult, latency_ms: Mapping[str, float], episodes: Sequence[Episode]
+) -> None:
+    """Writes the report of a finished search, atomically.
+
+    Args:
+        path: The HTML file.
+        problem: What was searched on.
+        result: What was found.
+        latency_ms: Network name -> milliseconds; networks without an entry show none.
+        episodes: All episodes in order.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    write_text(path, render(gather(problem, result, latency_ms, episodes)))
+
+
+def gather(
+    problem: Problem, result: SearchResult, latency_ms: Mapping[str, float], episodes: Sequence[Episode]
+) -> ReportData:
+    """Collects what `render` shows."""
+    family, first = problem.anatomy.family, problem.constraint.budgets[0].cost
+    cost = Macs() if isinstance(first, Memory) else first  # peak memory does not add up over layers
+    units = tuple(site.unit for site in problem.sites)
+    networks = {
+        name: NetworkFacts(
+            accuracy=report.accuracy, costs=report.costs, widths=report.widths,
+            layer_costs=layer_costs(family, cost, dict(zip(units, report.widths, strict=True))),
+            latency_ms=latency_ms.get(name),
+        )
+        for name, report in result.reports.items()
+    }  # fmt: skip
+    return ReportData(
+        task=result.task, agent=problem.config.agent, budgets=result.budgets, networks=networks, units=units,
+        layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight), layer_cost=cost.name,
+        images={"validation": len(problem.task.validation), "test": len(problem.task.test)},
+        rewards=tuple(episode.trajectory.reward for episode in episodes),
+        searchers=tuple(episode.trajectory.label for episode in episodes),
+        effort={
+            "episodes": f"{len(episodes):,}", "evaluations": f"{result.evaluations:,}",
+            "image-forwards": f"{result.image_forwards:,}", "seconds": f"{result.seconds:,.0f}",
+            "seed": str(result.seed),
+        },
+        configuration=problem.config.to_toml(),
+    )  # fmt: skip
+
+
+def layer_costs(family: LayoutFamily, cost: Cost, widths: Mapping[str, int]) -> tuple[float, ...]:
+    """Cost of every layer with a weight, alone, at some widths."""
+    layers = family.at(kept_counts(family, widths)).layers
+    return tuple(cost_of(cost, Layout(layers=(replace(a, inputs=()),))) for a in layers if a.has_weight)
+
+
+def render(data: ReportData) -> str:
+    """The whole page."""
+    title = f"{data.task}, pruned"
+    sections = [_header(data), _cards(data), _table(data), _widths(data), _layer_shares(data)]
+    if len(data.rewards) > 1:
+        sections.append(_rewards(data))
+    sections += [_effort(data), f"<h2>Configuration</h2>\n<pre>{escape(data.configuration)}</pre>"]
+    body = "\n".join(f"<section>{section}</section>" for section in sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def amount(name: str, value: float) -> str:
+    """A cost in digits that a person reads: 125.5 M, 853.2 k, 1.21 MB."""
+    unit = "B" if name == "memory" else ""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= max(size, 1e4):
+            return f"{value / size:.4g} {letter}{unit}"
+    return f"{value:,.4g} {unit}".strip() if value < 1000 else f"{value:,.0f} {unit}".strip()
+
+
+def cost_label(name: str) -> str:
+    """How a cost is called in a sentence."""
+    if name == "memory":
+        return "peak memory"
+    return COSTS[name].unit if name in COSTS else name
+
+
+def difference(value: float, other: float) -> str:
+    """How far an accuracy lies above or below another one, in points."""
+    points = round(100 * (value - other), 1)
+    if not points:
+        return "level with"
+    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+
+
+def _header(data: ReportData) -> str:
+    dense, found = data.networks["dense"], data.networks["found"]
+    first = next(iter(data.budgets))
+    share = found.costs[first] / dense.costs[first]
+    test = {name: data.networks[name].accuracy["test"] for name in NETWORKS}
+    budgets = ", ".join(
+        f"{escape(cost_label(name))} at most {amount(name, limit)} ({limit / dense.costs[name]:.1%} of dense)"
+        for name, limit in data.budgets.items()
+    )
+    return (
+        f'<p class="eyebrow">Pruning report · {escape(data.agent)}</p>\n'
+        f"<h1>{escape(data.task)} keeps {test['found']:.1%} test accuracy "
+        f"at {share:.1%} of its {escape(cost_label(first))}</h1>\n"
+        f'<p class="lead">That is <strong>{difference(test["found"], test["uniform"])}</strong> uniform pruning '
+        f"({test['uniform']:.1%}) and <strong>{difference(test['found'], test['dense'])}</strong> the dense network "
+        f"({test['dense']:.1%}), without any fine-tuning.</p>\n"
+        f'<p class="note">Budget: {budgets}. Counted on the real, pruned network.</p>'
+    )
+
+
+def _cards(data: ReportData) -> str:
+    dense, found = data.networks["dense"], data.networks["found"]
+    cards = [
+        (f"{found.costs[name] / value:.1%}", f"of the {cost_label(name)}",
+         f"{amount(name, found.costs[name])} of {amount(name, value)}")
+        for name, value in dense.costs.items()
+    ]  # fmt: skip
+    if dense.latency_ms and found.latency_ms:
+        ratio = dense.latency_ms / found.latency_ms
+        times = f"{found.latency_ms:.3g} ms, dense {dense.latency_ms:.3g} ms"
+        cards.append((f"{ratio:.2f} times", "as fast in onnxruntime", times))
+    blocks = (
+        f'<div class="card"><b>{value}</b><span>{escape(label)}</span><small>{escape(detail)}</small></div>'
+        for value, label, detail in cards
+    )
+    return f'<div class="cards">{"".join(blocks)}</div>'
+
+
+def _table(data: ReportData) -> str:
+    costs = data.networks["dense"].costs
+    heads = ["network", "validation", "test", *(cost_label(name) for name in costs), "latency"]
+    rows = []
+    for name in NETWORKS:
+        facts = data.networks[name]
+        cells = [f"{facts.accuracy[split]:.2%}" for split in ("validation", "test")]
+        for cost, value in facts.costs.items():
+            cells.append(f'<span title="{value:,.0f}">{amount(cost, value)}</span> <i>{value / costs[cost]:.1%}</i>')
+        cells.append("-" if facts.latency_ms is None else f"{facts.latency_ms:.3f} ms")
+        who = f'<th scope="row"><span class="dot {name}"></span>{name}<small>{MEANING[name]}</small></th>'
+        rows.append(f'<tr class="{name}">{who}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    spread = {split: _standard_error(data.networks["found"].accuracy[split], n) for split, n in data.images.items()}
+    errors = ", ".join(f"{split} {spread[split]:.2f} ({n:,} images)" for split, n in data.images.items())
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>\n'
+        f'<p class="note">Accuracy in per cent, nothing fine-tuned; test images were looked at once, after the policy '
+        f"was fixed. Standard error of one accuracy in points: {errors}. Latency: onnxruntime, batch 1, one thread, "
+        "all networks timed side by side.</p>"
+    )
+
+
+def _standard_error(accuracy: float, images: int) -> float:
+    """In points; an upper bound where scores between 0 and 1 are averaged."""
+    return 100 * sqrt(max(accuracy * (1 - accuracy), 0.0) / max(images, 1))
+
+
+def _widths(data: ReportData) -> str:
+    dense = data.networks["dense"].widths
+    channels = {name: data.networks[name].widths for name in NETWORKS}
+    kept = {name: [100 * a / b for a, b in zip(widths, dense, strict=True)] for name, widths in channels.items()}
+    picture = bullets({"channels": channels, "kept, %": kept}, data.units, salt="widths")
+    rows = "".join(
+        f"<tr><th>{escape(unit)}</th>{''.join(f'<td>{channels[name][k]:,}</td>' for name in NETWORKS)}"
+        f"<td>{kept['found'][k]:.0f} %</td></tr>"
+        for k, unit in enumerate(data.units)
+    )
+    head = "".join(f"<th>{text}</th>" for text in ("unit", *NETWORKS, "kept"))
+    return (
+        "<h2>Channels that stay</h2>\n<p>From input to output: a unit is channels that are kept or dropped together, "
+        f"named after the first layer that writes them.</p>\n<figure>{picture}</figure>\n"
+        f"<details><summary>All {len(data.units)} units in numbers</summary>"
+        f'<table class="small"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details>'
+    )
+
+
+def _layer_shares(data: ReportData) -> str:
+    total = sum(data.networks["dense"].layer_costs) or 1.0
+    shares = {name: [100 * value / total for value in data.networks[name].layer_costs] for name in NETWORKS}
+    label = cost_label(data.layer_cost)
+    picture = bullets({f"{label}, % of dense": shares}, data.layers, salt="layers")
+    return (
+        f"<h2>Where the {escape(label)} are</h2>\n<p>Each layer's share of the dense network's total; the pale bars "
+        f"add up to 100 %, found's to {sum(shares['found']):.1f} %.</p>\n<figure>{picture}</figure>"
+    )
+
+
+def _rewards(data: ReportData) -> str:
+    picture = progress(data.rewards, data.searchers, salt="rewards")
+    best = max(range(len(data.rewards)), key=data.rewards.__getitem__)
+    return (
+        f"<h2>The search</h2>\n<p>Reward of each of {len(data.rewards):,} episodes; the best, "
+        f"{data.rewards[best]:.4f}, was number {best + 1}, by {escape(data.searchers[best])}. "
+        "Triangles at the edge lie further below.</p>\n"
+        f"<figure>{picture}</figure>"
+    )
+
+
+def _effort(data: ReportData) -> str:
+    pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in data.effort.items())
+    return f"<h2>What it took</h2>\n<dl>{pairs}</dl>"
+
+
+CSS = f"""
+:root {{ color-scheme: light; --ink: {INK}; --soft: #66717e; --line: #e6e9ee; --found: {COLORS["found"]}; }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; background: #f7f8fa; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums; }}
+main {{ max-width: 1080px; margin: 0 auto; padding: 56px 32px 80px; }}
+section {{ margin-bottom: 40px; }}
+h1 {{ font-size: 34px; line-height: 1.2; letter-spacing: -.015em; margin: 6px 0 14px; text-wrap: balance; }}
+h1, .eyebrow, th, dd, pre {{ overflow-wrap: anywhere; }}
+h2 {{ font-size: 20px; margin: 0 0 4px; letter-spacing: -.005em; }}
+p {{ margin: 0 0 14px; max-width: 72ch; }}
+.eyebrow {{ margin: 0; color: var(--found); font-size: 13px; font-weight: 600; letter-spacing: .06em;
+  text-transform: uppercase; }}
+.lead {{ font-size: 19px; }}
+.note, h2 + p {{ color: var(--soft); font-size: 14px; }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 16px; }}
+.card, figure, .wide, pre, dl {{ background: #fff; border: 1px solid var(--line); border-radius: 12px; }}
+.card {{ padding: 18px 20px; display: flex; flex-direction: column; }}
+.card b {{ font-size: 30px; line-height: 1.2; letter-spacing: -.02em; color: var(--found); }}
+.card small, td i {{ color: var(--soft); font-style: normal; font-size: 13px; }}
+.wide {{ overflow-x: auto; margin-bottom: 12px; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ padding: 12px 18px; text-align: right; white-space: nowrap; }}
+th:first-child {{ text-align: left; }}
+thead th {{ color: var(--soft); font-size: 13px; font-weight: 600; border-bottom: 1px solid var(--line); }}
+tbody th {{ font-weight: 600; }}
+tbody th small {{ display: block; color: var(--soft); font-weight: 400; font-size: 12.5px; padding-left: 18px;
+  white-space: normal; }}
+tbody tr + tr > * {{ border-top: 1px solid var(--line); }}
+tr.found td {{ font-weight: 600; }}
+tr.found {{ background: #f1f8f9; }}
+.dot {{ display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }}
+.dot.dense {{ background: #c6ced8; }} .dot.uniform {{ background: {COLORS["uniform"]}; }}
+.dot.found {{ background: var(--found); }}
+figure {{ margin: 0; padding: 16px; }}
+svg {{ display: block; width: 100%; height: auto; }}
+svg text {{ font-family: inherit !important; }}
+details {{ margin-top: 12px; font-size: 14px; }}
+summary {{ cursor: pointer; color: var(--soft); }}
+table.small {{ width: auto; margin-top: 8px; }}
+table.small th, table.small td {{ padding: 3px 14px; }}
+table.small tbody tr + tr > * {{ border: 0; }}
+dl {{ display: flex; flex-wrap: wrap; gap: 8px 40px; padding: 16px 20px; margin: 8px 0 0; }}
+dt {{ color: var(--soft); font-size: 13px; }}
+dd {{ margin: 0; font-weight: 600; }}
+pre {{ padding: 18px 20px; margin: 8px 0 0; font: 13px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+  white-space: pre-wrap; }}
+@media print {{ body {{ background: #fff; }} section {{ break-inside: avoid; }} }}
+"""

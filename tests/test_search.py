@@ -1,0 +1,108 @@
+"""The whole chain on the embedded default, through the functions that the command line calls."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amc.config import SearchConfig, load_config
+from amc.problem import Problem
+from amc.search import search
+
+QUICK = {
+    "task": "digits",
+    "constraint": {"macs": 0.3},
+    "reward_images": 200,
+    "compression": {"images": 128, "positions": 16},
+    "knapsack": {"images": 64, "widths": 4},
+    "episodes": 6,
+    "warmup": 3,
+    "confirm": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
+
+
+def quick(**changes: object) -> SearchConfig:
+    return SearchConfig(**{**QUICK, **changes})
+
+
+@pytest.mark.parametrize("agent", ["uniform", "knapsack", "random", "ddpg"])
+def test_every_agent_ends_within_the_budget_of_the_real_network(agent: str) -> None:
+    result = search(Problem(quick(agent=agent)))
+    for name in ("uniform", "found"):
+        assert result.reports[name].costs["macs"] <= result.budgets["macs"]
+    counted = sum(parameter.numel() for parameter in result.networks["found"].parameters())
+    assert counted == result.reports["found"].costs["params"] < result.reports["dense"].costs["params"]
+
+
+def test_several_budgets_hold_at_once() -> None:
+    result = search(Problem(quick(agent="knapsack", constraint={"macs": 0.5, "params": 0.3, "memory": 0.5})))
+    assert set(result.budgets) == {"macs", "params", "memory"}
+    for cost, limit in result.budgets.items():
+        assert result.reports["found"].costs[cost] <= limit
+
+
+def test_the_same_seed_gives_the_same_policy_and_accuracy() -> None:
+    first, second = (search(Problem(quick(agent="ddpg"))) for _ in range(2))
+    assert first.policy == second.policy
+    assert first.reports == second.reports
+    assert first.image_forwards == second.image_forwards
+
+
+def test_ddpg_is_not_worse_than_its_start_on_validation() -> None:
+    start = search(Problem(quick(agent="knapsack"))).reports["found"].accuracy["validation"]
+    assert search(Problem(quick(agent="ddpg"))).reports["found"].accuracy["validation"] >= start
+
+
+def test_the_second_budget_finds_sensitivities_on_disk_and_pays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = search(Problem(quick(agent="knapsack")))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("damage was measured again")
+
+    monkeypatch.setattr("amc.problem.measure_damage", never)
+    second = search(Problem(quick(agent="knapsack", constraint={"macs": 0.4})))
+    assert second.image_forwards == first.image_forwards
+
+
+def test_a_search_does_not_change_the_task_network() -> None:
+    problem = Problem(quick(agent="knapsack"))
+    before = {name: tensor.clone() for name, tensor in problem.task.network.state_dict().items()}
+    search(problem)
+    after = problem.task.network.state_dict()
+    assert all(np.array_equal(before[name].numpy(), after[name].numpy()) for name in before)
+
+
+def test_an_unreachable_budget_is_refused_with_the_lowest_value_found() -> None:
+    with pytest.raises(ValueError, match="lowest found is macs="):
+        Problem(quick(constraint={"macs": 0.0001}))
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device cpu"):
+        Problem(quick(device="cuda"))
+
+
+def test_the_result_has_the_documented_fields() -> None:
+    result = search(Problem(quick(agent="uniform")))
+    data = json.loads(json.dumps(result.to_json({"torch": "0"}, {"dense": 1.0})))
+    assert data["schema_version"] == 1
+    assert {"task", "budgets", "seed", "evaluations", "image_forwards", "versions", "measured"} <= data.keys()
+    for name in ("dense", "uniform", "found"):
+        assert data[name].keys() == {"accuracy", "costs"}
+        assert data[name]["accuracy"].keys() == {"validation", "test"}
+
+
+@pytest.mark.slow
+def test_uniform_loses_three_points_on_the_demo_and_the_search_loses_less() -> None:
+    recipe = Path(__file__).resolve().parent.parent / "experiments" / "demo.toml"
+    reports = search(Problem(load_config(recipe, {"agent": "knapsack"}))).reports
+    dense, uniform, found = (reports[n].accuracy["validation"] for n in ("dense", "uniform", "found"))
+    assert dense - uniform >= 0.03
+    assert found > uniform

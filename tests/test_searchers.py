@@ -1,0 +1,408 @@
+"""The contract of every searcher, the noise, and the proof that DDPG learns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from agents.actor_plan import ActorPlan, actor_mean, with_step_code
+from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
+from agents.ddpg_learner import DDPGLearner, LearnerSettings, isolated
+from agents.noise import decayed_sigma, truncated_normal
+from agents.random_search import RandomSearch
+from agents.searcher import FixedPlan, Plan, Searcher, SearcherState, Trajectory, keyed_generator
+
+Starts: TypeAlias = Sequence[tuple[str, Sequence[float]]]
+MakeSearcher: TypeAlias = Callable[[int, Starts], Searcher]
+
+STEPS, SIZE = 7, 6
+STARTS: Starts = (("uniform", (0.45,) * STEPS), ("falling", tuple(np.linspace(0.9, 0.3, STEPS).tolist())))
+SMALL = DDPGSettings(hidden=(16, 16), warmup_episodes=6, replay_episodes=12)
+
+
+# --- a toy whose optimum is known ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Seven ratios under a budget wall; what each is worth is concave, and differs from step to step."""
+
+    cost: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    power: NDArray[np.float64]
+    budget: float = 0.45
+    least: float = 0.1
+
+    def reward(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``[..., T]`` actions to ``[...]`` rewards, at most 1."""
+        result: NDArray[np.float64] = 1 - ((1 - actions) ** self.power * self.gain).sum(-1)
+        return result
+
+    def play(self, plan: Plan) -> Trajectory:
+        """Walk the steps; an action that would leave too little for the rest is cut down."""
+        used, previous = 0.0, 1.0
+        observations, executed = np.zeros((STEPS, SIZE), np.float32), np.zeros(STEPS)
+        for step in range(STEPS):
+            rest = float(self.cost[step + 1 :].sum())
+            observations[step] = step / STEPS, self.cost[step], used, rest, self.budget - used, previous
+            most = (self.budget - used - self.least * rest) / self.cost[step]
+            action = plan(step, observations[step])
+            assert 0.0 <= action <= 1.0
+            executed[step] = previous = max(self.least, min(action, most, 1.0))
+            used += executed[step] * self.cost[step]
+        assert used <= self.budget + 1e-9
+        reward = float(self.reward(executed))
+        return Trajectory(
+            observations=observations, actions=executed.astype(np.float32), reward=reward, label=plan.label
+        )
+
+    def brute_force_optimum(self) -> float:
+        """The best reward over a grid in all steps but the last, which takes what the budget leaves."""
+        levels, best = np.linspace(self.least, 1.0, 10), -np.inf
+        inner = np.array(list(itertools.product(levels, repeat=STEPS - 3)))
+        for first, second in itertools.product(levels, repeat=2):
+            heads = np.concatenate([np.tile([first, second], (len(inner), 1)), inner], axis=1)
+            last = (self.budget - heads @ self.cost[:-1]) / self.cost[-1]
+            actions = np.concatenate([heads, np.minimum(last, 1.0)[:, None]], axis=1)[last >= self.least]
+            best = max(best, float(self.reward(actions).max(initial=-np.inf)))
+        return best
+
+
+@cache
+def toy() -> Toy:
+    draw = np.random.default_rng(4)
+    cost, gain = draw.uniform(0.3, 1.0, STEPS), draw.uniform(0.1, 1.0, STEPS) ** 2
+    return Toy(cost / cost.sum(), gain / gain.sum(), draw.uniform(1.5, 4.0, STEPS))
+
+
+def best_after(searcher: Searcher, episodes: int, round_size: int = 4) -> float:
+    """The best reward among the first ``episodes``."""
+    best = -np.inf
+    for begin in range(0, episodes, round_size):
+        played = play_round(searcher, min(round_size, episodes - begin))
+        best = max(best, *(trajectory.reward for trajectory in played))
+    return best
+
+
+def play_round(searcher: Searcher, count: int) -> list[Trajectory]:
+    played = [toy().play(plan) for plan in searcher.propose(count)]
+    searcher.tell(played)
+    return played
+
+
+# --- the contract -------------------------------------------------------------------------------------------
+
+
+SEARCHERS: dict[str, MakeSearcher] = {
+    "random": lambda seed, starts: RandomSearch(STEPS, seed, starts),
+    "ddpg": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL, seed, starts),
+    "ddpg as in the paper": lambda seed, starts: DDPGSearcher(
+        SIZE, STEPS, replace(PAPER_SETTINGS, hidden=(16, 16), warmup_episodes=6), seed, starts
+    ),
+}
+
+
+@pytest.fixture(params=list(SEARCHERS.values()), ids=list(SEARCHERS))
+def any_searcher(request: pytest.FixtureRequest) -> MakeSearcher:
+    make: MakeSearcher = request.param
+    return make
+
+
+def rewards_of(searcher: Searcher, rounds: int, count: int = 4) -> list[float]:
+    return [trajectory.reward for _ in range(rounds) for trajectory in play_round(searcher, count)]
+
+
+def stored(state: SearcherState) -> SearcherState:
+    """The state as it comes back from arrays on disk and JSON."""
+    arrays = {name: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape) for name, a in state.arrays.items()}
+    return SearcherState(arrays, json.loads(json.dumps(state.numbers)))
+
+
+def same_states(one: SearcherState, other: SearcherState) -> bool:
+    return (
+        one.numbers == other.numbers
+        and one.arrays.keys() == other.arrays.keys()
+        and all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
+    )
+
+
+def test_a_plan_plays_the_same_after_pickling(any_searcher: MakeSearcher) -> None:
+    searcher = any_searcher(0, STARTS)
+    for _ in range(4):
+        for plan in searcher.propose(3):
+            copy = pickle.loads(pickle.dumps(plan))
+            assert copy.label == plan.label
+            assert np.array_equal(toy().play(plan).actions, toy().play(copy).actions)
+        play_round(searcher, 3)
+
+
+def test_starts_come_first_and_unchanged(any_searcher: MakeSearcher) -> None:
+    searcher = any_searcher(0, STARTS)
+    first, second = searcher.propose(5)[:2]
+    for plan, (label, actions) in zip((first, second), STARTS, strict=True):
+        assert plan.label == label
+        assert [plan(step, np.zeros(SIZE, np.float32)) for step in range(STEPS)] == list(actions)
+
+
+def test_starts_that_span_rounds_are_each_proposed_once(any_searcher: MakeSearcher) -> None:
+    searcher = any_searcher(0, STARTS)
+    labels = [trajectory.label for _ in range(3) for trajectory in play_round(searcher, 1)]
+    assert labels[:2] == ["uniform", "falling"]
+    assert labels[2] not in ("uniform", "falling")
+
+
+def test_a_start_needs_an_action_per_step(any_searcher: MakeSearcher) -> None:
+    with pytest.raises(ValueError, match="one per step, but 'short' has 2"):
+        any_searcher(0, [("short", [0.5, 0.5])])
+
+
+def test_asking_twice_gives_the_same_plans(any_searcher: MakeSearcher) -> None:
+    searcher = any_searcher(0, ())
+    rewards_of(searcher, rounds=3)
+    once, twice = ([toy().play(plan).actions for plan in searcher.propose(3)] for _ in range(2))
+    assert np.array_equal(once, twice)
+
+
+@pytest.mark.parametrize("starts", [(), STARTS], ids=["from nothing", "with starts"])
+def test_the_same_seed_gives_the_same_search(any_searcher: MakeSearcher, starts: Starts) -> None:
+    one, other = any_searcher(3, starts), any_searcher(3, starts)
+    assert rewards_of(one, rounds=4) == rewards_of(other, rounds=4)
+    assert same_states(one.state(), other.state())
+
+
+def test_another_seed_gives_another_search(any_searcher: MakeSearcher) -> None:
+    assert rewards_of(any_searcher(0, ()), rounds=1) != rewards_of(any_searcher(1, ()), rounds=1)
+
+
+def test_episodes_of_one_round_differ(any_searcher: MakeSearcher) -> None:
+    rewards = rewards_of(any_searcher(0, ()), rounds=4)
+    assert len(set(rewards)) == len(rewards)
+
+
+@pytest.mark.parametrize("rounds_before", [0, 2, 5])
+@pytest.mark.parametrize("starts", [(), STARTS], ids=["from nothing", "with starts"])
+def test_restored_it_goes_on_as_if_uninterrupted(
+    any_searcher: MakeSearcher, rounds_before: int, starts: Starts
+) -> None:
+    uninterrupted, restored = any_searcher(0, starts), any_searcher(0, starts)
+    rewards_of(uninterrupted, rounds_before)
+    restored.load(stored(uninterrupted.state()))
+    assert same_states(uninterrupted.state(), restored.state())
+    assert rewards_of(uninterrupted, rounds=4) == rewards_of(restored, rounds=4)
+    assert same_states(uninterrupted.state(), restored.state())
+
+
+def test_a_state_is_a_snapshot(any_searcher: MakeSearcher) -> None:
+    searcher = any_searcher(0, ())
+    rewards_of(searcher, rounds=3)
+    state = searcher.state()
+    before = stored(state)
+    rewards_of(searcher, rounds=2)
+    assert same_states(state, before)
+
+
+def test_global_random_states_and_threads_stay_untouched(any_searcher: MakeSearcher) -> None:
+    def global_state() -> str:
+        numpy_state = np.random.get_state(legacy=False)
+        return f"{random.getstate()} {numpy_state} {torch.get_rng_state().tolist()} {torch.get_num_threads()}"
+
+    before = global_state()
+    searcher = any_searcher(0, STARTS)
+    rewards_of(searcher, rounds=4)
+    searcher.load(searcher.state())
+    assert global_state() == before
+
+
+def test_what_others_draw_does_not_change_the_search(any_searcher: MakeSearcher) -> None:
+    def rewards_with_global_seed(seed: int) -> list[float]:
+        # A caller whose global states are seeded otherwise, and who records no gradients.
+        with isolated(seed), torch.no_grad():
+            return rewards_of(any_searcher(0, STARTS), rounds=4)
+
+    assert rewards_with_global_seed(1) == rewards_with_global_seed(2)
+
+
+# --- DDPG ---------------------------------------------------------------------------------------------------
+
+
+def test_the_numpy_actor_equals_that_of_stable_baselines3() -> None:
+    learner = DDPGLearner(SIZE, STEPS, LearnerSettings(hidden=(300, 300)), seed=0)
+    observations = np.random.default_rng(0).normal(size=(STEPS, SIZE)).astype(np.float32)
+    inputs = with_step_code(observations)
+    with torch.no_grad():
+        expected = (learner._model.actor(torch.from_numpy(inputs)).numpy()[:, 0] + 1) / 2
+    plan = ActorPlan(learner.actor_layers(), True, 0.0, (0.5,) * STEPS, "ddpg")
+    assert [plan(step, row) for step, row in enumerate(observations)] == pytest.approx(expected, abs=1e-6)
+    assert actor_mean(plan.layers, inputs[0]) == plan(0, observations[0])
+
+
+def test_a_cloned_actor_begins_at_the_best_start() -> None:
+    searcher = DDPGSearcher(SIZE, STEPS, replace(SMALL, hidden=(64, 64), cloned_sigma=0.0, sigma_floor=0.0), 0, STARTS)
+    rewards = dict(zip(["uniform", "falling"], rewards_of(searcher, rounds=1, count=2), strict=True))
+    rewards_of(searcher, rounds=2, count=3)
+    best = max(STARTS, key=lambda start: rewards[start[0]])
+    executed = toy().play(FixedPlan(tuple(best[1]), "start")).actions
+    (plan,) = searcher.propose(1)
+    assert isinstance(plan, ActorPlan)
+    assert toy().play(plan).actions == pytest.approx(executed, abs=0.03)
+
+
+def test_warmup_explores_around_the_anchor() -> None:
+    settings = replace(SMALL, warmup_start_sigma=0.0)
+    for label, actions in STARTS:
+        searcher = DDPGSearcher(SIZE, STEPS, settings, 0, STARTS, anchor=label)
+        rewards_of(searcher, rounds=1, count=2)
+        (plan,) = searcher.propose(1)
+        executed = toy().play(FixedPlan(tuple(actions), label)).actions
+        assert toy().play(plan).actions == pytest.approx(executed, abs=1e-6)
+
+
+def test_the_executed_action_and_the_end_of_the_episode_are_replayed() -> None:
+    learner = DDPGLearner(SIZE, STEPS, replace(SMALL, step_code=False), seed=0)
+    played = toy().play(FixedPlan((1.0,) * STEPS, "greedy"))
+    learner.remember(played)
+    arrays = learner.state().arrays
+    assert (arrays["replay.actions"][:, 0, 0] + 1) / 2 == pytest.approx(played.actions)
+    assert arrays["replay.observations"][:, 0] == pytest.approx(played.observations)
+    assert arrays["replay.next_observations"][:-1, 0] == pytest.approx(played.observations[1:])
+    assert arrays["replay.dones"][:, 0].tolist() == [0.0] * (STEPS - 1) + [1.0]
+
+
+def test_ranks_and_baseline_both_centre_the_rewards() -> None:
+    for settings in (SMALL, replace(SMALL, rank_rewards=False, baseline_decay=0.0)):
+        learner = DDPGLearner(SIZE, STEPS, settings, seed=0)
+        for level in (0.2, 0.4, 0.4):
+            learner.remember(toy().play(FixedPlan((level,) * STEPS, "level")))
+        low, high, same = learner._worth(learner._rewards[: 3 * STEPS])[::STEPS]
+        assert low < 0 <= high == same
+
+
+def test_freezing_the_actor_trains_the_critic_only() -> None:
+    learner = DDPGLearner(SIZE, STEPS, SMALL, seed=0)
+    learner.remember(toy().play(FixedPlan((0.4,) * STEPS, "level")))
+    before = learner.state().arrays
+    learner.train(STEPS, index=1, freeze_actor=True)
+    after = learner.state().arrays
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert "policy.critic.qf0.0.weight" in changed
+    assert not any(name.startswith("policy.actor.") for name in changed)
+    assert not any(name.startswith("actor_optimizer.") for name in after)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("gamma", 1.5), ("actor_lr", 0.0), ("critic_lr", float("nan")), ("hidden", ()), ("sigma_decay", 0.0)],
+)
+def test_settings_outside_their_range_are_refused(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        replace(SMALL, **{field: value})  # type: ignore[arg-type]
+
+
+def test_an_unknown_anchor_and_a_foreign_episode_are_refused() -> None:
+    with pytest.raises(ValueError, match="label of a start"):
+        DDPGSearcher(SIZE, STEPS, SMALL, 0, STARTS, anchor="knapsack")
+    searcher = DDPGSearcher(SIZE + 1, STEPS, SMALL, 0)
+    with pytest.raises(ValueError, match="are expected"):
+        play_round(searcher, 1)
+
+
+def best_of_ddpg_and_random(episodes: int, seeds: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    learned = [best_after(DDPGSearcher(SIZE, STEPS, DDPGSettings(), seed), episodes) for seed in range(seeds)]
+    drawn = [best_after(RandomSearch(STEPS, seed), episodes) for seed in range(seeds)]
+    return np.array(learned), np.array(drawn)
+
+
+def test_ddpg_from_nothing_learns_to_prune_the_toy() -> None:
+    learned, drawn = best_of_ddpg_and_random(episodes=120, seeds=3)
+    assert learned.min() >= 0.98 * toy().brute_force_optimum()
+    assert learned.mean() > drawn.mean()
+
+
+@pytest.mark.slow
+def test_ddpg_from_nothing_comes_within_a_percent_of_the_optimum_in_300_episodes() -> None:
+    learned, drawn = best_of_ddpg_and_random(episodes=300, seeds=5)
+    assert learned.min() >= 0.99 * toy().brute_force_optimum()
+    assert learned.mean() > drawn.mean()
+
+
+# --- words and noise ----------------------------------------------------------------------------------------
+
+
+def test_keyed_draws_never_change() -> None:
+    assert keyed_generator(0, "warmup", 3).integers(0, 1000, 3).tolist() == [511, 376, 188]
+    streams = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+    assert len({keyed_generator(*key).random() for key in streams}) == len(streams)
+
+
+def test_impossible_trajectories_and_plans_are_refused() -> None:
+    good = toy().play(FixedPlan((0.5,) * STEPS, "level"))
+    with pytest.raises(ValueError, match="must agree"):
+        replace(good, actions=good.actions[:-1])
+    with pytest.raises(ValueError, match="finite"):
+        replace(good, reward=float("nan"))
+    with pytest.raises(ValueError, match="finite"):
+        replace(good, observations=np.full_like(good.observations, np.inf))
+    with pytest.raises(ValueError, match="0 <= action <= 1"):
+        replace(good, actions=good.actions + np.float32(1))
+    with pytest.raises(ValueError, match="0 <= action <= 1"):
+        FixedPlan((0.5, 1.2), "wild")
+
+
+units = st.floats(0.0, 1.0)
+anything = st.floats(allow_nan=False, allow_infinity=False)
+sigmas = st.floats(0.0, allow_nan=False, allow_infinity=False)
+
+
+@given(mean=anything, sigma=sigmas, uniform=units)
+def test_noise_stays_within_the_borders_whatever_the_width(mean: float, sigma: float, uniform: float) -> None:
+    assert 0.0 <= truncated_normal(mean, sigma, uniform) <= 1.0
+
+
+@given(mean=units, uniform=units, sigma=st.floats(0.0, 1e-6))
+def test_narrow_noise_gives_the_mean(mean: float, uniform: float, sigma: float) -> None:
+    assert truncated_normal(mean, sigma, uniform) == pytest.approx(mean, abs=40 * sigma)
+
+
+@given(mean=units, sigma=st.floats(1e-3, 1e5), uniforms=st.tuples(units, units))
+def test_noise_grows_with_the_quantile(mean: float, sigma: float, uniforms: tuple[float, float]) -> None:
+    low, high = sorted(uniforms)
+    assert truncated_normal(mean, sigma, low) <= truncated_normal(mean, sigma, high) + 1e-9
+
+
+@given(mean=units, sigma=st.floats(1e-3, 1e5), uniform=units)
+def test_noise_mirrors_at_one_half(mean: float, sigma: float, uniform: float) -> None:
+    mirrored = 1 - truncated_normal(1 - mean, sigma, 1 - uniform)
+    assert truncated_normal(mean, sigma, uniform) == pytest.approx(mirrored, abs=1e-6)
+
+
+def test_noise_has_the_moments_of_a_truncated_normal() -> None:
+    # Mean of a normal around 0 with sigma 0.5, truncated to [0, 1]: sigma (phi(0) - phi(2)) / (Phi(2) - Phi(0)).
+    draws = [truncated_normal(0.0, 0.5, (i + 0.5) / 10000) for i in range(10000)]
+    assert np.mean(draws) == pytest.approx(0.5 * (0.398942 - 0.053991) / 0.477250, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(float("nan"), 0.1, 0.5), (0.5, -1.0, 0.5), (0.5, float("nan"), 0.5), (0.5, 0.1, 2.0)]
+)
+def test_noise_refuses_impossible_arguments(arguments: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="must hold"):
+        truncated_normal(*arguments)
+
+
+@given(start=st.floats(0.0, 1.0), decay=st.floats(0.01, 1.0), floor=st.floats(0.0, 0.5), episode=st.integers(0, 5000))
+def test_sigma_shrinks_to_its_floor(start: float, decay: float, floor: float, episode: int) -> None:
+    now, later = (decayed_sigma(start, decay, floor, e) for e in (episode, episode + 1))
+    assert floor <= later <= now <= max(start, floor)
