@@ -8,6 +8,7 @@ greedy single-site exchanges on the true costs finish.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,11 @@ from hw_profiles.layers import IntArray
 FloatArray = NDArray[np.float64]
 
 STATES = 20_000
-"""Most partial solutions the dynamic program keeps; beyond, costs are rounded up to a grid (still feasible)."""
+"""Most partial solutions the dynamic program keeps; beyond, one per cell of a grid (still feasible)."""
 ROUNDS = 40
+SMALLEST_GAIN = 1e-12
+TRIES = 4096
+"""Pairs of moves whose true costs are looked at in one round."""
 
 
 def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
@@ -36,13 +40,15 @@ def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
     """
     costing = constraint.costing
     damages = [curve.at(site.kept()) for curve, site in zip(curves, costing.sites, strict=True)]
+    starts = [constraint.uniform(), constraint.fallback]
     if len(constraint.budgets) == 1 and is_additive(costing, constraint.budgets[0].cost):
         cost, limit = constraint.budgets[0]
         base, tables = linearize(costing, cost, costing.dense())
-        picks = solve_additive(tables, damages, limit - base)
-        if picks is not None:
-            return _kept(costing, picks)
-    return exchange(constraint, damages, _by_multipliers(constraint, damages))
+        picks = solve_additive([base + tables[0], *tables[1:]], damages, limit)
+        if picks is not None and constraint.keeps(_kept(costing, picks))[0]:
+            return _best(costing, damages, [_kept(costing, picks), *starts])
+    starts = [_by_multipliers(constraint, damages), *starts]
+    return _best(costing, damages, [exchange(constraint, damages, kept) for kept in starts])
 
 
 def is_additive(costing: Costing, cost: Cost, draws: int = 32) -> bool:
@@ -70,7 +76,7 @@ def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], 
     """Exact multiple-choice knapsack: one choice per site, least damage with summed cost <= budget.
 
     Keeps the Pareto front of (cost, damage) over the sites so far. Exact while the front stays below
-    `STATES`; then costs are rounded up to a grid, which can only waste budget, never break it.
+    `STATES`; then one partial solution per cell of a grid of costs is kept, each with its true cost.
 
     Args:
         tables: Cost of each choice per site.
@@ -84,19 +90,18 @@ def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], 
     remaining = np.concatenate([np.cumsum(lightest[::-1])[::-1][1:], [0.0]])
     costs, losses = np.zeros(1), np.zeros(1)
     history: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    slack = 1e-9 * max(1.0, abs(budget))
     for table, damage, rest in zip(tables, damages, remaining, strict=True):
         cost = (costs[:, None] + table[None, :]).ravel()
         loss = (losses[:, None] + damage[None, :]).ravel()
-        fits = np.flatnonzero(cost + rest <= budget + slack)
+        fits = np.flatnonzero(cost + rest <= budget)
         if not len(fits):
             return None
         front = _pareto(cost[fits], loss[fits])
         if len(front) > STATES:
-            grid = (budget - cost[fits].min()) / STATES
-            rounded = np.ceil(cost[fits] / grid) * grid
-            legal = np.flatnonzero(rounded + rest <= budget + slack)
-            front = legal[_pareto(rounded[legal], loss[fits][legal])]
+            low = cost[fits].min()
+            grid = (budget - rest - low) / STATES
+            rounded = np.ceil((cost[fits] - low) / grid)  # one partial solution per cell, the least damage in it
+            front = _pareto(rounded, loss[fits])
         chosen = fits[front]
         history.append((chosen // len(table), chosen % len(table)))
         costs, losses = cost[chosen], loss[chosen]
@@ -109,27 +114,85 @@ def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], 
 
 
 def exchange(constraint: Constraint, damages: Sequence[FloatArray], kept: IntArray) -> IntArray:
-    """Greedy single-site changes on the true costs, until none lowers the damage within the budgets."""
-    sites = constraint.costing.sites
-    kept = kept.copy()
-    current = [int(np.flatnonzero(site.kept() == width)[0]) for site, width in zip(sites, kept, strict=True)]
+    """Greedy changes on the true costs, of one site or (where none helps) two, while the damage falls.
+
+    Args:
+        constraint: Sites and budgets.
+        damages: Damage of each choice per site.
+        kept: [S] a feasible assignment.
+
+    Returns:
+        [S] a feasible assignment of at most the same damage.
+    """
     while True:
-        best_gain, best = 1e-12, None
-        for step, site in enumerate(sites):
-            gains = damages[step][current[step]] - damages[step]
-            better = np.flatnonzero(gains > best_gain)
-            if not len(better):
-                continue
-            rows = np.repeat(kept[None, :], len(better), axis=0)
-            rows[:, step] = site.kept()[better]
-            legal = better[constraint.keeps(rows)]
-            if len(legal):
-                pick = int(legal[np.argmax(gains[legal])])
-                best_gain, best = float(gains[pick]), (step, pick)
-        if best is None:
+        moves = _moves(constraint, damages, kept)
+        better = _single(constraint, moves, kept)
+        if better is None:
+            better = _pair(constraint, moves, kept)
+        if better is None:
             return kept
-        step, pick = best
-        current[step], kept[step] = pick, sites[step].kept()[pick]
+        kept = better
+
+
+class _Moves(NamedTuple):
+    """All changes of one site: [M] site, width after, fall of damage, [B, M] change of each cost, part of a pair."""
+
+    site: IntArray
+    width: IntArray
+    gain: FloatArray
+    cost: FloatArray
+    near: NDArray[np.bool_]
+
+
+def _moves(constraint: Constraint, damages: Sequence[FloatArray], kept: IntArray) -> _Moves:
+    costing, sites = constraint.costing, constraint.costing.sites
+    current = sites_index(costing, kept)
+    tables = [np.concatenate(linearize(costing, cost, kept)[1]) for cost, _ in constraint.budgets]
+    counts = [len(site.choices) for site in sites]
+    return _Moves(
+        site=np.repeat(np.arange(len(sites)), counts),
+        width=np.concatenate([site.kept() for site in sites]),
+        gain=np.concatenate([damage[index] - damage for damage, index in zip(damages, current, strict=True)]),
+        cost=np.stack(tables),
+        near=np.concatenate([_near(count, index) for count, index in zip(counts, current, strict=True)]),
+    )
+
+
+def _near(count: int, current: int) -> NDArray[np.bool_]:
+    """[C] choices one, two, four, ... steps away: fine and coarse pairs, but few."""
+    distance = np.abs(np.arange(count) - current)
+    return (distance > 0) & (distance & (distance - 1) == 0)
+
+
+def _single(constraint: Constraint, moves: _Moves, kept: IntArray) -> IntArray | None:
+    """The feasible change of one site that lowers the damage most."""
+    order = np.flatnonzero(moves.gain > SMALLEST_GAIN)
+    order = order[np.argsort(-moves.gain[order], kind="stable")]
+    return _first_legal(constraint, kept, moves, order[:, None])
+
+
+def _pair(constraint: Constraint, moves: _Moves, kept: IntArray) -> IntArray | None:
+    """The feasible change of two sites that lowers the damage most, among pairs that look feasible one by one."""
+    up = np.flatnonzero((moves.gain > SMALLEST_GAIN) & moves.near)
+    down = np.flatnonzero((moves.cost < 0).any(axis=0) & moves.near)
+    room = [limit - constraint.costing.one(cost, kept) for cost, limit in constraint.budgets]
+    gain = moves.gain[up][:, None] + moves.gain[down][None, :]
+    gain[moves.site[up][:, None] == moves.site[down][None, :]] = 0
+    for change, slack in zip(moves.cost, room, strict=True):
+        gain[change[up][:, None] + change[down][None, :] > slack] = 0
+    rows, columns = np.nonzero(gain > SMALLEST_GAIN)
+    order = np.argsort(-gain[rows, columns], kind="stable")[:TRIES]
+    return _first_legal(constraint, kept, moves, np.stack([up[rows[order]], down[columns[order]]], axis=1))
+
+
+def _first_legal(constraint: Constraint, kept: IntArray, moves: _Moves, order: IntArray) -> IntArray | None:
+    """The assignment after the first [K, n] combination of moves that keeps every budget."""
+    if not len(order):
+        return None
+    rows = np.repeat(kept[None, :], len(order), axis=0)
+    np.put_along_axis(rows, moves.site[order], moves.width[order], axis=1)
+    legal = np.flatnonzero(constraint.keeps(rows))
+    return np.asarray(rows[legal[0]]) if len(legal) else None
 
 
 def _by_multipliers(constraint: Constraint, damages: Sequence[FloatArray]) -> IntArray:
@@ -179,6 +242,11 @@ def _bisect(constraint: Constraint, damages: Sequence[FloatArray], shares: Seque
 def sites_index(costing: Costing, kept: IntArray) -> list[int]:
     """Index of the choice that each width is."""
     return [int(np.flatnonzero(s.kept() == width)[0]) for s, width in zip(costing.sites, kept, strict=True)]
+
+
+def _best(costing: Costing, damages: Sequence[FloatArray], candidates: Sequence[IntArray]) -> IntArray:
+    """The candidate of least total damage, the first one on a tie."""
+    return min(candidates, key=lambda kept: _total(damages, sites_index(costing, kept)))
 
 
 def _total(damages: Sequence[FloatArray], picks: Sequence[int]) -> float:

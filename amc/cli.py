@@ -51,8 +51,8 @@ def inspect(
     skip: SkipOption = None,
 ) -> None:
     """Show what can be pruned: units, members, share of MACs, and why every other layer stays."""
-    from amc.show import inspection
     from amc.door import check_task
+    from amc.show import inspection
     from amc.tasks import load_task
 
     if task is None:

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from amc.config import SearchConfig, load_config
-from amc.export import latency_ms, read_policy, write_applied, write_onnx
+from amc.export import POLICY, WEIGHTS, latency_ms, read_policy, write_applied, write_onnx
 from amc.problem import Problem
-from amc.record import POLICY, REPORT, RESULT, WEIGHTS, RunFolder
+from amc.record import REPORT, RESULT, RunFolder
 from amc.report import write_report
 from amc.rollout import Episode
 from amc.search import SearchResult, search

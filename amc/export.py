@@ -214,13 +214,13 @@ def load_applied(dense: nn.Module, folder: Path) -> nn.Module:
             f"the weights must be a readable safetensors file, but {str(path)!r} is not ({_one_line(error)}): "
             "apply the policy again"
         ) from error
-    small = policy.apply(dense, check_weights=False)
     try:
+        small = policy.apply(dense, check_weights=False)
         small.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"the weights must fit the network that the policy makes, but {str(path)!r} does not "
-            f"({_one_line(error)}): use the {WEIGHTS} that was written with this {POLICY}"
+            f"policy and weights must fit the network and each other, but those in {str(folder)!r} do not "
+            f"({_one_line(error)}): use {POLICY} and {WEIGHTS} as they were written together"
         ) from error
     return small
 

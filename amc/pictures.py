@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = {"dense": "#dfe4ea", "uniform": "#d9822b", "found": "#1f7a8c"}
-DOTS = ("#8aa0b3", "#b8a1c9", "#a3b18a", "#d4a373", "#7d8597")
+DOTS = ("#d9822b", "#9aa7b5", "#5b8fd6", "#a06cb5", "#6b9e4f")
 INK, FAINT = "#39424e", "#e8ebef"
-WIDTH_INCHES, MOST_LABELS = 11.0, 110
+WIDTH_INCHES, SLOTS_POINTS, MOST_LABELS = 11.0, 740, 110
+LEGEND: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False, "handlelength": 1.2}
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched and takes the page's font
     "text.parse_math": False,  # a name may hold a dollar sign
@@ -47,13 +48,16 @@ def bullets(panels: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence
         for axis, (label, series) in zip(axes, panels.items(), strict=True):
             _columns(axis, series)
             axis.set_ylabel(label)
+        slot = SLOTS_POINTS / max(len(names), 1)
         every = -(-len(names) // MOST_LABELS)
-        size = float(np.clip(560 / max(len(names), 1), 5.2, 8.5))
-        axes[-1].set_xticks(range(0, len(names), every), names[::every], rotation=90, fontsize=size)
+        size, flat = float(np.clip(0.75 * slot, 5.2, 8.5)), 5.5 * longest < slot
+        axes[-1].set_xticks(range(0, len(names), every), names[::every], rotation=0 if flat else 90, fontsize=size)
         for axis in axes:
             axis.tick_params(axis="x", length=0)
             axis.set_xlim(-0.8, len(names) - 0.2)
-        axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, handlelength=1.2)
+        handles, labels = axes[0].get_legend_handles_labels()
+        ordered = [handles[labels.index(name)] for name in ("dense", "uniform", "found")]
+        axes[0].legend(handles=ordered, ncols=3, **LEGEND)
 
     return _svg(draw, heights, salt)
 
@@ -61,7 +65,7 @@ def bullets(panels: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence
 def progress(rewards: Sequence[float], labels: Sequence[str], *, salt: str) -> str:
     """Reward of every episode, coloured by who proposed it, and the best so far.
 
-    A few very poor episodes would flatten everything else: they are drawn as triangles at the lower edge.
+    A few very poor episodes would flatten everything else: they become triangles at the lower edge.
 
     Args:
         rewards: One per episode.
@@ -74,7 +78,7 @@ def progress(rewards: Sequence[float], labels: Sequence[str], *, salt: str) -> s
     values = np.asarray(rewards, dtype=float)
     best = np.maximum.accumulate(values)
     low, high = float(np.quantile(values, 0.15)), float(values.max())
-    margin = max(high - low, 1e-6) * 0.15
+    margin = max(0.15 * (high - low), 0.003 * abs(high), 1e-9)
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
@@ -84,14 +88,16 @@ def progress(rewards: Sequence[float], labels: Sequence[str], *, salt: str) -> s
             mine, color = np.asarray([other == label for other in labels]), DOTS[number % len(DOTS)]
             axis.scatter(episodes[mine & ~below], values[mine & ~below], s=16, color=color, label=label, zorder=2)
             out = mine & below
-            axis.scatter(episodes[out], np.full(out.sum(), low - 0.9 * margin), s=16, marker="v", color=color, zorder=2)
+            axis.scatter(episodes[out], np.full(out.sum(), low - 0.9 * margin), s=16, marker="v", color=color)
+        if below.any():
+            axis.scatter([], [], s=16, marker="v", color="#9aa7b5", label="further below")
         axis.step(episodes, best, where="post", color=COLORS["found"], linewidth=1.8, label="best so far", zorder=3)
         axis.set_ylim(low - 1.3 * margin, high + margin)
         axis.set_xlim(0.5, len(values) + 0.5)
         axis.locator_params(axis="x", integer=True)
         axis.set_xlabel("episode")
         axis.set_ylabel("reward")
-        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, frameon=False, handlelength=1.2)
+        axis.legend(ncols=7, **LEGEND)
 
     return _svg(draw, 2.7, salt)
 
@@ -100,8 +106,8 @@ def _columns(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
     places = np.arange(len(series["dense"]))
     axis.bar(places, series["dense"], width=0.84, color=COLORS["dense"], label="dense")
     axis.bar(places, series["found"], width=0.5, color=COLORS["found"], label="found")
-    marks = {"color": COLORS["uniform"], "linewidth": 1.8, "label": "uniform"}
-    axis.hlines(series["uniform"], places - 0.42, places + 0.42, zorder=3, **marks)  # type: ignore[arg-type]
+    left, right = places - 0.42, places + 0.42
+    axis.hlines(series["uniform"], left, right, color=COLORS["uniform"], linewidth=1.8, label="uniform", zorder=3)
     axis.set_ylim(0, max([*series["dense"], *series["uniform"], *series["found"]], default=1.0) * 1.04)
     axis.locator_params(axis="y", nbins=5)
 
@@ -124,4 +130,4 @@ def _svg(draw: Callable[[Figure], None], height: float, salt: str) -> str:
     text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
     # Ids that nothing refers to would stand twice on a page with several pictures.
-    return re.sub(r' id="[A-Za-z]\w*_\d+"', "", text[text.index("<svg") :])
+    return re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", text[text.index("<svg") :])

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from amc.cache import cached_tensors
 from amc.config import SearchConfig
 from amc.data import Split
+from amc.door import check_task
 from amc.evaluate import Effort, Evaluator, Score, Scorer
 from amc.sensitivity import Curve, measure_damage, sensitivity_forwards
-from amc.door import check_task
 from amc.tasks import Task, load_task
 from envs.compress import Compressor, plan_calibration
 from envs.constraint import Budget, Constraint, Costing, resolve_budget
@@ -97,6 +97,7 @@ class Problem:
         check_task(self.task)
         progress("finding units", 0, 1)
         self.anatomy = dissect(self.task.network, self.task.example_input)
+        progress("finding units", 1, 1)
         sites, skipped = config.rules.rules().sites(self.anatomy.units)
         self.sites: tuple[Site, ...] = tuple(sites)
         self.fixed = (*self.anatomy.fixed, *skipped)

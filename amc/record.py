@@ -11,12 +11,13 @@ from pathlib import Path
 import safetensors.torch
 
 from amc.config import SearchConfig
+from amc.export import POLICY, WEIGHTS
 from amc.files import write_bytes, write_json, write_text
 from amc.rollout import Episode
 from amc.search import SearchResult
 
-CONFIG, POLICY, RESULT = "config.toml", "policy.json", "result.json"
-EPISODES, TIMINGS, REPORT, WEIGHTS = "episodes.jsonl", "timings.jsonl", "report.html", "network.safetensors"
+CONFIG, RESULT = "config.toml", "result.json"
+EPISODES, TIMINGS, REPORT = "episodes.jsonl", "timings.jsonl", "report.html"
 PACKAGES = ("amc", "torch", "numpy", "gymnasium", "stable-baselines3", "torch-pruning", "onnxruntime")
 
 

@@ -274,8 +274,7 @@ def _rewards(data: ReportData) -> str:
     best = max(range(len(data.rewards)), key=data.rewards.__getitem__)
     return (
         f"<h2>The search</h2>\n<p>Reward of each of {len(data.rewards):,} episodes; the best, "
-        f"{data.rewards[best]:.4f}, was number {best + 1}, by {escape(data.searchers[best])}. "
-        "Triangles at the edge lie further below.</p>\n"
+        f"{data.rewards[best]:.4f}, was number {best + 1}, by {escape(data.searchers[best])}.</p>\n"
         f"<figure>{picture}</figure>"
     )
 
@@ -299,7 +298,7 @@ p {{ margin: 0 0 14px; max-width: 72ch; }}
 .eyebrow {{ margin: 0; color: var(--found); font-size: 13px; font-weight: 600; letter-spacing: .06em;
   text-transform: uppercase; }}
 .lead {{ font-size: 19px; }}
-.note, h2 + p {{ color: var(--soft); font-size: 14px; }}
+.note, h2 + p {{ color: var(--soft); font-size: 14px; max-width: 100ch; }}
 .cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 16px; }}
 .card, figure, .wide, pre, dl {{ background: #fff; border: 1px solid var(--line); border-radius: 12px; }}
 .card {{ padding: 18px 20px; display: flex; flex-direction: column; }}

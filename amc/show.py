@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -53,7 +54,8 @@ def inspection(task: Task, skip: tuple[str, ...]) -> RenderableType:
 
 def comparison(result: SearchResult, latency_ms: Mapping[str, float]) -> Table:
     """Dense, uniform and found: accuracy, costs and latency."""
-    table = Table(title=f"{result.task}: no fine-tuning, test images seen once", title_justify="left")
+    title = f"{result.task}: no fine-tuning, test images seen once"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network")
     for heading in ("validation", "test"):
         table.add_column(heading, justify="right")
@@ -63,7 +65,7 @@ def comparison(result: SearchResult, latency_ms: Mapping[str, float]) -> Table:
     table.add_column("latency", justify="right")
     for name, report in result.reports.items():
         accuracies = [f"{report.accuracy[split]:.2%}" for split in ("validation", "test")]
-        costs = [f"{value:,.0f} ({value / dense[cost]:.1%})" for cost, value in report.costs.items()]
+        costs = [f"{value:,.0f} {value / dense[cost]:4.0%}" for cost, value in report.costs.items()]
         latency = f"{latency_ms[name]:.3f} ms" if name in latency_ms else "-"
         table.add_row(name, *accuracies, *costs, latency, style="bold" if name == "found" else None)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.slicing import slice_network
+from envs.slicing import axis_size, slice_network
 from envs.units import Member, Positions, Unit
 
 SCHEMA_VERSION = 1
@@ -97,13 +98,7 @@ class Policy:
                 stacklevel=2,
             )
         small = slice_network(network, [entry.unit for entry in self.units], self.kept())
-        for module in small.modules():  # nothing may stay shared with the dense network
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                fresh = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-                setattr(module, name, fresh)
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, buffer.detach().clone())
-        return small
+        return copy.deepcopy(small)  # nothing may stay shared with the dense network
 
     def check_structure(self, network: nn.Module) -> None:
         """Refuses a network of another structure.
@@ -117,6 +112,14 @@ class Policy:
                 f"a policy only fits the network it was made for (structure {self.structure[7:19]}), but this one "
                 f"has structure {found[7:19]}: build the same architecture, dense, or search again"
             )
+        modules = dict(network.named_modules())
+        for member in (member for entry in self.units for member in entry.unit.members):
+            size = axis_size(modules[member.module], member.role) if member.module in modules else 0
+            if any(not 0 <= position < size for row in member.positions for position in row):
+                raise PolicyMismatch(
+                    f"a policy must name modules and positions of the network, but member {member.module!r} does not "
+                    "fit: take the file as it was written"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary, the schema of `policy.json`."""

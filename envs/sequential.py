@@ -206,8 +206,8 @@ class SequentialRepair:
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
             residual = residual - bias.view(len(weights), 1, -1)
-        rows = x.shape[1] * len(self.chunks)
-        return summarize(x, residual, gram=x.shape[2] <= rows)
+        rows = x.shape[1] // len(target) * sum(len(chunk) for chunk in self.chunks)
+        return summarize(x, residual, gram=x.shape[2] <= rows)  # the same answer for every chunk
 
     def _normalization(self, name: str) -> str | None:
         """The batch normalization that can take up a shift of the layer's output."""

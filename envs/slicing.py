@@ -94,12 +94,22 @@ def zero_inputs(network: nn.Module, unit: Unit, dropped: Sequence[int]) -> None:
         _assign(module, "weight", weight)
 
 
+def axis_size(module: nn.Module, role: str) -> int:
+    """Channels on the axis where a member of this role holds its positions (0: it has no such axis)."""
+    if not any(hasattr(module, name) for name in ("in_features", "in_channels", *_WIDTHS, "normalized_shape")):
+        return 0
+    return _axis_size(module, "in" if role == "consumer" else "out")
+
+
+_WIDTHS = ("num_features", "num_channels", "num_parameters")
+
+
 def _axis_size(module: nn.Module, axis: str) -> int:
     if isinstance(module, nn.Linear):
         return module.in_features if axis == "in" else module.out_features
     if hasattr(module, "in_channels"):
         return int(module.in_channels if axis == "in" else module.out_channels)  # type: ignore[arg-type]
-    for name in ("num_features", "num_channels", "num_parameters"):
+    for name in _WIDTHS:
         if hasattr(module, name):
             return int(getattr(module, name))
     return int(module.normalized_shape[-1])  # type: ignore[index]
@@ -130,7 +140,7 @@ def _slice_carrier(module: nn.Module, outputs: Tensor | None) -> None:
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if tensor.ndim >= 1 and tensor.shape[-1] == full:
             _assign(module, name, _take(tensor, tensor.ndim - 1, outputs))
-    for name in ("num_features", "num_channels", "num_parameters"):
+    for name in _WIDTHS:
         if hasattr(module, name):
             setattr(module, name, len(outputs))
     if hasattr(module, "normalized_shape"):

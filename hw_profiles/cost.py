@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hw_profiles.layers import Layout, Widths
+from hw_profiles.layers import IntArray, Layout, Widths
 
 FloatArray = NDArray[np.float64]
 
@@ -98,30 +98,27 @@ class Memory:
                 "use macs= or params=, or make its forward traceable"
             )
         maps = np.asarray([prod(a.out_map) for a in layout.layers], dtype=np.int64)
-        sizes = (widths.outputs * maps).astype(np.float64)  # exact below 2**53, and BLAS multiplies floats
-        live = (sizes @ _alive(layout).T).max(axis=1)
+        sizes = widths.outputs * maps
+        change = np.concatenate([sizes, np.zeros((len(sizes), 1), dtype=np.int64)], axis=1)
+        np.subtract.at(change.T, _ends(layout), sizes.T)
+        live = change.cumsum(axis=1).max(axis=1)
         weights = Params().many(layout, widths)
         return np.asarray((live + weights) * BYTES_PER_VALUE, dtype=np.float64)
 
 
-def _alive(layout: Layout) -> FloatArray:
-    """[N, N] 0/1: row `t` marks the outputs alive while operator `t` runs."""
+def _ends(layout: Layout) -> IntArray:
+    """[N] the first operator that runs without each output: after its last reader, or where that overwrites it."""
     count = len(layout.layers)
-    last_read = np.arange(count)
-    for index, layer in enumerate(layout.layers):
-        for source in layer.inputs:
-            last_read[source] = index
+    ends = np.arange(1, count + 1)
     readers = np.zeros(count, dtype=np.int64)
-    for layer in layout.layers:
+    for index, layer in enumerate(layout.layers):
         for source in set(layer.inputs):
+            ends[source] = index + 1
             readers[source] += 1
-    alive = np.zeros((count, count), dtype=np.float64)
-    for index in range(count):
-        alive[index : last_read[index] + 1, index] = 1
     for index, layer in enumerate(layout.layers):
         if layer.kind in IN_PLACE and len(layer.inputs) == 1 and readers[layer.inputs[0]] == 1:
-            alive[index, layer.inputs[0]] = 0
-    return alive
+            ends[layer.inputs[0]] = index
+    return ends
 
 
 COSTS: dict[str, Cost] = {cost.name: cost for cost in (Macs(), Params(), Memory())}

@@ -313,7 +313,17 @@ def test_weights_of_another_width_are_refused_in_one_line(
     other = replace(policy, units=tuple(narrower))
     write_applied(other, other.apply(residual.network), tmp_path / "other")
     (applied / WEIGHTS).write_bytes((tmp_path / "other" / WEIGHTS).read_bytes())
-    with pytest.raises(ValueError, match="must fit the network that the policy makes") as error:
+    with pytest.raises(ValueError, match="must fit the network and each other") as error:
+        load_applied(residual.network, applied)
+    one_line(error)
+
+
+@pytest.mark.parametrize("change", [{"module": "nowhere"}, {"positions": {"first": 90, "size": 1, "rows": 6}}])
+def test_a_policy_whose_members_do_not_exist_is_refused_in_one_line(
+    residual: Any, applied: Path, change: dict[str, Any]
+) -> None:
+    damage(applied / POLICY, lambda data: data["units"][0]["members"][0].update(change))
+    with pytest.raises(ValueError, match="must name modules and positions") as error:
         load_applied(residual.network, applied)
     one_line(error)
 

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from amc.checkpoint import load_checkpoint
 from amc.data import ArraySplit
+from amc.door import check_task
 from amc.models.digits import WEIGHTS, DigitsNet
 from amc.models.resnet_cifar import resnet20, resnet56
-from amc.checkpoint import load_checkpoint
-from amc.door import check_task
 from amc.tasks import Task, load_task, top1
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
