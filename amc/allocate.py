@@ -161,7 +161,7 @@ def _moves(constraint: Constraint, damages: Sequence[FloatArray], kept: IntArray
 def _near(count: int, current: int) -> NDArray[np.bool_]:
     """[C] choices one, two, four, ... steps away: fine and coarse pairs, but few."""
     distance = np.abs(np.arange(count) - current)
-    return (distance > 0) & (distance & (distance - 1) == 0)
+    return np.asarray((distance > 0) & (distance & (distance - 1) == 0))
 
 
 def _single(constraint: Constraint, moves: _Moves, kept: IntArray) -> IntArray | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.importance import column_indices
-from envs.ridge import Fit, Sums, factor
+from envs.ridge import Fit, Sums, dual, factor, penalty_of
 from envs.rows import weight_rows
 from envs.statistics import gram_of
 
@@ -21,7 +21,8 @@ from envs.statistics import gram_of
 class LayerwiseBank:
     """Fits of all consumers at all widths, from input moments of the dense network.
 
-    The fit minimizes |x W0 - x_K W|^2 + penalty |W - W0_K|^2 over kept columns K, with intercept if asked.
+    The fit minimizes |x W0 - x_K W|^2 / m + penalty |W - W0_K|^2 over kept columns K, with intercept if asked;
+    penalty = ridge x mean diagonal of the Gram matrix of *all* columns, so that every width has the same one.
     """
 
     def __init__(self, network: nn.Module, moments: Mapping[str, Sums], ridge: float) -> None:
@@ -60,14 +61,17 @@ class LayerwiseBank:
         columns = column_indices(places, kernel)
         mean = sums.x.double() / sums.count if intercept else torch.zeros_like(sums.x, dtype=torch.float64)
         if sums.xx is None:
-            new = self._from_rows(sums, weights, columns, mean)
+            x = torch.cat([x for x, _ in sums.rows], dim=1).double() - mean[:, None, :]
+            missing = x @ weights - x[:, :, columns] @ weights[:, columns]
+            new = weights[:, columns] + dual(x[:, :, columns], x, missing, self._ridge)
         elif order is not None and groups == 1:
             new = self._nested(name, order, len(places), intercept)[:, column_indices(_ranks(places, order), kernel)]
         else:
             gram = gram_of(sums) - mean[:, :, None] * mean[:, None, :]
             inner = gram[:, columns[:, None], columns]
             residual = gram[:, columns] @ weights - inner @ weights[:, columns]
-            new = weights[:, columns] + torch.cholesky_solve(residual, factor(inner, self._ridge))
+            lower, _ = factor(inner, penalty_of(gram, self._ridge))
+            new = weights[:, columns] + torch.cholesky_solve(residual, lower)
         shift = torch.einsum("gn,gno->go", mean, weights) - torch.einsum("gn,gno->go", mean[:, columns], new)
         return Fit(weights=new, shift=shift)
 
@@ -95,21 +99,9 @@ class LayerwiseBank:
         if intercept:
             mean = (sums.x.double() / sums.count)[:, columns]
             gram = gram - mean[:, :, None] * mean[:, None, :]
-        lower = factor(gram, self._ridge)
-        penalty = self._ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-        cross = gram @ weights + penalty * weights
+        lower, penalty = factor(gram, penalty_of(gram, self._ridge))
+        cross = gram @ weights + penalty[:, None, None] * weights
         return lower, torch.linalg.solve_triangular(lower, cross, upper=False)
-
-    def _from_rows(self, sums: Sums, weights: Tensor, columns: Tensor, mean: Tensor) -> Tensor:
-        """The fit in the rows' inner products, for layers too wide for a Gram matrix."""
-        x = torch.cat([x for x, _ in sums.rows], dim=1).double() - mean[:, None, :]
-        kept = x[:, :, columns]
-        residual = x @ weights - kept @ weights[:, columns]
-        inner = kept @ kept.transpose(1, 2)
-        penalty = self._ridge * kept.square().sum(dim=(1, 2)) / kept.shape[2]
-        inner.diagonal(dim1=1, dim2=2).add_(penalty[:, None].clamp_min(1e-12))
-        change = kept.transpose(1, 2) @ torch.cholesky_solve(residual, torch.linalg.cholesky(inner))
-        return weights[:, columns] + change
 
 
 def _ranks(places: Sequence[int], order: Sequence[int]) -> list[int]:

@@ -96,26 +96,54 @@ def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
     assert sums.xr is not None
     gram = sums.xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
     cross = sums.xr.double() / sums.count - x_mean[:, :, None] * r_mean[:, None, :]
-    return torch.cholesky_solve(cross, factor(gram, ridge))
+    return torch.cholesky_solve(cross, factor(gram, penalty_of(gram, ridge))[0])
 
 
 def _dual(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
     """The same solution through the rows' inner products: x' (x x' + m p)^-1 r."""
     x = torch.cat([x for x, _ in sums.rows], dim=1).double() - x_mean[:, None, :]
     r = torch.cat([r for _, r in sums.rows], dim=1).double() - r_mean[:, None, :]
-    penalty = ridge * x.square().sum(dim=(1, 2)) / x.shape[2]
-    inner = x @ x.transpose(1, 2)
-    inner.diagonal(dim1=1, dim2=2).add_(penalty[:, None].clamp_min(1e-12))
-    return x.transpose(1, 2) @ torch.cholesky_solve(r, torch.linalg.cholesky(inner))
+    return dual(x, x, r, ridge)
 
 
-def factor(gram: Tensor, ridge: float) -> Tensor:
-    """Lower Cholesky factor of gram + ridge x mean diagonal, [G, n, n] float64; the ridge grows if it must."""
-    mean = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-12)
+def dual(x: Tensor, full: Tensor, r: Tensor, ridge: float) -> Tensor:
+    """[G, n, o] change of the weights from few rows, through their inner products.
+
+    Args:
+        x: [G, m, n] rows, centered if an intercept is fitted.
+        full: [G, m, n'] rows whose mean diagonal the penalty is relative to (x, or more columns).
+        r: [G, m, o] residuals, centered as x.
+        ridge: Penalty relative to the mean diagonal.
+    """
+    mean = full.square().sum(dim=(1, 2)) / (x.shape[1] * full.shape[2])
+    lower, _ = factor(x @ x.transpose(1, 2) / x.shape[1], _penalty(mean, ridge))
+    return x.transpose(1, 2) @ torch.cholesky_solve(r / x.shape[1], lower)
+
+
+def penalty_of(gram: Tensor, ridge: float) -> Tensor:
+    """[G] penalty: ridge x mean diagonal of the [G, n, n] Gram matrix, kept off zero."""
+    return _penalty(gram.diagonal(dim1=1, dim2=2).mean(dim=1), ridge)
+
+
+def _penalty(mean: Tensor, ridge: float) -> Tensor:
+    return (max(ridge, 1e-8) * mean).clamp_min(1e-12)
+
+
+def factor(gram: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factor of gram + penalty, and the penalty, which grows tenfold until there is one.
+
+    Args:
+        gram: [G, n, n] float64.
+        penalty: [G] added to the diagonal.
+
+    Returns:
+        [G, n, n] factor and [G] penalty used.
+    """
     eye = torch.eye(gram.shape[1], dtype=gram.dtype)
-    for attempt in range(8):
+    for _ in range(8):
         lower: Tensor
-        lower, info = torch.linalg.cholesky_ex(gram + (max(ridge, 1e-8) * 10**attempt * mean)[:, None, None] * eye)
+        lower, info = torch.linalg.cholesky_ex(gram + penalty[:, None, None] * eye)
         if not bool(info.any()):
-            return lower
+            return lower, penalty
+        penalty = 10 * penalty
     raise ValueError("calibration features must be finite, but their Gram matrix has no Cholesky factor")

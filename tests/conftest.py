@@ -93,7 +93,8 @@ class Inverted(nn.Module):
         self.depthwise = conv_norm(expanded, expanded, 3, groups=expanded)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.project(F.relu6(self.depthwise(F.relu6(self.expand(x)))))
+        out: Tensor = x + self.project(F.relu6(self.depthwise(F.relu6(self.expand(x)))))
+        return out
 
 
 class GroupedBlock(nn.Module):
@@ -130,7 +131,8 @@ class NextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.narrow(F.gelu(self.wide(y))).permute(0, 3, 1, 2)
+        out: Tensor = x + self.narrow(F.gelu(self.wide(y))).permute(0, 3, 1, 2)
+        return out
 
 
 class ChannelsLast(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -67,7 +67,8 @@ def draw_kept(data: st.DataObject, specimen: Specimen) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize(("build", "millions"), [(resnet20, 40.55), (resnet56, 125.49)])
 def test_macs_of_cifar_resnets_are_the_published_ones(build: Callable[[], nn.Module], millions: float) -> None:
-    assert cost_of(Macs(), layout_of(build().eval(), torch.zeros(1, 3, 32, 32))) / 1e6 == pytest.approx(millions, abs=0.005)
+    macs = cost_of(Macs(), layout_of(build().eval(), torch.zeros(1, 3, 32, 32)))
+    assert macs / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 @pytest.mark.parametrize(("build", "params"), [(resnet20, 269_722), (resnet56, 853_018)])
@@ -197,7 +198,7 @@ def test_a_layout_of_a_newer_schema_is_refused() -> None:
 
 @pytest.mark.parametrize("field", ["in_channels", "out_channels", "groups"])
 def test_a_layer_without_channels_or_groups_is_refused(field: str) -> None:
-    widths = {"in_channels": 1, "out_channels": 1, "groups": 1} | {field: 0}
+    widths: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "groups": 1} | {field: 0}
     with pytest.raises(ValueError, match=f"`{field} >= 1` must hold, but got 0 for 'conv'"):
         LayerShape(name="conv", kind="conv", **widths)
 

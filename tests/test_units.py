@@ -163,8 +163,8 @@ class Partial(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.stem(x).chunk(2, 1)
-        out: Tensor = self.last(torch.relu(left))
-        return out + right.mean()
+        out: Tensor = self.last(torch.relu(left)) + right.mean()
+        return out
 
 
 class Scaled(nn.Module):
@@ -270,9 +270,7 @@ def test_units_can_be_removed_from_together(data: st.DataObject, specimen: Speci
     silent = copy_network(specimen.network)
     for unit in specimen.anatomy.units:
         zero_inputs(silent, unit, gone[unit.name])
-    kept = {
-        unit.name: [c for c in range(unit.channels) if c not in gone[unit.name]] for unit in specimen.anatomy.units
-    }
+    kept = {unit.name: [c for c in range(unit.channels) if c not in gone[unit.name]] for unit in specimen.anatomy.units}
     inputs = specimen.inputs(2)
     got = run(slice_network(specimen.network, specimen.anatomy.units, kept), inputs)
     torch.testing.assert_close(got, run(silent, inputs), atol=1e-5, rtol=1e-4)
@@ -294,7 +292,9 @@ def tampered(unit: Unit, kind: str) -> Unit:
     return replace(unit, members=tuple(shifted))
 
 
-@pytest.mark.parametrize("kind", ["a consumer is missing", "a carrier is missing", "the consumer reads the wrong channels"])
+@pytest.mark.parametrize(
+    "kind", ["a consumer is missing", "a carrier is missing", "the consumer reads the wrong channels"]
+)
 def test_a_wrong_grouping_is_rejected(kind: str, zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("mobile_v2")
     wrong = tampered(pick(specimen, "1.expand.0"), kind)
@@ -303,7 +303,9 @@ def test_a_wrong_grouping_is_rejected(kind: str, zoo: Callable[[str], Specimen])
     assert "1.expand.0" in {entry.name for entry in fixed}
 
 
-def test_a_zero_initialized_branch_does_not_hide_a_wrong_grouping(fresh: Callable[[str], nn.Module], zoo: Callable[[str], Specimen]) -> None:
+def test_a_zero_initialized_branch_does_not_hide_a_wrong_grouping(
+    fresh: Callable[[str], nn.Module], zoo: Callable[[str], Specimen]
+) -> None:
     # Many recipes start the last normalization of a block at 0: nothing of the branch reaches the output.
     network, specimen = fresh("mobile_v2"), zoo("mobile_v2")
     nn.init.zeros_(network.get_parameter("1.project.1.weight"))
