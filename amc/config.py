@@ -44,7 +44,7 @@ class CompressionConfig(_Part):
     repair: Repair = Field("sequential", description="closed-form refit of what stays")
     images: int = Field(1000, ge=16, description="calibration images")
     positions: int = Field(48, ge=1, description="output positions sampled per image")
-    ridge: float = Field(1e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
+    ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
     producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
     reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")
     memory_gb: float = Field(1.0, gt=0, description="bound on activations and rows held by repair, GB")

@@ -60,7 +60,7 @@ class CompressionSettings:
     repair: Repair = "sequential"
     images: int = 1000
     positions: int = 48
-    ridge: float = 1e-2
+    ridge: float = 3e-2
     producers: bool = True
     reestimate_images: int = 0
     memory_gb: float = 1.0
@@ -162,7 +162,8 @@ class Compressor:
         """Channels of each unit by descending importance."""
         settings = self.settings
         score = IMPORTANCES[settings.importance]
-        evidence = Evidence(network=self.network, moments=moments, seed=settings.seed)
+        scales = output_scales(self.network, self._folds)
+        evidence = Evidence(network=self.network, moments=moments, output_scales=scales, seed=settings.seed)
         units = [[unit.name, unit.channels, unit.granule] for unit in self.units]
         key = {**self._key(), "positions": settings.positions, "importance": settings.importance, "units": units}
 
@@ -175,7 +176,7 @@ class Compressor:
     def _key(self) -> dict[str, object]:
         """What determines everything computed from the calibration images."""
         return {
-            "version": 1,
+            "version": 2,
             "structure": self._fingerprints[0],
             "weights": self._fingerprints[1],
             "calibration": self.calibration_fingerprint,
@@ -254,6 +255,17 @@ class Compressor:
                 weights = flat.reshape(groups, len(flat) // groups, -1).transpose(1, 2)
                 shift = shift[touched.outputs]
             write_fit(small, name, normalization, weights, shift)
+
+
+def output_scales(network: nn.Module, folds: Mapping[str, str]) -> dict[str, Tensor]:
+    """[O] |scale| that the batch normalization alone reading a layer gives each of its outputs, by layer."""
+    scales: dict[str, Tensor] = {}
+    for name, reader in folds.items():
+        norm = network.get_submodule(reader)
+        if isinstance(norm, BATCH_NORMS) and norm.running_var is not None:
+            scale = (norm.running_var + norm.eps).rsqrt()
+            scales[name] = scale if norm.weight is None else scale * norm.weight.detach().abs()
+    return scales
 
 
 def reestimate_batch_norm(network: nn.Module, chunks: Sequence[Tensor], images: int) -> int:

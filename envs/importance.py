@@ -7,7 +7,7 @@ count, each relative to its own total, because a unit can have several.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -32,11 +32,13 @@ class Evidence:
     Attributes:
         network: The dense network.
         moments: Input moments of consumers, by layer name (empty unless the importance needs them).
+        output_scales: [O] scale that the normalization behind a layer gives each of its outputs.
         seed: Seed of random scores.
     """
 
     network: nn.Module
     moments: Mapping[str, Sums]
+    output_scales: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -94,8 +96,8 @@ def obs(unit: Unit, evidence: Evidence) -> Tensor:
 
     Greedy: the granule whose removal raises the consumers' squared output error least goes first, and the
     remaining weights are updated (Hassibi & Stork 1993, for blocks; Kurtic et al., ZipLM, 2023). Errors of
-    several consumers are added, each relative to its output energy. Consumers too wide for a Gram matrix
-    count with its diagonal.
+    several consumers are added, each relative to its output energy. Output errors count as the network sees
+    them, behind the layer's normalization. Consumers too wide for a Gram matrix count with its diagonal.
     """
     blocks = [block for member in unit.role("consumer") for block in _blocks(unit, member, evidence)]
     if not blocks:
@@ -171,6 +173,8 @@ def _blocks(unit: Unit, member: Member, evidence: Evidence) -> list[_Block]:
     weights = weight_rows(module).double()  # [G, n, o]
     channels = weights.shape[1] // _kernel_size(module)
     gram = gram_of(sums) if sums.xx is not None else energy_of(sums)
+    scales = evidence.output_scales.get(member.module, torch.ones(weights.shape[0] * weights.shape[2]))
+    weights = weights * scales.double().reshape(len(weights), 1, -1)
     blocks = []
     for group in range(len(weights)):
         columns = []

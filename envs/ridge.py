@@ -58,6 +58,7 @@ def add(chunks: Iterable[Sums]) -> Sums:
         if total is None:
             total = part
             continue
+        assert (total.xx is None) == (part.xx is None), "all chunks keep a Gram matrix, or none does"
         total = Sums(
             count=total.count + part.count,
             x=total.x + part.x,
