@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from amc.sensitivity import DAMAGES
 from envs.compress import CompressionSettings, Repair
 from envs.importance import IMPORTANCES
 from envs.rules import Rules
@@ -64,9 +65,20 @@ class CompressionConfig(_Part):
 class KnapsackConfig(_Part):
     """How damage per width is measured."""
 
-    damage: Literal["kl", "loss"] = Field("kl", description="output KL to dense, or rise of cross-entropy")
+    damages: tuple[str, ...] = Field(
+        ("kl", "kl1", "logits"), min_length=1, description=f"what is measured: {', '.join(DAMAGES)}"
+    )
     images: int = Field(256, ge=16, description="calibration images per variant")
     widths: int = Field(16, ge=2, description="widths measured per unit, others are interpolated")
+    audition_images: int = Field(2000, ge=16, description="unseen calibration images that judge the solutions")
+
+    @field_validator("damages")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in DAMAGES:
+                raise ValueError(f"must be among {', '.join(DAMAGES)}, but got {name!r}")
+        return value
 
 
 class SearchConfig(_Part):

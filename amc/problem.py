@@ -16,9 +16,9 @@ from amc.config import SearchConfig
 from amc.data import Split
 from amc.door import check_task
 from amc.evaluate import Effort, Evaluator, Score, Scorer
-from amc.sensitivity import Curve, measure_damage, sensitivity_forwards
+from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task
-from envs.compress import Compressor, plan_calibration
+from envs.compress import Compressor, images_in_memory, plan_calibration
 from envs.constraint import Budget, Constraint, Costing, resolve_budget
 from envs.graph import Graph, trace
 from envs.layout import LayoutFamily, measure_family, read_layout
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many done, how many in all)."""
 
+FEWEST_UNSEEN = 64
 SCORING_BYTES = 256e6
 """Activations held by one scoring chunk at most."""
 
@@ -188,10 +189,11 @@ class Problem:
         data = self.task.validation if split == "validation" else self.task.test
         return self.scorer(network, data, range(len(data)))
 
-    def damage_curves(self) -> list[Curve]:
-        """Damage per unit and width; remembered on disk by weights, data and settings."""
+    def damage_curves(self) -> dict[str, list[Curve]]:
+        """For each kind of damage, the damage per unit and width; remembered on disk by weights, data and settings."""
         settings, knapsack = self.config.compression, self.config.knapsack
-        images = self.calibration_indices()[: knapsack.images]
+        fitting = images_in_memory(self.anatomy.family.dense, settings.memory_gb)
+        images = self.calibration_indices()[: min(knapsack.images, fitting)]
         batches = read_batches(self.task.calibration, images, min(125, self.scorer.chunk))
         key: Mapping[str, object] = {
             "weights": weights_fingerprint(self.task.network),
@@ -205,17 +207,30 @@ class Problem:
 
         def measure() -> dict[str, Tensor]:
             curves = measure_damage(
-                self.compressor, self.sites, batches, knapsack.widths, knapsack.damage,
+                self.compressor, self.sites, batches, knapsack.widths, {n: DAMAGES[n] for n in knapsack.damages},
                 lambda done, total: self._progress("measuring damage", done, total),
             )  # fmt: skip
-            return {c.unit: torch.tensor([c.kept, c.damage], dtype=torch.float64) for c in curves}
+            return {
+                f"{name}|{curve.unit}": torch.tensor([curve.kept, curve.damage], dtype=torch.float64)
+                for name, kind in curves.items()
+                for curve in kind
+            }
 
         self.effort.image_forwards += sensitivity_forwards(self.sites, knapsack.widths, len(images))
         tables = cached_tensors("damage", key, measure)
-        return [
-            Curve(unit=s.unit, kept=tuple(tables[s.unit][0].int().tolist()), damage=tuple(tables[s.unit][1].tolist()))
-            for s in self.sites
-        ]
+        return {
+            name: [_curve(site.unit, tables[f"{name}|{site.unit}"]) for site in self.sites] for name in knapsack.damages
+        }
+
+    def unseen_indices(self) -> list[int]:
+        """Calibration images that repair does not see (all of them again, if hardly any are left)."""
+        order, config = self.calibration_indices(), self.config
+        unseen = order[config.compression.images :]
+        return (unseen if len(unseen) >= FEWEST_UNSEEN else order)[: config.knapsack.audition_images]
+
+
+def _curve(unit: str, table: Tensor) -> Curve:
+    return Curve(unit=unit, kept=tuple(table[0].int().tolist()), damage=tuple(table[1].tolist()))
 
 
 def keyed_order(count: int, seed: int) -> list[int]:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from agents.ddpg import DDPGSearcher, DDPGSettings
 from torch import nn
 
+from agents.ddpg import DDPGSearcher, DDPGSettings
 from agents.random_search import RandomSearch
 from agents.searcher import Searcher
-from amc.allocate import knapsack
 from amc.config import SearchConfig
 from amc.problem import Problem
 from amc.rollout import Episode, SerialRollouts
+from amc.starts import best_knapsack
 from envs.observation import FEATURES
 from envs.policy import Policy
 from envs.reward import Evaluation
@@ -125,7 +125,7 @@ def starting_widths(problem: Problem) -> dict[str, IntArray]:
         return {"uniform": problem.constraint.uniform()}
     if agent == "random":
         return {}
-    return {"knapsack": knapsack(problem.constraint, problem.damage_curves())}
+    return {"knapsack": best_knapsack(problem)}
 
 
 def make_searcher(problem: Problem, starts: dict[str, IntArray]) -> tuple[Searcher, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +20,9 @@ from envs.parallel import map_chunks
 from envs.sites import Site
 
 FloatArray = NDArray[np.float64]
-Damage = Literal["kl", "loss"]
-
-TEMPERATURE = 4.0
-"""Outputs are softened before they are compared (Hinton, Vinyals & Dean 2015): a trained network is so sure of
-its calibration images that the plain divergence sees only a few of them."""
+OVERFLOW = 1e6
+Damage = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps new outputs, dense outputs and targets of one batch to one value per image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +67,9 @@ def measure_damage(
     sites: Sequence[Site],
     batches: Sequence[tuple[Tensor, Tensor]],
     widths: int,
-    damage: Damage,
+    damages: Mapping[str, Damage],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Curve]:
+) -> dict[str, list[Curve]]:
     """Measures each unit's damage curve, with the compressor's repair of that unit alone.
 
     Only what a unit changes is computed again: a traced network is walked once, and every variant starts
@@ -81,50 +79,83 @@ def measure_damage(
     Args:
         compressor: Of the dense network.
         sites: The units to measure, in execution order.
-        batches: Calibration (inputs, targets); targets are read for damage "loss" only.
+        batches: Calibration (inputs, targets).
         widths: Widths per unit.
-        damage: "kl" (of the softened outputs to the dense network's, in nats) or "loss" (rise of cross-entropy).
+        damages: What to measure, by name; all of them on the same outputs.
         progress: Called with (variants done, all variants).
+
+    Returns:
+        For each damage one curve per site, in site order.
     """
     repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
     dense = inference_copy(compressor.network, compressor.graph)
     inputs = [channels_last(batch) for batch, _ in batches]
-    outputs = list(map_chunks(lambda batch: _forward(dense, batch), inputs))
+    outputs = list(map_chunks(lambda batch: forward(dense, batch), inputs))
     runner = _Prefix(compressor, dense, inputs) if compressor.graph.traced else _Whole(inputs)
-    images = sum(len(batch) for batch in inputs)
     plan = {site.unit: measured_widths(site, widths) for site in sites}
-    total, done, curves = sum(map(len, plan.values())), 0, []
+    total, done = sum(map(len, plan.values())), 0
+    curves: dict[str, list[Curve]] = {name: [] for name in damages}
     for site in sites:
-        values = []
+        values: dict[str, list[float]] = {name: [] for name in damages}
         for kept in plan[site.unit]:
             policy = compressor.policy({site.unit: kept})
             variant = inference_copy(compressor.compress(policy, repair).network, compressor.graph)
-            results = zip(runner.outputs(variant, site.unit), outputs, batches, strict=True)
-            values.append(sum(_damage(new, old, batch[1], damage) for new, old, batch in results) / images)
+            found = list(runner.outputs(variant, site.unit))
+            for name, damage in damages.items():
+                values[name].append(mean_damage(damage, found, outputs, [targets for _, targets in batches]))
             done += 1
             progress(done, total)
-        curves.append(
-            Curve(unit=site.unit, kept=(*plan[site.unit], site.channels), damage=(*np.maximum(values, 0.0), 0.0))
-        )
+        for name, measured in values.items():
+            points = (*np.maximum(measured, 0.0).tolist(), 0.0)
+            curves[name].append(Curve(unit=site.unit, kept=(*plan[site.unit], site.channels), damage=points))
     return curves
 
 
-def _forward(network: nn.Module, inputs: Tensor) -> Tensor:
+def mean_damage(damage: Damage, new: Sequence[Tensor], old: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+    """Mean over all images of a list of batches; a network that overflows is as bad as it gets."""
+    parts = [damage(a.double(), b.double(), y).sum() for a, b, y in zip(new, old, targets, strict=True)]
+    value = float(torch.stack(parts).sum()) / sum(map(len, new))
+    return value if np.isfinite(value) else OVERFLOW
+
+
+def forward(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Output of one batch, without gradients."""
     with torch.no_grad():
         output: Tensor = network(inputs)
     return output
 
 
-def _damage(new: Tensor, old: Tensor, targets: Tensor, kind: Damage) -> float:
-    """Summed over images."""
-    if kind == "loss":
-        rise = F.cross_entropy(new, targets, reduction="none") - F.cross_entropy(old, targets, reduction="none")
-        return float(rise.double().flatten(1).mean(1).sum() if rise.ndim > 1 else rise.double().sum())
-    log_new = F.log_softmax(new.double() / TEMPERATURE, dim=1)
-    log_old = F.log_softmax(old.double() / TEMPERATURE, dim=1)
-    divergence = (log_old.exp() * (log_old - log_new)).sum(dim=1) * TEMPERATURE**2
-    value = float(divergence.flatten(1).mean(1).sum() if divergence.ndim > 1 else divergence.sum())
-    return value if np.isfinite(value) else 1e6  # a variant that overflows is as bad as it gets
+def divergence(temperature: float) -> Damage:
+    """KL of the outputs, softened by a temperature, from the dense network's, times temperature squared, in nats.
+
+    A trained network is so sure of its calibration images that the plain divergence (temperature 1) sees only
+    few of them (Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015).
+    """
+
+    def damage(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+        log_new, log_old = (F.log_softmax(outputs / temperature, dim=1) for outputs in (new, old))
+        return _per_image((log_old.exp() * (log_old - log_new)).sum(dim=1)) * temperature**2
+
+    return damage
+
+
+def logits(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared difference of the outputs, each centred over the classes (the limit of high temperature)."""
+    difference = new - old
+    return _per_image((difference - difference.mean(dim=1, keepdim=True)).square().mean(dim=1))
+
+
+def loss(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+    """Rise of the cross-entropy on the targets."""
+    rise = F.cross_entropy(new, targets, reduction="none") - F.cross_entropy(old, targets, reduction="none")
+    return _per_image(rise)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
+
+
+DAMAGES: dict[str, Damage] = {"kl": divergence(4.0), "kl1": divergence(1.0), "logits": logits, "loss": loss}
 
 
 class _Whole:
@@ -135,7 +166,7 @@ class _Whole:
 
     def outputs(self, variant: nn.Module, unit: str) -> Iterator[Tensor]:
         """The variant's output for each batch, in order."""
-        return map_chunks(lambda batch: _forward(variant, batch), self._inputs)
+        return map_chunks(lambda batch: forward(variant, batch), self._inputs)
 
 
 class _Prefix:

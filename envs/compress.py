@@ -33,6 +33,7 @@ from envs.slicing import Axes, kept_axes, slice_network
 from envs.statistics import Sampling, input_moments, pack, unpack
 from envs.units import Unit
 from hw_profiles.cost import Memory, Params
+from hw_profiles.layers import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +90,23 @@ def plan_calibration(family: LayoutFamily, settings: CompressionSettings, availa
     """
     limit = settings.memory_gb * 1e9
     layout = family.dense
-    sizes = [prod((layer.out_channels, *layer.out_map)) for layer in layout.layers]
-    live = 3 * max(sizes) * 4.0
-    if layout.edges_known:
-        widths = layout.widths()
-        live = float((Memory().many(layout, widths) - 4 * Params().many(layout, widths))[0])
-    images = min(settings.images, available, max(16, int(limit / (2 * live))))
+    images = min(settings.images, available, images_in_memory(layout, settings.memory_gb))
     columns = max((layer.in_channels // layer.groups * prod(layer.kernel) * layer.groups
                    for layer in layout.layers if layer.has_weight), default=1)  # fmt: skip
     chunk = max(1, min(125, images, int(limit / 4 / (settings.positions * columns * 4))))
     if images < min(settings.images, available):
         logger.info("memory_gb=%g allows %d of %d calibration images", settings.memory_gb, images, settings.images)
     return CalibrationPlan(images, chunk)
+
+
+def images_in_memory(layout: Layout, memory_gb: float) -> int:
+    """Images whose live activations in two networks fit, at least 16."""
+    sizes = [prod((layer.out_channels, *layer.out_map)) for layer in layout.layers]
+    live = 3 * max(sizes) * 4.0
+    if layout.edges_known:
+        widths = layout.widths()
+        live = float((Memory().many(layout, widths) - 4 * Params().many(layout, widths))[0])
+    return max(16, int(memory_gb * 1e9 / (2 * live)))
 
 
 class Compressor:

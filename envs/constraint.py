@@ -139,17 +139,27 @@ class Constraint:
         return np.asarray(prefix, dtype=np.int64)
 
     def uniform(self) -> IntArray:
-        """[S] the largest common preserve ratio whose rounded widths keep every budget.
+        """[S] the largest common preserve ratio whose rounded widths keep every budget."""
+        return self.scaled(np.ones(len(self.costing.sites)))
 
-        Every ratio at which some width changes is tried from the top, because rounded costs need not be
-        monotone. Widths are rounded to the nearest allowed choice.
+    def scaled(self, ratios: FloatArray) -> IntArray:
+        """[S] widths nearest to the given preserve ratios times the largest common factor within every budget.
+
+        Every factor at which some width changes is tried from the top, because rounded costs need not be
+        monotone; the fallback if none fits.
+
+        Args:
+            ratios: [S] positive preserve ratios.
         """
         sites = self.costing.sites
         steps = [np.asarray([choice.ratio for choice in site.choices]) for site in sites]
-        edges = np.unique(np.concatenate([(ratios[1:] + ratios[:-1]) / 2 for ratios in steps]))
-        ratios = np.concatenate([[1.0], edges[::-1] - 1e-9])
-        for chunk in np.array_split(ratios, max(1, len(ratios) // 64)):
-            every = [np.abs(step[None, :] - chunk[:, None]).argmin(axis=1) for step in steps]
+        edges = [(own[1:] + own[:-1]) / 2 / ratio for own, ratio in zip(steps, ratios, strict=True)]
+        factors = np.concatenate([[1 / ratios.min()], np.unique(np.concatenate(edges))[::-1] * (1 - 1e-9)])
+        for chunk in np.array_split(factors, max(1, len(factors) // 64)):
+            every = [
+                np.abs(own[None, :] - chunk[:, None] * ratio).argmin(axis=1)
+                for own, ratio in zip(steps, ratios, strict=True)
+            ]
             kept = np.stack([site.kept()[index] for site, index in zip(sites, every, strict=True)], axis=1)
             legal = np.flatnonzero(self.keeps(kept))
             if len(legal):

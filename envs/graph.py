@@ -17,29 +17,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from envs.kinds import BATCH_NORMS as BATCH_NORMS
+from envs.kinds import CONVOLUTIONS as CONVOLUTIONS
+from envs.kinds import NORMS as NORMS
+from envs.kinds import TRANSPOSED as TRANSPOSED
+from envs.kinds import function_kind, module_kind
 from hw_profiles.layers import Kind
 
 logger = logging.getLogger(__name__)
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-
 _IN_PLACE_TWINS: dict[Any, Any] = {
     operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub,
     operator.itruediv: operator.truediv, torch.relu_: torch.relu, torch.nn.functional.relu_: torch.relu,
-}  # fmt: skip
-VIEWS = ("permute", "transpose", "movedim", "squeeze", "unsqueeze")
-"""Views that reorder axes: named, because on a map with equal axes they look like an activation."""
-
-_FUNCTION_KINDS: dict[Any, Kind] = {
-    operator.add: "add", torch.add: "add", "add": "add",
-    operator.mul: "mul", torch.mul: "mul", "mul": "mul",
-    torch.cat: "concat", torch.concat: "concat",
-    torch.flatten: "reshape", torch.reshape: "reshape", "flatten": "reshape", "view": "reshape",
-    "reshape": "reshape", "contiguous": "reshape", getattr: "reshape",  # getattr: x.T
-    **dict.fromkeys(VIEWS, "reshape"), **{getattr(torch, name): "reshape" for name in VIEWS},
 }  # fmt: skip
 
 
@@ -67,11 +56,13 @@ class Graph:
     Attributes:
         nodes: The tensor-valued operators.
         program: The torch.fx graph they came from (None: not traceable), free of in-place operators.
+        channels_last: Whether the network also runs on channels-last maps (a `view` in its code can forbid it).
         reason: Why there is no program.
     """
 
     nodes: tuple[Node, ...]
     program: fx.Graph | None
+    channels_last: bool
     reason: str = ""
 
     @property
@@ -136,6 +127,7 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
     """
     twin = functional_copy(network)
     expected = _output(twin, example_input)
+    fast = _runs_channels_last(twin, example_input, expected)
     try:
         program = _functional(fx.Tracer().trace(twin))
         with torch.no_grad():
@@ -146,8 +138,29 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
     except Exception as error:  # torch.fx raises whatever the traced code raises
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         logger.info("torch.fx cannot trace %s (%s): module order only", type(network).__name__, reason)
-        return Graph(_nodes_by_hooks(twin, example_input), None, reason)
-    return Graph(_nodes_of(program, values, twin), program)
+        return Graph(_nodes_by_hooks(twin, example_input), None, fast, reason)
+    return Graph(_nodes_of(program, values, twin), program, fast)
+
+
+def make_channels_last(network: nn.Module) -> None:
+    """Gives 2-D convolutions channels-last weights of their own, in place."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and "weight" in dict(module.named_parameters(recurse=False)):
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _runs_channels_last(network: nn.Module, example_input: Tensor, expected: Any) -> bool:
+    if example_input.ndim != 4:
+        return True
+    fast = copy_network(network)
+    make_channels_last(fast)
+    try:
+        with torch.no_grad():
+            got = fast(example_input.contiguous(memory_format=torch.channels_last))
+        return same_output(expected, got, tolerance=1e-3)
+    except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
+        return False
 
 
 def _output(network: nn.Module, example_input: Tensor) -> Any:
@@ -213,12 +226,17 @@ def last_readers(program: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def _functional(program: fx.Graph) -> fx.Graph:
-    """Replaces in-place operators by their twins (values are kept for repair, so nothing may overwrite them)."""
+    """Replaces in-place operators by their twins (values are kept for repair, so nothing may overwrite them).
+
+    `view` becomes `reshape`, which also takes channels-last maps.
+    """
     for node in program.nodes:
         if node.op == "call_function":
             node.target = _IN_PLACE_TWINS.get(node.target, node.target)
         elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
             node.target = node.target.removesuffix("_")
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+            node.target = "reshape"
         if node.kwargs.get("inplace") is True:
             node.update_kwarg("inplace", False)
     for node in reversed(program.nodes):
@@ -265,25 +283,7 @@ def _kind(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any]) -> Kind
     same_shape = len(inputs) == 1 and inputs[0].shape == values[node].shape
     if node.op == "call_module":
         return module_kind(network.get_submodule(str(node.target)), same_shape)
-    kind = _FUNCTION_KINDS.get(node.target, "activation" if same_shape else "other")
-    return "activation" if kind in ("add", "mul") and len(inputs) == 1 else kind
-
-
-def module_kind(module: nn.Module, same_shape: bool) -> Kind:
-    """Kind of a called module; `same_shape` says whether it maps one tensor to one of the same shape."""
-    if isinstance(module, CONVOLUTIONS):
-        return "conv"
-    if isinstance(module, TRANSPOSED):
-        return "transposed"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, NORMS):
-        return "norm"
-    if isinstance(module, nn.Flatten):
-        return "reshape"
-    if "Pool" in type(module).__name__:
-        return "pool"
-    return "activation" if same_shape else "other"
+    return function_kind(node.target, len(inputs), same_shape)
 
 
 Shape = tuple[int, ...]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from envs.graph import BATCH_NORMS, Graph, functional_copy
+from envs.graph import BATCH_NORMS, Graph, functional_copy, make_channels_last
 
 
 def inference_copy(network: nn.Module, graph: Graph) -> nn.Module:
@@ -21,6 +23,8 @@ def inference_copy(network: nn.Module, graph: Graph) -> nn.Module:
         layer, norm = fast.get_submodule(name), fast.get_submodule(reader)
         if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
             continue
+        if "weight" not in dict(layer.named_parameters(recurse=False)):
+            continue  # computed from other parameters (weight normalization)
         if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             fuse = fuse_conv_bn_weights
         elif isinstance(layer, nn.Linear):
@@ -32,16 +36,20 @@ def inference_copy(network: nn.Module, graph: Graph) -> nn.Module:
                 layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias  # type: ignore[arg-type]
             )  # fmt: skip
         _replace(fast, reader, nn.Identity())
-    for module in fast.modules():
-        if isinstance(module, nn.Conv2d):
-            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
-            module.weight = nn.Parameter(weight, requires_grad=False)
+    if graph.channels_last:
+        make_channels_last(fast)
+    else:
+        fast.register_forward_pre_hook(lambda module, inputs: tuple(_contiguous(value) for value in inputs))
     return fast
 
 
 def channels_last(inputs: Tensor) -> Tensor:
     """Image batches in the layout that the fast copy prefers."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -118,10 +118,11 @@ def write_table(rows: Sequence[str]) -> None:
     """The committed page."""
     text = f"""# The chain on CIFAR-10: no fine-tuning, sequential repair
 
-`python experiments/chain.py --data DIR --weights DIR` on {processor()}. Accuracies in %, mean (one per seed of the
-calibration draw); dense: validation / test. Validation is the first half of the official test images, test the second half, seen once per
-reported network. The standard error of one accuracy is about 0.4 points. Seconds are the whole command with an empty
-cache. MACs: the largest share of dense over the seeds, recounted on the real network.
+`python experiments/chain.py --data DIR --weights DIR` on {processor()}.
+Accuracies in %, mean (one per seed of the calibration draw); dense: validation / test. Validation is the first half of
+the official test images, test the second half, seen once per reported network. The standard error of one accuracy is
+about 0.4 points. Seconds are the whole command with an empty cache. MACs: the largest share of dense over the seeds,
+recounted on the real network.
 
 | network, budget | agent | dense | uniform val | uniform test | found val | found test | MACs | seconds | commit |
 |---|---|---|---|---|---|---|---|---|---|

@@ -59,15 +59,21 @@ def test_ddpg_is_not_worse_than_its_start_on_validation() -> None:
     assert search(Problem(quick(agent="ddpg"))).reports["found"].accuracy["validation"] >= start
 
 
-def test_the_second_budget_finds_sensitivities_on_disk_and_pays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = search(Problem(quick(agent="knapsack")))
+def test_the_second_budget_finds_sensitivities_on_disk_and_pays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = quick(agent="knapsack", constraint={"macs": 0.4})
+    computed = search(Problem(other))
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "warm"))
+    search(Problem(quick(agent="knapsack")))
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("damage was measured again")
 
     monkeypatch.setattr("amc.problem.measure_damage", never)
-    second = search(Problem(quick(agent="knapsack", constraint={"macs": 0.4})))
-    assert second.image_forwards == first.image_forwards
+    remembered = search(Problem(other))
+    assert remembered.image_forwards == computed.image_forwards
+    assert remembered.policy == computed.policy
 
 
 def test_a_search_does_not_change_the_task_network() -> None:

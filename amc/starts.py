@@ -1,0 +1,58 @@
+"""Where a search starts: solutions of the knapsack for several kinds of damage, judged as whole networks.
+
+Damage per unit is measured one unit at a time, so every allocation made of it is a guess about how damages add
+up. Different kinds of damage guess differently; their mean is one more guess. Each is made into a network with
+the chosen repair, and the one whose outputs stay closest to the dense network's, on calibration images that
+repair has not seen, goes first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from amc.allocate import knapsack
+from amc.problem import Problem
+from amc.sensitivity import DAMAGES, forward, mean_damage
+from envs.inference import channels_last, inference_copy
+from envs.parallel import map_chunks
+from hw_profiles.layers import IntArray
+
+
+def best_knapsack(problem: Problem) -> IntArray:
+    """[S] kept channels of the best knapsack solution, by audition if there are several."""
+    constraint = problem.constraint
+    solutions = [knapsack(constraint, curves) for curves in problem.damage_curves().values()]
+    if len(solutions) > 1:
+        channels = constraint.costing.dense()
+        solutions.append(constraint.scaled(np.mean([solution / channels for solution in solutions], axis=0)))
+    distinct = list({tuple(solution.tolist()): solution for solution in solutions}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    return min(zip(audition(problem, distinct), range(len(distinct)), distinct, strict=True))[2]
+
+
+def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
+    """Damage of whole networks: the first kind of damage, on calibration images that repair has not seen.
+
+    Args:
+        problem: Task and settings; charged with the images and the repairs.
+        candidates: [S] kept channels each.
+    """
+    damage = DAMAGES[problem.config.knapsack.damages[0]]
+    indices, graph = problem.unseen_indices(), problem.anatomy.graph
+    networks = [problem.task.network]
+    for widths in candidates:
+        small, forwards = problem.compressor.compress(problem.policy(widths))
+        networks.append(small)
+        problem.effort.image_forwards += forwards
+    fast = [inference_copy(network, graph) for network in networks]
+
+    def one(part: list[int]) -> list[float]:
+        inputs, targets = problem.task.calibration.batch(part)
+        dense, *rest = [forward(network, channels_last(inputs)) for network in fast]
+        return [len(part) * mean_damage(damage, [outputs], [dense], [targets]) for outputs in rest]
+
+    size = problem.scorer.chunk
+    parts = list(map_chunks(one, [indices[k : k + size] for k in range(0, len(indices), size)]))
+    problem.effort.image_forwards += len(indices) * len(networks)
+    return [sum(column) / len(indices) for column in zip(*parts, strict=True)]
