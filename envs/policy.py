@@ -7,13 +7,13 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from envs.slicing import axis_size, slice_network
-from envs.units import Member, Positions, Unit
+from envs.units import Member, Positions, Role, Unit
 
 SCHEMA_VERSION = 1
 
@@ -206,6 +206,8 @@ def _unit_from_json(data: Mapping[str, Any]) -> UnitPolicy:
     )
     if any(len(member.positions) != channels for member in members):
         raise ValueError(f"every member of unit {data['name']!r} must place all its {channels} channels")
+    if any(member.role not in get_args(Role) for member in members):
+        raise ValueError(f"`role` of a member must be one of {', '.join(get_args(Role))} in unit {data['name']!r}")
     unit = Unit(name=str(data["name"]), channels=channels, granules=_positions(data["granule"]), members=members)
     indices = tuple(int(index) for index in data["indices"])
     if int(data["kept"]) != len(indices):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ def test_kept_sets_are_nested(name: str, zoo: Callable[[str], Specimen]) -> None
     for unit in anatomy.units:
         sets = [set(compressor.policy({unit.name: k}).kept()[unit.name]) for k in range(1, unit.channels + 1)]
         assert [len(kept) for kept in sets] == list(range(1, unit.channels + 1))
-        assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+        assert all(small < large for small, large in itertools.pairwise(sets))
 
 
 @given(scores=st.lists(st.floats(-5, 5), min_size=4, max_size=4))

@@ -149,15 +149,13 @@ def test_a_gram_matrix_of_a_layer_that_kept_rows_is_refused(monkeypatch: pytest.
 @pytest.mark.parametrize(
     "name", ["chain", "residual", "dense", "mobile_v1", "grouped", "squeeze_excite", "convnext", "branching"]
 )
-def test_layerwise_repair_brings_features_nearer_to_the_dense_ones(
-    name: str, zoo: Callable[[str], Specimen]
-) -> None:
+def test_layerwise_repair_brings_features_nearer_to_the_dense_ones(name: str, zoo: Callable[[str], Specimen]) -> None:
     # One unit at a time: then every consumer still reads dense features, and least squares must gain.
     specimen = zoo(name)
     anatomy, inputs = specimen.anatomy, specimen.inputs(64)
     settings = CompressionSettings(importance="l1", repair="layerwise", positions=64, ridge=1e-4)
     compressor = Compressor(
-        specimen.network, anatomy.graph, anatomy.family, anatomy.units, inputs.split(16), settings
+        specimen.network, anatomy.graph, anatomy.family, anatomy.units, torch.split(inputs, 16), settings
     )
     for unit in anatomy.units:
         policy = compressor.policy({unit.name: unit.granule * (len(unit.granules) // 2)})
@@ -165,7 +163,7 @@ def test_layerwise_repair_brings_features_nearer_to_the_dense_ones(
             dense = output_of(specimen.network, consumer, inputs)
             errors = []
             for repair in ("none", "layerwise"):
-                network = compressor.compress(policy, repair).network  # type: ignore[arg-type]
+                network = compressor.compress(policy, repair).network
                 errors.append(consumer_error(network, consumer, inputs, dense, anatomy.graph.folds().get(consumer)))
             assert errors[1] <= errors[0] * (1 + 1e-4)
 

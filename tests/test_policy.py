@@ -178,9 +178,7 @@ def putting(value: Any, *path: str | int) -> Callable[[dict[str, Any]], None]:
         (putting("reader", "units", 0, "members", 0, "role"), "`role` of a member must be one of"),
     ],
 )
-def test_a_damaged_policy_is_refused_in_one_line(
-    change: Callable[[dict[str, Any]], None], text: str, zoo: Zoo
-) -> None:
+def test_a_damaged_policy_is_refused_in_one_line(change: Callable[[dict[str, Any]], None], text: str, zoo: Zoo) -> None:
     data = json.loads(json.dumps(policy_of(zoo("chain")).to_json()))
     change(data)
     with pytest.raises(ValueError, match=text) as caught:
@@ -234,7 +232,8 @@ def test_the_small_network_shares_no_memory_with_the_dense_one(specimen: Specime
 
 def test_the_small_network_trains_and_the_dense_one_stays(specimen: Specimen) -> None:
     before = {name: tensor.clone() for name, tensor in specimen.network.state_dict().items()}
-    small = policy_of(specimen).apply(specimen.network).train()
+    most = {u.name: tuple(sorted(c for g in u.granules[1:] for c in g)) for u in specimen.anatomy.units}
+    small = policy_of(specimen, most).apply(specimen.network).train()
     start = {name: parameter.detach().clone() for name, parameter in small.named_parameters()}
     optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
     small(specimen.inputs(4)).square().sum().backward()

@@ -31,9 +31,7 @@ Zoo = Callable[[str], "Specimen"]
 Step = tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]
 
 
-def make_env(
-    specimen: Specimen, name: str = "macs", fraction: float = 0.5, rules: Rules | None = None
-) -> PruningEnv:
+def make_env(specimen: Specimen, name: str = "macs", fraction: float = 0.5, rules: Rules | None = None) -> PruningEnv:
     """The environment of a test network; an evaluation is a number made of the widths."""
     costing = specimen.costing(rules)
     limit = fraction * costing.one(COSTS[name], costing.dense())

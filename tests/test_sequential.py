@@ -36,7 +36,7 @@ def compressor_of(network: nn.Module, example: Tensor, chunks: Sequence[Tensor],
 
 
 def compressor_for(specimen: Specimen, images: int = 96, **settings: Any) -> Compressor:
-    return compressor_of(specimen.network, specimen.example, specimen.inputs(images).split(32), **settings)
+    return compressor_of(specimen.network, specimen.example, torch.split(specimen.inputs(images), 32), **settings)
 
 
 def halved(compressor: Compressor) -> Policy:
@@ -83,11 +83,11 @@ def test_removing_one_of_two_twin_channels_everywhere_is_repaired_exactly(
     for unit in specimen.anatomy.units:
         make_twins(network, unit)
     inputs = specimen.inputs(200)
-    compressor = compressor_of(network, specimen.example, inputs.split(50), ridge=1e-9, producers=producers)
+    compressor = compressor_of(network, specimen.example, torch.split(inputs, 50), ridge=1e-9, producers=producers)
     kept = {unit.name: set(range(unit.channels)) - set(unit.granules[1]) for unit in compressor.units}
     policy = with_kept(compressor, kept)
     dense = run(network, inputs)
-    broken, repaired = (run(compressor.compress(policy, r).network, inputs) for r in ("none", "sequential"))  # type: ignore[arg-type]
+    broken, repaired = (run(compressor.compress(policy, r).network, inputs) for r in ("none", "sequential"))
     assert (broken - dense).abs().max() > 0.01 * dense.abs().max()
     torch.testing.assert_close(repaired, dense, atol=2e-3 * float(dense.abs().max()), rtol=0)
 
@@ -150,7 +150,7 @@ def test_a_channel_whose_scale_is_zero_is_left_as_it_is(fresh: Callable[[str], n
     network, inputs = fresh("residual"), torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         network.get_parameter("2.second.1.weight")[2] = 0
-    compressor = compressor_of(network, inputs[:1], inputs.split(32))
+    compressor = compressor_of(network, inputs[:1], torch.split(inputs, 32))
     policy = compressor.policy({"2.first.0": 3})
     small = compressor.compress(policy, "sequential").network
     sliced = compressor.compress(policy, "none").network
@@ -185,7 +185,7 @@ def test_unequal_chunks_give_the_fit_of_one_chunk(sizes: list[int]) -> None:
     network = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
     inputs = torch.randn(48, 12)
     whole, parts = (
-        compressor_of(network, inputs[:1], chunks) for chunks in ([inputs], list(inputs.split(sizes)))
+        compressor_of(network, inputs[:1], chunks) for chunks in ([inputs], list(torch.split(inputs, sizes)))
     )
     networks = [c.compress(c.policy({"0": 30, "2": 20}), "sequential").network for c in (whole, parts)]
     torch.testing.assert_close(run(networks[0], inputs), run(networks[1], inputs), atol=1e-4, rtol=1e-4)
@@ -201,9 +201,7 @@ def test_the_seed_draws_the_positions(zoo: Callable[[str], Specimen]) -> None:
 
 
 @pytest.mark.parametrize("repair", ["none", "layerwise", "sequential"])
-def test_the_dense_network_is_unchanged_bit_for_bit(
-    repair: Repair, zoo: Callable[[str], Specimen]
-) -> None:
+def test_the_dense_network_is_unchanged_bit_for_bit(repair: Repair, zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("residual")
     before = copy.deepcopy(specimen.network)
     compressor = compressor_for(specimen, repair=repair, reestimate_images=40)
@@ -264,7 +262,7 @@ def test_a_network_that_cannot_be_traced_is_planned_for_too(zoo: Callable[[str],
 def test_reestimated_statistics_are_those_of_the_images(zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("residual")
     network, inputs = copy.deepcopy(specimen.network), specimen.inputs(60)
-    used = reestimate_batch_norm(network, inputs.split(20), 40)
+    used = reestimate_batch_norm(network, torch.split(inputs, 20), 40)
     stem = run(network.get_submodule("0.0"), inputs[:40])
     assert used == 40
     torch.testing.assert_close(network.get_buffer("0.1.running_mean"), stem.mean(dim=(0, 2, 3)), atol=1e-5, rtol=1e-4)
