@@ -68,7 +68,7 @@ class KnapsackConfig(_Part):
     damages: tuple[str, ...] = Field(
         ("kl", "kl1", "logits"), min_length=1, description=f"what is measured: {', '.join(DAMAGES)}"
     )
-    images: int = Field(256, ge=16, description="calibration images per variant")
+    images: int = Field(512, ge=16, description="calibration images per variant")
     widths: int = Field(16, ge=2, description="widths measured per unit, others are interpolated")
     audition_images: int = Field(2000, ge=16, description="unseen calibration images that judge the solutions")
 

@@ -152,6 +152,15 @@ def test_a_jagged_cost_may_be_met_where_the_lightest_network_does_not_meet_it(st
     assert constraint.keeps(constraint.fallback).all()
 
 
+@pytest.mark.parametrize("cost", [Macs(), Params(), COSTS["memory"]], ids=lambda cost: cost.name)
+def test_a_cost_a_hair_above_its_budget_is_not_kept(cost: Cost, stacked: Stacked) -> None:
+    costing = stacked(("identity",), 5).costing()
+    kept = np.asarray([4, 3])
+    limit = costing.one(cost, kept)
+    assert Constraint.create(costing, [Budget(cost, limit)]).keeps(kept).all()
+    assert not Constraint.create(costing, [Budget(cost, limit - 1e-6)]).keeps(kept).any()
+
+
 def test_a_budget_of_the_dense_cost_allows_everything(stacked: Stacked) -> None:
     costing = stacked(("identity",), 5).costing()
     constraint = Constraint.create(costing, limits_between(costing, list(COSTS.values()), [1.0] * 3))
@@ -186,11 +195,11 @@ def is_common_ratio(costing: Costing, kept: IntArray) -> bool:
 
 @pytest.mark.parametrize("costs", [[Macs()], [Params(), Macs()], [Jagged()]], ids=["macs", "both", "jagged"])
 @settings(max_examples=15)
-@given(kinds=KINDS, rules=RULES, data=st.data())
+@given(kinds=KINDS, width=st.sampled_from([7, 23]), rules=RULES, data=st.data())
 def test_uniform_is_the_largest_common_ratio_that_keeps_every_budget(
-    costs: list[Cost], kinds: tuple[str, ...], rules: Rules, data: st.DataObject, stacked: Stacked
+    costs: list[Cost], kinds: tuple[str, ...], width: int, rules: Rules, data: st.DataObject, stacked: Stacked
 ) -> None:
-    costing = stacked(kinds, 7).costing(rules)
+    costing = stacked(kinds, width).costing(rules)
     constraint = Constraint.create(costing, limits_at(costing, costs, draw_widths(data, costing)))
     grid = np.unique([rounded(costing, ratio) for ratio in np.linspace(0, 1, 1500)], axis=0)  # widths grow along it
     legal = grid[constraint.keeps(grid)]

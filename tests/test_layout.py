@@ -178,6 +178,17 @@ def test_an_activation_costs_memory_when_its_input_is_still_needed() -> None:
     assert cost_of(Memory(), layout_of(Twice(), torch.zeros(1, 3, 4, 4))) == 4 * 48 * 3
 
 
+@pytest.mark.parametrize("channels", [7, 8])
+def test_reordering_axes_is_a_view_also_where_the_axes_are_equally_long(channels: int) -> None:
+    class Reordered(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.permute(0, 2, 3, 1).transpose(1, 3)
+
+    layout = layout_of(Reordered(), torch.zeros(1, channels, 8, 8))
+    assert [layer.kind for layer in layout.layers] == ["input", "reshape", "reshape"]
+    assert cost_of(Memory(), layout) == 4 * channels * 64
+
+
 # The type
 
 

@@ -96,7 +96,7 @@ def with_kept(compressor: Compressor, kept: dict[str, set[int]]) -> Policy:
     """A policy of these channels instead of the best-scored ones."""
     data = compressor.policy({}).to_json()
     for entry in data["units"]:
-        entry["indices"] = sorted(kept[entry["name"]])
+        entry["indices"] = sorted(kept.get(entry["name"], range(entry["channels"])))
         entry["kept"] = len(entry["indices"])
     return Policy.from_json(data)
 
@@ -143,6 +143,54 @@ def test_consumers_that_cannot_be_gathered_are_left_as_they_are(zoo: Callable[[s
 def test_a_policy_that_keeps_everything_changes_nothing(zoo: Callable[[str], Specimen]) -> None:
     compressor = compressor_for(zoo("residual"))
     assert equal_states(compressor.compress(compressor.policy({})).network, compressor.network)
+
+
+class Branches(nn.Module):
+    """Two branches meet in an addition; only the second one reads a copy of channel 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.copy = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1)
+        self.left, self.right = nn.Conv2d(4, 5, 1, bias=False), nn.Conv2d(6, 5, 1, bias=False)
+        self.norm, self.last = nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)
+        with torch.no_grad():
+            self.copy.weight[0], self.copy.get_parameter("bias")[0] = (
+                self.stem.weight[3],
+                self.stem.get_parameter("bias")[3],
+            )
+            self.norm.weight.copy_(torch.tensor([0.5, 2.0, -1.0, 3.0, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.relu(self.stem(x)), torch.relu(self.copy(x))
+        out: Tensor = self.last(self.left(first) + self.norm(self.right(torch.cat([first, second], 1))))
+        return out
+
+
+@pytest.mark.parametrize("producers", [True, False])
+def test_a_branch_makes_up_for_what_the_other_branch_of_its_addition_lost(producers: bool) -> None:
+    torch.manual_seed(0)
+    network, inputs = Branches().eval(), torch.randn(40, 3, 6, 6)
+    compressor = compressor_of(network, inputs[:1], torch.split(inputs, 20), ridge=1e-9, producers=producers)
+    policy = with_kept(compressor, {"stem": {0, 1, 2}, "copy": {0, 1}})
+    dense = run(network, inputs)
+    layerwise, sequential = (run(compressor.compress(policy, r).network, inputs) for r in ("layerwise", "sequential"))
+    assert (layerwise - dense).abs().max() > 0.05 * dense.abs().max()
+    torch.testing.assert_close(sequential, dense, atol=2e-3 * float(dense.abs().max()), rtol=0)
+
+
+def test_without_producers_only_readers_of_pruned_channels_are_refitted(zoo: Callable[[str], Specimen]) -> None:
+    specimen = zoo("residual")
+    changed = {}
+    for producers in (True, False):
+        compressor = compressor_for(specimen, producers=producers)
+        small = compressor.compress(compressor.policy({"2.first.0": 4}), "sequential").network
+        weights = specimen.network.state_dict()
+        changed[producers] = {
+            name.removesuffix(".weight") for name, tensor in small.state_dict().items()
+            if tensor.ndim > 1 and not (tensor.shape == weights[name].shape and torch.equal(tensor, weights[name]))
+        }  # fmt: skip
+    assert changed[False] == {"2.first.0", "2.second.0"}  # the first one is only cut
+    assert changed[True] == changed[False] | {"3.first.0", "3.shortcut.0", "3.second.0", "4.classifier"}
 
 
 def test_a_channel_whose_scale_is_zero_is_left_as_it_is(fresh: Callable[[str], nn.Module]) -> None:
