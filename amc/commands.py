@@ -140,6 +140,3 @@ class _Both:
         self.live.history[:] = episodes
         note = f", best {best.evaluation.accuracy:.2%} by {best.trajectory.label}"
         self.live.step("searching", len(episodes), max(self.wanted, len(episodes)), note)
-
-
-__all__ = ["run_apply", "run_export", "run_search"]

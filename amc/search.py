@@ -18,7 +18,6 @@ from amc.rollout import Episode, SerialRollouts
 from amc.starts import best_knapsack
 from envs.observation import FEATURES
 from envs.policy import Policy
-from envs.reward import Evaluation
 from hw_profiles.layers import IntArray
 
 SCHEMA_VERSION = 1
@@ -195,6 +194,3 @@ def with_provenance(policy: Policy, config: SearchConfig) -> Policy:
 
 def _reward(episode: Episode) -> float:
     return episode.trajectory.reward
-
-
-__all__ = ["Evaluation", "NetworkReport", "SearchResult", "Silent", "Watcher", "confirm", "search"]
