@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
@@ -35,7 +36,7 @@ def run_search(config: SearchConfig, out: Path, console: Console, *, fresh: bool
         folder.start(config)
         result = search(problem, _Both(folder, live, config.episodes))
         live.step("timing networks", 0, 1)
-        latency = latency_ms(result.networks, problem.task.example_input)
+        latency = _latency(result.networks, problem, console)
         folder.finish(result, latency)
         write_report(out / REPORT, problem, result, latency, live.history)
         live.step("timing networks", 1, 1)
@@ -99,9 +100,20 @@ def _rebuild(
 
 def _side_by_side(problem: Problem, small: nn.Module, console: Console) -> None:
     networks = {"dense": problem.task.network, "pruned": small}
-    for name, milliseconds in latency_ms(networks, problem.task.example_input).items():
-        costs = ", ".join(f"{cost} {value:,.0f}" for cost, value in problem.real_costs(networks[name]).items())
-        console.print(f"{name:>8}: {milliseconds:.3f} ms (onnxruntime, batch 1, 1 thread), {costs}", highlight=False)
+    latency = _latency(networks, problem, console)
+    for name, network in networks.items():
+        costs = ", ".join(f"{cost} {value:,.0f}" for cost, value in problem.real_costs(network).items())
+        timed = f"{latency[name]:.3f} ms (onnxruntime, batch 1, 1 thread), " if name in latency else ""
+        console.print(f"{name:>8}: {timed}{costs}", highlight=False)
+
+
+def _latency(networks: Mapping[str, nn.Module], problem: Problem, console: Console) -> dict[str, float]:
+    """Latencies side by side; {} with a warning where onnxruntime cannot run the network, which loses nothing else."""
+    try:
+        return latency_ms(networks, problem.task.example_input)
+    except ValueError as error:
+        console.print(f"[yellow]warning:[/] no latency was measured: {escape(str(error))}")
+        return {}
 
 
 def _progress(console: Console) -> Progress:

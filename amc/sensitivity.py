@@ -133,6 +133,8 @@ def divergence(temperature: float) -> Damage:
     """
 
     def damage(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+        if not _scores_classes(new, targets):
+            return _per_image((new - old).square())
         log_new, log_old = (F.log_softmax(outputs / temperature, dim=1) for outputs in (new, old))
         return _per_image((log_old.exp() * (log_old - log_new)).sum(dim=1)) * temperature**2
 
@@ -142,13 +144,23 @@ def divergence(temperature: float) -> Damage:
 def logits(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
     """Mean squared difference of the outputs, each centred over the classes (the limit of high temperature)."""
     difference = new - old
+    if not _scores_classes(new, targets):
+        return _per_image(difference.square())
     return _per_image((difference - difference.mean(dim=1, keepdim=True)).square().mean(dim=1))
 
 
 def loss(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
     """Rise of the cross-entropy on the targets."""
+    if not _scores_classes(new, targets):
+        return _per_image((new - old).square())
     rise = F.cross_entropy(new, targets, reduction="none") - F.cross_entropy(old, targets, reduction="none")
     return _per_image(rise)
+
+
+def _scores_classes(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether outputs are scores [B, K, ...] of K > 1 classes; others are compared by squared difference."""
+    fits = outputs.ndim >= 2 and outputs.shape[1] > 1
+    return fits and not targets.is_floating_point() and targets.shape == (len(outputs), *outputs.shape[2:])
 
 
 def _per_image(values: Tensor) -> Tensor:

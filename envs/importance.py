@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.graph import BATCH_NORMS
-from envs.ridge import Sums
+from envs.ridge import Sums, factor, penalty_of
 from envs.rows import can_gather, weight_of, weight_rows
 from envs.statistics import energy_of, gram_of
 from envs.units import Member, Unit
@@ -140,9 +140,8 @@ class _Block:
             self.fixed = (weights.square().sum(dim=0) * gram)[columns].sum(dim=1)
             self.scale = float(self.fixed.sum().clamp_min(1e-30))
             return
-        damping = OBS_RIDGE * gram.diagonal().mean().clamp_min(1e-12)
-        lower = torch.linalg.cholesky(gram + damping * torch.eye(len(gram), dtype=gram.dtype))
-        self.inverse = torch.cholesky_inverse(lower)
+        lower, _ = factor(gram[None], penalty_of(gram[None], OBS_RIDGE))
+        self.inverse = torch.cholesky_inverse(lower[0])
         self.scale = float(((weights @ gram) * weights).sum().clamp_min(1e-30))
 
     def errors(self, alive: Tensor) -> Tensor:

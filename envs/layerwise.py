@@ -48,8 +48,8 @@ class LayerwiseBank:
         Args:
             name: Layer name.
             kept: Kept positions on its input axis, ascending.
-            order: All input positions by descending importance if `kept` is a prefix of it (one unit feeds
-                the layer); then the nested factor is used.
+            order: All input positions by descending importance, if one unit feeds the layer; where `kept` is a
+                prefix of it the nested factor is used.
             intercept: Fit an intercept as well.
         """
         module = self._network.get_submodule(name)
@@ -64,7 +64,7 @@ class LayerwiseBank:
             x = torch.cat([x for x, _ in sums.rows], dim=1).double() - mean[:, None, :]
             missing = x @ weights - x[:, :, columns] @ weights[:, columns]
             new = weights[:, columns] + dual(x[:, :, columns], x, missing, self._ridge)
-        elif order is not None and groups == 1:
+        elif order is not None and groups == 1 and set(order[: len(places)]) == set(places):
             new = self._nested(name, order, len(places), intercept)[:, column_indices(_ranks(places, order), kernel)]
         else:
             gram = gram_of(sums) - mean[:, :, None] * mean[:, None, :]

@@ -70,7 +70,7 @@ class LayoutFamily:
 def read_layout(network: nn.Module, graph: Graph, example_input: Tensor) -> Layout:
     """The layout of a network as it stands, counted on the real modules and feature maps."""
     shapes = record(graph, functional_copy(network), example_input)[1]
-    return _layout(network, graph, shapes, [1] * len(shapes))
+    return _layout(network, graph, shapes, [1 if len(shape) > 1 else 0 for _, shape in shapes])
 
 
 def measure_family(

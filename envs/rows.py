@@ -50,8 +50,10 @@ def output_places(module: nn.Module, output_shape: tuple[int, ...]) -> int:
 def take_outputs(module: nn.Module, outputs: Tensor, at: Positions) -> Tensor:
     """[m, O] outputs (or anything of their shape) at the sampled positions."""
     if isinstance(module, nn.Linear):
-        return outputs.flatten(1, -2)[at.image, at.place] if outputs.ndim > 2 else outputs[at.image]
-    return outputs.flatten(2)[at.image, :, at.place]
+        rows = outputs.flatten(1, -2)[at.image, at.place] if outputs.ndim > 2 else outputs[at.image]
+    else:
+        rows = outputs.flatten(2)[at.image, :, at.place]
+    return _full_precision(rows)
 
 
 def gather_inputs(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
@@ -61,7 +63,7 @@ def gather_inputs(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
     """
     if isinstance(module, nn.Linear):
         rows = inputs.flatten(1, -2)[at.image, at.place] if inputs.ndim > 2 else inputs[at.image]
-        return rows[None]
+        return _full_precision(rows)[None]
     if isinstance(module, nn.Conv1d):
         inputs = inputs.unsqueeze(2)
     kernel, stride, dilation, pads = _geometry(module)
@@ -74,15 +76,19 @@ def gather_inputs(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
     patches = padded.permute(0, 2, 3, 1)[at.image[:, None, None], rows_at[:, :, None], columns_at[:, None, :]]
     groups = int(module.groups)  # type: ignore[arg-type]
     patches = patches.reshape(len(at.image), kernel[0] * kernel[1], groups, -1)  # [m, k, G, C/G]
-    rows = patches.permute(2, 0, 3, 1)
-    return rows.reshape(groups, len(at.image), -1)
+    return _full_precision(patches.permute(2, 0, 3, 1).reshape(groups, len(at.image), -1))
 
 
 def weight_rows(module: nn.Module) -> Tensor:
     """[G, n, O/G] weights, so that rows @ weights (+ bias) are the module's outputs per group."""
-    weight = weight_of(module)
+    weight = _full_precision(weight_of(module))
     groups = int(getattr(module, "groups", 1))
     return weight.reshape(groups, len(weight) // groups, -1).transpose(1, 2)
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    """Half precision is for running networks, not for sums over thousands of rows."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -191,7 +191,7 @@ class InPlace(nn.Module):
         x = self.act(self.stem(x))
         y = self.second(F.relu(self.first(x), inplace=True))
         y += x
-        logits: Tensor = self.head(torch.relu_(y).mul_(0.5))
+        logits: Tensor = self.head(torch.relu_(y.mul_(0.5)))
         return logits
 
 

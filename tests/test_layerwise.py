@@ -106,6 +106,14 @@ def test_layers_too_wide_for_a_gram_matrix_get_the_same_fit_from_rows(
     torch.testing.assert_close(from_rows.shift, from_gram.shift, atol=1e-5, rtol=1e-4)
 
 
+def test_inputs_that_are_not_the_best_scored_ones_are_fitted_as_well() -> None:
+    # a policy may come from another importance than the one the factor was ordered by
+    layer, inputs = layers()["conv"]
+    bank, kept = bank_of(layer, inputs), torch.tensor([1, 2])
+    ordered = bank.fit("0", kept, [3, 0, 5, 2, 1, 4], intercept=True)
+    assert torch.equal(ordered.weights, bank.fit("0", kept, None, intercept=True).weights)
+
+
 def test_keeping_every_input_keeps_the_weights() -> None:
     layer, inputs = layers()["conv"]
     fit = bank_of(layer, inputs).fit("0", torch.arange(6), list(range(6)), intercept=True)
