@@ -134,8 +134,10 @@ def parse_constraints(texts: Sequence[str]) -> dict[str, float]:
     budgets: dict[str, float] = {}
     for text in texts:
         name, separator, value = text.partition("=")
+        if SYNONYMS.get(name.strip(), name.strip()) in budgets:
+            raise ValueError(f"a cost can have one budget, but {name.strip()!r} has two: keep the one that is meant")
         try:
-            budgets[name.strip()] = float(value)
+            budgets[SYNONYMS.get(name.strip(), name.strip())] = float(value)
         except ValueError:
             separator = ""
         if not separator:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.data import Split
-from amc.tasks import Metric
+from amc.tasks import Metric, describe
 from envs.compress import Compressor
 from envs.graph import Graph
 from envs.inference import channels_last, inference_copy
@@ -63,15 +63,39 @@ class Scorer:
         parts = [indices[start : start + self.chunk] for start in range(0, len(indices), self.chunk)]
 
         def one(part: Sequence[int]) -> tuple[float, float | None]:
-            inputs, targets = split.batch(part)
+            inputs, targets = read(split, part)
             with torch.no_grad():
                 outputs = fast(channels_last(inputs.to(self.device))).cpu()
-            return float(self.metric(outputs, targets).double().sum()), _cross_entropy(outputs, targets)
+            return self._sum(outputs, targets), _cross_entropy(outputs, targets)
 
         hits, losses = zip(*map_chunks(one, parts), strict=True)
         known = [loss for loss in losses if loss is not None]
         loss = sum(known) / len(indices) if len(known) == len(losses) else None
         return Score(sum(hits) / len(indices), loss, len(indices))
+
+    def _sum(self, outputs: Tensor, targets: Tensor) -> float:
+        """Summed metric; what the user's metric raises, or a value that is no number, becomes one line."""
+        try:
+            value = float(self.metric(outputs, targets).double().sum())
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"a metric must score every batch, but raised {describe(error)}: correct it") from error
+        if value != value:
+            raise ValueError("a metric must return numbers, but returned NaN for some image: score it 0 instead")
+        return value
+
+
+def read(split: Split, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """One batch of a split; what the user's dataset or transform raises becomes one line."""
+    try:
+        return split.batch(indices)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"data must give the samples asked for, but raised {describe(error)}: correct the dataset or its transform"
+        ) from error
 
 
 class Evaluator:

@@ -15,7 +15,7 @@ from amc.cache import cached_tensors
 from amc.config import SearchConfig
 from amc.data import Split
 from amc.door import check_task
-from amc.evaluate import Effort, Evaluator, Score, Scorer
+from amc.evaluate import Effort, Evaluator, Score, Scorer, read
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task
 from envs.compress import Compressor, images_in_memory, plan_calibration
@@ -240,4 +240,4 @@ def keyed_order(count: int, seed: int) -> list[int]:
 
 def read_batches(split: Split, indices: Sequence[int], size: int) -> list[tuple[Tensor, Tensor]]:
     """Batches of the chosen samples, in order."""
-    return [split.batch(indices[start : start + size]) for start in range(0, len(indices), size)]
+    return [read(split, indices[start : start + size]) for start in range(0, len(indices), size)]

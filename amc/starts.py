@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from amc.allocate import knapsack
+from amc.evaluate import read
 from amc.problem import Problem
 from amc.sensitivity import DAMAGES, forward, mean_damage
 from envs.inference import channels_last, inference_copy
@@ -48,7 +49,7 @@ def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
     fast = [inference_copy(network, graph) for network in networks]
 
     def one(part: list[int]) -> list[float]:
-        inputs, targets = problem.task.calibration.batch(part)
+        inputs, targets = read(problem.task.calibration, part)
         dense, *rest = [forward(network, channels_last(inputs)) for network in fast]
         return [len(part) * mean_damage(damage, [outputs], [dense], [targets]) for outputs in rest]
 

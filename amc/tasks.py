@@ -95,6 +95,8 @@ class Task:
         Raises:
             ValueError: if the network is no module, the example is not one input, or a split is no data.
         """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a task's name must be a text, but got {name!r}: it is shown in tables and results")
         if not isinstance(network, nn.Module):
             raise ValueError(
                 f"a task's network must be an nn.Module, but got {type(network).__name__}: "

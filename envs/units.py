@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from envs.graph import CONVOLUTIONS, NORMS, TRANSPOSED, Graph, functional_copy
 
+WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 Role = Literal["producer", "carrier", "consumer"]
 Positions = tuple[tuple[int, ...], ...]
 
@@ -92,28 +93,56 @@ def propose_units(network: nn.Module, example_input: Tensor, graph: Graph) -> tu
     order, calls = graph.order(), graph.calls()
     units: list[Unit] = []
     fixed: list[Fixed] = []
-    for name, items in _groups(network, example_input):
+    for items in _groups(network, example_input):
         reason = _unsupported(items, network, calls)
-        members = () if reason else _members(items, network)
-        if not reason and not any(member.role == "consumer" for member in members):
-            reason = "its channels are the network's output"
-        channels = _out_channels(network.get_submodule(name))
-        if not reason and any(() in member.positions for member in members):
-            reason = "some of its channels are not read by every member (a slice or a partial concatenation)"
-        granules = () if reason else _granules(channels, members, network)
-        if not reason and (len(granules) < 2 or len({len(granule) for granule in granules}) > 1):
-            reason = "it has one channel, or a grouped convolution ties its channels together"
         if reason:
-            fixed += [Fixed(producer, reason) for producer in _producers(items, network)]
+            fixed += [Fixed(name, reason) for name in _producers(items, network)]
             continue
-        first = min((m.module for m in members if m.role == "producer"), key=lambda m: order.get(m, len(order)))
-        units.append(Unit(name=first, channels=channels, granules=granules, members=members))
-    units.sort(key=lambda unit: order.get(unit.name, len(order)))
-    return units, fixed
+        for members in _parts(_members(items, network)):
+            part = _unit(members, network, order)
+            if isinstance(part, Unit):
+                units.append(part)
+            else:
+                fixed += [Fixed(member.module, part) for member in members if _writes(member, network)]
+    names = Counter(unit.name for unit in units)
+    for unit in (unit for unit in units if names[unit.name] > 1):
+        fixed += [Fixed(name, "its channels go different ways") for name in weighted_outputs(unit, network)]
+    units = sorted((u for u in units if names[u.name] == 1), key=lambda u: order.get(u.name, len(order)))
+    return units, list(dict.fromkeys(fixed))
 
 
-def _groups(network: nn.Module, example_input: Tensor) -> Iterator[tuple[str, list[tuple[str, str, Any, Any]]]]:
-    """Torch-Pruning's groups as (root name, [(name, in|out|"", positions, root channels)])."""
+def _unit(members: tuple[Member, ...], network: nn.Module, order: dict[str, int]) -> Unit | str:
+    """The unverified unit of some members, or why they cannot be one."""
+    if not any(member.role == "consumer" for member in members):
+        return "its channels are the network's output"
+    producers = [member.module for member in members if member.role == "producer"]
+    if not producers:
+        return "no layer of the network writes its channels"
+    channels = len(members[0].positions)
+    granules = _granules(channels, members, network)
+    if len(granules) < 2 or len({len(granule) for granule in granules}) > 1:
+        return "it has one channel, or a grouped convolution ties its channels together"
+    first = min(producers, key=lambda name: order.get(name, len(order)))
+    return Unit(name=first, channels=channels, granules=granules, members=members)
+
+
+def _parts(members: tuple[Member, ...]) -> list[tuple[Member, ...]]:
+    """Splits channels that not all members hold, as behind a concatenation, into parts that all members hold."""
+    parts: dict[tuple[int, ...], list[int]] = {}
+    for channel in range(len(members[0].positions)):
+        parts.setdefault(tuple(len(member.positions[channel]) for member in members), []).append(channel)
+    return [
+        tuple(
+            replace(member, positions=tuple(member.positions[channel] for channel in channels))
+            for member, held in zip(members, signature, strict=True)
+            if held
+        )
+        for signature, channels in parts.items()
+    ]
+
+
+def _groups(network: nn.Module, example_input: Tensor) -> Iterator[list[tuple[str, str, Any, Any]]]:
+    """Torch-Pruning's groups as [(name, in|out|parameter, positions, root channels)], the root first."""
     twin = functional_copy(network)
     for parameter_name, parameter in list(twin.named_parameters()):
         owner, _, leaf = parameter_name.rpartition(".")
@@ -138,7 +167,7 @@ def _groups(network: nn.Module, example_input: Tensor) -> Iterator[tuple[str, li
                 items.append(("a free parameter", "parameter", item.idxs, item.root_idxs))
             elif module in names:
                 items.append((names[module], axis, item.idxs, item.root_idxs))
-        yield names[group[0].dep.target.module], items
+        yield items
 
 
 def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) -> str:
@@ -151,7 +180,7 @@ def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) ->
         parameters = dict(module.named_parameters())
         if not parameters:
             continue
-        if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *NORMS, nn.PReLU)):
+        if not isinstance(module, (*WEIGHTED, *NORMS, nn.PReLU)):
             return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
         if not parameters.keys() <= {"weight", "bias"}:
             return f"{name!r} computes its weight from other parameters (a weight or spectral normalization)"
@@ -188,16 +217,17 @@ def _members(items: list[Any], network: nn.Module) -> tuple[Member, ...]:
 
 def weighted_outputs(unit: Unit, network: nn.Module) -> list[str]:
     """Names of the layers with a weight whose output channels the unit holds (depthwise ones are carriers)."""
-    weighted = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
-    names = dict.fromkeys(member.module for member in unit.members if member.role != "consumer")
-    return [name for name in names if isinstance(network.get_submodule(name), weighted)]
+    return list(dict.fromkeys(member.module for member in unit.members if _writes(member, network)))
+
+
+def _writes(member: Member, network: nn.Module) -> bool:
+    return member.role != "consumer" and isinstance(network.get_submodule(member.module), WEIGHTED)
 
 
 def _producers(items: list[Any], network: nn.Module) -> list[str]:
     """Names of the layers whose output channels a group holds."""
-    weighted = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
     outputs = [name for name, axis, _, _ in items if axis == "out"]
-    return [name for name in dict.fromkeys(outputs) if isinstance(network.get_submodule(name), weighted)]
+    return [name for name in dict.fromkeys(outputs) if isinstance(network.get_submodule(name), WEIGHTED)]
 
 
 def _granules(channels: int, members: tuple[Member, ...], network: nn.Module) -> Positions:

@@ -69,6 +69,11 @@ def test_a_constraint_must_read_name_equals_number(text: str) -> None:
         parse_constraints([text])
 
 
+def test_two_budgets_for_one_cost_are_refused() -> None:
+    with pytest.raises(ValueError, match="one budget"):
+        parse_constraints(["macs=0.5", "flops=0.4"])
+
+
 def test_a_recipe_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("task = [")
     with pytest.raises(ValueError, match="readable TOML"):
