@@ -212,6 +212,12 @@ def _dense() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), *layers, conv_norm(14, 8, 1), nn.AvgPool2d(2), Head(8))
 
 
+def _joined() -> nn.Module:
+    # A concatenation inside a residual stream, and gated: some layers hold only some of the joint channels.
+    block = Residual(10, 7, 10, 1, nn.Identity())
+    return nn.Sequential(conv_norm(3, 6), nn.ReLU(), DenseLayer(6, 4), SqueezeExcite(10, 3), block, Head(10))
+
+
 def _mobile_v1() -> nn.Module:
     first = conv_norm(6, 6, 3, groups=6), nn.ReLU(), conv_norm(6, 8, 1), nn.ReLU()
     second = conv_norm(8, 8, 3, 2, groups=8), nn.ReLU(), conv_norm(8, 10, 1), nn.ReLU()
@@ -241,6 +247,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "chain": _chain,
     "residual": _residual,
     "dense": _dense,
+    "joined": _joined,
     "mobile_v1": _mobile_v1,
     "mobile_v2": lambda: nn.Sequential(conv_norm(3, 6), Inverted(6, 12), conv_norm(6, 9, 1), Head(9)),
     "grouped": lambda: nn.Sequential(conv_norm(3, 6), nn.ReLU(), GroupedBlock(6, 12, 4), Head(6)),

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tests.conftest import Specimen
 
 TRACED = [
-    "chain", "residual", "dense", "mobile_v1", "mobile_v2", "grouped", "squeeze_excite", "option_a", "convnext",
-    "channels_last", "prelu", "reused", "in_place", "transposed",
+    "chain", "residual", "dense", "joined", "mobile_v1", "mobile_v2", "grouped", "squeeze_excite", "option_a",
+    "convnext", "channels_last", "prelu", "reused", "in_place", "transposed",
 ]  # fmt: skip
 AMC_POLICY = (3, 24, 48, 96, 80, 192, 200, 328, 352, 368, 360, 328, 400, 736, 752)
 """Input widths of the first convolution, the 13 pointwise ones and the classifier (mit-han-lab/amc)."""

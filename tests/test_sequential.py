@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Stacked = Callable[[tuple[str, ...], int], "Specimen"]
 
 REPAIRABLE = [
-    "chain", "residual", "dense", "mobile_v1", "mobile_v2", "grouped", "squeeze_excite", "option_a", "convnext",
-    "channels_last", "prelu", "reused", "in_place",
+    "chain", "residual", "dense", "joined", "mobile_v1", "mobile_v2", "grouped", "squeeze_excite", "option_a",
+    "convnext", "channels_last", "prelu", "reused", "in_place",
 ]  # fmt: skip
 """All test networks that can be traced and whose consumers are convolutions or linear layers."""
 

@@ -29,6 +29,7 @@ EXPECTED = {  # unit -> (channels, granule)
     "chain": {"0.0": (6, 1), "3": (5, 1), "6": (12, 1), "8": (9, 1)},
     "residual": {"0.0": (6, 1), "2.first.0": (8, 1), "3.first.0": (7, 1), "3.second.0": (10, 1)},
     "dense": {"0": (6, 1), "1.conv": (4, 1), "2.conv": (4, 1), "3.0": (8, 1)},
+    "joined": {"0.0": (6, 1), "2.conv": (4, 1), "3.squeeze": (3, 1), "4.first.0": (7, 1)},
     "mobile_v1": {"0.0": (6, 1), "4.0": (8, 1), "8.0": (10, 1)},
     "mobile_v2": {"0.0": (6, 1), "1.expand.0": (12, 1), "2.0": (9, 1)},
     "grouped": {"0.0": (6, 1), "2.reduce.0": (12, 4), "2.grouped.0": (12, 4)},
@@ -200,8 +201,6 @@ def test_channels_that_something_mixes_stay(middle: nn.Module, text: str) -> Non
 
 
 class Tied(nn.Module):
-    """Two convolutions with one weight."""
-
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.second, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1)
