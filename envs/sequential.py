@@ -10,14 +10,15 @@ stream (in the spirit of He, Zhang & Sun, ICCV 2017, section 3.2, for whole resi
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from envs.graph import BATCH_NORMS, Graph, execute, functional_copy, last_readers
+from envs.graph import BATCH_NORMS, Graph, execute, functional_copy
 from envs.parallel import map_chunks
 from envs.ridge import Sums, add, solve, summarize
 from envs.rows import (
@@ -99,10 +100,11 @@ class SequentialRepair:
         dense, walked = functional_copy(self.network), functional_copy(small)
         drifted = _drifted(program, set(axes))
         pending = self._refits(program, axes, drifted)
-        last = last_readers(program)
+        order = _schedule(program, pending)
+        last = {source: node for node in order for source in node.all_input_nodes}
         states = [_State({}, {}) for _ in self.chunks]
         segment: list[fx.Node] = []
-        for node in program.nodes:
+        for node in order:
             if not pending:
                 break
             if node in pending:
@@ -263,6 +265,26 @@ def _drifted(program: fx.Graph, touched: set[str]) -> set[fx.Node]:
         if own or any(source in drifted for source in node.all_input_nodes):
             drifted.add(node)
     return drifted
+
+
+def _schedule(program: fx.Graph, late: Collection[fx.Node]) -> list[fx.Node]:
+    """The nodes in an order of execution that puts every refit off until nothing else can be computed.
+
+    A shortcut without weights often comes after the branch it is added to; the branch's last layer can make up
+    for what the shortcut lacks only if the shortcut is there already.
+    """
+    place = {node: index for index, node in enumerate(program.nodes)}
+    missing = {node: len(node.all_input_nodes) for node in program.nodes}
+    ready = [(node in late, place[node], node) for node in program.nodes if not missing[node]]
+    order: list[fx.Node] = []
+    while ready:
+        node = heappop(ready)[2]
+        order.append(node)
+        for reader in node.users:
+            missing[reader] -= 1
+            if not missing[reader]:
+                heappush(ready, (reader in late, place[reader], reader))
+    return order
 
 
 def _addition(node: fx.Node, network: nn.Module) -> tuple[fx.Node | None, Tensor | None]:

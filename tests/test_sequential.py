@@ -146,10 +146,14 @@ def test_a_policy_that_keeps_everything_changes_nothing(zoo: Callable[[str], Spe
 
 
 class Branches(nn.Module):
-    """Two branches meet in an addition; only the second one reads a copy of channel 3."""
+    """Two branches meet in an addition; only the second one reads a copy of channel 3.
 
-    def __init__(self) -> None:
+    The first addend is ready before the second branch, or (late) only after something without weights.
+    """
+
+    def __init__(self, late: bool) -> None:
         super().__init__()
+        self.late = late
         self.stem, self.copy = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1)
         self.left, self.right = nn.Conv2d(4, 5, 1, bias=False), nn.Conv2d(6, 5, 1, bias=False)
         self.norm, self.last = nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)
@@ -162,14 +166,17 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = torch.relu(self.stem(x)), torch.relu(self.copy(x))
-        out: Tensor = self.last(self.left(first) + self.norm(self.right(torch.cat([first, second], 1))))
+        left = self.left(first)
+        right = self.norm(self.right(torch.cat([first, second], 1)))
+        out: Tensor = self.last((torch.neg(left) if self.late else left) + right)
         return out
 
 
+@pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("producers", [True, False])
-def test_a_branch_makes_up_for_what_the_other_branch_of_its_addition_lost(producers: bool) -> None:
+def test_a_branch_makes_up_for_what_the_other_branch_of_its_addition_lost(producers: bool, late: bool) -> None:
     torch.manual_seed(0)
-    network, inputs = Branches().eval(), torch.randn(40, 3, 6, 6)
+    network, inputs = Branches(late).eval(), torch.randn(40, 3, 6, 6)
     compressor = compressor_of(network, inputs[:1], torch.split(inputs, 20), ridge=1e-9, producers=producers)
     policy = with_kept(compressor, {"stem": {0, 1, 2}, "copy": {0, 1}})
     dense = run(network, inputs)
