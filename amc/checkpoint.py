@@ -101,7 +101,13 @@ def _refuse_checkpoint(path: Path, reason: str, cause: Exception | None = None) 
 
 
 def check_finite(owner: str, state: Mapping[str, Tensor]) -> None:
-    """Refuses weights that are NaN or infinite, naming some of them."""
+    """Refuses weights without values (meta tensors), NaN or infinite, naming some of them."""
+    empty = [key for key, value in state.items() if value.is_meta]
+    if empty:
+        raise ValueError(
+            f"weights must have values, but {owner} holds meta tensors in {_some(empty)}: "
+            "build the network on the CPU and load its weights"
+        )
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise ValueError(

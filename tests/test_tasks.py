@@ -156,6 +156,7 @@ def with_target(value: float, row: int) -> tuple[Tensor, Tensor]:
     [
         ({"network": broken_network()}, r"weights must be finite, but the network .* 0.weight"),
         ({"network": Crash()}, "must run on its example input .* raised KeyError: 'no such feature'"),
+        ({"network": network().to("meta")}, "weights must have values, but .* meta tensors"),
         ({"network": Overflow()}, "finite values, but on its example input it returned NaN or infinity"),
         ({"network": Many()}, "must return one tensor .* it returned tuple"),
         ({"network": Mean()}, r"one output per sample, but 4 samples gave outputs \[1, 3\]"),
