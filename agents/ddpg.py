@@ -32,12 +32,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.actor_plan import ActorPlan
-from agents.ddpg_learner import DDPGLearner, LearnerSettings, number, require_range
-from agents.noise import decayed_sigma, truncated_normal
+from agents.learner import Learner, LearnerSettings, number, require_range
+from agents.noise import along, decayed_sigma, truncated_normal
 from agents.searcher import FixedPlan, Plan, SearcherState, Trajectory, keyed_generator, start_plans
-
-LABEL = "ddpg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +53,8 @@ class DDPGSettings(LearnerSettings):
         critic_first: at the end of warm-up train the critic alone, as many steps as there are transitions in
             the replay (paper: False).
         clone_start: given starts, let the actor begin as the clone of the best one.
+        noiseless_first: after warm-up, the first episode of every round is the actor itself (paper: False).
+        along_budget: around a start or an actor, draw the noise of an episode along the budget (paper: False).
     """
 
     warmup_episodes: int = 20
@@ -67,6 +66,8 @@ class DDPGSettings(LearnerSettings):
     sigma_floor: float = 0.02
     critic_first: bool = True
     clone_start: bool = True
+    noiseless_first: bool = True
+    along_budget: bool = True
 
     def __post_init__(self) -> None:
         # super() without arguments does not work in a dataclass with slots, which is a second class.
@@ -91,6 +92,8 @@ PAPER_SETTINGS = DDPGSettings(
     sigma_floor=0.0,
     critic_first=False,
     clone_start=False,
+    noiseless_first=False,
+    along_budget=False,
 )
 """As He et al. 2018 and, where the paper is silent, AMC's code: 100 episodes of replay."""
 
@@ -105,6 +108,8 @@ class DDPGSearcher:
         seed: key of all draws.
         starts: (label, actions [T]) proposed first, as they are.
         anchor: label of the start to explore around; None takes the one with the best reward.
+        shares: ``[T]`` how much the budgeted cost changes per unit of each action, linearized, in any unit; None
+            draws each step's noise for itself.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class DDPGSearcher:
         seed: int,
         starts: Sequence[tuple[str, Sequence[float]]] = (),
         anchor: str | None = None,
+        shares: Sequence[float] | None = None,
     ) -> None:
         self._settings = settings
         self._shape = (steps, observation_size)
@@ -123,7 +129,8 @@ class DDPGSearcher:
         if anchor is not None and anchor not in [start.label for start in self._starts]:
             raise ValueError(f"`anchor` must be the label of a start, but got {anchor!r}")
         self._anchor = anchor
-        self._learner = DDPGLearner(observation_size, steps, settings, seed)
+        self._shares = _checked_shares(shares, steps) if settings.along_budget else None
+        self._learner = Learner(observation_size, steps, settings, seed)
         self._told = 0
         self._learned_from: int | None = None  # the first learned episode, once warm-up has ended
         # What to explore around: before a start was played, the one that is likely to become it.
@@ -136,12 +143,13 @@ class DDPGSearcher:
         first_learned = self._learned_from
         if first_learned is None:
             return [self._unlearned_plan(episode) for episode in range(self._told, self._told + count)]
-        settings, layers = self._settings, self._learner.actor_layers()
+        settings = self._settings
         start = settings.cloned_sigma if self._clones else settings.sigma
         plans: list[Plan] = []
         for episode in range(self._told, self._told + count):
             sigma = decayed_sigma(start, settings.sigma_decay, settings.sigma_floor, episode - first_learned)
-            plans.append(ActorPlan(layers, settings.step_code, sigma, self._draws("noise", episode), LABEL))
+            noiseless = settings.noiseless_first and episode == self._told
+            plans.append(self._learner.plan(0.0 if noiseless else sigma, self._draws_along("noise", episode)))
         return plans
 
     def tell(self, trajectories: Sequence[Trajectory]) -> None:
@@ -159,6 +167,7 @@ class DDPGSearcher:
         self._told += len(trajectories)
         if self._learned_from is not None:
             self._learner.train(len(trajectories) * self._shape[0], index=self._told)
+            self._learner.imitate(index=self._told)
         elif self._told >= len(self._starts) + self._settings.warmup_episodes:
             self._end_warmup()
 
@@ -198,13 +207,18 @@ class DDPGSearcher:
     def _draws(self, stream: str, episode: int) -> tuple[float, ...]:
         return tuple(keyed_generator(self._seed, stream, episode).random(self._shape[0]).tolist())
 
+    def _draws_along(self, stream: str, episode: int) -> tuple[float, ...]:
+        """The draws of one episode; along the budget if a start says how much of it to spend."""
+        draws = self._draws(stream, episode)
+        return along(draws, self._shares) if self._shares and self._starts else draws
+
     def _unlearned_plan(self, episode: int) -> FixedPlan:
         if episode < len(self._starts):
             return self._starts[episode]
         sigma = self._settings.warmup_start_sigma if self._starts else self._settings.warmup_sigma
-        draws = self._draws("warmup", episode)
+        draws = self._draws_along("warmup", episode)
         actions = (truncated_normal(float(mean), sigma, draw) for mean, draw in zip(self._center, draws, strict=True))
-        return FixedPlan(tuple(actions), LABEL)
+        return FixedPlan(tuple(actions), self._settings.algorithm)
 
     def _consider_center(self, label: str, trajectory: Trajectory) -> None:
         better = self._center_reward is None or trajectory.reward > self._center_reward
@@ -215,7 +229,15 @@ class DDPGSearcher:
     def _end_warmup(self) -> None:
         self._learned_from = self._told
         if self._clones:
-            self._learner.clone(self._center, index=self._told)
+            self._learner.clone(self._center, self._settings.cloned_sigma, index=self._told)
         if self._settings.critic_first:
             replayed = min(self._told, self._settings.replay_episodes)
             self._learner.train(replayed * self._shape[0], index=self._told, freeze_actor=True)
+
+
+def _checked_shares(shares: Sequence[float] | None, steps: int) -> tuple[float, ...] | None:
+    if shares is None:
+        return None
+    if len(shares) != steps or not np.isfinite(shares).all():
+        raise ValueError(f"`shares` must be {steps} finite numbers, one per step, but got {list(shares)}")
+    return tuple(float(share) for share in shares)

@@ -6,7 +6,10 @@ Only scalar functions of their arguments; the uniform draws come from the caller
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
+
+import numpy as np
 
 _STANDARD_NORMAL = NormalDist()
 _FLAT_SIGMA = 1e3  # beyond, the truncated density varies by less than 1e-6 over [0, 1]
@@ -42,6 +45,26 @@ def truncated_normal(mean: float, sigma: float, uniform: float) -> float:
 def decayed_sigma(start: float, decay: float, floor: float, episode: int) -> float:
     """The width for ``episode`` (from 0): ``start * decay**episode``, but never below ``floor``."""
     return max(start * decay**episode, floor)
+
+
+def normal_quantile(uniform: float) -> float:
+    """The standard normal's quantile, finite also at 0 and 1."""
+    return _lower_quantile(uniform) if uniform <= 0.5 else -_lower_quantile(1.0 - uniform)
+
+
+def along(uniforms: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:
+    """Quantiles whose normal draws are orthogonal to ``shares``: to first order they leave the cost as it is.
+
+    Args:
+        uniforms: ``[T]`` uniform draws from [0, 1].
+        shares: ``[T]`` how much the cost changes per unit of each action; all zeros change nothing.
+    """
+    normal = np.array([normal_quantile(uniform) for uniform in uniforms])
+    direction = np.asarray(shares, np.float64)
+    length = float(direction @ direction)
+    if length > 0.0:
+        normal -= direction * float(direction @ normal) / length
+    return tuple(_STANDARD_NORMAL.cdf(value) for value in normal.tolist())
 
 
 def _tail(distance: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.noise import decayed_sigma, truncated_normal
+from agents.noise import along, decayed_sigma, normal_quantile, truncated_normal
 
 units = st.floats(0.0, 1.0)
 anything = st.floats(allow_nan=False, allow_infinity=False)
@@ -54,3 +54,24 @@ def test_noise_refuses_impossible_arguments(arguments: tuple[float, float, float
 def test_sigma_shrinks_to_its_floor(start: float, decay: float, floor: float, episode: int) -> None:
     now, later = (decayed_sigma(start, decay, floor, e) for e in (episode, episode + 1))
     assert floor <= later <= now <= max(start, floor)
+
+
+@given(draws=st.lists(st.tuples(st.floats(0.01, 0.99), st.floats(-5.0, 5.0)), min_size=1, max_size=8))
+def test_noise_along_the_budget_is_orthogonal_to_the_shares(draws: list[tuple[float, float]]) -> None:
+    uniforms, shares = zip(*draws, strict=True)
+    normal = [normal_quantile(uniform) for uniform in along(uniforms, shares)]
+    assert np.dot(normal, shares) == pytest.approx(0.0, abs=1e-6 * (1 + np.abs(shares).max()))
+
+
+def test_noise_along_no_shares_stays_as_drawn() -> None:
+    assert along([0.1, 0.5, 0.8], [0.0, 0.0, 0.0]) == pytest.approx((0.1, 0.5, 0.8))
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0])
+def test_quantiles_are_finite_at_the_borders(uniform: float) -> None:
+    assert np.isfinite(normal_quantile(uniform))
+
+
+@given(uniform=st.floats(1e-6, 1 - 1e-6))
+def test_quantiles_mirror_at_one_half(uniform: float) -> None:
+    assert normal_quantile(uniform) == pytest.approx(-normal_quantile(1 - uniform), rel=1e-6, abs=1e-9)

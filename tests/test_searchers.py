@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from stable_baselines3 import SAC
 
-from agents.actor_plan import ActorPlan, actor_mean, with_step_code
+from agents.actor_plan import ActorPlan, SquashedPlan, with_step_code
+from agents.algorithms import ALGORITHMS, Algorithm, isolated, means
+from agents.cma_es import CMAES
 from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
-from agents.ddpg_learner import DDPGLearner, LearnerSettings, isolated
+from agents.learner import Learner
 from agents.random_search import RandomSearch
 from agents.searcher import FixedPlan, Plan, Searcher, SearcherState, Trajectory, keyed_generator
 
@@ -105,7 +108,10 @@ def play_round(searcher: Searcher, count: int) -> list[Trajectory]:
 
 SEARCHERS: dict[str, MakeSearcher] = {
     "random": lambda seed, starts: RandomSearch(STEPS, seed, starts),
-    "ddpg": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL, seed, starts),
+    "cma-es": lambda seed, starts: CMAES(STEPS, seed, starts),
+    "ddpg": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL, seed, starts, shares=toy().cost.tolist()),
+    "td3": lambda seed, starts: DDPGSearcher(SIZE, STEPS, replace(SMALL, algorithm="td3"), seed, starts),
+    "sac": lambda seed, starts: DDPGSearcher(SIZE, STEPS, replace(SMALL, algorithm="sac"), seed, starts),
     "ddpg as in the paper": lambda seed, starts: DDPGSearcher(
         SIZE, STEPS, replace(PAPER_SETTINGS, hidden=(16, 16), warmup_episodes=6), seed, starts
     ),
@@ -232,28 +238,95 @@ def test_what_others_draw_does_not_change_the_search(any_searcher: MakeSearcher)
     assert rewards_with_global_seed(1) == rewards_with_global_seed(2)
 
 
-# --- DDPG ---------------------------------------------------------------------------------------------------
+# --- DDPG, TD3 and SAC ----------------------------------------------------------------------------------------
 
 
-def test_the_numpy_actor_equals_that_of_stable_baselines3() -> None:
-    learner = DDPGLearner(SIZE, STEPS, LearnerSettings(hidden=(300, 300)), seed=0)
+@pytest.fixture(params=list(ALGORITHMS))
+def any_algorithm(request: pytest.FixtureRequest) -> DDPGSettings:
+    algorithm: Algorithm = request.param
+    return replace(SMALL, algorithm=algorithm)
+
+
+def test_the_noiseless_numpy_actor_equals_that_of_stable_baselines3(any_algorithm: DDPGSettings) -> None:
+    learner = Learner(SIZE, STEPS, replace(any_algorithm, hidden=(300, 300)), seed=0)
     observations = np.random.default_rng(0).normal(size=(STEPS, SIZE)).astype(np.float32)
-    inputs = with_step_code(observations)
     with torch.no_grad():
-        expected = (learner._model.actor(torch.from_numpy(inputs)).numpy()[:, 0] + 1) / 2
-    plan = ActorPlan(learner.actor_layers(), True, 0.0, (0.5,) * STEPS, "ddpg")
+        expected = (means(learner._model, torch.from_numpy(with_step_code(observations))).numpy()[:, 0] + 1) / 2
+    plan = learner.plan(0.0, (0.9,) * STEPS)
     assert [plan(step, row) for step, row in enumerate(observations)] == pytest.approx(expected, abs=1e-6)
-    assert actor_mean(plan.layers, inputs[0]) == plan(0, observations[0])
 
 
-def test_a_cloned_actor_begins_at_the_best_start() -> None:
-    searcher = DDPGSearcher(SIZE, STEPS, replace(SMALL, hidden=(64, 64), cloned_sigma=0.0, sigma_floor=0.0), 0, STARTS)
+def test_sac_explores_by_the_width_that_its_actor_learned() -> None:
+    learner = Learner(SIZE, STEPS, replace(SMALL, algorithm="sac"), seed=0)
+    observation = np.ones(SIZE, np.float32)
+    inputs = torch.from_numpy(with_step_code(np.tile(observation, (STEPS, 1))))
+    assert isinstance(learner._model, SAC)
+    with torch.no_grad():
+        mean, log_std, _ = learner._model.actor.get_action_dist_params(inputs)
+    one_sigma_up = float((torch.tanh(mean + log_std.exp())[2, 0] + 1) / 2)
+    plan = learner.plan(0.2, (0.841344746,) * STEPS)
+    assert isinstance(plan, SquashedPlan)
+    assert plan(2, observation) == pytest.approx(one_sigma_up, abs=1e-5)
+
+
+def test_the_algorithm_is_the_label(any_algorithm: DDPGSettings) -> None:
+    searcher = DDPGSearcher(SIZE, STEPS, any_algorithm, 0)
+    labels = {trajectory.label for _ in range(3) for trajectory in play_round(searcher, 4)}
+    assert labels == {any_algorithm.algorithm}
+
+
+def test_the_temperature_of_sac_is_learned_and_restored() -> None:
+    settings = replace(SMALL, algorithm="sac")
+    searcher, restored = DDPGSearcher(SIZE, STEPS, settings, 0), DDPGSearcher(SIZE, STEPS, settings, 0)
+    untrained = searcher.state().arrays["learner.log_temperature"]
+    rewards_of(searcher, rounds=4)
+    state = searcher.state()
+    assert state.arrays["learner.log_temperature"] != untrained
+    assert any(name.startswith("learner.temperature_optimizer.") for name in state.arrays)
+    restored.load(stored(state))
+    assert same_states(restored.state(), state)
+
+
+def test_the_first_learned_plan_of_a_round_has_no_noise(any_algorithm: DDPGSettings) -> None:
+    searcher = DDPGSearcher(SIZE, STEPS, any_algorithm, 0)
+    rewards_of(searcher, rounds=2)
+    noiseless = toy().play(searcher._learner.plan(0.0, (0.5,) * STEPS)).actions
+    first, second = (toy().play(plan).actions for plan in searcher.propose(2))
+    assert np.array_equal(first, noiseless)
+    assert not np.array_equal(second, noiseless)
+
+
+def test_in_the_paper_every_learned_plan_has_noise() -> None:
+    searcher = DDPGSearcher(SIZE, STEPS, replace(PAPER_SETTINGS, hidden=(16, 16), warmup_episodes=6), 0)
+    rewards_of(searcher, rounds=2)
+    noiseless = toy().play(searcher._learner.plan(0.0, (0.5,) * STEPS)).actions
+    assert not any(np.array_equal(toy().play(plan).actions, noiseless) for plan in searcher.propose(3))
+
+
+def test_around_a_start_warmup_leaves_the_cost_as_it_is() -> None:
+    shares = toy().cost
+    searcher = DDPGSearcher(SIZE, STEPS, replace(SMALL, warmup_start_sigma=0.02), 0, STARTS, "uniform", shares.tolist())
+    plans = searcher.propose(6)[2:]
+    actions = np.array([[plan(step, np.zeros(SIZE, np.float32)) for step in range(STEPS)] for plan in plans])
+    assert actions @ shares == pytest.approx(0.45, abs=1e-6)
+    assert np.abs(actions - 0.45).max() > 0.01
+
+
+def test_shares_need_a_finite_number_per_step() -> None:
+    for shares in ([0.5] * (STEPS - 1), [float("nan")] * STEPS):
+        with pytest.raises(ValueError, match="one per step"):
+            DDPGSearcher(SIZE, STEPS, SMALL, 0, shares=shares)
+
+
+def test_a_cloned_actor_begins_at_the_best_start(any_algorithm: DDPGSettings) -> None:
+    settings = replace(any_algorithm, hidden=(64, 64), cloned_sigma=0.0, sigma_floor=0.0)
+    searcher = DDPGSearcher(SIZE, STEPS, settings, 0, STARTS)
     rewards = dict(zip(["uniform", "falling"], rewards_of(searcher, rounds=1, count=2), strict=True))
     rewards_of(searcher, rounds=2, count=3)
     best = max(STARTS, key=lambda start: rewards[start[0]])
     executed = toy().play(FixedPlan(tuple(best[1]), "start")).actions
     (plan,) = searcher.propose(1)
-    assert isinstance(plan, ActorPlan)
+    assert isinstance(plan, (ActorPlan, SquashedPlan))
     assert toy().play(plan).actions == pytest.approx(executed, abs=0.03)
 
 
@@ -268,7 +341,7 @@ def test_warmup_explores_around_the_anchor() -> None:
 
 
 def test_the_executed_action_and_the_end_of_the_episode_are_replayed() -> None:
-    learner = DDPGLearner(SIZE, STEPS, replace(SMALL, step_code=False), seed=0)
+    learner = Learner(SIZE, STEPS, replace(SMALL, step_code=False), seed=0)
     played = toy().play(FixedPlan((1.0,) * STEPS, "greedy"))
     learner.remember(played)
     arrays = learner.state().arrays
@@ -280,28 +353,35 @@ def test_the_executed_action_and_the_end_of_the_episode_are_replayed() -> None:
 
 def test_ranks_and_baseline_both_centre_the_rewards() -> None:
     for settings in (SMALL, replace(SMALL, rank_rewards=False, baseline_decay=0.0)):
-        learner = DDPGLearner(SIZE, STEPS, settings, seed=0)
+        learner = Learner(SIZE, STEPS, settings, seed=0)
         for level in (0.2, 0.4, 0.4):
             learner.remember(toy().play(FixedPlan((level,) * STEPS, "level")))
         low, high, same = learner._worth(learner._rewards[: 3 * STEPS])[::STEPS]
         assert low < 0 <= high == same
 
 
-def test_freezing_the_actor_trains_the_critic_only() -> None:
-    learner = DDPGLearner(SIZE, STEPS, SMALL, seed=0)
+def test_freezing_the_actor_trains_the_critic_only(any_algorithm: DDPGSettings) -> None:
+    learner = Learner(SIZE, STEPS, any_algorithm, seed=0)
     learner.remember(toy().play(FixedPlan((0.4,) * STEPS, "level")))
     before = learner.state().arrays
     learner.train(STEPS, index=1, freeze_actor=True)
     after = learner.state().arrays
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert "policy.critic.qf0.0.weight" in changed
-    assert not any(name.startswith("policy.actor.") for name in changed)
-    assert not any(name.startswith("actor_optimizer.") for name in after)
+    assert not any(name.startswith(("policy.actor.", "log_temperature")) for name in changed)
+    assert not any(name.startswith(("actor_optimizer.", "temperature_optimizer.")) for name in after)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("gamma", 1.5), ("actor_lr", 0.0), ("critic_lr", float("nan")), ("hidden", ()), ("sigma_decay", 0.0)],
+    [
+        ("gamma", 1.5),
+        ("actor_lr", 0.0),
+        ("critic_lr", float("nan")),
+        ("hidden", ()),
+        ("sigma_decay", 0.0),
+        ("algorithm", "ppo"),
+    ],
 )
 def test_settings_outside_their_range_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):

@@ -1,27 +1,34 @@
-"""stable-baselines3's DDPG driven from outside: replay, training, cloning, and its state as arrays.
+"""An actor-critic of stable-baselines3 driven from outside: replay, training, cloning, and its state as arrays.
 
 No schedule and no exploration stand here: `agents.ddpg` has them, and lists the deviations from the paper.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypeVar
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3 import DDPG
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.logger import Logger
 
-from agents.actor_plan import Layers, with_step_code
-from agents.searcher import JSON, SearcherState, Trajectory, keyed_seed
+from agents.actor_plan import ActorPlan, SquashedPlan, with_step_code
+from agents.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    actor_layers,
+    copied,
+    isolated,
+    make_model,
+    means,
+    optimizers_of,
+    set_spread,
+    spread_layer,
+)
+from agents.searcher import JSON, Plan, SearcherState, Trajectory, keyed_seed
 
 _REPLAY_ARRAYS = ("observations", "next_observations", "actions", "dones")
 _CLONE_LIMIT = 0.96  # of tanh's range: a saturated actor gets no gradient and would never move again
@@ -34,6 +41,7 @@ class LearnerSettings:
     """The networks and how they are trained. "Paper" is He et al. 2018 (AMC).
 
     Attributes:
+        algorithm: ``"ddpg"``, ``"td3"`` or ``"sac"`` (paper: DDPG).
         hidden: widths of the hidden layers of actor and critic, ReLU between (paper: 300, 300).
         actor_lr: Adam's learning rate of the actor (paper: 1e-4).
         critic_lr: Adam's learning rate of the critic (paper: 1e-3).
@@ -46,9 +54,12 @@ class LearnerSettings:
             reward less baseline (paper: False).
         baseline_decay: weight of the past in the moving-average baseline, per episode (AMC's code: 0.5 per
             gradient step, on batch means). Unused with ``rank_rewards``.
+        elite_episodes: the actor imitates that many of the best episodes in the replay (paper: none).
+        imitation_steps: supervised steps per round that it does so; 0 leaves it to the critic's gradient alone.
         step_code: append one indicator per step to the observation (paper: False).
     """
 
+    algorithm: Algorithm = "ddpg"
     hidden: tuple[int, ...] = (128, 128)
     actor_lr: float = 1e-4
     critic_lr: float = 1e-3
@@ -59,9 +70,13 @@ class LearnerSettings:
     steps_per_transition: int = 1
     rank_rewards: bool = True
     baseline_decay: float = 0.95
+    elite_episodes: int = 8
+    imitation_steps: int = 0
     step_code: bool = True
 
     def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"`algorithm` must be one of {', '.join(ALGORITHMS)}, but got {self.algorithm!r}")
         for name in ("actor_lr", "critic_lr", "batch_size", "replay_episodes", "steps_per_transition"):
             require_range(self, name, above=0.0)
         for name in ("tau", "gamma", "baseline_decay"):
@@ -80,7 +95,7 @@ def require_range(
         raise ValueError(f"{law} must hold, but got {name}={value}")
 
 
-class DDPGLearner:
+class Learner:
     """Actor and critic, their targets, optimizers and replay.
 
     Every call that draws random numbers takes an index and draws from the key (seed, its own stream, index).
@@ -97,19 +112,17 @@ class DDPGLearner:
         self._steps = steps
         self._seed = seed
         with isolated(keyed_seed(seed, "init", 0)):
-            self._model = _SteadyDDPG(
-                "MlpPolicy",
-                _Spaces(observation_size + steps * settings.step_code),
+            self._model = make_model(
+                settings.algorithm,
+                observation_size + steps * settings.step_code,
+                settings.hidden,
                 learning_rate=settings.critic_lr,
                 buffer_size=settings.replay_episodes * steps,
                 batch_size=settings.batch_size,
                 tau=settings.tau,
                 gamma=settings.gamma,
-                policy_kwargs={"net_arch": list(settings.hidden)},
-                device="cpu",  # networks this small are slower elsewhere, and less reproducible
             )
-        self._model.set_logger(Logger(None, []))  # train() records its losses, to nowhere
-        self._set_actor_lr(settings.actor_lr)
+        self._set_actor_rates(frozen=False)
         self._rewards = np.zeros(self._replay.buffer_size, np.float64)  # as told, beside each transition
         self._baseline = 0.0
         self._told = 0
@@ -138,41 +151,54 @@ class DDPGLearner:
         filled = self._replay.size()
         self._replay.rewards[:filled, 0] = self._worth(self._rewards[:filled])
         with isolated(keyed_seed(self._seed, "train", index)):
-            self._set_actor_lr(0.0 if freeze_actor else self._settings.actor_lr)
+            self._set_actor_rates(frozen=freeze_actor)
             self._model.train(steps, self._settings.batch_size)
-        self._set_actor_lr(self._settings.actor_lr)
+        self._set_actor_rates(frozen=False)
         if freeze_actor:
-            self._model.actor.optimizer.state.clear()
+            for name, optimizer in optimizers_of(self._model).items():
+                if name != "critic_optimizer":
+                    optimizer.state.clear()
 
-    def clone(self, actions: NDArray[np.float32], index: int) -> None:
-        """Make the actor, and its target, give ``actions: [T]`` at the observations in the replay."""
-        actor, filled = self._model.actor, self._replay.size()
+    def clone(self, actions: NDArray[np.float32], sigma: float, index: int) -> None:
+        """Make the actor, and its target, give ``actions: [T]`` at the observations in the replay.
+
+        SAC's actor also takes over ``sigma``, in units of the action, as the width of its exploration.
+        """
+        filled = self._replay.size()
         targets = self._model.policy.scale_action(actions[:, None]).clip(-_CLONE_LIMIT, _CLONE_LIMIT)
+        wanted = np.tile(targets, (filled // self._steps, 1))
         with isolated(keyed_seed(self._seed, "clone", index)):
-            wanted = torch.from_numpy(np.tile(targets, (filled // self._steps, 1)))
-            inputs = torch.from_numpy(self._replay.observations[:filled, 0])
-            optimizer = torch.optim.Adam(actor.parameters(), lr=_CLONE_LR)
-            for _ in range(_CLONE_STEPS):
-                batch = torch.randint(filled, (_CLONE_BATCH,))
-                loss = torch.nn.functional.mse_loss(actor(inputs[batch]), wanted[batch])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-                optimizer.step()
-                if loss.item() < _CLONE_ERROR:
-                    break
-        self._model.actor_target.load_state_dict(actor.state_dict())
+            set_spread(self._model, sigma)
+            self._fit_actor(self._replay.observations[:filled, 0], wanted, _CLONE_STEPS)
+        self._settle_target()
 
-    def actor_layers(self) -> Layers:
-        """A frozen copy of the actor's weights and biases."""
-        linears = [module for module in self._model.actor.mu if isinstance(module, torch.nn.Linear)]
-        return tuple((_copied(linear.weight), _copied(linear.bias)) for linear in linears)
+    def imitate(self, index: int) -> None:
+        """Move the actor towards what the best episodes in the replay did, at what they observed."""
+        filled = self._replay.size()
+        episodes = self._rewards[:filled].reshape(-1, self._steps)[:, 0]
+        best = np.argsort(-episodes, kind="stable")[: self._settings.elite_episodes]
+        rows = (best[:, None] * self._steps + np.arange(self._steps)).ravel()
+        wanted = self._replay.actions[rows, 0].clip(-_CLONE_LIMIT, _CLONE_LIMIT)
+        with isolated(keyed_seed(self._seed, "imitate", index)):
+            self._fit_actor(self._replay.observations[rows, 0], wanted, self._settings.imitation_steps)
+
+    def plan(self, sigma: float, uniforms: tuple[float, ...]) -> Plan:
+        """The actor as it is now, frozen: with noise of width ``sigma``, or SAC's own; at 0 its mean in both."""
+        settings, layers, spread = self._settings, actor_layers(self._model), spread_layer(self._model)
+        if spread is None:
+            return ActorPlan(layers, settings.step_code, sigma, uniforms, settings.algorithm)
+        drawn = uniforms if sigma else (0.5,) * len(uniforms)
+        return SquashedPlan(layers, spread, settings.step_code, drawn, settings.algorithm)
 
     def state(self) -> SearcherState:
         """Weights, target networks, optimizers, replay and counters; a snapshot."""
-        arrays = {f"policy.{name}": _copied(value) for name, value in self._model.policy.state_dict().items()}
-        for name, optimizer in self._optimizers().items():
+        arrays = {f"policy.{name}": copied(value) for name, value in self._model.policy.state_dict().items()}
+        if isinstance(self._model, SAC):
+            assert self._model.log_ent_coef is not None
+            arrays["log_temperature"] = copied(self._model.log_ent_coef)
+        for name, optimizer in optimizers_of(self._model).items():
             for parameter, moments in optimizer.state_dict()["state"].items():
-                arrays |= {f"{name}.{parameter}.{key}": _copied(value) for key, value in moments.items()}
+                arrays |= {f"{name}.{parameter}.{key}": copied(value) for key, value in moments.items()}
         filled = self._replay.size()
         arrays |= {f"replay.{name}": getattr(self._replay, name)[:filled].copy() for name in _REPLAY_ARRAYS}
         arrays["replay.told_rewards"] = self._rewards[:filled].copy()
@@ -192,7 +218,10 @@ class DDPGLearner:
         arrays, numbers = state.arrays, state.numbers
         weights = {name: torch.tensor(array) for name, array in _under("policy", arrays).items()}
         self._model.policy.load_state_dict(weights)
-        for name, optimizer in self._optimizers().items():
+        if isinstance(self._model, SAC):
+            assert self._model.log_ent_coef is not None
+            self._model.log_ent_coef.data = torch.tensor(arrays["log_temperature"])
+        for name, optimizer in optimizers_of(self._model).items():
             moments: dict[int, dict[str, torch.Tensor]] = {}
             for key, array in _under(name, arrays).items():
                 parameter, moment = key.split(".")
@@ -213,15 +242,30 @@ class DDPGLearner:
         assert self._model.replay_buffer is not None
         return self._model.replay_buffer
 
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {
-            "actor_optimizer": self._model.actor.optimizer,
-            "critic_optimizer": self._model.critic.optimizer,
-        }
+    def _set_actor_rates(self, frozen: bool) -> None:
+        # SAC's temperature answers to the actor's entropy, so it rests when the actor does.
+        rates = {"actor_optimizer": self._settings.actor_lr, "temperature_optimizer": self._settings.critic_lr}
+        for name, optimizer in optimizers_of(self._model).items():
+            for group in optimizer.param_groups:
+                if name in rates:
+                    group["lr"] = 0.0 if frozen else rates[name]
 
-    def _set_actor_lr(self, lr: float) -> None:
-        for group in self._model.actor.optimizer.param_groups:
-            group["lr"] = lr
+    def _fit_actor(self, observations: NDArray[np.float32], actions: NDArray[np.float32], steps: int) -> None:
+        """Supervised steps towards ``actions: [N, 1]`` in [-1, 1], by an optimizer of their own."""
+        inputs, wanted = torch.from_numpy(observations), torch.from_numpy(actions)
+        optimizer = torch.optim.Adam(self._model.actor.parameters(), lr=_CLONE_LR)
+        for _ in range(steps):
+            batch = torch.randint(len(inputs), (_CLONE_BATCH,))
+            loss = torch.nn.functional.mse_loss(means(self._model, inputs[batch]), wanted[batch])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            optimizer.step()
+            if loss.item() < _CLONE_ERROR:
+                break
+
+    def _settle_target(self) -> None:
+        if isinstance(self._model, TD3):  # SAC has no target actor
+            self._model.actor_target.load_state_dict(self._model.actor.state_dict())
 
     def _inputs(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         return with_step_code(observations) if self._settings.step_code else observations
@@ -238,54 +282,12 @@ def number(numbers: dict[str, JSON], name: str, kind: type[_Number]) -> _Number:
     return value
 
 
-@contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """Seed the global random states that stable-baselines3 draws from, and put them back afterwards.
-
-    Inside, torch has one thread and records gradients, whatever the caller's settings.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    threads = torch.get_num_threads()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators as well
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        torch.set_num_threads(threads)
-
-
-class _Spaces(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """Declares the spaces, which is all that is asked of it: episodes are played elsewhere."""
-
-    def __init__(self, observation_size: int) -> None:
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (observation_size,), np.float32)
-        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
-
-
-class _SteadyDDPG(DDPG):
-    """DDPG that leaves each optimizer its own learning rate; the library would set one for both."""
-
-    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
-        pass
-
-
 def _normal_scores(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
     """The standard normal's quantile at each reward's mid-rank; equal rewards score alike."""
     ordered = np.sort(rewards)
     ranks = np.searchsorted(ordered, rewards, "left") + np.searchsorted(ordered, rewards, "right")
     levels, where = np.unique(ranks / (2 * len(rewards)), return_inverse=True)
     return np.array([NormalDist().inv_cdf(level) for level in levels])[where]
-
-
-def _copied(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy().copy()
-    return array
 
 
 def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
