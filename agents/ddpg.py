@@ -1,13 +1,18 @@
 """DDPG as a `Searcher`: the starts, a warm-up, then an actor that learns from finished rounds.
 
-The learning itself is stable-baselines3's, in `agents.ddpg_learner`; the schedule of exploration stands here.
+The learning itself is stable-baselines3's, in `agents.learner`; the schedule of exploration stands here. TD3 and SAC
+go the same road (`LearnerSettings.algorithm`); SAC explores by the width its actor learns, not by the schedule's.
 
 Deviations from He et al. 2018 (AMC, ECCV), each with its reason. `PAPER_SETTINGS` undoes those that are
 settings.
 
 - The *executed* action is stored, not the one asked for: the reward belongs to what was done.
 - The first decision is learned like every other; the released code's replay never returns it.
-- Sigma has a floor: without it the noise is below rounding after a few hundred episodes.
+- Sigma has a floor: below half the distance of two widths noise is rounded away, and an actor that cannot try a
+  neighbouring width stays where it is.
+- After each round the actor takes a few supervised steps towards the best episodes in the replay
+  (`imitation_steps`; Oh et al., Self-Imitation Learning, ICML 2018). The critic's gradient alone can lead it where
+  it asks for more than the budget's wall lets it have; nothing executed there tells it so, and it stays.
 - Rewards are replaced by the normal scores of their ranks (`rank_rewards`), so that a few collapsed episodes
   do not drown the differences between good ones. This makes a baseline superfluous.
 - Only the last 40 episodes are replayed (`replay_episodes`). In an older replay an action looks good because
@@ -19,9 +24,14 @@ settings.
 - At the end of warm-up the critic learns alone (`critic_first`), as the first gradients of an untrained
   critic carry the actor anywhere.
 - Given starts, warm-up explores around the best of them, and the actor begins as its clone (`clone_start`),
-  with narrow noise: moved a little in every step at once, a good start already loses much.
+  with narrower noise: moved a little in every step at once, a good start already loses much.
 - Sigma starts lower and shrinks more slowly, for searches of 60 to 300 episodes after a short warm-up; the
   networks are 128 wide, which learns as well as 300 at three quarters of the time.
+- The first episode of a round is the actor without noise (`noiseless_first`): in many dimensions the mean is
+  better than the samples around it.
+- Around a start the noise of an episode is drawn along the budget (`along_budget`), as independent noise overspends
+  early in every second episode, and the wall then squeezes the last sites. From nothing it is drawn independently:
+  how much to spend is still to be learned.
 - A round's episodes are learned from together, one gradient step per transition, as in AMC's code.
 """
 
@@ -59,11 +69,11 @@ class DDPGSettings(LearnerSettings):
 
     warmup_episodes: int = 20
     warmup_sigma: float = 0.5
-    warmup_start_sigma: float = 0.05
-    sigma: float = 0.2
-    cloned_sigma: float = 0.05
-    sigma_decay: float = 0.98
-    sigma_floor: float = 0.02
+    warmup_start_sigma: float = 0.1
+    sigma: float = 0.3
+    cloned_sigma: float = 0.1
+    sigma_decay: float = 0.99
+    sigma_floor: float = 0.05
     critic_first: bool = True
     clone_start: bool = True
     noiseless_first: bool = True
@@ -83,6 +93,7 @@ PAPER_SETTINGS = DDPGSettings(
     tau=0.01,
     gamma=1.0,
     replay_episodes=100,
+    imitation_steps=0,
     rank_rewards=False,
     step_code=False,
     warmup_episodes=100,

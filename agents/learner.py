@@ -55,7 +55,7 @@ class LearnerSettings:
         baseline_decay: weight of the past in the moving-average baseline, per episode (AMC's code: 0.5 per
             gradient step, on batch means). Unused with ``rank_rewards``.
         elite_episodes: the actor imitates that many of the best episodes in the replay (paper: none).
-        imitation_steps: supervised steps per round that it does so; 0 leaves it to the critic's gradient alone.
+        imitation_steps: supervised steps per round that it does so, at ``actor_lr`` (paper: 0).
         step_code: append one indicator per step to the observation (paper: False).
     """
 
@@ -71,14 +71,22 @@ class LearnerSettings:
     rank_rewards: bool = True
     baseline_decay: float = 0.95
     elite_episodes: int = 8
-    imitation_steps: int = 0
+    imitation_steps: int = 60
     step_code: bool = True
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"`algorithm` must be one of {', '.join(ALGORITHMS)}, but got {self.algorithm!r}")
-        for name in ("actor_lr", "critic_lr", "batch_size", "replay_episodes", "steps_per_transition"):
+        for name in (
+            "actor_lr",
+            "critic_lr",
+            "batch_size",
+            "replay_episodes",
+            "steps_per_transition",
+            "elite_episodes",
+        ):
             require_range(self, name, above=0.0)
+        require_range(self, "imitation_steps", least=0)
         for name in ("tau", "gamma", "baseline_decay"):
             require_range(self, name, least=0.0, most=1.0)
         if not self.hidden or min(self.hidden) < 1:
@@ -169,7 +177,7 @@ class Learner:
         wanted = np.tile(targets, (filled // self._steps, 1))
         with isolated(keyed_seed(self._seed, "clone", index)):
             set_spread(self._model, sigma)
-            self._fit_actor(self._replay.observations[:filled, 0], wanted, _CLONE_STEPS)
+            self._fit_actor(self._replay.observations[:filled, 0], wanted, _CLONE_STEPS, _CLONE_LR)
         self._settle_target()
 
     def imitate(self, index: int) -> None:
@@ -180,7 +188,8 @@ class Learner:
         rows = (best[:, None] * self._steps + np.arange(self._steps)).ravel()
         wanted = self._replay.actions[rows, 0].clip(-_CLONE_LIMIT, _CLONE_LIMIT)
         with isolated(keyed_seed(self._seed, "imitate", index)):
-            self._fit_actor(self._replay.observations[rows, 0], wanted, self._settings.imitation_steps)
+            steps, lr = self._settings.imitation_steps, self._settings.actor_lr
+            self._fit_actor(self._replay.observations[rows, 0], wanted, steps, lr)
 
     def plan(self, sigma: float, uniforms: tuple[float, ...]) -> Plan:
         """The actor as it is now, frozen: with noise of width ``sigma``, or SAC's own; at 0 its mean in both."""
@@ -250,10 +259,12 @@ class Learner:
                 if name in rates:
                     group["lr"] = 0.0 if frozen else rates[name]
 
-    def _fit_actor(self, observations: NDArray[np.float32], actions: NDArray[np.float32], steps: int) -> None:
+    def _fit_actor(
+        self, observations: NDArray[np.float32], actions: NDArray[np.float32], steps: int, lr: float
+    ) -> None:
         """Supervised steps towards ``actions: [N, 1]`` in [-1, 1], by an optimizer of their own."""
         inputs, wanted = torch.from_numpy(observations), torch.from_numpy(actions)
-        optimizer = torch.optim.Adam(self._model.actor.parameters(), lr=_CLONE_LR)
+        optimizer = torch.optim.Adam(self._model.actor.parameters(), lr=lr)
         for _ in range(steps):
             batch = torch.randint(len(inputs), (_CLONE_BATCH,))
             loss = torch.nn.functional.mse_loss(means(self._model, inputs[batch]), wanted[batch])
