@@ -1,6 +1,6 @@
 """The chain on real data: runs `amc search` for each line of the table and writes experiments/results/chain.md.
 
-Command: python experiments/chain.py --data DIR --weights DIR [--only TEXT]
+Command: python -m experiments.chain --data DIR --weights DIR [--only TEXT]
 DIR holds cifar10_*.npz and resnet{20,56}_cifar10.safetensors. Every run is timed from outside, sensitivities,
 repair and test included, with an empty cache. Finished runs (a result.json under runs/chain) are not repeated.
 """
@@ -118,7 +118,7 @@ def write_table(rows: Sequence[str]) -> None:
     """The committed page."""
     text = f"""# The chain on CIFAR-10: no fine-tuning, sequential repair
 
-`python experiments/chain.py --data DIR --weights DIR` on {processor()}.
+`python -m experiments.chain --data DIR --weights DIR` on {processor()}.
 Accuracies in %, mean (one per seed of the calibration draw); dense: validation / test. Validation is the first half of
 the official test images, test the second half, seen once per reported network. The standard error of one accuracy is
 about 0.4 points. Seconds are the whole command with an empty cache. MACs: the largest share of dense over the seeds,
