@@ -1,0 +1,213 @@
+"""Which cheap reward predicts the confirmed accuracy? Policies around the knapsack's, every reward on each of them.
+
+Command: python -m experiments.objective --data DIR --weights DIR [--policies 40] [--network resnet56]
+Every policy is repaired in full (1,000 images x 48 positions) and with less, and scored on images of both kinds:
+validation images, and training images that repair does not see. What each reward would say is compared, by rank
+(Spearman), with the accuracy of the fully repaired network on the rest of the validation images, which no reward
+saw. Logits are kept under runs/objective, so that a stopped run goes on. Writes experiments/results/objective.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from amc.config import SearchConfig
+from amc.evaluate import read
+from amc.files import write_bytes
+from amc.problem import Problem
+from amc.starts import best_knapsack
+from envs.inference import channels_last, inference_copy
+from envs.sequential import SequentialRepair
+from envs.statistics import Sampling
+from experiments.chain import commit, processor
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, PAGE = ROOT / "runs" / "objective", ROOT / "experiments" / "results" / "objective.md"
+REPAIRS = {"1000 x 48": (1000, 48), "500 x 16": (500, 16), "250 x 16": (250, 16)}
+"""Calibration images and positions per image."""
+SIGMAS = (0.03, 0.06, 0.1)
+IMAGES = 2000
+"""Images that a reward sees."""
+
+
+class Seen(NamedTuple):
+    """What a reward sees: logits of the pruned network and of the dense one, and classes."""
+
+    logits: Tensor
+    dense: Tensor
+    targets: Tensor
+
+
+def accuracy(seen: Seen) -> float:
+    return float((seen.logits.argmax(1) == seen.targets).double().mean())
+
+
+def loss(seen: Seen) -> float:
+    return -float(F.cross_entropy(seen.logits, seen.targets))
+
+
+def softened_loss(seen: Seen) -> float:
+    return -float(F.cross_entropy(seen.logits / 4, seen.targets))
+
+
+def probability(seen: Seen) -> float:
+    return float(seen.logits.softmax(1).gather(1, seen.targets[:, None]).mean())
+
+
+def softened_probability(seen: Seen) -> float:
+    return float((seen.logits / 2).softmax(1).gather(1, seen.targets[:, None]).mean())
+
+
+def divergence(temperature: float) -> Callable[[Seen], float]:
+    def reward(seen: Seen) -> float:
+        new, old = (F.log_softmax(x.double() / temperature, dim=1) for x in (seen.logits, seen.dense))
+        return -float((old.exp() * (old - new)).sum(1).mean())
+
+    return reward
+
+
+REWARDS: dict[str, Callable[[Seen], float]] = {
+    "accuracy": accuracy, "-loss": loss, "-loss, T = 4": softened_loss, "mean probability of the class": probability,
+    "the same, T = 2": softened_probability, "-KL to dense": divergence(1), "-KL to dense, T = 4": divergence(4),
+}  # fmt: skip
+
+
+def logits(problem: Problem, network: nn.Module, split: str, indices: Sequence[int]) -> Tensor:
+    """[N, K] outputs on some images."""
+    fast = inference_copy(network, problem.anatomy.graph)
+    data = problem.task.validation if split == "validation" else problem.task.calibration
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(indices), 250):
+            parts.append(fast(channels_last(read(data, indices[start : start + 250])[0])))
+    return torch.cat(parts)
+
+
+def repaired(problem: Problem, kept: NDArray[np.int64], images: int, positions: int) -> nn.Module:
+    """The network of some widths, repaired on fewer images and positions."""
+    compressor = problem.compressor
+    settings = replace(compressor.settings, repair="none")
+    small = compressor.compress(problem.policy(kept), settings.repair).network
+    from envs.slicing import kept_axes
+
+    SequentialRepair(
+        network=compressor.network, graph=compressor.graph, chunks=compressor._chunks[: -(-images // 125)],
+        sampling=Sampling(positions=positions, seed=settings.seed), ridge=settings.ridge,
+    )(small, kept_axes(compressor.network, compressor.units, problem.policy(kept).kept()))  # fmt: skip
+    return small
+
+
+def draw(problem: Problem, start: NDArray[np.int64], index: int) -> NDArray[np.int64]:
+    """The start, then policies around it at several distances, scaled back to the budget."""
+    if index == 0:
+        return start
+    generator = np.random.default_rng([7, index])
+    ratios = start / problem.constraint.costing.dense()
+    sigma = SIGMAS[index % len(SIGMAS)]
+    return problem.constraint.scaled(np.clip(ratios + sigma * generator.standard_normal(len(ratios)), 0.05, 1.0))
+
+
+def play(problem: Problem, start: NDArray[np.int64], index: int, path: Path) -> dict[str, Tensor]:
+    """Logits of one policy under every repair; from disk if they are there."""
+    if path.exists():
+        return safetensors.torch.load_file(path)
+    kept, found = draw(problem, start, index), {}
+    for name, (images, positions) in REPAIRS.items():
+        network = repaired(problem, kept, images, positions)
+        whole = range(len(problem.task.validation)) if name == "1000 x 48" else range(IMAGES)
+        found[f"{name}|validation"] = logits(problem, network, "validation", whole)
+        found[f"{name}|training"] = logits(problem, network, "training", problem.audition_indices()[:IMAGES])
+    write_bytes(path, safetensors.torch.save(found))
+    return found
+
+
+def main() -> None:
+    """Plays every policy, correlates, writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--network", default="resnet56")
+    parser.add_argument("--policies", type=int, default=40)
+    options = parser.parse_args()
+    problem = Problem(SearchConfig(
+        task=f"cifar10-{options.network}", data=options.data,
+        checkpoint=options.weights / f"{options.network}_cifar10.safetensors", agent="knapsack",
+    ))  # fmt: skip
+    folder = RUNS / options.network
+    folder.mkdir(parents=True, exist_ok=True)
+    start = best_knapsack(problem)
+    targets = {
+        "validation": read(problem.task.validation, range(len(problem.task.validation)))[1],
+        "training": read(problem.task.calibration, problem.audition_indices()[:IMAGES])[1],
+    }
+    dense = {
+        "validation": logits(problem, problem.task.network, "validation", range(len(problem.task.validation))),
+        "training": logits(problem, problem.task.network, "training", problem.audition_indices()[:IMAGES]),
+    }
+    rows: list[dict[str, float]] = []
+    for index in range(options.policies):
+        began = time.perf_counter()
+        found = play(problem, start, index, folder / f"{index}.safetensors")
+        rest = slice(IMAGES, None)
+        row = {"confirmed": accuracy(Seen(found["1000 x 48|validation"][rest], dense["validation"][rest],
+                                          targets["validation"][rest]))}  # fmt: skip
+        for key, values in found.items():
+            split = key.split("|")[1]
+            seen = Seen(values[:IMAGES], dense[split][:IMAGES], targets[split][:IMAGES])
+            row |= {f"{key}|{name}": reward(seen) for name, reward in REWARDS.items()}
+        rows.append(row)
+        print(f"{index + 1} of {options.policies}: {row['confirmed']:.4f}, {time.perf_counter() - began:.0f} s")
+    write_page(rows, options.network)
+
+
+def write_page(rows: Sequence[dict[str, float]], network: str) -> None:
+    """Rank correlations with the confirmed accuracy, with bootstrap standard errors over policies."""
+    confirmed = np.asarray([row["confirmed"] for row in rows])
+    lines = []
+    for name in REWARDS:
+        cells = []
+        for split in ("validation", "training"):
+            for repair in REPAIRS:
+                values = np.asarray([row[f"{repair}|{split}|{name}"] for row in rows])
+                cells.append(f"{spearmanr(values, confirmed).statistic:.2f} ± {spread(values, confirmed):.2f}")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    heads = [f"{split}, {repair}" for split in ("validation", "training") for repair in REPAIRS]
+    text = f"""# Which reward predicts the confirmed accuracy
+
+`python -m experiments.objective --data DIR --weights DIR --network {network} --policies {len(rows)}`, commit
+{commit()}, on {processor()}.
+
+{len(rows)} policies of {network}, CIFAR-10, 50 % MACs: the knapsack's, and others around it (preserve ratios moved by
+{", ".join(map(str, SIGMAS))}, scaled back to the budget). A reward sees {IMAGES:,} images: of the validation split, or
+training images that repair does not use; after repair on that many calibration images x positions. Numbers are rank
+correlations (Spearman, ± bootstrap standard error) with the accuracy on the other {5000 - IMAGES:,} validation images
+after full repair, which range from {confirmed.min():.2%} to {confirmed.max():.2%}.
+
+| reward | {" | ".join(heads)} |
+|---|{"---|" * len(heads)}
+"""
+    PAGE.write_text(text + "\n".join(lines) + "\n")
+
+
+def spread(values: NDArray[np.float64], confirmed: NDArray[np.float64]) -> float:
+    """Bootstrap standard error of the rank correlation over policies."""
+    generator = np.random.default_rng(0)
+    picks = generator.integers(len(values), size=(300, len(values)))
+    return float(np.std([spearmanr(values[pick], confirmed[pick]).statistic for pick in picks]))
+
+
+if __name__ == "__main__":
+    main()
