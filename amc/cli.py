@@ -71,9 +71,17 @@ def search(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     constraint: ConstraintOption = None,
-    agent: Annotated[str | None, typer.Option(help="ddpg (default), knapsack, random or uniform.")] = None,
-    episodes: Annotated[int | None, typer.Option(help="Policies tried by ddpg and random.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Episodes before ddpg learns.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="ddpg (default), td3, sac, cmaes, random, knapsack or uniform.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="default, or paper: as He et al. 2018.")] = None,
+    episodes: Annotated[int | None, typer.Option(help="Policies tried.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Episodes before ddpg, td3 and sac learn.")] = None,
+    round_size: Annotated[int | None, typer.Option(help="Episodes proposed together.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="No new round after this long.")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="accuracy, error_log_cost, loss or package.module:function.")
+    ] = None,
     importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
     repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,
     round_to: RoundOption = None,
@@ -88,7 +96,8 @@ def search(
     """Search a pruning policy within a budget and write a run folder."""
     overrides: dict[str, Any] = {
         "task": task, "data": data, "checkpoint": checkpoint, "agent": agent, "episodes": episodes,
-        "warmup": warmup, "device": device, "seed": seed, "rules.round_to": round_to,
+        "warmup": warmup, "preset": preset, "round_size": round_size, "max_minutes": max_minutes,
+        "reward": reward, "device": device, "seed": seed, "rules.round_to": round_to,
         "rules.min_ratio": min_ratio, "rules.max_ratio": max_ratio, "rules.skip": skip or None,
         "compression.importance": importance, "compression.repair": repair,
         "constraint": parse_constraints(constraint) if constraint else None,
@@ -98,6 +107,50 @@ def search(
     from amc.commands import run_search
 
     run_search(config, out, console, fresh=fresh)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Run folder of a search that was stopped or has ended.")],
+    episodes: Annotated[str | None, typer.Option(help="+N goes on for N more episodes.")] = None,
+) -> None:
+    """Go on with a run exactly where it stopped; on one that has ended, show its result."""
+    from amc.commands import run_resume
+
+    run_resume(run, _more(episodes), console)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def compare(
+    context: typer.Context,
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Who competes: ddpg random cmaes ...")] = None,
+    effort: Annotated[int | None, typer.Option(help="Image-forwards that each run may pay.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per agent.")] = 3,
+    recipe: Annotated[Path | None, typer.Option(help="TOML recipe; every option overrides it.")] = None,
+    task: TaskOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of all runs and of the comparison.")] = Path(
+        "runs/compare"
+    ),
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    constraint: ConstraintOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Compare agents at equal effort over several seeds, with intervals; goes on where it was stopped."""
+    names = [*(agents or ["ddpg", "random", "cmaes", "knapsack", "uniform"]), *context.args]
+    overrides: dict[str, Any] = {
+        "task": task, "data": data, "checkpoint": checkpoint, "effort": effort,
+        "constraint": parse_constraints(constraint) if constraint else None,
+    }  # fmt: skip
+    overrides |= dict(parse_override(text) for text in settings or [])
+    config = load_config(recipe, overrides)
+    if config.effort is None:
+        raise ValueError(
+            "a comparison needs an effort, but got none: pass for example --effort 300000 (image-forwards)"
+        )
+    from amc.commands import run_compare
+
+    run_compare(config, names, seeds, out, console)
 
 
 @app.command()
@@ -128,12 +181,20 @@ def export(
     run_export(policy, task, data, checkpoint, out, console)
 
 
+def _more(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not (text.startswith("+") and text[1:].isdigit() and int(text[1:]) > 0):
+        raise ValueError(f"--episodes of resume must read +N, but got {text!r}: write for example --episodes +200")
+    return int(text[1:])
+
+
 def main() -> None:
     """Entry point: bad input ends in one line and a non-zero exit, never in a traceback."""
     try:
         app()
     except KeyboardInterrupt:
-        _fail("stopped: what was written so far is complete and stays", 130)
+        _fail("stopped: what was written so far is complete; `amc resume RUN` goes on with a search", 130)
     except (ValueError, OSError) as error:
         _fail(" ".join(str(error).split()), 1)
 

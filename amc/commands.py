@@ -1,4 +1,4 @@
-"""What the commands do: search, apply, export, with live progress. Printing goes through the console handed in."""
+"""What the commands do: search, resume, apply, export. Printing goes through the console handed in."""
 
 from __future__ import annotations
 
@@ -10,42 +10,134 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from amc.compare import PAGE, read_run, trace, write_comparison, write_trace
 from amc.config import SearchConfig, load_config
 from amc.export import POLICY, WEIGHTS, latency_ms, read_policy, write_applied, write_onnx
+from amc.live import Live, live
 from amc.problem import Problem
-from amc.record import REPORT, RESULT, RunFolder
+from amc.record import CONFIG, REPORT, RESULT, RunFolder
 from amc.report import write_report
-from amc.rollout import Episode
-from amc.search import SearchResult, search
-from amc.show import comparison
+from amc.result import SearchResult
+from amc.search import search
+from amc.show import comparison, stored_comparison
+from amc.snapshot import Snapshot
 from envs.policy import Policy, weights_fingerprint
 
 CHECKED_IMAGES = 16
 """Real images on which an ONNX file is compared with torch."""
 
+MOST_EPISODES = 1_000_000
+"""Of a run that only its effort ends."""
+
 
 def run_search(config: SearchConfig, out: Path, console: Console, *, fresh: bool = False) -> SearchResult:
     """Searches, writes the run folder, shows the comparison."""
-    with _progress(console) as progress:
-        live = _Live(progress)
-        problem = Problem(config, live.step)
-        folder = RunFolder(out, fresh=fresh)
-        folder.start(config)
-        result = search(problem, _Both(folder, live, config.episodes))
-        live.step("timing networks", 0, 1)
-        latency = _latency(result.networks, problem, console)
-        folder.finish(result, latency)
-        write_report(out / REPORT, problem, result, latency, live.history)
-        live.step("timing networks", 1, 1)
+    with live(console) as screen:
+        problem = Problem(config, screen.step)
+        return _search(problem, RunFolder.create(out, config, fresh=fresh), None, screen, console)
+
+
+def run_resume(path: Path, more: int, console: Console) -> None:
+    """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes.
+
+    Args:
+        path: The run folder.
+        more: Episodes to add to those configured.
+        console: Where to print.
+
+    Raises:
+        ValueError: If there is no run, it is damaged, or its task has changed since.
+    """
+    folder = RunFolder.reopen(path)
+    config, result = folder.config(), folder.result()
+    if more:
+        if config.single:
+            raise ValueError(
+                f"agent {config.agent!r} computes one policy, but got --episodes: search with another agent"
+            )
+        config = config.model_copy(update={"episodes": config.episodes + more})
+        folder.replace_config(config)
+    elif result is not None and result["stopped"] != "time" and result["episodes"] >= config.planned_episodes:
+        console.print(stored_comparison(result))
+        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
+        return
+    with live(console) as screen:
+        problem, snapshot = Problem(config, screen.step), folder.snapshot()
+        _search(problem, folder, snapshot, screen, console)
+
+
+def _search(
+    problem: Problem, folder: RunFolder, snapshot: Snapshot | None, screen: Live, console: Console
+) -> SearchResult:
+    """Searches from a snapshot on, writes the results, shows them."""
+    watcher = _Both(folder, screen, problem.config.planned_episodes)
+    result = search(problem, watcher, snapshot)
+    screen.step("timing networks", 0, 1)
+    latency = _latency(result.networks, problem, console)
+    folder.finish(result, latency)
+    last = folder.snapshot()
+    assert last is not None
+    write_report(folder.path / REPORT, problem, result, latency, last.episodes)
+    screen.step("timing networks", 1, 1)
+    screen.stop()
     console.print(comparison(result, latency))
     effort = f"{result.evaluations} evaluations, {result.image_forwards:,} image-forwards, {result.seconds:.0f} s"
     console.print(f"searched with {effort}; wrote", highlight=False)
     for name in (POLICY, WEIGHTS, RESULT, REPORT):
-        console.print(f"  {out / name}", highlight=False, soft_wrap=True)
+        console.print(f"  {folder.path / name}", highlight=False, soft_wrap=True)
     return result
+
+
+def run_compare(config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, console: Console) -> str:
+    """Runs every agent with every seed at the same effort, or goes on where that stopped; writes the comparison.
+
+    Args:
+        config: Task, budgets, effort and settings; the agents' own limits are lifted.
+        agents: Who competes.
+        seeds: Runs per agent, with seeds 0, 1, ...
+        out: Folder of the run folders and of the comparison.
+        console: Where to print.
+
+    Returns:
+        The verdict.
+    """
+    planned = [(agent, seed) for seed in range(seeds) for agent in dict.fromkeys(agents)]
+    configs = {pair: _competitor(config, *pair) for pair in planned}  # a wrong agent is refused before any work
+    runs = []
+    for number, (agent, seed) in enumerate(planned, start=1):
+        folder = out / f"{agent}-{seed}"
+        if (run := read_run(folder, agent, seed)) is None:
+            console.print(f"[bold]{agent}, seed {seed}[/] ({number} of {len(planned)})")
+            _compete(configs[agent, seed], folder, console)
+            run = read_run(folder, agent, seed)
+            assert run is not None
+        runs.append(run)
+        if number % len(set(agents)):
+            continue  # pairs need the same seeds: the comparison is written after every seed
+        budgets = ", ".join(f"{name} = {value:g}" for name, value in config.constraint.items())
+        said = write_comparison(out, runs, f"{config.task}, {budgets}, {config.effort:,} image-forwards each")
+    console.print(said, highlight=False)
+    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+    return said
+
+
+def _competitor(config: SearchConfig, agent: str, seed: int) -> SearchConfig:
+    values = config.model_dump(mode="json", exclude_none=True)
+    return SearchConfig(**{**values, "agent": agent, "seed": seed, "episodes": MOST_EPISODES})
+
+
+def _compete(config: SearchConfig, path: Path, console: Console) -> None:
+    """One run and its curve, from where an earlier process stopped."""
+    with live(console) as screen:
+        problem = Problem(config, screen.step)
+        started = (path / CONFIG).exists()
+        folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
+        _search(problem, folder, folder.snapshot() if started else None, screen, console)
+    last = folder.snapshot()
+    assert last is not None
+    write_trace(path, trace(problem, last))
 
 
 def run_apply(
@@ -86,9 +178,8 @@ def _rebuild(
         stored.pop("data", None)
         stored.pop("checkpoint", None)
     stored |= {k: v for k, v in {"task": task, "data": data, "checkpoint": checkpoint}.items() if v is not None}
-    with _progress(console) as progress:
-        live = _Live(progress)
-        problem = Problem(load_config(None, stored), live.step)
+    with live(console) as screen:
+        problem = Problem(load_config(None, stored), screen.step)
         policy.check_structure(problem.task.network)
         if policy.weights != weights_fingerprint(problem.task.network):
             console.print("[yellow]warning:[/] the policy was made for other weights of this network")
@@ -116,39 +207,15 @@ def _latency(networks: Mapping[str, nn.Module], problem: Problem, console: Conso
         return {}
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), console=console,
-    )  # fmt: skip
-
-
-class _Live:
-    """Shows what is being done, how far, best so far and the time left."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, Any] = {}
-        self.history: list[Episode] = []
-
-    def step(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Moves one bar."""
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=total, description=what + note)
-
-
 @dataclass(frozen=True, slots=True)
 class _Both:
     """Tells the run folder and the screen."""
 
     folder: RunFolder
-    live: _Live
+    screen: Live
     wanted: int
 
-    def episodes(self, episodes: Sequence[Episode], best: Episode, seconds: Sequence[float]) -> None:
+    def round(self, snapshot: Snapshot) -> None:
         """After each round."""
-        self.folder.episodes(episodes, best, seconds)
-        self.live.history[:] = episodes
-        note = f", best {best.evaluation.accuracy:.2%} by {best.trajectory.label}"
-        self.live.step("searching", len(episodes), max(self.wanted, len(episodes)), note)
+        self.folder.round(snapshot)
+        self.screen.round(snapshot, self.wanted)

@@ -8,15 +8,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from amc.sensitivity import DAMAGES
 from envs.compress import CompressionSettings, Repair
 from envs.importance import IMPORTANCES
+from envs.reward import REWARDS
 from envs.rules import Rules
 from hw_profiles.cost import COSTS
 
-Agent = Literal["ddpg", "knapsack", "random", "uniform"]
+Agent = Literal["ddpg", "td3", "sac", "cmaes", "random", "knapsack", "uniform"]
+Start = Literal["knapsack", "uniform"]
+SINGLE: tuple[Agent, ...] = ("knapsack", "uniform")
+"""Agents that compute one policy."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "episodes": 400, "warmup": 100, "round_size": 1, "starts": (), "reward": "accuracy",
+        "compression": {"importance": "l1", "repair": "layerwise"},
+    },
+}  # fmt: skip
+"""What a preset changes, beside the agent's own settings (`agents.ddpg.PAPER_SETTINGS`): He et al., AMC, ECCV 2018."""
+
 SYNONYMS = {"flops": "macs"}
 """AMC and most counters say FLOPs for multiply-accumulates; we accept it here and say MACs everywhere else."""
 
@@ -45,6 +59,8 @@ class CompressionConfig(_Part):
     repair: Repair = Field("sequential", description="closed-form refit of what stays")
     images: int = Field(1000, ge=16, description="calibration images")
     positions: int = Field(48, ge=1, description="output positions sampled per image")
+    quick_images: int = Field(250, ge=16, description="calibration images of sequential repair during the search")
+    quick_positions: int = Field(16, ge=1, description="output positions per image during the search")
     ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
     producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
     reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")
@@ -91,16 +107,43 @@ class SearchConfig(_Part):
         default_factory=lambda: {"macs": 0.5}, description="cost -> budget, a fraction (<= 1) or absolute"
     )
     agent: Agent = Field("ddpg", description="who chooses the widths")
-    episodes: int = Field(60, ge=1, description="policies tried by ddpg and random")
-    warmup: int = Field(20, ge=0, description="episodes before ddpg learns")
+    preset: Literal["default", "paper"] = Field("default", description="settings of ddpg, td3 and sac")
+    episodes: int = Field(160, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
+    warmup: int = Field(24, ge=0, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, description="episodes proposed together")
-    reward_images: int = Field(2000, ge=16, description="validation images that the reward sees")
-    confirm: int = Field(5, ge=1, description="best policies re-evaluated on the whole validation split")
+    starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
+    max_minutes: float | None = Field(None, gt=0, description="no new round after this long")
+    effort: int | None = Field(None, ge=1, description="no new round once this many image-forwards are paid")
+    reward: str = Field(
+        "auto",
+        description=f"{', '.join(REWARDS)}, package.module:function, or auto: soft_loss for top-1, else accuracy",
+    )
+    reward_split: Literal["validation", "calibration"] = Field("validation", description="where reward images are from")
+    reward_images: int = Field(2500, ge=16, description="images that the reward sees, at most half of validation")
+    confirm: int = Field(5, ge=1, description="best policies repaired in full and scored on unseen images")
     seed: int = Field(0, ge=0, description="seed of every draw")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are scored")
     rules: RulesConfig = RulesConfig()
     compression: CompressionConfig = CompressionConfig()
     knapsack: KnapsackConfig = KnapsackConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        preset = PRESETS.get(str(values.get("preset", "default"))) if isinstance(values, dict) else None
+        return _laid_under(values, preset) if preset else values
+
+    @field_validator("reward")
+    @classmethod
+    def _rewarding(cls, value: str) -> str:
+        if value not in ("auto", *REWARDS) and ":" not in value:
+            raise ValueError(f"must be one of auto, {', '.join(REWARDS)} or package.module:function, but got {value!r}")
+        return value
+
+    @field_validator("data", "checkpoint")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.absolute()  # a run may be resumed from anywhere
 
     @field_validator("constraint", mode="before")
     @classmethod
@@ -119,6 +162,16 @@ class SearchConfig(_Part):
                     "write a fraction of the dense network (0.5) or an absolute value"
                 )
         return named
+
+    @property
+    def single(self) -> bool:
+        """Whether the agent proposes one policy and is done."""
+        return self.agent in SINGLE
+
+    @property
+    def planned_episodes(self) -> int:
+        """Episodes that will be played, if neither effort nor time ends the search."""
+        return 1 if self.single else self.episodes
 
     def to_toml(self) -> str:
         """The complete configuration as TOML; reading it back gives an equal one."""
@@ -197,6 +250,15 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"a recipe must be a readable TOML file, but {str(path)!r} is not ({error}): see experiments/demo.toml"
         ) from error
+
+
+def _laid_under(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with what they leave open taken from the defaults, part by part."""
+    result = dict(defaults) | dict(values)
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(values.get(key), Mapping):
+            result[key] = _laid_under(values[key], default)
+    return result
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

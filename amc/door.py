@@ -7,7 +7,8 @@ from torch import Tensor
 
 from amc.checkpoint import check_finite
 from amc.data import ArraySplit, Split, chunks, known_targets
-from amc.tasks import Task, check_classes, describe, top1
+from amc.plugins import describe
+from amc.tasks import Task, check_classes, top1
 
 _FEWEST = 16
 _READ_WHOLE = 2**30  # bytes; larger inputs, such as memory maps of ImageNet, are not read twice

@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.data import Split
-from amc.tasks import Metric, describe
-from envs.compress import Compressor
+from amc.plugins import describe
+from amc.tasks import Metric
+from envs.compress import Compressed
 from envs.graph import Graph
 from envs.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
 from envs.policy import Policy
 from envs.reward import Evaluation
 
+FloatArray = NDArray[np.float32]
+OVERFLOW = 1e4
+"""Largest cross-entropy: a collapsed network's reward must still be a number."""
+TEMPERATURE = 4.0
+"""Softens the class scores in `soft_loss`: which temperature is best was measured for damage (`amc.sensitivity`)."""
 
-class Score(NamedTuple):
-    """How a network does on some images."""
 
-    accuracy: float
-    loss: float | None
-    images: int
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Score:
+    """How a network does on some images.
+
+    Attributes:
+        each: [N] metric of each image, for paired comparisons.
+        losses: [N] cross-entropy of each image; None where targets are no class indices.
+        soft_losses: [N] the same at temperature `TEMPERATURE`.
+    """
+
+    each: FloatArray
+    losses: FloatArray | None
+    soft_losses: FloatArray | None
+
+    @property
+    def accuracy(self) -> float:
+        """Mean metric."""
+        return float(self.each.mean(dtype=np.float64))
+
+    def at(self, indices: Sequence[int]) -> Score:
+        """The same on a part of the images."""
+        losses, soft = (None if x is None else x[indices] for x in (self.losses, self.soft_losses))
+        return Score(each=self.each[indices], losses=losses, soft_losses=soft)
+
+    def evaluation(self, costs: Mapping[str, float], image_forwards: int) -> Evaluation:
+        """What a reward is made of."""
+        loss, soft = (None if x is None else float(x.mean(dtype=np.float64)) for x in (self.losses, self.soft_losses))
+        return Evaluation(
+            accuracy=self.accuracy, loss=loss, soft_loss=soft, costs=costs, images=len(self.each),
+            image_forwards=image_forwards,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -58,32 +92,31 @@ class Scorer:
     device: str = "cpu"
 
     def __call__(self, network: nn.Module, split: Split, indices: Sequence[int]) -> Score:
-        """Mean metric and cross-entropy over the chosen images of a split."""
+        """Metric and cross-entropy over the chosen images of a split."""
         fast = inference_copy(network, self.graph).to(self.device)
         parts = [indices[start : start + self.chunk] for start in range(0, len(indices), self.chunk)]
 
-        def one(part: Sequence[int]) -> tuple[float, float | None]:
+        def one(part: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
             inputs, targets = read(split, part)
             with torch.no_grad():
                 outputs = fast(channels_last(inputs.to(self.device))).cpu()
-            return self._sum(outputs, targets), _cross_entropy(outputs, targets)
+            loss, soft = (_cross_entropy(outputs / temperature, targets) for temperature in (1.0, TEMPERATURE))
+            return self._each(outputs, targets), loss, soft
 
-        hits, losses = zip(*map_chunks(one, parts), strict=True)
-        known = [loss for loss in losses if loss is not None]
-        loss = sum(known) / len(indices) if len(known) == len(losses) else None
-        return Score(sum(hits) / len(indices), loss, len(indices))
+        each, losses, soft = zip(*map_chunks(one, parts), strict=True)
+        return Score(each=_joined(each), losses=_joined(losses), soft_losses=_joined(soft))
 
-    def _sum(self, outputs: Tensor, targets: Tensor) -> float:
-        """Summed metric; what the user's metric raises, or a value that is no number, becomes one line."""
+    def _each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """[B] metric; what the user's metric raises, or a value that is no number, becomes one line."""
         try:
-            value = float(self.metric(outputs, targets).double().sum())
+            values = self.metric(outputs, targets)
         except ValueError:
             raise
         except Exception as error:
             raise ValueError(f"a metric must score every batch, but raised {describe(error)}: correct it") from error
-        if value != value:
+        if values.isnan().any():
             raise ValueError("a metric must return numbers, but returned NaN for some image: score it 0 instead")
-        return value
+        return values.detach().float().cpu()
 
 
 def read(split: Split, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -103,7 +136,7 @@ class Evaluator:
 
     def __init__(
         self,
-        compressor: Compressor,
+        compress: Callable[[Policy], Compressed],
         score: Callable[[nn.Module], Score],
         costs: Callable[[Policy], dict[str, float]],
         effort: Effort,
@@ -111,42 +144,46 @@ class Evaluator:
         """Holds what an evaluation needs.
 
         Args:
-            compressor: Makes the smaller network.
+            compress: Makes the smaller network.
             score: Scores it on the images of the reward.
             costs: Costs of a policy under every budget.
             effort: The ledger to charge.
         """
-        self._compressor, self._score, self._costs, self._effort = compressor, score, costs, effort
+        self._compress, self._score, self._costs, self._effort = compress, score, costs, effort
         self._seen: dict[tuple[int, ...], Evaluation] = {}
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Accuracy of the policy's network without fine-tuning."""
         key = tuple(policy.widths().values())
         if key in self._seen:
-            known = self._seen[key]
-            return Evaluation(
-                accuracy=known.accuracy, loss=known.loss, costs=known.costs, images=known.images, image_forwards=0
-            )
-        small, repair_forwards = self._compressor.compress(policy)
+            return replace(self._seen[key], image_forwards=0)
+        small, repair_forwards = self._compress(policy)
         score = self._score(small)
-        evaluation = Evaluation(
-            accuracy=score.accuracy,
-            loss=score.loss,
-            costs=self._costs(policy),
-            images=score.images,
-            image_forwards=score.images + repair_forwards,
-        )
+        evaluation = score.evaluation(self._costs(policy), len(score.each) + repair_forwards)
         self._effort.image_forwards += evaluation.image_forwards
         self._effort.evaluations += 1
         self._seen[key] = evaluation
         return evaluation
 
+    def remember(self, policy: Policy, evaluation: Evaluation) -> None:
+        """Takes over an evaluation of an earlier process, without charging it again."""
+        self._seen.setdefault(tuple(policy.widths().values()), evaluation)
 
-def _cross_entropy(outputs: Tensor, targets: Tensor) -> float | None:
-    """Summed cross-entropy of class scores [B, K, ...], None where targets are no class indices."""
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """[B] cross-entropy of class scores [B, K, ...], None where targets are no class indices."""
     fits = outputs.ndim >= 2 and targets.shape == (len(outputs), *outputs.shape[2:])
     if not fits or targets.is_floating_point():
         return None
-    loss = F.cross_entropy(outputs.float(), targets.long(), reduction="none").double()
-    value = float(loss.flatten(1).mean(dim=1).sum() if loss.ndim > 1 else loss.sum())
-    return value if value == value and abs(value) != float("inf") else None
+    loss = F.cross_entropy(outputs.float(), targets.long(), reduction="none")
+    loss = loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss
+    return loss.nan_to_num(nan=OVERFLOW, posinf=OVERFLOW).clamp(max=OVERFLOW)
+
+
+@overload
+def _joined(parts: Sequence[Tensor]) -> FloatArray: ...
+@overload
+def _joined(parts: Sequence[Tensor | None]) -> FloatArray | None: ...
+def _joined(parts: Sequence[Tensor | None]) -> FloatArray | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known).float().numpy() if len(known) == len(parts) else None

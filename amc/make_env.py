@@ -13,7 +13,7 @@ from envs.pruning_env import PruningEnv
 def channel_pruning(
     task: str, constraint: str | Sequence[str] | Mapping[str, float] = "macs=0.5", **settings: Any
 ) -> PruningEnv:
-    """Builds the environment of a task under a constraint.
+    """Builds the environment of a task under a constraint; its reward is validation accuracy unless set.
 
     Args:
         task: As `--task` of the command line.
@@ -26,4 +26,5 @@ def channel_pruning(
     if isinstance(constraint, str):
         constraint = constraint.split(",")
     budgets = dict(constraint) if isinstance(constraint, Mapping) else parse_constraints(constraint)
-    return Problem(load_config(None, {"task": task, "constraint": budgets, **settings})).environment()
+    reward = {"reward": "accuracy", "reward_split": "validation"}
+    return Problem(load_config(None, {"task": task, "constraint": budgets, **reward, **settings})).environment()

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"dense": "#dfe4ea", "uniform": "#d9822b", "found": "#1f7a8c"}
+COLORS = {"dense": "#dfe4ea", "uniform": "#d9822b", "start": "#6b9e4f", "found": "#1f7a8c"}
 DOTS = ("#d9822b", "#9aa7b5", "#5b8fd6", "#a06cb5", "#6b9e4f")
+LINES = ("#1f7a8c", "#d9822b", "#5b8fd6", "#a06cb5", "#6b9e4f", "#c0504d", "#9aa7b5")
 INK, FAINT = "#39424e", "#e8ebef"
-WIDTH_INCHES, SLOTS_POINTS, MOST_LABELS = 11.0, 740, 110
+WIDTH_INCHES, SLOTS_POINTS, MOST_LABELS, MOST_ROWS = 11.0, 740, 110, 60
 LEGEND: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False, "handlelength": 1.2}
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched and takes the page's font
@@ -30,10 +31,11 @@ STYLE: dict[str, Any] = {
 
 
 def bullets(panels: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], *, salt: str) -> str:
-    """One column per name: dense as a pale bar, found as a narrow bar in it, uniform as a mark across.
+    """One column per name: dense as a pale bar, found as a narrow bar in it, uniform and start as marks across.
 
     Args:
-        panels: Axis label -> {"dense", "uniform", "found"} -> one value per name; drawn one below the other.
+        panels: Axis label -> {"dense", "uniform", "found", perhaps "start"} -> one value per name; drawn
+            one below the other.
         names: What the columns stand for, in order.
         salt: Makes the ids of this picture differ from those of the page's other pictures.
 
@@ -56,8 +58,8 @@ def bullets(panels: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence
             axis.tick_params(axis="x", length=0)
             axis.set_xlim(-0.8, len(names) - 0.2)
         handles, labels = axes[0].get_legend_handles_labels()
-        ordered = [handles[labels.index(name)] for name in ("dense", "uniform", "found")]
-        axes[0].legend(handles=ordered, ncols=3, **LEGEND)
+        ordered = [handles[labels.index(name)] for name in COLORS if name in labels]
+        axes[0].legend(handles=ordered, ncols=len(ordered), **LEGEND)
 
     return _svg(draw, heights, salt)
 
@@ -102,13 +104,71 @@ def progress(rewards: Sequence[float], labels: Sequence[str], *, salt: str) -> s
     return _svg(draw, 2.7, salt)
 
 
+def choices(ratios: Sequence[Sequence[float]], names: Sequence[str], *, salt: str) -> str:
+    """Preserve ratio of every unit (rows, the first at the bottom) in every episode (columns).
+
+    Args:
+        ratios: One row of preserve ratios per episode.
+        names: The units.
+        salt: As for `bullets`.
+
+    Returns:
+        An `<svg>` element.
+    """
+    values = np.asarray(ratios, dtype=float).T
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        extent = (0.5, values.shape[1] + 0.5, -0.5, len(names) - 0.5)
+        image = axis.imshow(
+            values, aspect="auto", origin="lower", cmap="YlGnBu", vmin=0, vmax=1, extent=extent, interpolation="none"
+        )
+        every = -(-len(names) // MOST_ROWS)
+        axis.set_yticks(range(0, len(names), every), names[::every], fontsize=6)
+        axis.grid(visible=False)
+        axis.locator_params(axis="x", integer=True)
+        axis.set_xlabel("episode")
+        figure.colorbar(image, ax=axis, pad=0.01, label="preserve ratio")
+
+    return _svg(draw, 1.2 + 0.11 * min(len(names), MOST_ROWS), salt)
+
+
+def efforts(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], *, salt: str) -> str:
+    """Confirmed accuracy of the best so far against effort: each run thin, each agent's mean at the ends bold.
+
+    Args:
+        curves: Agent -> one curve per seed, each (image-forwards, accuracy as a fraction) in order.
+        salt: As for `bullets`.
+
+    Returns:
+        An `<svg>` element.
+    """
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        for number, (agent, runs) in enumerate(curves.items()):
+            color = LINES[number % len(LINES)]
+            for run in runs:
+                x, y = [paid for paid, _ in run], [100 * accuracy for _, accuracy in run]
+                axis.step(x, y, where="post", color=color, linewidth=0.9, alpha=0.5)
+            ends = np.asarray([run[-1] for run in runs])
+            axis.scatter([ends[:, 0].mean()], [100 * ends[:, 1].mean()], color=color, s=42, label=agent, zorder=3)
+        axis.set_xlabel("image-forwards paid")
+        axis.set_ylabel("confirmed validation accuracy, %")
+        axis.legend(ncols=7, **LEGEND)
+
+    return _svg(draw, 3.6, salt)
+
+
 def _columns(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
     places = np.arange(len(series["dense"]))
     axis.bar(places, series["dense"], width=0.84, color=COLORS["dense"], label="dense")
     axis.bar(places, series["found"], width=0.5, color=COLORS["found"], label="found")
     left, right = places - 0.42, places + 0.42
-    axis.hlines(series["uniform"], left, right, color=COLORS["uniform"], linewidth=1.8, label="uniform", zorder=3)
-    axis.set_ylim(0, max([*series["dense"], *series["uniform"], *series["found"]], default=1.0) * 1.04)
+    for name in ("uniform", "start"):
+        if name in series:
+            axis.hlines(series[name], left, right, color=COLORS[name], linewidth=1.8, label=name, zorder=3)
+    axis.set_ylim(0, max([value for values in series.values() for value in values], default=1.0) * 1.04)
     axis.locator_params(axis="y", nbins=5)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +18,9 @@ from amc.config import SearchConfig
 from amc.data import Split
 from amc.door import check_task
 from amc.evaluate import Effort, Evaluator, Score, Scorer, read
+from amc.plugins import describe, find_function
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
-from amc.tasks import Task, load_task
+from amc.tasks import Task, load_task, top1
 from envs.compress import Compressor, images_in_memory, plan_calibration
 from envs.constraint import Budget, Constraint, Costing, resolve_budget
 from envs.graph import Graph, trace
@@ -25,7 +28,7 @@ from envs.layout import LayoutFamily, measure_family, read_layout
 from envs.parallel import single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
-from envs.reward import REWARDS
+from envs.reward import REWARDS, Reward
 from envs.sites import Site
 from envs.units import Fixed, Unit, propose_units
 from envs.verify import verify_units
@@ -80,6 +83,7 @@ class Problem:
         anatomy: Graph, units and layouts.
         sites: One decision per unit that may change.
         constraint: The budgets over them.
+        reward: Turns an evaluation into a number.
         effort: What has been paid so far.
     """
 
@@ -96,6 +100,7 @@ class Problem:
             raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
         self.task: Task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
         check_task(self.task)
+        self.reward = self._reward()
         progress("finding units", 0, 1)
         self.anatomy = dissect(self.task.network, self.task.example_input)
         progress("finding units", 1, 1)
@@ -107,6 +112,7 @@ class Problem:
         self.scorer = Scorer(
             graph=self.anatomy.graph, metric=self.task.metric, chunk=self._scoring_chunk(), device=config.device
         )
+        self._check_reward()
         self._compressor: Compressor | None = None
         self._evaluator: Evaluator | None = None
 
@@ -117,6 +123,29 @@ class Problem:
             dense = cost_of(COSTS[name], self.anatomy.family.dense)
             budgets.append(Budget(COSTS[name], resolve_budget(COSTS[name], value, dense)))
         return Constraint.create(costing, budgets)
+
+    def _reward(self) -> Reward:
+        """The reward by name, or the user's own."""
+        name = self.config.reward
+        if name == "auto":
+            name = "soft_loss" if self.task.metric is top1 else "accuracy"
+        return REWARDS[name] if name in REWARDS else find_function("reward", name)
+
+    def _check_reward(self) -> None:
+        """Tries the reward on the dense network's first images: it may be the user's code."""
+        score = self.scorer(self.task.network, self.task.validation, range(min(16, len(self.task.validation))))
+        evaluation = score.evaluation(self.constraint.costs(self.constraint.costing.dense()), 0)
+        try:
+            value = float(self.reward(evaluation))
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"reward {self.config.reward!r} must turn an Evaluation into a number, but raised {describe(error)}: "
+                "correct it"
+            ) from error
+        if not np.isfinite(value):
+            raise ValueError(f"a reward must be a finite number, but {self.config.reward!r} gave {value}: correct it")
 
     def _scoring_chunk(self) -> int:
         sizes = [layer.out_channels * int(np.prod(layer.out_map)) for layer in self.anatomy.family.dense.layers]
@@ -142,26 +171,49 @@ class Problem:
 
     @property
     def evaluate(self) -> Evaluator:
-        """The counted `evaluate(policy)` on the images of the reward."""
+        """The counted `evaluate(policy)` on the images of the reward, with quick repair."""
         if self._evaluator is None:
             images = self.reward_indices()
+            split = self.task.validation if self.config.reward_split == "validation" else self.task.calibration
             self._evaluator = Evaluator(
-                self.compressor, lambda network: self.scorer(network, self.task.validation, images),
-                self.policy_costs, self.effort,
+                lambda policy: self.compressor.compress(policy, quick=True),
+                lambda network: self.scorer(network, split, images), self.policy_costs, self.effort,
             )  # fmt: skip
         return self._evaluator
 
+    def origin(self) -> str:
+        """SHA-256 of what determines the episodes: configuration (without limits), weights, calibration images."""
+        limits = {"episodes", "effort", "max_minutes", "confirm"}
+        key = {
+            "config": self.config.model_dump(mode="json", exclude=limits),
+            "weights": weights_fingerprint(self.task.network),
+            "calibration": self.compressor.calibration_fingerprint,
+        }
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
     def environment(self) -> PruningEnv:
         """A fresh environment on this problem."""
-        return PruningEnv(self.constraint, self.compressor.policy, self.evaluate, REWARDS["accuracy"])
+        return PruningEnv(self.constraint, self.compressor.policy, self.evaluate, self.reward)
 
     def calibration_indices(self) -> list[int]:
         """All calibration images in the seed's order."""
         return keyed_order(len(self.task.calibration), self.config.seed)
 
     def reward_indices(self) -> list[int]:
-        """The fixed, seeded validation images that the reward sees."""
-        return sorted(keyed_order(len(self.task.validation), self.config.seed)[: self.config.reward_images])
+        """The fixed, seeded images that the reward sees: at most half of validation, or images repair does not see."""
+        if self.config.reward_split == "calibration":
+            return sorted(self._unseen()[: self.config.reward_images])
+        count = len(self.task.validation)
+        return sorted(keyed_order(count, self.config.seed)[: min(self.config.reward_images, (count + 1) // 2)])
+
+    def confirm_indices(self) -> list[int]:
+        """Validation images that the reward does not see."""
+        seen = set(self.reward_indices()) if self.config.reward_split == "validation" else set()
+        return [index for index in range(len(self.task.validation)) if index not in seen]
+
+    def confirmation_forwards(self) -> int:
+        """Image-forwards that confirmation will take at most, which an effort must leave room for."""
+        return (self.config.confirm + 1) * (self.compressor.repair_forwards + len(self.task.validation))
 
     def policy(self, kept: IntArray) -> Policy:
         """The policy of [S] kept channels."""
@@ -199,7 +251,7 @@ class Problem:
             "weights": weights_fingerprint(self.task.network),
             "images": tensors_fingerprint(tensor for batch in batches for tensor in batch),
             "calibration": self.compressor.calibration_fingerprint,
-            "compression": settings.model_dump(mode="json"),
+            "compression": settings.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
             "knapsack": knapsack.model_dump(mode="json"),
             "sites": [[site.unit, site.kept().tolist()] for site in self.sites],
             "seed": self.config.seed,
@@ -222,11 +274,18 @@ class Problem:
             name: [_curve(site.unit, tables[f"{name}|{site.unit}"]) for site in self.sites] for name in knapsack.damages
         }
 
-    def unseen_indices(self) -> list[int]:
+    def audition_indices(self) -> list[int]:
+        """Calibration images that neither repair nor the reward sees, for judging the starts."""
+        unseen = self._unseen()
+        if self.config.reward_split == "calibration" and len(unseen) - self.config.reward_images >= FEWEST_UNSEEN:
+            unseen = unseen[self.config.reward_images :]
+        return unseen[: self.config.knapsack.audition_images]
+
+    def _unseen(self) -> list[int]:
         """Calibration images that repair does not see (all of them again, if hardly any are left)."""
-        order, config = self.calibration_indices(), self.config
-        unseen = order[config.compression.images :]
-        return (unseen if len(unseen) >= FEWEST_UNSEEN else order)[: config.knapsack.audition_images]
+        order = self.calibration_indices()
+        unseen = order[self.config.compression.images :]
+        return unseen if len(unseen) >= FEWEST_UNSEEN else order
 
 
 def _curve(unit: str, table: Tensor) -> Curve:

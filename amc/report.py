@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amc.files import write_text
-from amc.pictures import COLORS, INK, bullets, progress
+from amc.pictures import bullets, choices, progress
+from amc.report_style import CSS
+from amc.result import NETWORKS, SearchResult
 from envs.layout import LayoutFamily, kept_counts
 from hw_profiles.cost import COSTS, Cost, Macs, Memory, cost_of
 from hw_profiles.layers import Layout
@@ -18,12 +20,11 @@ from hw_profiles.layers import Layout
 if TYPE_CHECKING:
     from amc.problem import Problem
     from amc.rollout import Episode
-    from amc.search import SearchResult
 
-NETWORKS = ("dense", "uniform", "found")
 MEANING = {
     "dense": "the network as it came",
     "uniform": "one preserve ratio for all units, the largest that keeps the budget",
+    "start": "the best solution that the search started from",
     "found": "the policy of this run",
 }
 
@@ -55,13 +56,14 @@ class ReportData:
         task: The task's name.
         agent: Who searched.
         budgets: Cost name -> limit in the cost's unit; the first one leads the headline.
-        networks: "dense", "uniform" and "found".
+        networks: "dense", "uniform", "found", and "start" where the search had one.
         units: Names of the units, in the order of `NetworkFacts.widths`.
         layers: Names of the layers, in the order of `NetworkFacts.layer_costs`.
         layer_cost: Name of the cost that `layer_costs` counts.
         images: "validation" and "test" -> size of the split.
         rewards: Reward of each episode.
         searchers: Who proposed it, one per episode.
+        ratios: [S] executed preserve ratios, one tuple per episode.
         effort: What the search took: heading -> text.
         configuration: The complete configuration as TOML.
     """
@@ -76,8 +78,14 @@ class ReportData:
     images: Mapping[str, int]
     rewards: tuple[float, ...]
     searchers: tuple[str, ...]
+    ratios: tuple[tuple[float, ...], ...]
     effort: Mapping[str, str]
     configuration: str
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the networks, in order."""
+        return tuple(name for name in NETWORKS if name in self.networks)
 
 
 def write_report(
@@ -117,8 +125,9 @@ def gather(
         task=result.task, agent=problem.config.agent, budgets=result.budgets, networks=networks, units=units,
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight), layer_cost=cost.name,
         images={"validation": len(problem.task.validation), "test": len(problem.task.test)},
-        rewards=tuple(episode.trajectory.reward for episode in episodes),
-        searchers=tuple(episode.trajectory.label for episode in episodes),
+        rewards=tuple(episode.reward for episode in episodes),
+        searchers=tuple(episode.searcher for episode in episodes),
+        ratios=tuple(episode.actions for episode in episodes),
         effort={
             "episodes": f"{len(episodes):,}", "evaluations": f"{result.evaluations:,}",
             "image-forwards": f"{result.image_forwards:,}", "seconds": f"{result.seconds:,.0f}",
@@ -177,7 +186,7 @@ def _header(data: ReportData) -> str:
     dense, found = data.networks["dense"], data.networks["found"]
     first = next(iter(data.budgets))
     share = found.costs[first] / dense.costs[first]
-    test = {name: data.networks[name].accuracy["test"] for name in NETWORKS}
+    test = {name: data.networks[name].accuracy["test"] for name in data.shown}
     budgets = ", ".join(
         f"{escape(cost_label(name))} at most {amount(name, limit)} ({limit / dense.costs[name]:.1%} of dense)"
         for name, limit in data.budgets.items()
@@ -215,7 +224,7 @@ def _table(data: ReportData) -> str:
     costs = data.networks["dense"].costs
     heads = ["network", "validation", "test", *(cost_label(name) for name in costs), "latency"]
     rows = []
-    for name in NETWORKS:
+    for name in data.shown:
         facts = data.networks[name]
         cells = [f"{facts.accuracy[split]:.2%}" for split in ("validation", "test")]
         for cost, value in facts.costs.items():
@@ -241,15 +250,15 @@ def _standard_error(accuracy: float, images: int) -> float:
 
 def _widths(data: ReportData) -> str:
     dense = data.networks["dense"].widths
-    channels = {name: data.networks[name].widths for name in NETWORKS}
+    channels = {name: data.networks[name].widths for name in data.shown}
     kept = {name: [100 * a / b for a, b in zip(widths, dense, strict=True)] for name, widths in channels.items()}
     picture = bullets({"channels": channels, "kept, %": kept}, data.units, salt="widths")
     rows = "".join(
-        f"<tr><th>{escape(unit)}</th>{''.join(f'<td>{channels[name][k]:,}</td>' for name in NETWORKS)}"
+        f"<tr><th>{escape(unit)}</th>{''.join(f'<td>{channels[name][k]:,}</td>' for name in data.shown)}"
         f"<td>{kept['found'][k]:.0f} %</td></tr>"
         for k, unit in enumerate(data.units)
     )
-    head = "".join(f"<th>{text}</th>" for text in ("unit", *NETWORKS, "kept"))
+    head = "".join(f"<th>{text}</th>" for text in ("unit", *data.shown, "kept"))
     return (
         "<h2>Channels that stay</h2>\n<p>From input to output: a unit is channels that are kept or dropped together, "
         f"named after the first layer that writes them.</p>\n<figure>{picture}</figure>\n"
@@ -260,7 +269,7 @@ def _widths(data: ReportData) -> str:
 
 def _layer_shares(data: ReportData) -> str:
     total = sum(data.networks["dense"].layer_costs) or 1.0
-    shares = {name: [100 * value / total for value in data.networks[name].layer_costs] for name in NETWORKS}
+    shares = {name: [100 * value / total for value in data.networks[name].layer_costs] for name in data.shown}
     label = cost_label(data.layer_cost)
     picture = bullets({f"{label}, % of dense": shares}, data.layers, salt="layers")
     return (
@@ -275,61 +284,11 @@ def _rewards(data: ReportData) -> str:
     return (
         f"<h2>The search</h2>\n<p>Reward of each of {len(data.rewards):,} episodes; the best, "
         f"{data.rewards[best]:.4f}, was number {best + 1}, by {escape(data.searchers[best])}.</p>\n"
-        f"<figure>{picture}</figure>"
+        f"<figure>{picture}</figure>\n<h2>How the choices moved</h2>\n<p>Preserve ratio of every unit, input at the "
+        f"bottom, in every episode.</p>\n<figure>{choices(data.ratios, data.units, salt='choices')}</figure>"
     )
 
 
 def _effort(data: ReportData) -> str:
     pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in data.effort.items())
     return f"<h2>What it took</h2>\n<dl>{pairs}</dl>"
-
-
-CSS = f"""
-:root {{ color-scheme: light; --ink: {INK}; --soft: #66717e; --line: #e6e9ee; --found: {COLORS["found"]}; }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0; background: #f7f8fa; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums; }}
-main {{ max-width: 1080px; margin: 0 auto; padding: 56px 32px 80px; }}
-section {{ margin-bottom: 40px; }}
-h1 {{ font-size: 34px; line-height: 1.2; letter-spacing: -.015em; margin: 6px 0 14px; text-wrap: balance; }}
-h1, .eyebrow, th, dd, pre {{ overflow-wrap: anywhere; }}
-h2 {{ font-size: 20px; margin: 0 0 4px; letter-spacing: -.005em; }}
-p {{ margin: 0 0 14px; max-width: 72ch; }}
-.eyebrow {{ margin: 0; color: var(--found); font-size: 13px; font-weight: 600; letter-spacing: .06em;
-  text-transform: uppercase; }}
-.lead {{ font-size: 19px; }}
-.note, h2 + p {{ color: var(--soft); font-size: 14px; max-width: 100ch; }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 16px; }}
-.card, figure, .wide, pre, dl {{ background: #fff; border: 1px solid var(--line); border-radius: 12px; }}
-.card {{ padding: 18px 20px; display: flex; flex-direction: column; }}
-.card b {{ font-size: 30px; line-height: 1.2; letter-spacing: -.02em; color: var(--found); }}
-.card small, td i {{ color: var(--soft); font-style: normal; font-size: 13px; }}
-.wide {{ overflow-x: auto; margin-bottom: 12px; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ padding: 12px 18px; text-align: right; white-space: nowrap; }}
-th:first-child {{ text-align: left; }}
-thead th {{ color: var(--soft); font-size: 13px; font-weight: 600; border-bottom: 1px solid var(--line); }}
-tbody th {{ font-weight: 600; }}
-tbody th small {{ display: block; color: var(--soft); font-weight: 400; font-size: 12.5px; padding-left: 18px;
-  white-space: normal; }}
-tbody tr + tr > * {{ border-top: 1px solid var(--line); }}
-tr.found td {{ font-weight: 600; }}
-tr.found {{ background: #f1f8f9; }}
-.dot {{ display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }}
-.dot.dense {{ background: #c6ced8; }} .dot.uniform {{ background: {COLORS["uniform"]}; }}
-.dot.found {{ background: var(--found); }}
-figure {{ margin: 0; padding: 16px; }}
-svg {{ display: block; width: 100%; height: auto; }}
-svg text {{ font-family: inherit !important; }}
-details {{ margin-top: 12px; font-size: 14px; }}
-summary {{ cursor: pointer; color: var(--soft); }}
-table.small {{ width: auto; margin-top: 8px; }}
-table.small th, table.small td {{ padding: 3px 14px; }}
-table.small tbody tr + tr > * {{ border: 0; }}
-dl {{ display: flex; flex-wrap: wrap; gap: 8px 40px; padding: 16px 20px; margin: 8px 0 0; }}
-dt {{ color: var(--soft); font-size: 13px; }}
-dd {{ margin: 0; font-weight: 600; }}
-pre {{ padding: 18px 20px; margin: 8px 0 0; font: 13px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
-  white-space: pre-wrap; }}
-@media print {{ body {{ background: #fff; }} section {{ break-inside: avoid; }} }}
-"""

@@ -2,53 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from agents.searcher import Plan, Trajectory
 from envs.observation import ObservationArray
-from envs.policy import Policy
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """One finished episode.
+    """One finished episode, as it is written down.
 
     Attributes:
-        trajectory: What a searcher learns from.
+        searcher: Who proposed it.
+        actions: [S] executed preserve ratios, six digits.
         widths: [S] kept channels.
-        policy: The pruning policy.
-        evaluation: What it achieves.
+        reward: What the searcher was told.
+        evaluation: What the policy achieves.
     """
 
-    trajectory: Trajectory
+    searcher: str
+    actions: tuple[float, ...]
     widths: tuple[int, ...]
-    policy: Policy
+    reward: float
     evaluation: Evaluation
 
     def to_json(self, index: int) -> dict[str, Any]:
         """One line of `episodes.jsonl`; only what configuration and seed determine."""
         return {
             "episode": index,
-            "searcher": self.trajectory.label,
-            "actions": [round(float(action), 6) for action in self.trajectory.actions],
+            "searcher": self.searcher,
+            "actions": list(self.actions),
             "choices": list(self.widths),
-            "costs": dict(self.evaluation.costs),
-            "accuracy": self.evaluation.accuracy,
-            "reward": self.trajectory.reward,
-            "images": self.evaluation.image_forwards,
+            **self.evaluation.to_json(),
+            "reward": self.reward,
         }
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Episode:
+        """Reads `to_json` back.
+
+        Raises:
+            KeyError: If a field is missing.
+        """
+        fields = ("accuracy", "loss", "soft_loss", "costs", "images", "image_forwards")
+        return cls(
+            searcher=line["searcher"], actions=tuple(line["actions"]), widths=tuple(line["choices"]),
+            reward=line["reward"], evaluation=Evaluation.from_json({name: line[name] for name in fields}),
+        )  # fmt: skip
+
+
+class Played(NamedTuple):
+    """One episode and what a searcher learns from it."""
+
+    episode: Episode
+    trajectory: Trajectory
 
 
 class Rollouts(Protocol):
     """Plays a round of plans and returns the episodes in the order of the plans."""
 
-    def play(self, plans: Sequence[Plan]) -> list[Episode]:
+    def play(self, plans: Sequence[Plan]) -> list[Played]:
         """One finished episode per plan."""
         ...
 
@@ -60,12 +79,12 @@ class SerialRollouts:
         """Uses one environment for all episodes."""
         self._environment = environment
 
-    def play(self, plans: Sequence[Plan]) -> list[Episode]:
+    def play(self, plans: Sequence[Plan]) -> list[Played]:
         """One finished episode per plan."""
         return [play(self._environment, plan) for plan in plans]
 
 
-def play(environment: PruningEnv, plan: Plan) -> Episode:
+def play(environment: PruningEnv, plan: Plan) -> Played:
     """Walks the environment once with a plan."""
     observation, _ = environment.reset()
     observations: list[ObservationArray] = []
@@ -80,4 +99,8 @@ def play(environment: PruningEnv, plan: Plan) -> Episode:
         observations=np.stack(observations), actions=np.asarray(actions, dtype=np.float32), reward=reward,
         label=plan.label,
     )  # fmt: skip
-    return Episode(trajectory=trajectory, widths=info["widths"], policy=info["policy"], evaluation=info["evaluation"])
+    episode = Episode(
+        searcher=plan.label, actions=tuple(round(float(action), 6) for action in trajectory.actions),
+        widths=info["widths"], reward=reward, evaluation=info["evaluation"],
+    )  # fmt: skip
+    return Played(episode, trajectory)

@@ -4,193 +4,205 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 from torch import nn
 
-from agents.ddpg import DDPGSearcher, DDPGSettings
-from agents.random_search import RandomSearch
 from agents.searcher import Searcher
-from amc.config import SearchConfig
+from amc.evaluate import Score
 from amc.problem import Problem
+from amc.result import NetworkReport, SearchResult, Stopped, with_provenance
 from amc.rollout import Episode, SerialRollouts
-from amc.starts import best_knapsack
-from envs.observation import FEATURES
-from envs.policy import Policy
-from hw_profiles.layers import IntArray
+from amc.searchers import make_searcher
+from amc.snapshot import Snapshot
+from amc.starts import starting_widths
 
-SCHEMA_VERSION = 1
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkReport:
-    """What the result says of one network.
-
-    Attributes:
-        accuracy: Split name -> fraction.
-        costs: Cost name -> value, recounted on the real network.
-        widths: [S] kept channels.
-    """
-
-    accuracy: dict[str, float]
-    costs: dict[str, float]
-    widths: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchResult:
-    """The outcome of a search.
-
-    Attributes:
-        task: Task name.
-        budgets: Cost name -> limit in the cost's unit.
-        seed: The run's seed.
-        reports: dense, uniform and found.
-        policy: The pruning policy found.
-        networks: The same three, as modules.
-        evaluations: Policies compressed and scored during the search.
-        image_forwards: Everything the search paid for.
-        seconds: Wall time of the search.
-    """
-
-    task: str
-    budgets: dict[str, float]
-    seed: int
-    reports: dict[str, NetworkReport]
-    policy: Policy
-    networks: dict[str, nn.Module] = field(repr=False)
-    evaluations: int
-    image_forwards: int
-    seconds: float
-
-    def to_json(self, versions: dict[str, str], latency_ms: dict[str, float]) -> dict[str, Any]:
-        """The content of `result.json`."""
-        reports = {name: {"accuracy": r.accuracy, "costs": r.costs} for name, r in self.reports.items()}
-        return {
-            "schema_version": SCHEMA_VERSION, "task": self.task, "budgets": self.budgets, "seed": self.seed,
-            **reports, "evaluations": self.evaluations, "image_forwards": self.image_forwards,
-            "versions": versions, "measured": {"seconds": round(self.seconds, 2), "latency_ms": latency_ms},
-        }  # fmt: skip
 
 
 class Watcher(Protocol):
     """Is told how a search goes: live progress, the run folder."""
 
-    def episodes(self, episodes: Sequence[Episode], best: Episode, seconds: Sequence[float]) -> None:
-        """After each round: all episodes so far, the best one, and each one's wall time."""
+    def round(self, snapshot: Snapshot) -> None:
+        """After each round."""
         ...
 
 
 class Silent:
     """A watcher that looks away."""
 
-    def episodes(self, episodes: Sequence[Episode], best: Episode, seconds: Sequence[float]) -> None:
+    def round(self, snapshot: Snapshot) -> None:
         """Does nothing."""
 
 
-def search(problem: Problem, watcher: Watcher | None = None) -> SearchResult:
+def search(problem: Problem, watcher: Watcher | None = None, snapshot: Snapshot | None = None) -> SearchResult:
     """Searches a pruning policy (the loop of He et al., AMC, ECCV 2018, for any searcher).
 
     Args:
         problem: Task, budgets and settings.
         watcher: Is told after every round.
+        snapshot: Where an earlier process stopped; the result is as if nothing had happened.
 
     Returns:
-        The confirmed best policy, reported beside the dense network and the uniform baseline.
+        The confirmed best policy, reported beside the dense network, the uniform baseline and the best start.
+
+    Raises:
+        ValueError: If the snapshot belongs to another problem.
     """
-    began, watcher = time.perf_counter(), watcher or Silent()
-    starts = starting_widths(problem)
-    searcher, wanted = make_searcher(problem, starts)
+    clock, watcher = _Clock(snapshot), watcher or Silent()
+    starts = dict(snapshot.starts) if snapshot else starting_widths(problem)
+    searcher = make_searcher(problem, starts)
     rollouts = SerialRollouts(problem.environment())
-    episodes: list[Episode] = []
-    seconds: list[float] = []
-    while len(episodes) < wanted:
-        clock = time.perf_counter()
-        finished = rollouts.play(searcher.propose(min(problem.config.round_size, wanted - len(episodes))))
-        searcher.tell([episode.trajectory for episode in finished])
-        episodes += finished
-        seconds += [(time.perf_counter() - clock) / len(finished)] * len(finished)
-        watcher.episodes(episodes, max(episodes, key=_reward), seconds)
-    found = confirm(problem, episodes)
-    return conclude(problem, found, began)
+    episodes, seconds = _restore(problem, searcher, snapshot) if snapshot else ([], [])
+    while not (stopped := _stopped(problem, len(episodes), clock)):
+        began = time.perf_counter()
+        missing = problem.config.planned_episodes - len(episodes)
+        played = rollouts.play(searcher.propose(min(problem.config.round_size, missing)))
+        searcher.tell([one.trajectory for one in played])
+        episodes += [one.episode for one in played]
+        seconds += [(time.perf_counter() - began) / len(played)] * len(played)
+        watcher.round(Snapshot(
+            origin=problem.origin(), starts=starts, episodes=tuple(episodes), seconds=tuple(seconds),
+            searcher=searcher.state(), image_forwards=problem.effort.image_forwards,
+            evaluations=problem.effort.evaluations, elapsed=clock.elapsed(),
+        ))  # fmt: skip
+    start, found = confirm(problem, [] if problem.config.single else list(starts), episodes)
+    return conclude(problem, start, found, len(episodes), stopped, clock)
 
 
-def starting_widths(problem: Problem) -> dict[str, IntArray]:
-    """The solutions a searcher starts from, best guess first."""
-    agent = problem.config.agent
-    if agent == "uniform":
-        return {"uniform": problem.constraint.uniform()}
-    if agent == "random":
-        return {}
-    return {"knapsack": best_knapsack(problem)}
+class _Clock:
+    """Seconds of search, over all processes and in this one."""
+
+    def __init__(self, snapshot: Snapshot | None) -> None:
+        self._began = time.perf_counter()
+        self._before = snapshot.elapsed if snapshot else 0.0
+
+    def elapsed(self) -> float:
+        return self._before + self.here()
+
+    def here(self) -> float:
+        return time.perf_counter() - self._began
 
 
-def make_searcher(problem: Problem, starts: dict[str, IntArray]) -> tuple[Searcher, int]:
-    """The configured searcher, and how many episodes it gets."""
-    config, steps = problem.config, len(problem.sites)
-    channels = problem.constraint.costing.dense()
-    actions = [(name, (widths / channels).tolist()) for name, widths in starts.items()]
-    if config.agent == "ddpg":
-        settings = replace(DDPGSettings(), warmup_episodes=config.warmup)
-        return DDPGSearcher(len(FEATURES), steps, settings, config.seed, actions), max(config.episodes, 1)
-    return RandomSearch(steps, config.seed, actions), config.episodes if config.agent == "random" else len(starts)
+def _stopped(problem: Problem, episodes: int, clock: _Clock) -> Stopped | None:
+    """Why no other round begins."""
+    config = problem.config
+    if episodes >= problem.config.planned_episodes:
+        return "episodes"
+    if config.effort is not None:
+        # Remembered policies are free, but a search that proposes nothing new any more must end as well.
+        at_least = episodes * len(problem.reward_indices())
+        if max(problem.effort.image_forwards + problem.confirmation_forwards(), at_least) >= config.effort:
+            return "effort"
+    # The clock is the one exception to "time decides nothing"; a resumed run gets its minutes again.
+    if config.max_minutes is not None and episodes and clock.here() >= 60 * config.max_minutes:
+        return "time"
+    return None
 
 
-def confirm(problem: Problem, episodes: Sequence[Episode]) -> Policy:
-    """Scores the start and the best policies of the search on the whole validation split; the best one wins.
+def _restore(problem: Problem, searcher: Searcher, snapshot: Snapshot) -> tuple[list[Episode], list[float]]:
+    """Puts searcher, memory of evaluations and ledger where an earlier process had them.
 
-    A search that kept the best of many noisy rewards without this would keep the luckiest.
+    Raises:
+        ValueError: If configuration, weights or calibration images are others than then.
     """
-    ranked = sorted(range(len(episodes)), key=lambda index: (-_reward(episodes[index]), index))
-    candidates: dict[tuple[int, ...], Policy] = {episodes[0].widths: episodes[0].policy}
-    for index in ranked:
-        if len(candidates) > problem.config.confirm:
-            break
-        candidates.setdefault(episodes[index].widths, episodes[index].policy)
-    if len(candidates) == 1:
-        return episodes[0].policy
-    scores: dict[tuple[int, ...], float] = {}
-    for widths, policy in candidates.items():
-        small, forwards = problem.compressor.compress(policy)
-        score = problem.score(small, "validation")
-        problem.effort.image_forwards += forwards + score.images
-        scores[widths] = score.accuracy
-    return candidates[max(scores, key=lambda widths: scores[widths])]
+    if snapshot.origin != problem.origin():
+        raise ValueError(
+            "a run can only be resumed with the configuration, weights and data that it began with, but one of them "
+            "has changed: put it back, or start a new run"
+        )
+    searcher.load(snapshot.searcher)
+    for episode in snapshot.episodes:
+        problem.evaluate.remember(problem.policy(np.asarray(episode.widths)), episode.evaluation)
+    problem.effort.image_forwards, problem.effort.evaluations = snapshot.image_forwards, snapshot.evaluations
+    return list(snapshot.episodes), list(snapshot.seconds)
 
 
-def conclude(problem: Problem, found: Policy, began: float) -> SearchResult:
-    """Reports dense, uniform and found on validation and, once each, on test.
+class Confirmed(NamedTuple):
+    """A policy repaired in full and scored on the whole validation split."""
+
+    widths: tuple[int, ...]
+    network: nn.Module
+    score: Score
+
+
+def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]) -> tuple[Confirmed | None, Confirmed]:
+    """Repairs the best start and the best policies of the search in full; the best on unseen images wins.
+
+    A search that kept the best of many noisy rewards would keep the luckiest: the winner is decided by its
+    reward on validation images that were not seen before, and must not be less accurate than the start on the
+    whole split.
+
+    Args:
+        problem: Task and settings.
+        starts: Labels of the solutions that the search started from.
+        episodes: All episodes.
+
+    Returns:
+        The best start (None without starts) and the winner.
+    """
+    ranked = sorted(episodes, key=lambda episode: -episode.reward)
+    start = next((episode for episode in ranked if episode.searcher in starts), None)
+    widths = dict.fromkeys([*([start.widths] if start else []), *(episode.widths for episode in ranked)])
+    count = problem.config.confirm + (start is not None)
+    candidates = [confirmed(problem, one) for one in list(widths)[:count]]
+    if start is not None:
+        candidates = [one for one in candidates if one.score.accuracy >= candidates[0].score.accuracy]
+    unseen = problem.confirm_indices()
+
+    def reward(one: Confirmed) -> float:
+        costs = problem.constraint.costs(np.asarray(one.widths))
+        return problem.reward(one.score.at(unseen).evaluation(costs, 0))
+
+    return (candidates[0] if start else None), max(candidates, key=reward)
+
+
+def confirmed(problem: Problem, widths: Sequence[int]) -> Confirmed:
+    """Repairs a policy in full and scores it on the whole validation split; charged."""
+    small, forwards = problem.compressor.compress(problem.policy(np.asarray(widths)))
+    score = problem.score(small, "validation")
+    problem.effort.image_forwards += forwards + len(score.each)
+    return Confirmed(tuple(widths), small, score)
+
+
+def conclude(
+    problem: Problem, start: Confirmed | None, found: Confirmed, episodes: int, stopped: Stopped, clock: _Clock
+) -> SearchResult:
+    """Reports dense, uniform, start and found on validation and, once each, on test.
 
     Raises:
         AssertionError: If the recount on the real network exceeds a budget (our mistake, never the user's).
     """
     effort = (problem.effort.evaluations, problem.effort.image_forwards)
-    dense = problem.constraint.costing.dense()
-    policies = {"uniform": problem.policy(problem.constraint.uniform()), "found": found}
-    networks = {"dense": problem.task.network}
-    networks |= {name: problem.compressor.compress(policy).network for name, policy in policies.items()}
-    widths = {"dense": dense} | {name: problem.widths(policy) for name, policy in policies.items()}
-    reports = {}
-    for name, network in networks.items():
-        costs = problem.real_costs(network)
-        if name != "dense":
-            for budget, limit in problem.constraint.limits().items():
-                assert costs[budget] <= limit * (1 + 1e-12), f"{name}: {budget}={costs[budget]} exceeds {limit}"
-        accuracy: dict[str, float] = {split: problem.score(network, split).accuracy for split in SPLITS}
-        reports[name] = NetworkReport(accuracy=accuracy, costs=costs, widths=tuple(widths[name].tolist()))
+    dense = tuple(problem.constraint.costing.dense().tolist())
+    shown = {
+        "dense": Confirmed(dense, problem.task.network, problem.score(problem.task.network, "validation")),
+        "uniform": confirmed(problem, problem.constraint.uniform().tolist()),
+        **({"start": start} if start else {}),
+        "found": found,
+    }
+    reports: dict[tuple[int, ...], NetworkReport] = {}
+    for name, one in shown.items():
+        if one.widths not in reports:
+            reports[one.widths] = report(problem, one, bounded=name != "dense")
+    policy = problem.policy(np.asarray(found.widths))
     return SearchResult(
         task=problem.task.name, budgets=dict(problem.constraint.limits()), seed=problem.config.seed,
-        reports=reports, policy=with_provenance(found, problem.config), networks=networks,
-        evaluations=effort[0], image_forwards=effort[1], seconds=time.perf_counter() - began,
+        reports={name: reports[one.widths] for name, one in shown.items()},
+        policy=with_provenance(policy, problem.config), networks={name: one.network for name, one in shown.items()},
+        episodes=episodes, stopped=stopped, evaluations=effort[0], image_forwards=effort[1], seconds=clock.elapsed(),
     )  # fmt: skip
 
 
-def with_provenance(policy: Policy, config: SearchConfig) -> Policy:
-    """The policy with everything needed to make its network again."""
-    return replace(policy, provenance={"config": config.model_dump(mode="json", exclude_none=True)})
-
-
-def _reward(episode: Episode) -> float:
-    return episode.trajectory.reward
+def report(problem: Problem, one: Confirmed, *, bounded: bool) -> NetworkReport:
+    """Both accuracies and the recounted costs of one network; the only place that reads test images."""
+    costs = problem.real_costs(one.network)
+    if bounded:
+        for budget, limit in problem.constraint.limits().items():
+            assert costs[budget] <= limit * (1 + 1e-12), f"{budget}={costs[budget]} exceeds {limit}"
+    scores = {"validation": one.score, "test": problem.score(one.network, "test")}
+    return NetworkReport(
+        accuracy={split: score.accuracy for split, score in scores.items()}, costs=costs, widths=one.widths,
+        each={split: score.each for split, score in scores.items()},
+    )  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from amc.problem import dissect
-from amc.search import SearchResult
+from amc.result import NETWORKS, SearchResult
 from amc.tasks import Task
 from envs.rules import Rules
 from hw_profiles.cost import COSTS, Macs, cost_of
@@ -53,19 +54,24 @@ def inspection(task: Task, skip: tuple[str, ...]) -> RenderableType:
 
 
 def comparison(result: SearchResult, latency_ms: Mapping[str, float]) -> Table:
-    """Dense, uniform and found: accuracy, costs and latency."""
-    title = f"{result.task}: no fine-tuning, test images seen once"
+    """Dense, uniform, start and found: accuracy, costs and latency."""
+    return stored_comparison(result.to_json({}, latency_ms))
+
+
+def stored_comparison(result: Mapping[str, Any]) -> Table:
+    """The same from the content of `result.json`."""
+    title = f"{result['task']}: no fine-tuning, test images seen once"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network")
     for heading in ("validation", "test"):
         table.add_column(heading, justify="right")
-    dense = result.reports["dense"].costs
+    dense, latency_ms = result["dense"]["costs"], result["measured"]["latency_ms"]
     for cost in dense:
         table.add_column(cost, justify="right")
     table.add_column("latency", justify="right")
-    for name, report in result.reports.items():
-        accuracies = [f"{report.accuracy[split]:.2%}" for split in ("validation", "test")]
-        costs = [f"{value:,.0f} {value / dense[cost]:4.0%}" for cost, value in report.costs.items()]
+    for name in (name for name in NETWORKS if name in result):
+        accuracies = [f"{result[name]['accuracy'][split]:.2%}" for split in ("validation", "test")]
+        costs = [f"{value:,.0f} {value / dense[cost]:4.0%}" for cost, value in result[name]["costs"].items()]
         latency = f"{latency_ms[name]:.3f} ms" if name in latency_ms else "-"
         table.add_row(name, *accuracies, *costs, latency, style="bold" if name == "found" else None)
     return table

@@ -19,6 +19,16 @@ from envs.parallel import map_chunks
 from hw_profiles.layers import IntArray
 
 
+def starting_widths(problem: Problem) -> dict[str, tuple[int, ...]]:
+    """The solutions that the configured agent starts from by label, best guess first; [S] kept channels each."""
+    config = problem.config
+    wanted: tuple[str, ...] = (config.agent,) if config.single else config.starts
+    if config.agent == "random":
+        wanted = ()
+    solve = {"knapsack": lambda: best_knapsack(problem), "uniform": problem.constraint.uniform}
+    return {name: tuple(solve[name]().tolist()) for name in wanted}
+
+
 def best_knapsack(problem: Problem) -> IntArray:
     """[S] kept channels of the best knapsack solution, by audition if there are several."""
     constraint = problem.constraint
@@ -40,7 +50,7 @@ def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
         candidates: [S] kept channels each.
     """
     damage = DAMAGES[problem.config.knapsack.damages[0]]
-    indices, graph = problem.unseen_indices(), problem.anatomy.graph
+    indices, graph = problem.audition_indices(), problem.anatomy.graph
     networks = [problem.task.network]
     for widths in candidates:
         small, forwards = problem.compressor.compress(problem.policy(widths))

@@ -2,11 +2,7 @@
 a task by name. The checks at the door stand in `door.py`, the reading of weights in `checkpoint.py`.
 """
 
-import importlib
 import inspect
-import os
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +14,7 @@ from torch import Tensor, nn
 from amc.checkpoint import load_checkpoint
 from amc.data import ArraySplit, Split, SplitLike, as_split, load_cifar10, load_digits
 from amc.models import digits, resnet_cifar
+from amc.plugins import describe, find_function
 
 Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs `[B, ...]` and targets `[B, ...]` to a score per sample: `[B]` in [0, 1], higher is better."""
@@ -193,7 +190,7 @@ _TASKS: dict[str, Callable[[Path | None, Path | None], Task]] = {
 
 
 def _own_task(name: str, data: Path | None, checkpoint: Path | None) -> Task:
-    function = _find_function(name)
+    function = find_function("task", name)
     parameters = inspect.signature(function).parameters
     given = {"data": data, "checkpoint": checkpoint}
     takes = {option: option in parameters for option in given}
@@ -220,35 +217,3 @@ def _own_task(name: str, data: Path | None, checkpoint: Path | None) -> Task:
     if checkpoint is not None and not takes["checkpoint"]:
         load_checkpoint(task.network, checkpoint)
     return task
-
-
-def _find_function(name: str) -> Callable[..., Any]:
-    module_name, _, function_name = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the module is the user's code, and importing it runs it
-        hint = f"write {module_name[:-3]}:{function_name}" if module_name.endswith(".py") else "correct it"
-        raise ValueError(
-            f"task {name!r} must name a module that can be imported from {here}, but importing "
-            f"{module_name!r} raised {describe(error)}: {hint}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(
-            f"task {name!r} must name a function, but module {module_name!r} has no function "
-            f"{function_name!r}: correct the name after the colon"
-        )
-    return function  # type: ignore[no-any-return]
-
-
-def describe(error: Exception) -> str:
-    """An exception of the user's code in one line, with the place in that code."""
-    # The user's place: neither this folder nor the machinery of importing.
-    here = Path(__file__).parent
-    trace = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in trace if Path(frame.filename).parent != here and "importlib" not in frame.filename]
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

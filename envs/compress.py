@@ -50,6 +50,8 @@ class CompressionSettings:
         repair: Closed-form refit of the remaining weights.
         images: Calibration images wanted (fewer if the memory setting says so).
         positions: Output positions sampled per image.
+        quick_images: Calibration images of a quick sequential repair (whole chunks).
+        quick_positions: Output positions per image of a quick sequential repair.
         ridge: Penalty relative to the mean diagonal of a Gram matrix.
         producers: Sequential repair refits every layer whose input drifted, not only consumers.
         reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
@@ -61,6 +63,8 @@ class CompressionSettings:
     repair: Repair = "sequential"
     images: int = 1000
     positions: int = 48
+    quick_images: int = 250
+    quick_positions: int = 16
     ridge: float = 3e-2
     producers: bool = True
     reestimate_images: int = 0
@@ -143,6 +147,8 @@ class Compressor:
         self._images = sum(len(chunk) for chunk in chunks)
         self._family = family
         self._sampling = Sampling(positions=settings.positions, seed=settings.seed)
+        self._quick = Sampling(positions=min(settings.positions, settings.quick_positions), seed=settings.seed)
+        self._quick_chunks = _first(self._chunks, settings.quick_images)
         self._folds = graph.folds()
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
@@ -190,6 +196,12 @@ class Compressor:
             "seed": self.settings.seed,
         }
 
+    @property
+    def repair_forwards(self) -> int:
+        """Image-forwards of one full repair."""
+        sequential = self.settings.repair == "sequential" and self.graph.traced
+        return 2 * self._images * sequential + min(self.settings.reestimate_images, self._images)
+
     def policy(self, kept: Mapping[str, int]) -> Policy:
         """The policy that keeps the best-scored channels.
 
@@ -204,12 +216,13 @@ class Compressor:
         structure, weights = self._fingerprints
         return Policy(structure=structure, weights=weights, units=entries, layers=layers)
 
-    def compress(self, policy: Policy, repair: Repair | None = None) -> Compressed:
+    def compress(self, policy: Policy, repair: Repair | None = None, *, quick: bool = False) -> Compressed:
         """The smaller network of a policy, repaired.
 
         Args:
             policy: A policy for this network.
             repair: Overrides the setting; "sequential" falls back to "layerwise" without a traced graph.
+            quick: Sequential repair on fewer images and positions, to compare policies with each other.
 
         Raises:
             PolicyMismatch: If the policy was made for another network.
@@ -229,8 +242,9 @@ class Compressor:
         if repair == "layerwise":
             self._repair_layerwise(small, axes)
         elif repair == "sequential":
+            chunks, sampling = (self._quick_chunks, self._quick) if quick else (self._chunks, self._sampling)
             sequential = SequentialRepair(
-                network=self.network, graph=self.graph, chunks=self._chunks, sampling=self._sampling,
+                network=self.network, graph=self.graph, chunks=chunks, sampling=sampling,
                 ridge=self.settings.ridge, producers=self.settings.producers,
             )  # fmt: skip
             sequential(small, axes)
@@ -261,6 +275,16 @@ class Compressor:
                 weights = flat.reshape(groups, len(flat) // groups, -1).transpose(1, 2)
                 shift = shift[touched.outputs]
             write_fit(small, name, normalization, weights, shift)
+
+
+def _first(chunks: Sequence[Tensor], images: int) -> tuple[Tensor, ...]:
+    """The first chunks that together hold at least so many images, or all."""
+    held = 0
+    for count, chunk in enumerate(chunks, start=1):
+        held += len(chunk)
+        if held >= images:
+            return tuple(chunks[:count])
+    return tuple(chunks)
 
 
 def output_scales(network: nn.Module, folds: Mapping[str, str]) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ def main_quietly() -> None:
 
 def test_help_reads_well(amc: Amc) -> None:
     text = amc("--help").out
-    assert all(command in text for command in ("inspect", "search", "apply", "export"))
+    assert all(command in text for command in ("inspect", "search", "resume", "apply", "export"))
 
 
 def test_a_search_writes_the_documented_run_folder(run: Path) -> None:
@@ -84,14 +84,17 @@ def test_a_search_writes_the_documented_run_folder(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.toml", "policy.json", "network.safetensors", "result.json", "episodes.jsonl", "timings.jsonl",
-        "report.html",
+        "report.html", "snapshot.safetensors", "scores.safetensors", "tensorboard",
     }  # fmt: skip
     assert all(f"`{name}`" in documented for name in names)
     result = json.loads((run / "result.json").read_text())
     assert result["found"]["costs"]["macs"] <= result["budgets"]["macs"]
     assert result["measured"]["latency_ms"].keys() == {"dense", "uniform", "found"}
     line = json.loads((run / "episodes.jsonl").read_text().splitlines()[0])
-    assert {"episode", "searcher", "actions", "choices", "costs", "accuracy", "reward", "images"} == line.keys()
+    assert line.keys() == {
+        "episode", "searcher", "actions", "choices", "costs", "accuracy", "loss", "soft_loss", "reward", "images",
+        "image_forwards",
+    }  # fmt: skip
 
 
 def test_the_stored_configuration_repeats_the_run(amc: Amc, run: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_several_constraints_keep_their_order() -> None:
     ("overrides", "told"),
     [
         ({}, "needs a task"),
-        ({"task": "digits", "agent": "ppo"}, "'ddpg', 'knapsack', 'random' or 'uniform'"),
+        ({"task": "digits", "agent": "ppo"}, "'ddpg', 'td3', 'sac', 'cmaes', 'random', 'knapsack' or 'uniform'"),
         ({"task": "digits", "compression.importance": "l7"}, "must be one of obs, l1, l2"),
         ({"task": "digits", "compression.repair": "magic"}, "'none', 'layerwise' or 'sequential'"),
         ({"task": "digits", "colour": 1}, "'colour'"),

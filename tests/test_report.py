@@ -15,11 +15,12 @@ import pytest
 
 from amc.files import write_text
 from amc.pictures import bullets, progress
-from amc.report import NETWORKS, NetworkFacts, ReportData, amount, difference, layer_costs, render, write_report
+from amc.report import NetworkFacts, ReportData, amount, difference, layer_costs, render, write_report
+from amc.result import NETWORKS
 from hw_profiles.cost import COSTS, Macs, cost_of
 
-RATIOS = {"dense": 1.0, "uniform": 0.7, "found": 0.5}
-ACCURACIES = {"dense": 0.9382, "uniform": 0.9002, "found": 0.9181}
+RATIOS = {"dense": 1.0, "uniform": 0.7, "start": 0.6, "found": 0.5}
+ACCURACIES = {"dense": 0.9382, "uniform": 0.9002, "start": 0.9102, "found": 0.9181}
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,8 @@ def data(zoo: Callable[[str], Any]) -> ReportData:
         networks=networks, units=family.units, layer_cost="macs",
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight),
         images={"validation": 5000, "test": 5000}, rewards=(0.5, 0.91, 0.9, 0.92),
-        searchers=("knapsack", "warm-up", "ddpg", "ddpg"), effort={"evaluations": "1,234"},
+        searchers=("knapsack", "warm-up", "ddpg", "ddpg"),
+        ratios=((0.5,) * len(family.units),) * 4, effort={"evaluations": "1,234"},
         configuration='task = "toy"\n[constraint]\nmacs = 0.5\n',
     )  # fmt: skip
 
@@ -121,8 +123,13 @@ def test_hostile_names_are_shown_not_run(data: ReportData, field: str) -> None:
 
 
 def test_one_episode_needs_no_picture_of_the_search(data: ReportData, page: str) -> None:
-    assert len(pictures(page)) == 3
+    assert len(pictures(page)) == 4
     assert len(pictures(render(replace(data, rewards=(0.9,), searchers=("uniform",))))) == 2
+
+
+def test_a_search_without_a_start_shows_none(data: ReportData) -> None:
+    page = render(replace(data, networks={name: data.networks[name] for name in ("dense", "uniform", "found")}))
+    assert 'class="dot start"' not in page
 
 
 def test_every_picture_is_well_formed(page: str) -> None:

@@ -1,0 +1,82 @@
+"""What a search returns: the networks it reports, the policy, the effort. How it is written stands in `record.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from amc.config import SearchConfig
+from envs.policy import Policy
+
+SCHEMA_VERSION = 1
+NETWORKS = ("dense", "uniform", "start", "found")
+"""What is reported, in the order in which it is shown; start only where there was one."""
+Stopped = Literal["episodes", "effort", "time"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkReport:
+    """What the result says of one network.
+
+    Attributes:
+        accuracy: Split name -> fraction.
+        costs: Cost name -> value, recounted on the real network.
+        widths: [S] kept channels.
+        each: Split name -> [N] metric of each image, for paired comparisons.
+    """
+
+    accuracy: dict[str, float]
+    costs: dict[str, float]
+    widths: tuple[int, ...]
+    each: dict[str, NDArray[np.float32]] = field(repr=False, compare=False, default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """The outcome of a search.
+
+    Attributes:
+        task: Task name.
+        budgets: Cost name -> limit in the cost's unit.
+        seed: The run's seed.
+        reports: dense, uniform, start (the best solution that a learner started from) and found.
+        policy: The pruning policy found.
+        networks: The same ones, as modules.
+        episodes: Episodes played.
+        stopped: What ended the search.
+        evaluations: Policies compressed and scored during the search.
+        image_forwards: Everything the search paid for.
+        seconds: Wall time of the search.
+    """
+
+    task: str
+    budgets: dict[str, float]
+    seed: int
+    reports: dict[str, NetworkReport]
+    policy: Policy
+    networks: dict[str, nn.Module] = field(repr=False)
+    episodes: int
+    stopped: Stopped
+    evaluations: int
+    image_forwards: int
+    seconds: float
+
+    def to_json(self, versions: Mapping[str, str], latency_ms: Mapping[str, float]) -> dict[str, Any]:
+        """The content of `result.json`."""
+        reports = {name: {"accuracy": r.accuracy, "costs": r.costs} for name, r in self.reports.items()}
+        return {
+            "schema_version": SCHEMA_VERSION, "task": self.task, "budgets": self.budgets, "seed": self.seed,
+            **reports, "episodes": self.episodes, "stopped": self.stopped, "evaluations": self.evaluations,
+            "image_forwards": self.image_forwards, "versions": dict(versions),
+            "measured": {"seconds": round(self.seconds, 2), "latency_ms": dict(latency_ms)},
+        }  # fmt: skip
+
+
+def with_provenance(policy: Policy, config: SearchConfig) -> Policy:
+    """The policy with everything needed to make its network again."""
+    return replace(policy, provenance={"config": config.model_dump(mode="json", exclude_none=True)})

@@ -1,0 +1,108 @@
+"""Where a search stands after a round, and the one file that holds it: what resume starts from.
+
+The file is the truth (DESIGN law 2): safetensors for what the searcher has learned, JSON in its header for the
+rest. Episodes stand beside it in `episodes.jsonl`; the file says how many of them count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from agents.searcher import SearcherState
+from amc.files import write_bytes
+from amc.rollout import Episode
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A search between two rounds.
+
+    Attributes:
+        origin: Fingerprint of everything that determines the episodes (`Problem.origin`).
+        starts: Label -> [S] kept channels of the solutions that the searcher started from.
+        episodes: All episodes so far.
+        seconds: Wall time of each.
+        searcher: What the searcher has learned.
+        image_forwards: Paid so far, sensitivities and statistics included.
+        evaluations: Policies compressed and scored so far.
+        elapsed: Seconds of search so far, over all processes.
+    """
+
+    origin: str
+    starts: Mapping[str, tuple[int, ...]]
+    episodes: tuple[Episode, ...]
+    seconds: tuple[float, ...]
+    searcher: SearcherState
+    image_forwards: int
+    evaluations: int
+    elapsed: float
+
+    @property
+    def best(self) -> Episode:
+        """The episode of the highest reward, the first one on a tie."""
+        return max(self.episodes, key=lambda episode: episode.reward)
+
+
+def write_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Replaces a snapshot's file atomically.
+
+    Raises:
+        OSError: If it cannot be written; the old file is still there then.
+    """
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "origin": snapshot.origin,
+        "starts": {label: list(widths) for label, widths in snapshot.starts.items()},
+        "episodes": len(snapshot.episodes),
+        "numbers": snapshot.searcher.numbers,
+        "image_forwards": snapshot.image_forwards,
+        "evaluations": snapshot.evaluations,
+        "elapsed": snapshot.elapsed,
+    }
+    write_bytes(path, safetensors.numpy.save(snapshot.searcher.arrays, metadata={"snapshot": json.dumps(header)}))
+
+
+def read_snapshot(path: Path, episodes: Path, timings: Path) -> Snapshot | None:
+    """Reads a snapshot back; None if no round was finished yet.
+
+    Args:
+        path: The snapshot's file.
+        episodes: `episodes.jsonl`; lines beyond the snapshot are left out.
+        timings: `timings.jsonl`.
+
+    Raises:
+        ValueError: If a file is damaged, or of another version.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads(file.metadata()["snapshot"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        if header["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {header['schema_version']}, not {SCHEMA_VERSION}")
+        lines = [json.loads(line) for line in episodes.read_text(encoding="utf-8").splitlines()[: header["episodes"]]]
+        clocks = [json.loads(line) for line in timings.read_text(encoding="utf-8").splitlines()[: header["episodes"]]]
+        if len(lines) < header["episodes"]:
+            raise ValueError(f"{episodes.name} holds {len(lines)} of {header['episodes']} episodes")
+        return Snapshot(
+            origin=header["origin"],
+            starts={label: tuple(widths) for label, widths in header["starts"].items()},
+            episodes=tuple(Episode.from_json(line) for line in lines),
+            seconds=tuple(clock["seconds"] for clock in clocks),
+            searcher=SearcherState(arrays, header["numbers"]),
+            image_forwards=header["image_forwards"], evaluations=header["evaluations"], elapsed=header["elapsed"],
+        )  # fmt: skip
+    except (OSError, UnicodeDecodeError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"a run can be resumed from an undamaged snapshot only, but {str(path)!r} is not usable "
+            f"({type(error).__name__}: {error}): start again with `amc search {path.parent / 'config.toml'} --out NEW`"
+        ) from error
