@@ -146,7 +146,7 @@ def header(seeds: int) -> list[str]:
         )
     return [
         "# What each deviation of our DDPG from He et al. is worth", "",
-        f"`python -m {__spec__.name} {' '.join(sys.argv[1:])}`, commit {commit.stdout.strip()}, {seeds} seeds.",
+        f"`{' '.join(['python -m', __spec__.name, *sys.argv[1:]])}`, commit {commit.stdout.strip()}, {seeds} seeds.",
         "Mean gap of the confirmed best policy to the known optimum, in % of the optimal reward, +- standard error.",
         "Confirmed: the best true reward among the five episodes that looked best.", "", *words, "",
         f"| | {' | '.join(EVERY)} |", f"|{'---|' * (1 + len(EVERY))}",
