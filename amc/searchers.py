@@ -33,7 +33,7 @@ def make_searcher(problem: Problem, starts: Mapping[str, Sequence[int]]) -> Sear
         shares = budget_shares(problem, next(iter(starts.values()), problem.constraint.uniform()))
         return DDPGSearcher(len(FEATURES), steps, settings, config.seed, actions, shares=shares)
     if config.agent == "cmaes":
-        return CMAES(steps, config.seed, actions)
+        return CMAES(steps, config.seed, actions, sigma=0.05 if actions else 0.25)
     return RandomSearch(steps, config.seed, actions)
 
 
