@@ -125,7 +125,7 @@ def run_compare(config: SearchConfig, agents: Sequence[str], seeds: int, out: Pa
 
 def _competitor(config: SearchConfig, agent: str, seed: int) -> SearchConfig:
     values = config.model_dump(mode="json", exclude_none=True)
-    return SearchConfig(**{**values, "agent": agent, "seed": seed, "episodes": MOST_EPISODES})
+    return load_config(None, {**values, "agent": agent, "seed": seed, "episodes": MOST_EPISODES})
 
 
 def _compete(config: SearchConfig, path: Path, console: Console) -> None:

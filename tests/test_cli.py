@@ -246,3 +246,42 @@ def test_apply_warns_about_other_weights(amc: Amc, run: Path, tmp_path: Path) ->
 def test_export_refuses_a_folder_that_does_not_exist(amc: Amc, run: Path, tmp_path: Path) -> None:
     told = amc.refuses("export", run / "policy.json", "--task", "digits", "--out", tmp_path / "no" / "x.onnx")
     assert "must exist" in told
+
+
+def test_resume_of_a_run_that_has_ended_shows_its_result(amc: Amc, run: Path) -> None:
+    outcome = amc("resume", run)
+    assert outcome.code == 0
+    assert "found" in outcome.out
+
+
+@pytest.mark.parametrize("more", ["200", "+0", "+-3", "+x"])
+def test_resume_takes_more_episodes_only_as_plus_n(amc: Amc, run: Path, more: str) -> None:
+    assert "must read +N" in amc.refuses("resume", run, "--episodes", more)
+
+
+def test_resume_refuses_a_folder_without_a_run(amc: Amc, tmp_path: Path) -> None:
+    assert "holds no config.toml" in amc.refuses("resume", tmp_path)
+
+
+def test_compare_needs_an_effort(amc: Amc, tmp_path: Path) -> None:
+    assert "pass for example --effort" in amc.refuses("compare", "--task", "digits", "--out", tmp_path / "out")
+
+
+def test_compare_refuses_an_unknown_agent_before_any_work(amc: Amc, tmp_path: Path) -> None:
+    arguments = ["--task", "digits", "--agents", "random", "ppo", "--effort", "9999", "--out", tmp_path / "out"]
+    assert "'uniform', but got 'ppo'" in amc.refuses("compare", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        ("speed", "must be one of auto, accuracy, error_log_cost, loss, soft_loss"),
+        ("nowhere:reward", "reward 'nowhere:reward' must name a module"),
+        ("math:tau", "must name a function"),
+        ("math:sqrt", "must turn an Evaluation into a number, but raised TypeError"),
+    ],
+)
+def test_search_refuses_a_reward_that_is_none(amc: Amc, tmp_path: Path, reward: str, told: str) -> None:
+    assert told in amc.refuses("search", *QUICK, "--reward", reward, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

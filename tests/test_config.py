@@ -88,3 +88,14 @@ def test_overrides_are_read_as_toml_or_as_a_bare_word() -> None:
     assert parse_override("compression.repair=none") == ("compression.repair", "none")
     with pytest.raises(ValueError, match="KEY=VALUE"):
         parse_override("nothing")
+
+
+def test_the_paper_preset_fills_only_what_is_left_open() -> None:
+    config = load_config(None, {"task": "digits", "preset": "paper", "episodes": 7, "compression.images": 64})
+    assert (config.episodes, config.warmup, config.round_size, config.starts) == (7, 100, 1, ())
+    assert config.compression.repair == "layerwise"
+    assert config.compression.images == 64
+
+
+def test_paths_are_made_absolute_so_that_a_run_can_be_resumed_from_anywhere() -> None:
+    assert load_config(None, {"task": "digits", "data": Path("here")}).data == Path.cwd() / "here"

@@ -1,14 +1,20 @@
 """The whole chain on the embedded default, through the functions that the command line calls."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from amc.config import SearchConfig, load_config
+from amc.live import curve
 from amc.problem import Problem
-from amc.search import search
+from amc.rollout import Episode
+from amc.search import confirm, confirmed, search
+from envs.reward import REWARDS, Evaluation
 
 QUICK = {
     "task": "digits",
@@ -103,6 +109,73 @@ def test_the_result_has_the_documented_fields() -> None:
     for name in ("dense", "uniform", "found"):
         assert data[name].keys() == {"accuracy", "costs"}
         assert data[name]["accuracy"].keys() == {"validation", "test"}
+
+
+def test_the_reward_sees_at_most_half_of_validation_and_confirmation_the_rest() -> None:
+    problem = Problem(quick(reward_images=10_000))
+    seen, unseen = set(problem.reward_indices()), set(problem.confirm_indices())
+    assert len(seen) == len(unseen) == 300
+    assert not seen & unseen
+
+
+def test_confirmation_decides_by_the_reward_on_unseen_images_among_those_no_less_accurate_than_the_start() -> None:
+    problem = Problem(quick(agent="ddpg"))
+    widths = [problem.constraint.uniform(), problem.constraint.fallback, *problem_draws(problem, 2)]
+    episodes = [
+        Episode(searcher=name, actions=(), widths=tuple(kept.tolist()), reward=-rank, evaluation=EVALUATION)
+        for rank, (name, kept) in enumerate(zip(["uniform", "ddpg", "ddpg", "ddpg"], widths, strict=True))
+    ]
+    start, found = confirm(problem, ["uniform"], episodes)
+    assert start is not None
+    assert start.widths == episodes[0].widths
+    unseen = problem.confirm_indices()
+    candidates = [confirmed(problem, episode.widths) for episode in episodes[:3]]  # confirm = 2, and the start
+    fit = [one for one in candidates if one.score.accuracy >= start.score.accuracy]
+    best = max(fit, key=lambda one: problem.reward(one.score.at(unseen).evaluation({}, 0)))
+    assert found.widths == best.widths
+
+
+EVALUATION = Evaluation(accuracy=0.5, loss=1.0, costs={"macs": 100.0}, images=1, image_forwards=1)
+
+
+def problem_draws(problem: Problem, count: int) -> list[np.ndarray]:
+    draw = np.random.default_rng(0)
+    return [problem.constraint.project(draw.random(len(problem.sites)).tolist()) for _ in range(count)]
+
+
+def test_rewards_are_what_the_paper_and_their_names_say() -> None:
+    evaluation = replace(EVALUATION, soft_loss=0.25)
+    assert REWARDS["accuracy"](evaluation) == 0.5
+    assert REWARDS["error_log_cost"](evaluation) == pytest.approx(-0.5 * np.log(100))
+    assert REWARDS["loss"](evaluation) == -1.0
+    assert REWARDS["soft_loss"](evaluation) == -0.25
+    with pytest.raises(ValueError, match="use --reward accuracy"):
+        REWARDS["loss"](replace(evaluation, loss=None))
+
+
+def test_time_ends_a_search_only_after_a_round() -> None:
+    result = search(Problem(quick(agent="random", round_size=2, max_minutes=1e-9)))
+    assert (result.stopped, result.episodes) == ("time", 2)
+
+
+def test_effort_ends_a_search() -> None:
+    result = search(Problem(quick(agent="random", round_size=1, effort=8_000, episodes=1000, confirm=1)))
+    assert result.stopped == "effort"
+    assert result.image_forwards <= 8_000 + 200 + 2 * 128
+
+
+def test_a_user_reward_guides_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(cheap=lambda evaluation: -evaluation.costs["macs"]))
+    result = search(Problem(quick(agent="random", reward="mine:cheap")))
+    assert result.reports["found"].costs["macs"] <= result.budgets["macs"]
+
+
+def test_the_reward_curve_rises_to_full_height_at_the_best() -> None:
+    line = curve([0.0, 0.5, 1.0])
+    assert len(line) == 3
+    assert line[-1] == "█"
+    assert len(curve(list(range(1000)), width=60)) == 60
+    assert set(curve([0.3, 0.3])) == {"█"}
 
 
 @pytest.mark.slow
