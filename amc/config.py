@@ -59,7 +59,7 @@ class CompressionConfig(_Part):
     repair: Repair = Field("sequential", description="closed-form refit of what stays")
     images: int = Field(1000, ge=16, description="calibration images")
     positions: int = Field(48, ge=1, description="output positions sampled per image")
-    quick_images: int = Field(250, ge=16, description="calibration images of sequential repair during the search")
+    quick_images: int = Field(1000, ge=16, description="calibration images of sequential repair during the search")
     quick_positions: int = Field(16, ge=1, description="output positions per image during the search")
     ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
     producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")

@@ -19,7 +19,7 @@ from amc.record import EPISODES, RESULT, SNAPSHOT, RunFolder
 
 SETTINGS = {
     "task": "digits", "constraint": {"macs": 0.3}, "reward_images": 150, "round_size": 2, "episodes": 8, "warmup": 2,
-    "confirm": 1, "compression": {"images": 96, "positions": 8, "quick_images": 96},
+    "confirm": 1, "compression": {"images": 96, "positions": 8, "quick_images": 64},
     "knapsack": {"images": 32, "widths": 3, "damages": ["kl"]},
 }  # fmt: skip
 SAME = ("episodes.jsonl", "policy.json", "network.safetensors", "scores.safetensors")
