@@ -44,6 +44,8 @@ class Live:
     def stop(self) -> None:
         """Leaves the screen to what is printed next."""
         self._region.stop()
+        if not self._region.console.is_terminal:
+            self._region.console.print()  # the last frame ends without a line break there
 
 
 @contextmanager
