@@ -21,7 +21,8 @@ from amc.evaluate import Effort, Evaluator, Score, Scorer, read
 from amc.plugins import describe, find_function
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
-from envs.compress import Compressor, images_in_memory, plan_calibration
+from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
+from envs.compress import Compressor
 from envs.constraint import Budget, Constraint, Costing, resolve_budget
 from envs.graph import Graph, trace
 from envs.layout import LayoutFamily, measure_family, read_layout
@@ -244,8 +245,8 @@ class Problem:
     def damage_curves(self) -> dict[str, list[Curve]]:
         """For each kind of damage, the damage per unit and width; remembered on disk by weights, data and settings."""
         settings, knapsack = self.config.compression, self.config.knapsack
-        fitting = images_in_memory(self.anatomy.family.dense, settings.memory_gb)
-        images = self.calibration_indices()[: min(knapsack.images, fitting)]
+        fitting = int(settings.memory_gb * 1e9 / (2 * live_bytes(self.anatomy.family.dense)))  # dense and pruned
+        images = self.calibration_indices()[: min(knapsack.images, max(FEWEST_IMAGES, fitting))]
         batches = read_batches(self.task.calibration, images, min(125, self.scorer.chunk))
         key: Mapping[str, object] = {
             "weights": weights_fingerprint(self.task.network),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,9 +30,8 @@ from envs.ridge import Sums
 from envs.sequential import SequentialRepair, write_fit
 from envs.slicing import Axes, kept_axes, slice_network
 from envs.statistics import Sampling, input_moments, pack, unpack
+from envs.targets import Targets, record_targets
 from envs.units import Unit
-from hw_profiles.cost import Memory, Params
-from hw_profiles.layers import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +70,6 @@ class CompressionSettings:
     seed: int = 0
 
 
-class CalibrationPlan(NamedTuple):
-    """How many calibration images fit, and in chunks of what size."""
-
-    images: int
-    chunk: int
-
-
 class Compressed(NamedTuple):
     """A smaller network and what making it cost in image-forwards."""
 
@@ -86,38 +77,11 @@ class Compressed(NamedTuple):
     image_forwards: int
 
 
-def plan_calibration(family: LayoutFamily, settings: CompressionSettings, available: int) -> CalibrationPlan:
-    """Images and chunk size that keep repair within `settings.memory_gb`.
-
-    Sequential repair holds the live activations of two networks for all images, and one chunk's rows of the
-    widest layer.
-    """
-    limit = settings.memory_gb * 1e9
-    layout = family.dense
-    images = min(settings.images, available, images_in_memory(layout, settings.memory_gb))
-    columns = max((layer.in_channels // layer.groups * prod(layer.kernel) * layer.groups
-                   for layer in layout.layers if layer.has_weight), default=1)  # fmt: skip
-    chunk = max(1, min(125, images, int(limit / 4 / (settings.positions * columns * 4))))
-    if images < min(settings.images, available):
-        logger.info("memory_gb=%g allows %d of %d calibration images", settings.memory_gb, images, settings.images)
-    return CalibrationPlan(images, chunk)
-
-
-def images_in_memory(layout: Layout, memory_gb: float) -> int:
-    """Images whose live activations in two networks fit, at least 16."""
-    sizes = [prod((layer.out_channels, *layer.out_map)) for layer in layout.layers]
-    live = 3 * max(sizes) * 4.0
-    if layout.edges_known:
-        widths = layout.widths()
-        live = float((Memory().many(layout, widths) - 4 * Params().many(layout, widths))[0])
-    return max(16, int(memory_gb * 1e9 / (2 * live)))
-
-
 class Compressor:
     """Compresses one network; everything that no policy changes is computed once.
 
     Attributes:
-        preparation_forwards: Image-forwards spent on statistics at construction.
+        preparation_forwards: Image-forwards of statistics and of recording what sequential repair aims at.
         calibration_fingerprint: SHA-256 of the calibration inputs.
     """
 
@@ -149,11 +113,12 @@ class Compressor:
         self._sampling = Sampling(positions=settings.positions, seed=settings.seed)
         self._quick = Sampling(positions=min(settings.positions, settings.quick_positions), seed=settings.seed)
         self._quick_chunks = _first(self._chunks, settings.quick_images)
+        self._recorded: dict[bool, Targets] = {}
         self._folds = graph.folds()
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
         moments = self._moments(remember)
-        self.preparation_forwards = self._images if moments else 0
+        self.preparation_forwards = (self._images if moments else 0) + self._recording_forwards()
         self.orders = self._orders(moments, remember)
         self._bank = LayerwiseBank(network, moments, settings.ridge)
         self._input_orders = _input_orders(self.units, self.orders)
@@ -196,11 +161,16 @@ class Compressor:
             "seed": self.settings.seed,
         }
 
+    def _recording_forwards(self) -> int:
+        """Image-forwards of recording the targets of sequential repair, full and quick."""
+        sequential = self.settings.repair == "sequential" and self.graph.traced
+        return sequential * (self._images + sum(len(chunk) for chunk in self._quick_chunks))
+
     @property
     def repair_forwards(self) -> int:
-        """Image-forwards of one full repair."""
+        """Image-forwards of one full repair (without those of recording its targets, once)."""
         sequential = self.settings.repair == "sequential" and self.graph.traced
-        return 2 * self._images * sequential + min(self.settings.reestimate_images, self._images)
+        return self._images * sequential + min(self.settings.reestimate_images, self._images)
 
     def policy(self, kept: Mapping[str, int]) -> Policy:
         """The policy that keeps the best-scored channels.
@@ -242,9 +212,8 @@ class Compressor:
         if repair == "layerwise":
             self._repair_layerwise(small, axes)
         elif repair == "sequential":
-            chunks, sampling = (self._quick_chunks, self._quick) if quick else (self._chunks, self._sampling)
             sequential = SequentialRepair(
-                network=self.network, graph=self.graph, chunks=chunks, sampling=sampling,
+                network=self.network, graph=self.graph, targets=self._targets(quick),
                 ridge=self.settings.ridge, producers=self.settings.producers,
             )  # fmt: skip
             sequential(small, axes)
@@ -252,6 +221,13 @@ class Compressor:
         if self.settings.reestimate_images:
             forwards += reestimate_batch_norm(small, self._chunks, self.settings.reestimate_images)
         return Compressed(small, forwards)
+
+    def _targets(self, quick: bool) -> Targets:
+        """What sequential repair aims at, recorded when first asked for."""
+        if quick not in self._recorded:
+            chunks, sampling = (self._quick_chunks, self._quick) if quick else (self._chunks, self._sampling)
+            self._recorded[quick] = record_targets(self.network, self.graph, chunks, sampling)
+        return self._recorded[quick]
 
     def _repair_layerwise(self, small: nn.Module, axes: Mapping[str, Axes]) -> None:
         for name, touched in axes.items():

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MIN_BAND = 32
+"""Fewest columns worth a product of their own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
@@ -47,8 +50,20 @@ def summarize(x: Tensor, r: Tensor, *, gram: bool = True) -> Sums:
         gram: Sum a Gram matrix; otherwise the rows themselves are kept.
     """
     kept = () if gram else ((x, r),)
-    xx, xr = (x.transpose(1, 2) @ x, x.transpose(1, 2) @ r) if gram else (None, None)
+    xx, xr = (_symmetric(x), x.transpose(1, 2) @ r) if gram else (None, None)
     return Sums(count=x.shape[1], x=x.sum(1), r=r.sum(1), xx=xx, xr=xr, rows=kept)
+
+
+def _symmetric(x: Tensor) -> Tensor:
+    """[G, n, n] x'x: the upper triangle in bands, mirrored (5/8 of the work of the whole product)."""
+    n = x.shape[2]
+    band = max(MIN_BAND, -(-n // 4))
+    gram = x.new_empty(len(x), n, n)
+    for start in range(0, n, band):
+        upper = x[:, :, start : start + band].transpose(1, 2) @ x[:, :, start:]
+        gram[:, start : start + band, start:] = upper
+        gram[:, start + band :, start : start + band] = upper[:, :, band:].transpose(1, 2)
+    return gram
 
 
 def add(chunks: Iterable[Sums]) -> Sums:

@@ -32,6 +32,7 @@ from amc.starts import best_knapsack
 from envs.inference import channels_last, inference_copy
 from envs.sequential import SequentialRepair
 from envs.statistics import Sampling
+from envs.targets import record_targets
 from experiments.chain import commit, processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,9 +104,10 @@ def repaired(problem: Problem, kept: NDArray[np.int64], images: int, positions: 
     small = compressor.compress(problem.policy(kept), settings.repair).network
     from envs.slicing import kept_axes
 
+    chunks, sampling = compressor._chunks[: -(-images // 125)], Sampling(positions=positions, seed=settings.seed)
     SequentialRepair(
-        network=compressor.network, graph=compressor.graph, chunks=compressor._chunks[: -(-images // 125)],
-        sampling=Sampling(positions=positions, seed=settings.seed), ridge=settings.ridge,
+        network=compressor.network, graph=compressor.graph, ridge=settings.ridge,
+        targets=record_targets(compressor.network, compressor.graph, chunks, sampling),
     )(small, kept_axes(compressor.network, compressor.units, problem.policy(kept).kept()))  # fmt: skip
     return small
 
