@@ -72,6 +72,9 @@ def _search(
     problem: Problem, folder: RunFolder, snapshot: Snapshot | None, screen: Live, console: Console
 ) -> SearchResult:
     """Searches from a snapshot on, writes the results, shows them."""
+    if problem.config.backend.name == "auto":
+        assert problem.backend
+        folder.replace_config(problem.config)
     watcher = _Both(folder, screen, problem.config.planned_episodes)
     result = search(problem, watcher, snapshot)
     screen.step("timing networks", 0, 1)

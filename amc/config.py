@@ -97,6 +97,13 @@ class KnapsackConfig(_Part):
         return value
 
 
+class BackendConfig(_Part):
+    """The arithmetic that scores policies during a search; a run writes down what `auto` chose, and why."""
+
+    name: Literal["auto", "bf16", "fp32", "eager"] = Field("auto", description="fp32 and bf16 fold normalization")
+    difference: float | None = Field(None, ge=0, description="written by the run: largest difference of accuracy")
+
+
 class SearchConfig(_Part):
     """Everything that determines a search."""
 
@@ -123,6 +130,7 @@ class SearchConfig(_Part):
     confirm: int = Field(5, ge=1, description="best policies repaired in full and scored on unseen images")
     seed: int = Field(0, ge=0, description="seed of every draw")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are scored")
+    backend: BackendConfig = BackendConfig()
     rules: RulesConfig = RulesConfig()
     compression: CompressionConfig = CompressionConfig()
     knapsack: KnapsackConfig = KnapsackConfig()

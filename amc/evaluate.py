@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -16,13 +16,15 @@ from amc.data import Split
 from amc.plugins import describe
 from amc.tasks import Metric
 from envs.compress import Compressed
-from envs.graph import Graph
-from envs.inference import channels_last, inference_copy
+from envs.graph import Graph, functional_copy
+from envs.inference import channels_last, converted, inference_copy
 from envs.parallel import map_chunks
 from envs.policy import Policy
 from envs.reward import Evaluation
 
 FloatArray = NDArray[np.float32]
+Backend = Literal["bf16", "fp32", "eager"]
+"""bfloat16 with folded normalization; fp32 with folded normalization; the network as it is."""
 OVERFLOW = 1e4
 """Largest cross-entropy: a collapsed network's reward must still be a number."""
 TEMPERATURE = 4.0
@@ -84,22 +86,31 @@ class Scorer:
         metric: Score per sample.
         chunk: Images per forward pass.
         device: "cpu" or "cuda".
+        backend: The arithmetic, see `amc.backend`.
     """
 
     graph: Graph
     metric: Metric
     chunk: int = 250
     device: str = "cpu"
+    backend: Backend = "fp32"
 
     def __call__(self, network: nn.Module, split: Split, indices: Sequence[int]) -> Score:
         """Metric and cross-entropy over the chosen images of a split."""
-        fast = inference_copy(network, self.graph).to(self.device)
+        plain, narrow = self.backend == "eager", torch.bfloat16 if self.backend == "bf16" else None
+        fast = functional_copy(network) if plain else inference_copy(network, self.graph)
+        if narrow is not None or self.device != "cpu":
+            fast = converted(fast, self.device, narrow)
         parts = [indices[start : start + self.chunk] for start in range(0, len(indices), self.chunk)]
 
         def one(part: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
             inputs, targets = read(split, part)
+            inputs = inputs.to(self.device)
+            if narrow is not None and inputs.is_floating_point():
+                inputs = inputs.to(narrow)
             with torch.no_grad():
-                outputs = fast(channels_last(inputs.to(self.device))).cpu()
+                outputs = fast(inputs if plain else channels_last(inputs)).cpu()
+            outputs = outputs if narrow is None else outputs.float()
             loss, soft = (_cross_entropy(outputs / temperature, targets) for temperature in (1.0, TEMPERATURE))
             return self._each(outputs, targets), loss, soft
 

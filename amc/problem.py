@@ -6,18 +6,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc.backend import choose_backend
 from amc.cache import cached_tensors
 from amc.config import SearchConfig
 from amc.data import Split
 from amc.door import check_task
-from amc.evaluate import Effort, Evaluator, Score, Scorer, read
+from amc.evaluate import Backend, Effort, Evaluator, Score, Scorer, read
 from amc.plugins import describe, find_function
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
@@ -42,6 +43,10 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many done, how many in all)."""
 
 FEWEST_UNSEEN = 64
+BACKEND_IMAGES = 1000
+"""Images on which backends are compared."""
+BACKEND_STEPS = (0.5, 1.0)
+"""How far from dense to uniform the pruned networks are on which backends are compared."""
 SCORING_BYTES = 256e6
 """Activations held by one scoring chunk at most."""
 
@@ -174,16 +179,44 @@ class Problem:
     def evaluate(self) -> Evaluator:
         """The counted `evaluate(policy)` on the images of the reward, with quick repair."""
         if self._evaluator is None:
-            images = self.reward_indices()
-            split = self.task.validation if self.config.reward_split == "validation" else self.task.calibration
+            images, split = self.reward_indices(), self._reward_split()
+            scorer = replace(self.scorer, backend=self.backend)
+            if self.config.backend.difference is not None:  # here or before this run was resumed
+                self.effort.image_forwards += 2 * (1 + len(BACKEND_STEPS)) * min(BACKEND_IMAGES, len(images))
             self._evaluator = Evaluator(
                 lambda policy: self.compressor.compress(policy, quick=True),
-                lambda network: self.scorer(network, split, images), self.policy_costs, self.effort,
+                lambda network: scorer(network, split, images), self.policy_costs, self.effort,
             )  # fmt: skip
         return self._evaluator
 
+    def _reward_split(self) -> Split:
+        return self.task.validation if self.config.reward_split == "validation" else self.task.calibration
+
+    @property
+    def backend(self) -> Backend:
+        """The arithmetic that scores policies during the search; settled when first asked for, then in `config`."""
+        if self.config.backend.name == "auto":
+            images = self.reward_indices()[:BACKEND_IMAGES]
+            networks = [self.task.network, *map(self._halfway, BACKEND_STEPS)]
+            name, found = choose_backend(
+                networks, lambda network, backend: replace(self.scorer, backend=backend)(
+                    network, self._reward_split(), images), self.config.device,
+            )  # fmt: skip
+            settled = self.config.backend.model_copy(update={"name": name, "difference": found.difference})
+            self.config = self.config.model_copy(update={"backend": settled})
+            return name
+        return self.config.backend.name
+
+    def _halfway(self, share: float) -> nn.Module:
+        """A network on the way from dense to uniform, repaired by look-up only."""
+        dense = self.constraint.costing.dense()
+        wanted = dense - share * (dense - self.constraint.uniform())
+        kept = [min(site.kept().tolist(), key=lambda k: abs(k - w)) for site, w in zip(self.sites, wanted, strict=True)]
+        return self.compressor.compress(self.policy(np.asarray(kept)), "layerwise").network
+
     def origin(self) -> str:
         """SHA-256 of what determines the episodes: configuration (without limits), weights, calibration images."""
+        assert self.backend  # settled, whoever asks first
         limits = {"episodes", "effort", "max_minutes", "confirm"}
         key = {
             "config": self.config.model_dump(mode="json", exclude=limits),

@@ -43,6 +43,25 @@ def inference_copy(network: nn.Module, graph: Graph) -> nn.Module:
     return fast
 
 
+def converted(network: nn.Module, device: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """Gives a copy that shares tensors with its original tensors of its own, elsewhere or in another precision.
+
+    `Module.to` would change the shared parameters in place, and so the original.
+
+    Args:
+        network: The copy, changed in place.
+        device: Where its tensors go.
+        dtype: What floating-point tensors become, None to leave them.
+    """
+    for module in network.modules():
+        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            tensor = value.detach().to(device, dtype if value.is_floating_point() else None)
+            setattr(
+                module, name, nn.Parameter(tensor, requires_grad=False) if isinstance(value, nn.Parameter) else tensor
+            )
+    return network
+
+
 def channels_last(inputs: Tensor) -> Tensor:
     """Image batches in the layout that the fast copy prefers."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs

@@ -1,0 +1,80 @@
+"""Which arithmetic scores networks during a search: the first of a fixed order that is native and agrees with fp32.
+
+Timings decide nothing, so that one CPU model always chooses alike. Confirmation and reports are always fp32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from amc.evaluate import Backend, Score
+
+logger = logging.getLogger(__name__)
+
+ORDER: tuple[Backend, ...] = ("bf16", "fp32", "eager")
+MOST_DIFFERENCE = 0.005
+"""Largest difference of accuracy from the network as it is (in fp32), on any network compared."""
+
+
+class Agreement(NamedTuple):
+    """How well a backend agrees with the network as it is.
+
+    Attributes:
+        difference: Largest difference of accuracy over the networks compared.
+        same_order: Whether the networks come in the same order, but for those closer than the tolerance.
+    """
+
+    difference: float
+    same_order: bool
+
+    @property
+    def good(self) -> bool:
+        """Whether the backend may be used."""
+        return self.difference <= MOST_DIFFERENCE and self.same_order
+
+
+def choose_backend(
+    networks: Sequence[nn.Module], score: Callable[[nn.Module, Backend], Score], device: str
+) -> tuple[Backend, Agreement]:
+    """The first backend that this device runs natively and that agrees with the networks as they are.
+
+    Args:
+        networks: The dense network and a few pruned ones.
+        score: Scores a network by a backend on fixed images.
+        device: "cpu" or "cuda".
+    """
+    expected = [score(network, "eager").accuracy for network in networks]
+    for backend in ORDER[:-1]:
+        if backend == "bf16" and not native_bf16(device):
+            continue
+        try:
+            found = agreement(expected, [score(network, backend).accuracy for network in networks])
+        except (RuntimeError, ValueError) as error:  # an operator or a metric without bfloat16
+            logger.info("backend %s does not run this network: %s", backend, error)
+            continue
+        if found.good:
+            return backend, found
+        logger.info("backend %s differs from fp32: %s", backend, found)
+    return "eager", Agreement(0.0, True)
+
+
+def agreement(expected: Sequence[float], got: Sequence[float]) -> Agreement:
+    """Compares two lists of accuracies of the same networks."""
+    a, b = np.asarray(expected), np.asarray(got)
+    apart = a[:, None] - a[None, :]
+    swapped = (apart > MOST_DIFFERENCE) & (b[:, None] - b[None, :] <= 0)
+    return Agreement(float(np.abs(a - b).max()), not bool(swapped.any()))
+
+
+def native_bf16(device: str) -> bool:
+    """Whether bfloat16 products are instructions of this device; emulated ones are slower than fp32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
