@@ -62,9 +62,9 @@ class CMAES:
         starts: list[Plan] = list(self._starts[len(self._rewards) :][:count])
         return starts + [FixedPlan(tuple(point.tolist()), LABEL) for point in self._asked(count - len(starts))]
 
-    def tell(self, trajectories: Sequence[Trajectory]) -> None:
-        """Count the episodes; a full generation moves the distribution."""
-        rewards = [float(trajectory.reward) for trajectory in trajectories]
+    def tell(self, trajectories: Sequence[Trajectory | None]) -> None:
+        """Count the episodes; a full generation moves the distribution. Failed ones are drawn anew."""
+        rewards = [np.nan if trajectory is None else float(trajectory.reward) for trajectory in trajectories]
         starts = len(self._starts[len(self._rewards) :][: len(rewards)])
         points = self._asked(len(rewards) - starts)
         self._rewards += rewards
@@ -72,14 +72,15 @@ class CMAES:
         if starts:
             self._optimizer = self._begun()
         self._drawn += len(points)
-        self._open += list(zip(points, rewards[starts:], strict=True))
+        pairs = zip(points, rewards[starts:], strict=True)
+        self._open += [(point, reward) for point, reward in pairs if np.isfinite(reward)]
         size = self._optimizer.population_size
         while len(self._open) >= size:
             self._optimizer.tell([(point, -reward) for point, reward in self._open[:size]])
             self._open, self._drawn = self._open[size:], 0
 
     def state(self) -> SearcherState:
-        """The rewards told, round by round; what was asked for follows from them."""
+        """The rewards told (NaN: failed), round by round; what was asked for follows from them."""
         rewards = np.array(self._rewards, np.float64)
         return SearcherState({"rewards": rewards, "rounds": np.array(self._rounds, np.int64)}, {})
 
@@ -95,8 +96,8 @@ class CMAES:
         """The strategy before its first generation, around the best start so far."""
         mean = np.full(self._steps, 0.5)
         if self._starts:
-            played = self._rewards[: len(self._starts)]
-            mean = np.array(self._starts[int(np.argmax(played)) if played else 0].actions, np.float64)
+            played = np.nan_to_num(self._rewards[: len(self._starts)], nan=-np.inf)
+            mean = np.array(self._starts[int(np.argmax(played)) if len(played) else 0].actions, np.float64)
         bounds = np.tile([0.0, 1.0], (self._steps, 1))
         return CMA(mean=mean, sigma=self._sigma, bounds=bounds, seed=0, population_size=self._population)
 
@@ -106,6 +107,8 @@ class CMAES:
         optimizer.reseed_rng(keyed_seed(self._seed, "generation", optimizer.generation))
         return [optimizer.ask() for _ in range(self._drawn + count)][self._drawn :]
 
-    def _rewarded(self, reward: float) -> Trajectory:
+    def _rewarded(self, reward: float) -> Trajectory | None:
+        if np.isnan(reward):
+            return None
         nothing = np.zeros((self._steps, 0), np.float32)
         return Trajectory(observations=nothing, actions=np.zeros(self._steps, np.float32), reward=reward, label=LABEL)

@@ -166,23 +166,24 @@ class DDPGSearcher:
             plans.append(self._learner.plan(0.0 if noiseless else sigma, self._draws_along("noise", episode)))
         return plans
 
-    def tell(self, trajectories: Sequence[Trajectory]) -> None:
-        """Store the round; after warm-up, learn one gradient step per transition."""
-        for trajectory in trajectories:
+    def tell(self, trajectories: Sequence[Trajectory | None]) -> None:
+        """Store the round and, after warm-up, learn from it."""
+        finished = [(k, one) for k, one in enumerate(trajectories, start=self._told) if one is not None]
+        for _, trajectory in finished:
             if trajectory.observations.shape != self._shape:
                 raise ValueError(
                     f"observations of shape {self._shape} (steps, size) are expected, "
                     f"but got {trajectory.observations.shape} for {trajectory.label!r}"
                 )
-        for episode, trajectory in enumerate(trajectories, start=self._told):
+        for episode, trajectory in finished:
             self._learner.remember(trajectory)
             if episode < len(self._starts):
                 self._consider_center(self._starts[episode].label, trajectory)
         self._told += len(trajectories)
         if self._learned_from is not None:
-            self._learner.train(len(trajectories) * self._shape[0], index=self._told)
+            self._learner.train(self._learner.steps_for(len(finished)), index=self._told)
             self._learner.imitate(index=self._told)
-        elif self._told >= len(self._starts) + self._settings.warmup_episodes:
+        elif self._learner.episodes and self._told >= len(self._starts) + self._settings.warmup_episodes:
             self._end_warmup()
 
     def state(self) -> SearcherState:
@@ -245,8 +246,7 @@ class DDPGSearcher:
         if self._clones:
             self._learner.clone(self._center, self._settings.cloned_sigma, index=self._told)
         if self._settings.critic_first:
-            replayed = min(self._told, self._settings.replay_episodes)
-            self._learner.train(replayed * self._shape[0], index=self._told, freeze_actor=True)
+            self._learner.train(self._learner.steps_for(self._learner.episodes), index=self._told, freeze_actor=True)
 
 
 def _checked_shares(shares: Sequence[float] | None, steps: int) -> tuple[float, ...] | None:

@@ -50,6 +50,8 @@ class LearnerSettings:
         batch_size: transitions per gradient step (paper: 64).
         replay_episodes: episodes kept for replay, the oldest are overwritten (paper: 2000 transitions).
         steps_per_transition: gradient steps per transition told (AMC's code: 1).
+        most_steps: gradient steps after one round at most, so that large rounds do not keep workers waiting for
+            the learner; larger batches make up for it. None: no bound (AMC's code).
         rank_rewards: learn from the normal scores of the rewards' ranks in the replay, instead of from
             reward less baseline (paper: False).
         baseline_decay: weight of the past in the moving-average baseline, per episode (AMC's code: 0.5 per
@@ -68,6 +70,7 @@ class LearnerSettings:
     batch_size: int = 64
     replay_episodes: int = 40
     steps_per_transition: int = 1
+    most_steps: int | None = None
     rank_rewards: bool = True
     baseline_decay: float = 0.95
     elite_episodes: int = 8
@@ -87,6 +90,8 @@ class LearnerSettings:
         ):
             require_range(self, name, above=0.0)
         require_range(self, "imitation_steps", least=0)
+        if self.most_steps is not None:
+            require_range(self, "most_steps", least=1)
         for name in ("tau", "gamma", "baseline_decay"):
             require_range(self, name, least=0.0, most=1.0)
         if not self.hidden or min(self.hidden) < 1:
@@ -149,12 +154,19 @@ class Learner:
         self._baseline = decay * self._baseline + (1 - decay) * float(trajectory.reward)
         self._told += 1
 
-    def train(self, transitions: int, index: int, freeze_actor: bool = False) -> None:
-        """Take the gradient steps that ``transitions`` new transitions are worth.
+    @property
+    def episodes(self) -> int:
+        """Episodes in the replay."""
+        return int(self._replay.size()) // self._steps
 
-        With ``freeze_actor`` only the critic learns; the actor's optimizer starts afresh afterwards.
-        """
-        steps = transitions * self._settings.steps_per_transition
+    def steps_for(self, episodes: int) -> int:
+        """The gradient steps that so many new episodes are worth."""
+        steps = episodes * self._steps * self._settings.steps_per_transition
+        most = self._settings.most_steps
+        return steps if most is None else min(steps, most)
+
+    def train(self, steps: int, index: int, freeze_actor: bool = False) -> None:
+        """Take gradient steps; with ``freeze_actor`` only the critic learns; the actor starts afresh."""
         # What a reward is worth depends on all others, so it is refreshed over the whole replay.
         filled = self._replay.size()
         self._replay.rewards[:filled, 0] = self._worth(self._rewards[:filled])

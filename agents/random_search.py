@@ -26,7 +26,7 @@ class RandomSearch:
         """The next starts, then uniform actions keyed by the episode's number."""
         return [self._plan(episode) for episode in range(self._told, self._told + count)]
 
-    def tell(self, trajectories: Sequence[Trajectory]) -> None:
+    def tell(self, trajectories: Sequence[Trajectory | None]) -> None:
         """Count the episodes."""
         self._told += len(trajectories)
 

@@ -111,7 +111,7 @@ class Searcher(Protocol):
         while episodes_left:
             plans = searcher.propose(count)     # changes nothing: asked again, it gives the same plans
             ...                                 # play them, in any order, anywhere
-            searcher.tell(trajectories)         # the whole round, in the order of the plans
+            searcher.tell(trajectories)         # the whole round, in the order of the plans; None where one failed
             state = searcher.state()            # between rounds, whenever a checkpoint is wanted
 
     Each draw is keyed by (seed, stream, episode or round), see `keyed_generator`, so that no random state
@@ -124,8 +124,12 @@ class Searcher(Protocol):
         """The next ``count`` episodes to play, ``count >= 1``."""
         ...
 
-    def tell(self, trajectories: Sequence[Trajectory]) -> None:
-        """Learn from the round that `propose` gave last."""
+    def tell(self, trajectories: Sequence[Trajectory | None]) -> None:
+        """Learn from the round that `propose` gave last.
+
+        An episode that failed has no reward and stands as None: it counts as played, so that the next plans are
+        the next ones, and nothing is learned from it.
+        """
         ...
 
     def state(self) -> SearcherState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc.data import Split
+from amc.data import ArraySplit, Split, SubsetSplit
 from amc.plugins import describe
 from amc.tasks import Metric
-from envs.compress import Compressed
+from envs.compress import Compressor
+from envs.constraint import Constraint
 from envs.graph import Graph, functional_copy
 from envs.inference import channels_last, converted, inference_copy
 from envs.parallel import map_chunks
@@ -142,35 +143,78 @@ def read(split: Split, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         ) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """`evaluate(policy)` and nothing else: no memory, no ledger, and it pickles, so that workers can have one.
+
+    Attributes:
+        compressor: Makes the smaller network.
+        scorer: Scores it.
+        split: Where the images of the reward are from.
+        images: Which of them.
+        constraint: Whose costs are told.
+    """
+
+    compressor: Compressor
+    scorer: Scorer
+    split: Split
+    images: Sequence[int]
+    constraint: Constraint
+
+    def __call__(self, policy: Policy) -> Evaluation:
+        """Accuracy of the policy's network without fine-tuning, after quick repair."""
+        small, repair_forwards = self.compressor.compress(policy, quick=True)
+        score = self.scorer(small, self.split, self.images)
+        named = policy.widths()
+        costs = self.constraint.costs(np.asarray([named[site.unit] for site in self.constraint.costing.sites]))
+        return score.evaluation(costs, len(score.each) + repair_forwards)
+
+    def excerpt(self) -> Measurement:
+        """The same that holds no other images, where the split holds them in memory."""
+        split = excerpt(self.split, self.images)
+        return self if split is None else replace(self, split=split, images=range(len(split)))
+
+
+Key: TypeAlias = tuple[int, ...]
+"""Widths of all units, by which an evaluation is remembered."""
+
+
+def key_of(policy: Policy) -> Key:
+    """Widths of all units."""
+    return tuple(policy.widths().values())
+
+
 class Evaluator:
-    """`evaluate(policy)`: compress, score on fixed images, count. Remembers widths it has seen."""
+    """The counted `evaluate(policy)`: remembers widths it has seen, and charges each once."""
 
-    def __init__(
-        self,
-        compress: Callable[[Policy], Compressed],
-        score: Callable[[nn.Module], Score],
-        costs: Callable[[Policy], dict[str, float]],
-        effort: Effort,
-    ) -> None:
-        """Holds what an evaluation needs.
-
-        Args:
-            compress: Makes the smaller network.
-            score: Scores it on the images of the reward.
-            costs: Costs of a policy under every budget.
-            effort: The ledger to charge.
-        """
-        self._compress, self._score, self._costs, self._effort = compress, score, costs, effort
-        self._seen: dict[tuple[int, ...], Evaluation] = {}
+    def __init__(self, measure: Callable[[Policy], Evaluation], effort: Effort) -> None:
+        """Takes what evaluates, and the ledger to charge."""
+        self.measure, self._effort = measure, effort
+        self._seen: dict[Key, Evaluation] = {}
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Accuracy of the policy's network without fine-tuning."""
-        key = tuple(policy.widths().values())
+        key = key_of(policy)
+        return self.account(key, None if self.knows(key) else self.measure(policy))
+
+    def knows(self, key: Key) -> bool:
+        """Whether these widths were evaluated before."""
+        return key in self._seen
+
+    def known(self) -> NDArray[np.int32]:
+        """[K, U] all widths evaluated so far."""
+        return np.asarray(list(self._seen), dtype=np.int32)
+
+    def account(self, key: Key, evaluation: Evaluation | None) -> Evaluation:
+        """Charges an evaluation of new widths and remembers it; of known ones gives the first, free of charge.
+
+        Args:
+            key: Widths of all units.
+            evaluation: Made wherever; None where it is remembered.
+        """
         if key in self._seen:
             return replace(self._seen[key], image_forwards=0)
-        small, repair_forwards = self._compress(policy)
-        score = self._score(small)
-        evaluation = score.evaluation(self._costs(policy), len(score.each) + repair_forwards)
+        assert evaluation is not None, "widths that nobody evaluated"
         self._effort.image_forwards += evaluation.image_forwards
         self._effort.evaluations += 1
         self._seen[key] = evaluation
@@ -178,7 +222,17 @@ class Evaluator:
 
     def remember(self, policy: Policy, evaluation: Evaluation) -> None:
         """Takes over an evaluation of an earlier process, without charging it again."""
-        self._seen.setdefault(tuple(policy.widths().values()), evaluation)
+        self._seen.setdefault(key_of(policy), evaluation)
+
+
+def excerpt(split: Split, indices: Sequence[int]) -> Split | None:
+    """A split of these samples alone; None where the data is not in memory but loaded sample by sample."""
+    if isinstance(split, SubsetSplit):
+        return excerpt(split.split, split.indices[np.asarray(indices)].tolist())
+    if isinstance(split, ArraySplit):
+        chosen = np.asarray(indices)
+        return ArraySplit(np.asarray(split.inputs[chosen]), np.asarray(split.targets[chosen]), split.transform)
+    return None
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor | None:

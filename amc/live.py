@@ -34,11 +34,12 @@ class Live:
 
     def round(self, snapshot: Snapshot, wanted: int) -> None:
         """After each round of a search."""
-        best, played = snapshot.best, len(snapshot.episodes)
-        note = f", best {best.evaluation.accuracy:.2%} by {best.searcher}"
+        played, rewards = len(snapshot.lines), [episode.reward for episode in snapshot.episodes]
+        note = f", best {snapshot.best.evaluation.accuracy:.2%} by {snapshot.best.searcher}" if rewards else ""
+        if len(rewards) < played:
+            note += f", {played - len(rewards)} failed"
         self.step("searching", played, max(wanted, played), note)
-        if played > 1:
-            rewards = [episode.reward for episode in snapshot.episodes]
+        if len(rewards) > 1:
             self._curve.plain = f"rewards  {curve(rewards)}  best {max(rewards):.4f}, last {rewards[-1]:.4f}"
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@ from amc.cache import cached_tensors
 from amc.config import SearchConfig
 from amc.data import Split
 from amc.door import check_task
-from amc.evaluate import Backend, Effort, Evaluator, Score, Scorer, read
+from amc.evaluate import Backend, Effort, Evaluator, Measurement, Score, Scorer, read
 from amc.plugins import describe, find_function
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
@@ -30,7 +30,7 @@ from envs.layout import LayoutFamily, measure_family, read_layout
 from envs.parallel import single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
-from envs.reward import REWARDS, Reward
+from envs.reward import REWARDS, Evaluation, Reward
 from envs.sites import Site
 from envs.units import Fixed, Unit, propose_units
 from envs.verify import verify_units
@@ -183,10 +183,10 @@ class Problem:
             scorer = replace(self.scorer, backend=self.backend)
             if self.config.backend.difference is not None:  # here or before this run was resumed
                 self.effort.image_forwards += 2 * (1 + len(BACKEND_STEPS)) * min(BACKEND_IMAGES, len(images))
-            self._evaluator = Evaluator(
-                lambda policy: self.compressor.compress(policy, quick=True),
-                lambda network: scorer(network, split, images), self.policy_costs, self.effort,
-            )  # fmt: skip
+            measurement = Measurement(
+                compressor=self.compressor, scorer=scorer, split=split, images=images, constraint=self.constraint
+            )
+            self._evaluator = Evaluator(measurement, self.effort)
         return self._evaluator
 
     def _reward_split(self) -> Split:
@@ -225,9 +225,9 @@ class Problem:
         }
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
-    def environment(self) -> PruningEnv:
-        """A fresh environment on this problem."""
-        return PruningEnv(self.constraint, self.compressor.policy, self.evaluate, self.reward)
+    def environment(self, evaluate: Callable[[Policy], Evaluation] | None = None) -> PruningEnv:
+        """A fresh environment on this problem; its evaluations are counted, unless another `evaluate` is given."""
+        return PruningEnv(self.constraint, self.compressor.policy, evaluate or self.evaluate, self.reward)
 
     def calibration_indices(self) -> list[int]:
         """All calibration images in the seed's order."""

@@ -16,6 +16,7 @@ from amc.config import SearchConfig, load_config
 from amc.export import POLICY, WEIGHTS
 from amc.files import read_json, write_bytes, write_json, write_text
 from amc.result import SearchResult
+from amc.rollout import Episode, Failure
 from amc.snapshot import Snapshot, read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class RunFolder:
             ValueError: If a file is damaged.
         """
         snapshot = read_snapshot(self.path / SNAPSHOT, self.path / EPISODES, self.path / TIMINGS)
-        self._logged = len(snapshot.episodes) if snapshot else 0
+        self._logged = len(snapshot.lines) if snapshot else 0
         return snapshot
 
     def result(self) -> dict[str, Any] | None:
@@ -112,9 +113,12 @@ class RunFolder:
 
     def round(self, snapshot: Snapshot) -> None:
         """Writes all episodes so far (seconds apart, so that equal runs have equal files), then the snapshot."""
-        lines = [json.dumps(episode.to_json(index)) for index, episode in enumerate(snapshot.episodes)]
+        lines = [json.dumps(episode.to_json(index)) for index, episode in enumerate(snapshot.lines)]
         write_text(self.path / EPISODES, "".join(line + "\n" for line in lines))
-        clocks = [json.dumps({"episode": k, "seconds": round(s, 4)}) for k, s in enumerate(snapshot.seconds)]
+        clocks = [
+            json.dumps({"episode": index, "seconds": round(seconds, 4), "host": host, "retries": retries})
+            for index, (seconds, host, retries) in enumerate(snapshot.timings)
+        ]
         write_text(self.path / TIMINGS, "".join(line + "\n" for line in clocks))
         write_snapshot(self.path / SNAPSHOT, snapshot)
         self._log(snapshot)
@@ -134,18 +138,20 @@ class RunFolder:
         """TensorBoard events of the episodes that are new, by episode."""
         from tensorboardX import SummaryWriter
 
-        episodes, first = snapshot.episodes, self._logged
+        lines, first = snapshot.lines, self._logged
         if self._events is None:
             self._events = SummaryWriter(str(self.path / EVENTS), purge_step=first)
-        best = max((episode.reward for episode in episodes[:first]), default=float("-inf"))
-        for step, episode in enumerate(episodes[first:], start=first):
+        best = max((line.reward for line in lines[:first] if isinstance(line, Episode)), default=float("-inf"))
+        for step, episode in enumerate(lines[first:], start=first):
+            if isinstance(episode, Failure):
+                continue
             best = max(best, episode.reward)
             values = {"reward": episode.reward, "best reward": best, "accuracy": episode.evaluation.accuracy}
             costs = {f"costs/{name}": value for name, value in episode.evaluation.costs.items()}
             for name, value in (values | costs).items():
                 self._events.add_scalar(name, value, step)
         self._events.flush()
-        self._logged = len(episodes)
+        self._logged = len(lines)
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.config import SearchConfig
+from amc.rollout import IN_PROCESS, Usage
 from envs.policy import Policy
 
 SCHEMA_VERSION = 1
@@ -52,6 +53,8 @@ class SearchResult:
         evaluations: Policies compressed and scored during the search.
         image_forwards: Everything the search paid for.
         seconds: Wall time of the search.
+        failures: Episodes whose evaluation failed.
+        workers: How many, and how much of their time they waited.
     """
 
     task: str
@@ -65,15 +68,21 @@ class SearchResult:
     evaluations: int
     image_forwards: int
     seconds: float
+    failures: int = 0
+    workers: Usage = IN_PROCESS
 
     def to_json(self, versions: Mapping[str, str], latency_ms: Mapping[str, float]) -> dict[str, Any]:
         """The content of `result.json`."""
         reports = {name: {"accuracy": r.accuracy, "costs": r.costs} for name, r in self.reports.items()}
         return {
             "schema_version": SCHEMA_VERSION, "task": self.task, "budgets": self.budgets, "seed": self.seed,
-            **reports, "episodes": self.episodes, "stopped": self.stopped, "evaluations": self.evaluations,
+            **reports, "episodes": self.episodes, "failures": self.failures, "stopped": self.stopped,
+            "evaluations": self.evaluations,
             "image_forwards": self.image_forwards, "versions": dict(versions),
-            "measured": {"seconds": round(self.seconds, 2), "latency_ms": dict(latency_ms)},
+            "measured": {
+                "seconds": round(self.seconds, 2), "latency_ms": dict(latency_ms),
+                "workers": {"number": self.workers.workers, "idle": round(self.workers.idle, 4)},
+            },
         }  # fmt: skip
 
 

@@ -1,17 +1,29 @@
-"""Playing episodes: a plan walks the environment. One interface, so that who plays cannot change what happens."""
+"""Playing episodes: a plan walks the environment, the policy is evaluated. Who plays cannot change what happens:
+`perform` runs anywhere and remembers nothing, `conclude` counts in the order of the plans.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.searcher import Plan, Trajectory
+from amc.evaluate import Evaluator, Key, key_of
+from amc.plugins import describe
 from envs.observation import ObservationArray
+from envs.policy import Policy
 from envs.pruning_env import PruningEnv
-from envs.reward import Evaluation
+from envs.reward import Evaluation, Reward
+
+RETRIES = 2
+"""How often an evaluation that failed is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,64 +55,224 @@ class Episode:
             "reward": self.reward,
         }
 
-    @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> Episode:
-        """Reads `to_json` back.
 
-        Raises:
-            KeyError: If a field is missing.
-        """
-        fields = ("accuracy", "loss", "soft_loss", "costs", "images", "image_forwards")
-        return cls(
-            searcher=line["searcher"], actions=tuple(line["actions"]), widths=tuple(line["choices"]),
-            reward=line["reward"], evaluation=Evaluation.from_json({name: line[name] for name in fields}),
-        )  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An episode whose evaluation failed however often it was tried: it counts, and nobody learns from it.
+
+    Attributes:
+        searcher: Who proposed it.
+        actions: [S] executed preserve ratios, six digits.
+        widths: [S] kept channels.
+        reason: What went wrong the last time, one line.
+    """
+
+    searcher: str
+    actions: tuple[float, ...]
+    widths: tuple[int, ...]
+    reason: str
+
+    def to_json(self, index: int) -> dict[str, Any]:
+        """One line of `episodes.jsonl`."""
+        return {
+            "episode": index,
+            "searcher": self.searcher,
+            "actions": list(self.actions),
+            "choices": list(self.widths),
+            "failed": self.reason,
+        }
+
+
+Line: TypeAlias = Episode | Failure
+
+
+def read_line(line: Mapping[str, Any]) -> Line:
+    """Reads `to_json` of an episode or a failure back.
+
+    Raises:
+        KeyError: If a field is missing.
+    """
+    common: dict[str, Any] = {
+        "searcher": line["searcher"], "actions": tuple(line["actions"]), "widths": tuple(line["choices"]),
+    }  # fmt: skip
+    if "failed" in line:
+        return Failure(**common, reason=line["failed"])
+    fields = ("accuracy", "loss", "soft_loss", "costs", "images", "image_forwards")
+    evaluation = Evaluation.from_json({name: line[name] for name in fields})
+    return Episode(**common, reward=line["reward"], evaluation=evaluation)
+
+
+class Timing(NamedTuple):
+    """What depends on the machine: seconds of playing, where, and how often it was tried again."""
+
+    seconds: float
+    host: str
+    retries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Walk:
+    """An episode up to its evaluation.
+
+    Attributes:
+        observations: [S, D] before each step.
+        actions: [S] executed preserve ratios.
+        widths: [S] kept channels.
+        key: Widths of all units, by which an evaluation is remembered.
+    """
+
+    observations: ObservationArray
+    actions: NDArray[np.float32]
+    widths: tuple[int, ...]
+    key: Key
+
+
+class Outcome(NamedTuple):
+    """What came of one plan: an evaluation, a reason why there is none, or neither where it is remembered."""
+
+    walk: Walk
+    evaluation: Evaluation | None
+    reason: str | None
+    timing: Timing
 
 
 class Played(NamedTuple):
-    """One episode and what a searcher learns from it."""
+    """One episode, what a searcher learns from it (None if it failed), and what it took."""
 
-    episode: Episode
-    trajectory: Trajectory
+    line: Line
+    trajectory: Trajectory | None
+    timing: Timing
+
+
+class Usage(NamedTuple):
+    """Workers, and the share of their time that they waited for work; none in process."""
+
+    workers: int
+    idle: float
+
+
+IN_PROCESS = Usage(0, 0.0)
 
 
 class Rollouts(Protocol):
     """Plays a round of plans and returns the episodes in the order of the plans."""
 
     def play(self, plans: Sequence[Plan]) -> list[Played]:
-        """One finished episode per plan."""
+        """One finished or failed episode per plan."""
+        ...
+
+    def usage(self) -> Usage:
+        """How busy the workers were so far."""
         ...
 
 
 class SerialRollouts:
     """Plays in this process, one after the other."""
 
-    def __init__(self, environment: PruningEnv) -> None:
-        """Uses one environment for all episodes."""
-        self._environment = environment
+    def __init__(self, environment: PruningEnv, evaluator: Evaluator, retries: int = RETRIES) -> None:
+        """Takes an environment whose `evaluate` neither remembers nor counts, and the evaluator that does both."""
+        self._environment, self._evaluator, self._retries = environment, evaluator, retries
 
     def play(self, plans: Sequence[Plan]) -> list[Played]:
-        """One finished episode per plan."""
-        return [play(self._environment, plan) for plan in plans]
+        """One finished or failed episode per plan."""
+        return [self._play(plan) for plan in plans]
+
+    def _play(self, plan: Plan) -> Played:
+        outcome = perform(self._environment, plan, self._evaluator.knows, self._retries)
+        return conclude(plan.label, outcome, self._evaluator.account, self._environment.reward)
+
+    def usage(self) -> Usage:
+        """No workers."""
+        return IN_PROCESS
 
 
-def play(environment: PruningEnv, plan: Plan) -> Played:
-    """Walks the environment once with a plan."""
+def walk(environment: PruningEnv, plan: Plan) -> tuple[Walk, Policy]:
+    """Decides all sites with a plan and evaluates nothing."""
     observation, _ = environment.reset()
     observations: list[ObservationArray] = []
     actions: list[float] = []
-    terminated, reward, info = False, 0.0, dict[str, Any]()
-    while not terminated:
+    for step in range(environment.steps):
         observations.append(observation)
-        action = np.asarray([plan(len(actions), observation)], dtype=np.float32)
-        observation, reward, terminated, _, info = environment.step(action)
-        actions.append(info["executed_action"])
-    trajectory = Trajectory(
-        observations=np.stack(observations), actions=np.asarray(actions, dtype=np.float32), reward=reward,
-        label=plan.label,
-    )  # fmt: skip
-    episode = Episode(
-        searcher=plan.label, actions=tuple(round(float(action), 6) for action in trajectory.actions),
-        widths=info["widths"], reward=reward, evaluation=info["evaluation"],
-    )  # fmt: skip
-    return Played(episode, trajectory)
+        observation, choice = environment.decide(np.asarray([plan(step, observation)], dtype=np.float32))
+        actions.append(choice.ratio)
+    policy = environment.policy()
+    named = policy.widths()
+    widths = tuple(named[site.unit] for site in environment.constraint.costing.sites)
+    return Walk(
+        observations=np.stack(observations), actions=np.asarray(actions, dtype=np.float32), widths=widths,
+        key=key_of(policy),
+    ), policy  # fmt: skip
+
+
+def perform(environment: PruningEnv, plan: Plan, knows: Callable[[Key], bool], retries: int = RETRIES) -> Outcome:
+    """Walks with a plan and evaluates the policy, again if that fails; nothing is counted or remembered.
+
+    Args:
+        environment: Its `evaluate` may raise whatever it likes.
+        plan: What to do.
+        knows: Whether the widths were evaluated in an earlier round.
+        retries: How often to try again.
+    """
+    began = time.perf_counter()
+    walked, policy = walk(environment, plan)
+    evaluation, reason, tried = None, None, 0
+    while evaluation is None and not knows(walked.key) and tried <= retries:
+        evaluation, reason = _attempt(environment, policy)
+        tried += 1
+    return Outcome(walked, evaluation, reason, Timing(time.perf_counter() - began, platform.node(), max(tried - 1, 0)))
+
+
+def conclude(
+    label: str, outcome: Outcome, account: Callable[[Key, Evaluation | None], Evaluation], reward: Reward
+) -> Played:
+    """Counts an outcome and turns it into an episode; called in the order of the plans."""
+    walked, actions = outcome.walk, tuple(round(float(action), 6) for action in outcome.walk.actions)
+    reason, value, evaluation = outcome.reason, math.nan, None
+    if reason is None:
+        evaluation = account(walked.key, outcome.evaluation)
+        value, reason = _rewarded(reward, evaluation)
+    if evaluation is None or reason is not None:
+        failure = Failure(searcher=label, actions=actions, widths=walked.widths, reason=reason or "no evaluation")
+        return Played(failure, None, outcome.timing)
+    episode = Episode(searcher=label, actions=actions, widths=walked.widths, reward=value, evaluation=evaluation)
+    trajectory = Trajectory(observations=walked.observations, actions=walked.actions, reward=value, label=label)
+    return Played(episode, trajectory, outcome.timing)
+
+
+def play(environment: PruningEnv, plan: Plan) -> Played:
+    """One episode by itself, evaluated once and not counted."""
+    outcome = perform(environment, plan, lambda key: False, retries=0)
+    return conclude(plan.label, outcome, _uncounted, environment.reward)
+
+
+def failed(environment: PruningEnv, plan: Plan, reason: str, timing: Timing) -> Outcome:
+    """The outcome of a plan that its worker never returned from: the walk is repeated here."""
+    return Outcome(walk(environment, plan)[0], None, reason, timing)
+
+
+def _uncounted(key: Key, evaluation: Evaluation | None) -> Evaluation:
+    assert evaluation is not None
+    return evaluation
+
+
+def _attempt(environment: PruningEnv, policy: Policy) -> tuple[Evaluation | None, str | None]:
+    try:
+        evaluation = environment.evaluate(policy)
+    except Exception as error:  # tasks, metrics and data are the user's code, and memory or disk may be short
+        return None, _one_line(error)
+    numbers = [evaluation.accuracy, evaluation.loss, evaluation.soft_loss, *evaluation.costs.values()]
+    if not all(math.isfinite(value) for value in numbers if value is not None):
+        return None, f"an evaluation must be finite, but got {replace(evaluation, image_forwards=0)}"
+    return evaluation, None
+
+
+def _rewarded(reward: Reward, evaluation: Evaluation) -> tuple[float, str | None]:
+    try:
+        value = float(reward(evaluation))
+    except Exception as error:  # it may be the user's
+        return math.nan, f"the reward raised {_one_line(error)}"
+    return value, None if math.isfinite(value) else f"a reward must be finite, but got {value}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) if isinstance(error, ValueError) else describe(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -13,12 +14,14 @@ from agents.searcher import Searcher
 from amc.evaluate import Score
 from amc.problem import Problem
 from amc.result import NetworkReport, SearchResult, Stopped, with_provenance
-from amc.rollout import Episode, SerialRollouts
+from amc.rollout import Episode, Failure, Line, Rollouts, SerialRollouts, Timing
 from amc.searchers import make_searcher
 from amc.snapshot import Snapshot
 from amc.starts import starting_widths
 
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+MOST_FAILURES = 8
+"""A search whose first so many evaluations all fail ends there."""
 
 
 class Watcher(Protocol):
@@ -36,39 +39,47 @@ class Silent:
         """Does nothing."""
 
 
-def search(problem: Problem, watcher: Watcher | None = None, snapshot: Snapshot | None = None) -> SearchResult:
+def search(
+    problem: Problem,
+    watcher: Watcher | None = None,
+    snapshot: Snapshot | None = None,
+    rollouts: Rollouts | None = None,
+) -> SearchResult:
     """Searches a pruning policy (the loop of He et al., AMC, ECCV 2018, for any searcher).
 
     Args:
         problem: Task, budgets and settings.
         watcher: Is told after every round.
         snapshot: Where an earlier process stopped; the result is as if nothing had happened.
+        rollouts: Who plays the episodes, which changes nothing but the time; None plays them here.
 
     Returns:
         The confirmed best policy, reported beside the dense network, the uniform baseline and the best start.
 
     Raises:
-        ValueError: If the snapshot belongs to another problem.
+        ValueError: If the snapshot belongs to another problem, or no evaluation succeeds.
     """
     clock, watcher = _Clock(snapshot), watcher or Silent()
     starts = dict(snapshot.starts) if snapshot else starting_widths(problem)
     searcher = make_searcher(problem, starts)
-    rollouts = SerialRollouts(problem.environment())
-    episodes, seconds = _restore(problem, searcher, snapshot) if snapshot else ([], [])
-    while not (stopped := _stopped(problem, len(episodes), clock)):
-        began = time.perf_counter()
-        missing = problem.config.planned_episodes - len(episodes)
+    rollouts = rollouts or SerialRollouts(problem.environment(problem.evaluate.measure), problem.evaluate)
+    lines, timings = _restore(problem, searcher, snapshot) if snapshot else ([], [])
+    while not (stopped := _stopped(problem, len(lines), clock)):
+        missing = problem.config.planned_episodes - len(lines)
         played = rollouts.play(searcher.propose(min(problem.config.round_size, missing)))
         searcher.tell([one.trajectory for one in played])
-        episodes += [one.episode for one in played]
-        seconds += [(time.perf_counter() - began) / len(played)] * len(played)
+        lines += [one.line for one in played]
+        timings += [one.timing for one in played]
         watcher.round(Snapshot(
-            origin=problem.origin(), starts=starts, episodes=tuple(episodes), seconds=tuple(seconds),
+            origin=problem.origin(), starts=starts, lines=tuple(lines), timings=tuple(timings),
             searcher=searcher.state(), image_forwards=problem.effort.image_forwards,
             evaluations=problem.effort.evaluations, elapsed=clock.elapsed(),
         ))  # fmt: skip
+        _check_success(lines, problem.config.planned_episodes)
+    episodes = [line for line in lines if isinstance(line, Episode)]
     start, found = confirm(problem, [] if problem.config.single else list(starts), episodes)
-    return conclude(problem, start, found, len(episodes), stopped, clock)
+    result = conclude(problem, start, found, len(lines), stopped, clock)
+    return replace(result, failures=len(lines) - len(episodes), workers=rollouts.usage())
 
 
 class _Clock:
@@ -101,7 +112,18 @@ def _stopped(problem: Problem, episodes: int, clock: _Clock) -> Stopped | None:
     return None
 
 
-def _restore(problem: Problem, searcher: Searcher, snapshot: Snapshot) -> tuple[list[Episode], list[float]]:
+def _check_success(lines: Sequence[Line], planned: int) -> None:
+    """Stops a search none of whose evaluations succeeds.
+
+    Raises:
+        ValueError: With the reason of the last one.
+    """
+    if len(lines) >= min(planned, MOST_FAILURES) and all(isinstance(line, Failure) for line in lines):
+        reason = lines[-1].reason if isinstance(lines[-1], Failure) else ""
+        raise ValueError(f"some evaluation must succeed, but all {len(lines)} failed, the last because: {reason}")
+
+
+def _restore(problem: Problem, searcher: Searcher, snapshot: Snapshot) -> tuple[list[Line], list[Timing]]:
     """Puts searcher, memory of evaluations and ledger where an earlier process had them.
 
     Raises:
@@ -116,7 +138,7 @@ def _restore(problem: Problem, searcher: Searcher, snapshot: Snapshot) -> tuple[
     for episode in snapshot.episodes:
         problem.evaluate.remember(problem.policy(np.asarray(episode.widths)), episode.evaluation)
     problem.effort.image_forwards, problem.effort.evaluations = snapshot.image_forwards, snapshot.evaluations
-    return list(snapshot.episodes), list(snapshot.seconds)
+    return list(snapshot.lines), list(snapshot.timings)
 
 
 class Confirmed(NamedTuple):

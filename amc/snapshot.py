@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from agents.searcher import SearcherState
 from amc.files import write_bytes
-from amc.rollout import Episode
+from amc.rollout import Episode, Line, Timing, read_line
 
 SCHEMA_VERSION = 1
 
@@ -28,8 +28,8 @@ class Snapshot:
     Attributes:
         origin: Fingerprint of everything that determines the episodes (`Problem.origin`).
         starts: Label -> [S] kept channels of the solutions that the searcher started from.
-        episodes: All episodes so far.
-        seconds: Wall time of each.
+        lines: All episodes so far, failed ones too.
+        timings: What each took.
         searcher: What the searcher has learned.
         image_forwards: Paid so far, sensitivities and statistics included.
         evaluations: Policies compressed and scored so far.
@@ -38,12 +38,17 @@ class Snapshot:
 
     origin: str
     starts: Mapping[str, tuple[int, ...]]
-    episodes: tuple[Episode, ...]
-    seconds: tuple[float, ...]
+    lines: tuple[Line, ...]
+    timings: tuple[Timing, ...]
     searcher: SearcherState
     image_forwards: int
     evaluations: int
     elapsed: float
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        """Those that did not fail."""
+        return tuple(line for line in self.lines if isinstance(line, Episode))
 
     @property
     def best(self) -> Episode:
@@ -61,7 +66,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
         "schema_version": SCHEMA_VERSION,
         "origin": snapshot.origin,
         "starts": {label: list(widths) for label, widths in snapshot.starts.items()},
-        "episodes": len(snapshot.episodes),
+        "episodes": len(snapshot.lines),
         "numbers": snapshot.searcher.numbers,
         "image_forwards": snapshot.image_forwards,
         "evaluations": snapshot.evaluations,
@@ -96,8 +101,8 @@ def read_snapshot(path: Path, episodes: Path, timings: Path) -> Snapshot | None:
         return Snapshot(
             origin=header["origin"],
             starts={label: tuple(widths) for label, widths in header["starts"].items()},
-            episodes=tuple(Episode.from_json(line) for line in lines),
-            seconds=tuple(clock["seconds"] for clock in clocks),
+            lines=tuple(read_line(line) for line in lines),
+            timings=tuple(Timing(clock["seconds"], clock["host"], clock["retries"]) for clock in clocks),
             searcher=SearcherState(arrays, header["numbers"]),
             image_forwards=header["image_forwards"], evaluations=header["evaluations"], elapsed=header["elapsed"],
         )  # fmt: skip

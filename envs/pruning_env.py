@@ -13,6 +13,7 @@ from envs.constraint import Constraint
 from envs.observation import FEATURES, ObservationArray, Observer
 from envs.policy import Policy
 from envs.reward import Evaluation, Reward
+from envs.sites import Choice
 from hw_profiles.layers import IntArray
 
 Action = NDArray[np.float32]
@@ -46,7 +47,7 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
             reward: Turns an evaluation into a number.
         """
         self.constraint = constraint
-        self._policy_of, self._evaluate, self._reward = policy_of, evaluate, reward
+        self._policy_of, self.evaluate, self.reward = policy_of, evaluate, reward
         self._observe = Observer(constraint)
         self._prefix: list[int] = []
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
@@ -72,6 +73,24 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
             RuntimeError: After the last step, until `reset`.
             ValueError: If the action is not a finite number.
         """
+        observation, choice = self.decide(action)
+        unit = self.constraint.costing.sites[len(self._prefix) - 1].unit
+        info: dict[str, Any] = {"executed_action": choice.ratio, "unit": unit, "kept": choice.kept}
+        reward, terminated = 0.0, len(self._prefix) == self.steps
+        if terminated:
+            policy = self.policy()
+            evaluation = self.evaluate(policy)
+            info |= {"widths": tuple(self._prefix), "policy": policy, "evaluation": evaluation}
+            reward = float(self.reward(evaluation))
+        return observation, reward, terminated, False, info
+
+    def decide(self, action: Action) -> tuple[ObservationArray, Choice]:
+        """`step` without an evaluation: what is observed next, and the choice made; for whoever evaluates elsewhere.
+
+        Raises:
+            RuntimeError: After the last step, until `reset`.
+            ValueError: If the action is not a finite number.
+        """
         if len(self._prefix) == self.steps:
             raise RuntimeError("an episode has ended: call reset() before step()")
         wanted = float(np.asarray(action).reshape(-1)[0])
@@ -80,17 +99,11 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
         site = self.constraint.costing.sites[len(self._prefix)]
         choice = site.choices[site.nearest(wanted, self.constraint.allowed(self._prefix))]
         self._prefix.append(choice.kept)
-        info: dict[str, Any] = {"executed_action": choice.ratio, "unit": site.unit, "kept": choice.kept}
-        reward, terminated = 0.0, len(self._prefix) == self.steps
-        if terminated:
-            reward = self._finish(info)
-        return self._observe(self._prefix, choice.ratio), reward, terminated, False, info
+        return self._observe(self._prefix, choice.ratio), choice
 
-    def _finish(self, info: dict[str, Any]) -> float:
+    def policy(self) -> Policy:
+        """The policy of an episode whose sites are all decided."""
         widths: IntArray = np.asarray(self._prefix, dtype=np.int64)
         assert self.constraint.keeps(widths).all(), "the constraint let a policy through that breaks a budget"
         units = [site.unit for site in self.constraint.costing.sites]
-        policy = self._policy_of(dict(zip(units, self._prefix, strict=True)))
-        evaluation = self._evaluate(policy)
-        info |= {"widths": tuple(self._prefix), "policy": policy, "evaluation": evaluation}
-        return float(self._reward(evaluation))
+        return self._policy_of(dict(zip(units, self._prefix, strict=True)))

@@ -47,7 +47,7 @@ class Perturbed(RandomSearch):
                 plans[place] = FixedPlan(tuple(actions), "perturbed")
         return plans
 
-    def tell(self, trajectories: Sequence[Trajectory]) -> None:
+    def tell(self, trajectories: Sequence[Trajectory | None]) -> None:
         """Counts."""
         super().tell(trajectories)
         self._played += len(trajectories)

@@ -111,8 +111,8 @@ class Toy:
             plans = searcher.propose(min(round_size, episodes - len(told)))
             finished = [play(environment, plan) for plan in plans]
             searcher.tell([episode.trajectory for episode in finished])
-            true = np.append(true, self.rewards(np.array([episode.episode.widths for episode in finished])))
-            told = np.append(told, [episode.trajectory.reward for episode in finished])
+            true = np.append(true, self.rewards(np.array([episode.line.widths for episode in finished])))
+            told = np.append(told, [episode.trajectory.reward for episode in finished if episode.trajectory])
         return true, told
 
 
