@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from amc.config import load_config, parse_constraints, parse_override
+from amc.config import WorkersConfig, load_config, parse_constraints, parse_override
 
 app = typer.Typer(
     name="amc",
@@ -39,6 +39,12 @@ RoundOption = Annotated[int | None, typer.Option(help="Kept channels are a multi
 MinOption = Annotated[float | None, typer.Option(help="Smallest preserve ratio.")]
 MaxOption = Annotated[float | None, typer.Option(help="Largest preserve ratio.")]
 SkipOption = Annotated[list[str] | None, typer.Option(help="Layer names (shell pattern) that stay; repeatable.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Play episodes on that many Ray workers; 0: in this process.")]
+RayOption = Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster (auto, HOST:6379) to play on.")]
+GpusOption = Annotated[float, typer.Option("--gpus-per-worker", min=0.0, help="GPUs of each worker.")]
+LimitOption = Annotated[
+    float, typer.Option("--limit", min=0.001, help="Seconds after which an evaluation on a worker has failed.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Any configuration key, such as compression.images=500; repeatable.")
 ]
@@ -91,6 +97,10 @@ def search(
     device: Annotated[str | None, typer.Option(help="Where networks are scored: cpu or cuda.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
     settings: SetOption = None,
+    workers: WorkersOption = 0,
+    ray: RayOption = None,
+    gpus: GpusOption = 0.0,
+    limit: LimitOption = 3600.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run in --out aside.")] = False,
 ) -> None:
     """Search a pruning policy within a budget and write a run folder."""
@@ -106,18 +116,22 @@ def search(
     config = load_config(recipe, overrides)
     from amc.commands import run_search
 
-    run_search(config, out, console, fresh=fresh)
+    run_search(config, out, console, fresh=fresh, workers=_workers(workers, ray, gpus, limit))
 
 
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="Run folder of a search that was stopped or has ended.")],
     episodes: Annotated[str | None, typer.Option(help="+N goes on for N more episodes.")] = None,
+    workers: WorkersOption = 0,
+    ray: RayOption = None,
+    gpus: GpusOption = 0.0,
+    limit: LimitOption = 3600.0,
 ) -> None:
     """Go on with a run exactly where it stopped; on one that has ended, show its result."""
     from amc.commands import run_resume
 
-    run_resume(run, _more(episodes), console)
+    run_resume(run, _more(episodes), console, _workers(workers, ray, gpus, limit))
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -179,6 +193,10 @@ def export(
     from amc.commands import run_export
 
     run_export(policy, task, data, checkpoint, out, console)
+
+
+def _workers(number: int, address: str | None, gpus: float, limit: float) -> WorkersConfig:
+    return WorkersConfig(workers=number, address=address, gpus=gpus, limit_seconds=limit)
 
 
 def _more(text: str | None) -> int:

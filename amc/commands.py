@@ -13,7 +13,7 @@ from rich.markup import escape
 from torch import nn
 
 from amc.compare import PAGE, read_run, trace, write_comparison, write_trace
-from amc.config import SearchConfig, load_config
+from amc.config import SearchConfig, WorkersConfig, load_config
 from amc.export import POLICY, WEIGHTS, latency_ms, read_policy, write_applied, write_onnx
 from amc.live import Live, live
 from amc.problem import Problem
@@ -23,29 +23,36 @@ from amc.result import SearchResult
 from amc.search import search
 from amc.show import comparison, stored_comparison
 from amc.snapshot import Snapshot
+from amc.workers import staffed
 from envs.policy import Policy, weights_fingerprint
 
 CHECKED_IMAGES = 16
 """Real images on which an ONNX file is compared with torch."""
 
+HERE = WorkersConfig()
+"""No workers: episodes are played in this process."""
+
 MOST_EPISODES = 1_000_000
 """Of a run that only its effort ends."""
 
 
-def run_search(config: SearchConfig, out: Path, console: Console, *, fresh: bool = False) -> SearchResult:
+def run_search(
+    config: SearchConfig, out: Path, console: Console, *, fresh: bool = False, workers: WorkersConfig = HERE
+) -> SearchResult:
     """Searches, writes the run folder, shows the comparison."""
     with live(console) as screen:
         problem = Problem(config, screen.step)
-        return _search(problem, RunFolder.create(out, config, fresh=fresh), None, screen, console)
+        return _search(problem, RunFolder.create(out, config, fresh=fresh), None, screen, console, workers)
 
 
-def run_resume(path: Path, more: int, console: Console) -> None:
+def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig = HERE) -> None:
     """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes.
 
     Args:
         path: The run folder.
         more: Episodes to add to those configured.
         console: Where to print.
+        workers: Who plays from now on; it need not be who played before.
 
     Raises:
         ValueError: If there is no run, it is damaged, or its task has changed since.
@@ -65,18 +72,24 @@ def run_resume(path: Path, more: int, console: Console) -> None:
         return
     with live(console) as screen:
         problem, snapshot = Problem(config, screen.step), folder.snapshot()
-        _search(problem, folder, snapshot, screen, console)
+        _search(problem, folder, snapshot, screen, console, workers)
 
 
 def _search(
-    problem: Problem, folder: RunFolder, snapshot: Snapshot | None, screen: Live, console: Console
+    problem: Problem,
+    folder: RunFolder,
+    snapshot: Snapshot | None,
+    screen: Live,
+    console: Console,
+    workers: WorkersConfig = HERE,
 ) -> SearchResult:
     """Searches from a snapshot on, writes the results, shows them."""
     if problem.config.backend.name == "auto":
         assert problem.backend
         folder.replace_config(problem.config)
     watcher = _Both(folder, screen, problem.config.planned_episodes)
-    result = search(problem, watcher, snapshot)
+    with staffed(problem, workers) as rollouts:
+        result = search(problem, watcher, snapshot, rollouts)
     screen.step("timing networks", 0, 1)
     latency = _latency(result.networks, problem, console)
     folder.finish(result, latency)
@@ -87,6 +100,10 @@ def _search(
     screen.stop()
     console.print(comparison(result, latency))
     effort = f"{result.evaluations} evaluations, {result.image_forwards:,} image-forwards, {result.seconds:.0f} s"
+    if result.failures:
+        effort += f", {result.failures} of {result.episodes} evaluations failed"
+    if result.workers.workers:
+        effort += f", {result.workers.workers} workers idle {result.workers.idle:.0%} of the time"
     console.print(f"searched with {effort}; wrote", highlight=False)
     for name in (POLICY, WEIGHTS, RESULT, REPORT):
         console.print(f"  {folder.path / name}", highlight=False, soft_wrap=True)

@@ -104,6 +104,21 @@ class BackendConfig(_Part):
     difference: float | None = Field(None, ge=0, description="written by the run: largest difference of accuracy")
 
 
+class WorkersConfig(_Part):
+    """Who plays the episodes; no part of what determines a search."""
+
+    workers: int = Field(0, ge=0, description="Ray workers, 0: this process (or, with an address, one per CPU)")
+    address: str | None = Field(None, description="Ray cluster, None: Ray on this machine")
+    gpus: float = Field(0.0, ge=0, description="GPUs per worker")
+    limit_seconds: float = Field(3600.0, gt=0, description="an evaluation on a worker that takes longer has failed")
+    retries: int = Field(2, ge=0, description="how often a failed evaluation is tried again")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any workers are wanted."""
+        return self.workers > 0 or self.address is not None
+
+
 class SearchConfig(_Part):
     """Everything that determines a search."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, overload
 
@@ -170,9 +170,10 @@ class Measurement:
         return score.evaluation(costs, len(score.each) + repair_forwards)
 
     def excerpt(self) -> Measurement:
-        """The same that holds no other images, where the split holds them in memory."""
+        """The same with nothing else: no other images (where the split holds them in memory), no full repair."""
+        quick = replace(self, compressor=self.compressor.quick_only())
         split = excerpt(self.split, self.images)
-        return self if split is None else replace(self, split=split, images=range(len(split)))
+        return quick if split is None else replace(quick, split=split, images=range(len(split)))
 
 
 Key: TypeAlias = tuple[int, ...]
@@ -187,7 +188,7 @@ def key_of(policy: Policy) -> Key:
 class Evaluator:
     """The counted `evaluate(policy)`: remembers widths it has seen, and charges each once."""
 
-    def __init__(self, measure: Callable[[Policy], Evaluation], effort: Effort) -> None:
+    def __init__(self, measure: Measurement, effort: Effort) -> None:
         """Takes what evaluates, and the ledger to charge."""
         self.measure, self._effort = measure, effort
         self._seen: dict[Key, Evaluation] = {}

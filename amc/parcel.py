@@ -20,9 +20,9 @@ import cloudpickle
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-_MAPPED_BYTES = 1 << 20
+_MAPPED_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,10 +64,14 @@ def unpack(parcel: Parcel) -> Any:
     return pickle.loads(parcel.body, buffers=parcel.arrays)
 
 
-class _Pickler(cloudpickle.Pickler):
-    """Gives torch's tensors away as numpy arrays."""
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    """Gives torch's tensors away as numpy arrays, and traced graphs as lists: as linked ones they nest too deeply."""
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, fx.Graph):
+            return _graph, (_operators(value),)
+        if isinstance(value, fx.Node):
+            return _node, (value.graph, list(value.graph.nodes).index(value))
         plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
         if plain and type(value) is nn.Parameter:
             return _parameter, (*_pieces(value), value.requires_grad)
@@ -101,6 +105,47 @@ def _parameter(
     raw: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool
 ) -> nn.Parameter:
     return nn.Parameter(_tensor(raw, dtype, shape, stride, mapped=False), requires_grad=requires_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """Stands for a node in the arguments of a later one."""
+
+    place: int
+
+
+def _operators(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    places = {node: place for place, node in enumerate(graph.nodes)}
+
+    def referring(arguments: Any) -> Any:
+        refer: Any = lambda node: _Reference(places[node])  # noqa: E731 - fx knows no other placeholders
+        return fx.map_arg(arguments, refer)
+
+    return [(n.op, n.target, referring(n.args), referring(n.kwargs), n.name) for n in graph.nodes]
+
+
+def _graph(operators: Sequence[tuple[Any, ...]]) -> fx.Graph:
+    graph, nodes = fx.Graph(), list[fx.Node]()
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, _Reference):
+            return nodes[value.place]
+        if isinstance(value, (tuple, list)):
+            return type(value)(resolved(one) for one in value)
+        if isinstance(value, dict):
+            return {key: resolved(one) for key, one in value.items()}
+        if isinstance(value, slice):
+            return slice(resolved(value.start), resolved(value.stop), resolved(value.step))
+        return value
+
+    for op, target, args, kwargs, name in operators:
+        nodes.append(graph.create_node(op, target, resolved(args), resolved(kwargs), name))
+    return graph
+
+
+def _node(graph: fx.Graph, place: int) -> fx.Node:
+    nodes: list[fx.Node] = list(graph.nodes)
+    return nodes[place]
 
 
 @contextmanager

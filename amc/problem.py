@@ -229,6 +229,15 @@ class Problem:
         """A fresh environment on this problem; its evaluations are counted, unless another `evaluate` is given."""
         return PruningEnv(self.constraint, self.compressor.policy, evaluate or self.evaluate, self.reward)
 
+    def portable_environment(self) -> PruningEnv:
+        """An environment that evaluates without memory or ledger and holds nothing else: it goes to workers."""
+        measure = self.evaluate.measure.excerpt()
+        return PruningEnv(self.constraint, measure.compressor.policy, measure, self.reward)
+
+    def own_modules(self) -> list[str]:
+        """Modules of the user's that the configuration names."""
+        return [name.partition(":")[0] for name in (self.config.task, self.config.reward) if ":" in name]
+
     def calibration_indices(self) -> list[int]:
         """All calibration images in the seed's order."""
         return keyed_order(len(self.task.calibration), self.config.seed)

@@ -5,6 +5,7 @@ No gradient step changes a weight and no label is read here.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,6 +229,14 @@ class Compressor:
             chunks, sampling = (self._quick_chunks, self._quick) if quick else (self._chunks, self._sampling)
             self._recorded[quick] = record_targets(self.network, self.graph, chunks, sampling)
         return self._recorded[quick]
+
+    def quick_only(self) -> Compressor:
+        """A twin that holds what quick compression needs, and nothing that full repair does; for workers."""
+        twin = copy.copy(self)
+        sequential = self.settings.repair == "sequential" and self.graph.traced
+        twin._recorded = {True: self._targets(quick=True)} if sequential else {}
+        twin._bank = LayerwiseBank(self.network, {}, self.settings.ridge) if sequential else self._bank
+        return twin
 
     def _repair_layerwise(self, small: nn.Module, axes: Mapping[str, Axes]) -> None:
         for name, touched in axes.items():

@@ -15,6 +15,9 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+THREADS = "AMC_THREADS"
+"""Environment variable: threads this process may use at most, where it shares the machine with others."""
+
 
 def single_threaded() -> None:
     """Sets torch to one intra-op thread in this process (DESIGN law 1)."""
@@ -23,8 +26,10 @@ def single_threaded() -> None:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use; fewer, if the environment says so."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get(THREADS, "")
+    return min(found, int(wanted)) if wanted.isdigit() and int(wanted) else found
 
 
 def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
