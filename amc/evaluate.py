@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, overload
 
@@ -188,15 +188,15 @@ def key_of(policy: Policy) -> Key:
 class Evaluator:
     """The counted `evaluate(policy)`: remembers widths it has seen, and charges each once."""
 
-    def __init__(self, measure: Measurement, effort: Effort) -> None:
+    def __init__(self, measure: Callable[[Policy], Evaluation], effort: Effort) -> None:
         """Takes what evaluates, and the ledger to charge."""
-        self.measure, self._effort = measure, effort
+        self._measure, self._effort = measure, effort
         self._seen: dict[Key, Evaluation] = {}
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Accuracy of the policy's network without fine-tuning."""
         key = key_of(policy)
-        return self.account(key, None if self.knows(key) else self.measure(policy))
+        return self.account(key, None if self.knows(key) else self._measure(policy))
 
     def knows(self, key: Key) -> bool:
         """Whether these widths were evaluated before."""

@@ -176,17 +176,21 @@ class Problem:
         return self._compressor
 
     @property
+    def measurement(self) -> Measurement:
+        """Evaluates policies on the images of the reward, with quick repair; counts and remembers nothing."""
+        return Measurement(
+            compressor=self.compressor, scorer=replace(self.scorer, backend=self.backend), split=self._reward_split(),
+            images=self.reward_indices(), constraint=self.constraint,
+        )  # fmt: skip
+
+    @property
     def evaluate(self) -> Evaluator:
         """The counted `evaluate(policy)` on the images of the reward, with quick repair."""
         if self._evaluator is None:
-            images, split = self.reward_indices(), self._reward_split()
-            scorer = replace(self.scorer, backend=self.backend)
-            if self.config.backend.difference is not None:  # here or before this run was resumed
-                self.effort.image_forwards += 2 * (1 + len(BACKEND_STEPS)) * min(BACKEND_IMAGES, len(images))
-            measurement = Measurement(
-                compressor=self.compressor, scorer=scorer, split=split, images=images, constraint=self.constraint
-            )
-            self._evaluator = Evaluator(measurement, self.effort)
+            if self.backend and self.config.backend.difference is not None:  # here or before this run was resumed
+                images = min(BACKEND_IMAGES, len(self.reward_indices()))
+                self.effort.image_forwards += 2 * (1 + len(BACKEND_STEPS)) * images
+            self._evaluator = Evaluator(self.measurement, self.effort)
         return self._evaluator
 
     def _reward_split(self) -> Split:
@@ -231,7 +235,7 @@ class Problem:
 
     def portable_environment(self) -> PruningEnv:
         """An environment that evaluates without memory or ledger and holds nothing else: it goes to workers."""
-        measure = self.evaluate.measure.excerpt()
+        measure = self.measurement.excerpt()
         return PruningEnv(self.constraint, measure.compressor.policy, measure, self.reward)
 
     def own_modules(self) -> list[str]:

@@ -62,7 +62,7 @@ def search(
     clock, watcher = _Clock(snapshot), watcher or Silent()
     starts = dict(snapshot.starts) if snapshot else starting_widths(problem)
     searcher = make_searcher(problem, starts)
-    rollouts = rollouts or SerialRollouts(problem.environment(problem.evaluate.measure), problem.evaluate)
+    rollouts = rollouts or SerialRollouts(problem.environment(problem.measurement), problem.evaluate)
     lines, timings = _restore(problem, searcher, snapshot) if snapshot else ([], [])
     while not (stopped := _stopped(problem, len(lines), clock)):
         missing = problem.config.planned_episodes - len(lines)

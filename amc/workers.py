@@ -227,7 +227,7 @@ class RayRollouts:
 def staffed(problem: Problem, config: WorkersConfig) -> Iterator[Rollouts]:
     """Whoever plays a search's episodes, for as long as it lasts: this process, or workers."""
     if not config.wanted:
-        yield SerialRollouts(problem.environment(problem.evaluate.measure), problem.evaluate, config.retries)
+        yield SerialRollouts(problem.environment(problem.measurement), problem.evaluate, config.retries)
         return
     with connected(config):
         number = config.workers or _cluster_cpus()
