@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from amc.config import WorkersConfig, load_config, parse_constraints, parse_override
 
@@ -165,6 +166,57 @@ def compare(
     from amc.commands import run_compare
 
     run_compare(config, names, seeds, out, console)
+
+
+class Spread(TyperCommand):
+    """A command whose repeatable options take several values: `--budgets 0.3 0.5` is `--budgets 0.3 --budgets 0.5`."""
+
+    several = ("--budgets", "--agents", "--tune")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Spreads the values, then parses as usual."""
+        spread: list[str] = []
+        option = ""
+        for text in args:
+            if text.startswith("-"):
+                option = text if text in self.several else ""
+            elif option and spread[-1] != option:
+                spread.append(option)
+            spread.append(text)
+        return super().parse_args(ctx, spread)
+
+
+@app.command(cls=Spread)
+def sweep(
+    recipe: Annotated[Path | None, typer.Argument(help="TOML recipe; every option overrides it.")] = None,
+    budgets: Annotated[
+        list[float] | None, typer.Option("--budgets", help="Of the recipe's first cost: 0.3 0.5 0.7")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Searches per agent and budget.")] = 3,
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Who searches: ddpg knapsack ...")] = None,
+    task: TaskOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of all runs and of the front.")] = Path("runs/sweep"),
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    constraint: ConstraintOption = None,
+    settings: SetOption = None,
+    workers: WorkersOption = 0,
+    ray: RayOption = None,
+    gpus: GpusOption = 0.0,
+    limit: LimitOption = 3600.0,
+) -> None:
+    """Search over several budgets, agents and seeds; ends with the Pareto front. Repeat it to go on."""
+    overrides: dict[str, Any] = {
+        "task": task, "data": data, "checkpoint": checkpoint,
+        "constraint": parse_constraints(constraint) if constraint else None,
+    }  # fmt: skip
+    overrides |= dict(parse_override(text) for text in settings or [])
+    config = load_config(recipe, overrides)
+    from amc.sweep import Grid, run_sweep
+
+    several = tuple(budgets or list(config.constraint.values())[:1])
+    grid = Grid(budgets=several, agents=tuple(agents or [config.agent]), seeds=seeds)
+    run_sweep(config, grid, out, console, _workers(workers, ray, gpus, limit))
 
 
 @app.command()

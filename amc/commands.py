@@ -20,7 +20,7 @@ from amc.problem import Problem
 from amc.record import CONFIG, REPORT, RESULT, RunFolder
 from amc.report import write_report
 from amc.result import SearchResult
-from amc.search import search
+from amc.search import Watcher, search
 from amc.show import comparison, stored_comparison
 from amc.snapshot import Snapshot
 from amc.workers import staffed
@@ -82,12 +82,13 @@ def _search(
     screen: Live,
     console: Console,
     workers: WorkersConfig = HERE,
+    *watchers: Watcher,
 ) -> SearchResult:
     """Searches from a snapshot on, writes the results, shows them."""
     if problem.config.backend.name == "auto":
         assert problem.backend
         folder.replace_config(problem.config)
-    watcher = _Both(folder, screen, problem.config.planned_episodes)
+    watcher = _All((folder, _Shown(screen, problem.config.planned_episodes), *watchers))
     with staffed(problem, workers) as rollouts:
         result = search(problem, watcher, snapshot, rollouts)
     screen.step("timing networks", 0, 1)
@@ -150,14 +151,22 @@ def _competitor(config: SearchConfig, agent: str, seed: int) -> SearchConfig:
 
 def _compete(config: SearchConfig, path: Path, console: Console) -> None:
     """One run and its curve, from where an earlier process stopped."""
+    problem = run_on(config, path, console)
+    last = RunFolder.reopen(path).snapshot()
+    assert last is not None
+    write_trace(path, trace(problem, last))
+
+
+def run_on(
+    config: SearchConfig, path: Path, console: Console, workers: WorkersConfig = HERE, *watchers: Watcher
+) -> Problem:
+    """One run, from where an earlier process stopped."""
     with live(console) as screen:
         problem = Problem(config, screen.step)
         started = (path / CONFIG).exists()
         folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
-        _search(problem, folder, folder.snapshot() if started else None, screen, console)
-    last = folder.snapshot()
-    assert last is not None
-    write_trace(path, trace(problem, last))
+        _search(problem, folder, folder.snapshot() if started else None, screen, console, workers, *watchers)
+    return problem
 
 
 def run_apply(
@@ -228,14 +237,24 @@ def _latency(networks: Mapping[str, nn.Module], problem: Problem, console: Conso
 
 
 @dataclass(frozen=True, slots=True)
-class _Both:
-    """Tells the run folder and the screen."""
+class _All:
+    """Tells all, the run folder first."""
 
-    folder: RunFolder
+    watchers: tuple[Watcher, ...]
+
+    def round(self, snapshot: Snapshot) -> None:
+        """After each round."""
+        for watcher in self.watchers:
+            watcher.round(snapshot)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Tells the screen."""
+
     screen: Live
     wanted: int
 
     def round(self, snapshot: Snapshot) -> None:
         """After each round."""
-        self.folder.round(snapshot)
         self.screen.round(snapshot, self.wanted)

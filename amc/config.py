@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What a preset changes, beside the agent's own settings (`agents.ddpg.PAPER_SETTINGS`): He et al., AMC, ECCV 2018."""
+
+LIGHT: dict[str, Any] = {"most_steps": 64, "batch_size": 256, "replay_episodes": 192}
+"""Learning that keeps a driver of many workers free: few, large gradient steps after a large round. What that costs
+in quality: experiments/results/light_learning.md."""
 
 SYNONYMS = {"flops": "macs"}
 """AMC and most counters say FLOPs for multiply-accumulates; we accept it here and say MACs everywhere else."""
@@ -146,6 +151,9 @@ class SearchConfig(_Part):
     seed: int = Field(0, ge=0, description="seed of every draw")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are scored")
     backend: BackendConfig = BackendConfig()
+    learning: dict[str, Any] = Field(
+        default_factory=dict, description='"light" (large rounds), or settings of agents.ddpg.DDPGSettings'
+    )
     rules: RulesConfig = RulesConfig()
     compression: CompressionConfig = CompressionConfig()
     knapsack: KnapsackConfig = KnapsackConfig()
@@ -155,6 +163,15 @@ class SearchConfig(_Part):
     def _preset(cls, values: Any) -> Any:
         preset = PRESETS.get(str(values.get("preset", "default"))) if isinstance(values, dict) else None
         return _laid_under(values, preset) if preset else values
+
+    @field_validator("learning", mode="before")
+    @classmethod
+    def _learnable(cls, value: Any) -> Any:
+        if value == "light":
+            return dict(LIGHT)
+        if not isinstance(value, Mapping):
+            raise ValueError(f'must be "light" or a table of settings, but got {value!r}')
+        return dict(learning_settings(value)) if value else {}
 
     @field_validator("reward")
     @classmethod
@@ -199,6 +216,26 @@ class SearchConfig(_Part):
     def to_toml(self) -> str:
         """The complete configuration as TOML; reading it back gives an equal one."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def learning_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a learner as they are written in a recipe, checked.
+
+    Raises:
+        ValueError: If there is no such setting, or its value is not allowed.
+    """
+    from agents.ddpg import DDPGSettings
+
+    own: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    known = [field.name for field in fields(DDPGSettings) if field.name not in ("algorithm", "warmup_episodes")]
+    for key in own:
+        if key not in known:
+            raise ValueError(f"must be a setting of the learner ({', '.join(known)}), but got {key!r}")
+    try:
+        DDPGSettings(**own)
+    except TypeError as error:
+        raise ValueError(f"must hold numbers that fit, but got {own} ({error})") from error
+    return own
 
 
 def parse_constraints(texts: Sequence[str]) -> dict[str, float]:

@@ -160,6 +160,40 @@ def efforts(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], *, salt
     return _svg(draw, 3.6, salt)
 
 
+def fronts(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    dense: Mapping[str, tuple[float, float]],
+    *,
+    salt: str,
+) -> str:
+    """Accuracy against cost, one panel per cost, one line per agent with its intervals.
+
+    Args:
+        curves: Cost -> agent -> points (cost, accuracy as a fraction, half width of its interval).
+        dense: Cost -> (cost, accuracy) of the dense network.
+        salt: As for `bullets`.
+
+    Returns:
+        An `<svg>` element.
+    """
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+        for axis, (cost, agents) in zip(panels, curves.items(), strict=True):
+            for number, (agent, points) in enumerate(agents.items()):
+                x, y, half = np.asarray(sorted(points)).T
+                axis.errorbar(
+                    x / dense[cost][0], 100 * y, yerr=100 * half, color=LINES[number % len(LINES)], label=agent,
+                    marker="o", markersize=4, linewidth=1.4, capsize=3,
+                )  # fmt: skip
+            axis.axhline(100 * dense[cost][1], color=INK, linewidth=0.8, linestyle=":", label="dense")
+            axis.set_xlabel(f"{cost}, share of dense")
+        panels[0].set_ylabel("test accuracy, %")
+        panels[0].legend(ncols=1, **LEGEND)
+
+    return _svg(draw, 3.6, salt)
+
+
 def _columns(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
     places = np.arange(len(series["dense"]))
     axis.bar(places, series["dense"], width=0.84, color=COLORS["dense"], label="dense")

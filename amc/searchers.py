@@ -12,6 +12,7 @@ from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
 from agents.random_search import RandomSearch
 from agents.searcher import Searcher
 from amc.allocate import linearize, sites_index
+from amc.config import learning_settings
 from amc.problem import Problem
 from envs.observation import FEATURES
 from hw_profiles.layers import IntArray
@@ -29,7 +30,8 @@ def make_searcher(problem: Problem, starts: Mapping[str, Sequence[int]]) -> Sear
     actions = [(label, (np.asarray(widths) / channels).tolist()) for label, widths in starts.items()]
     if config.agent in ("ddpg", "td3", "sac"):
         base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
-        settings = replace(base, algorithm=config.agent, warmup_episodes=config.warmup)
+        own = learning_settings(config.learning)
+        settings = replace(base, algorithm=config.agent, warmup_episodes=config.warmup, **own)
         shares = budget_shares(problem, next(iter(starts.values()), problem.constraint.uniform()))
         return DDPGSearcher(len(FEATURES), steps, settings, config.seed, actions, shares=shares)
     if config.agent == "cmaes":

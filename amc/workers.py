@@ -229,7 +229,7 @@ def staffed(problem: Problem, config: WorkersConfig) -> Iterator[Rollouts]:
     if not config.wanted:
         yield SerialRollouts(problem.environment(problem.measurement), problem.evaluate, config.retries)
         return
-    with connected(config):
+    with connected(config.address, config.workers):
         number = config.workers or _cluster_cpus()
         # On this machine workers import the user's modules from where the driver does.
         own = problem.own_modules() if config.address else ()
@@ -241,8 +241,16 @@ def staffed(problem: Problem, config: WorkersConfig) -> Iterator[Rollouts]:
 
 
 @contextmanager
-def connected(config: WorkersConfig) -> Iterator[None]:
-    """A connection to Ray: the one that is there (a sweep's), the cluster's, or a Ray of our own on this machine."""
+def connected(address: str | None, cpus: int) -> Iterator[None]:
+    """A connection to Ray: the one that is there (a sweep's), the cluster's, or a Ray of our own on this machine.
+
+    Args:
+        address: Of a cluster.
+        cpus: How many a Ray of our own gives away.
+
+    Raises:
+        ValueError: If there is no cluster at the address.
+    """
     import ray
 
     if ray.is_initialized():
@@ -250,14 +258,14 @@ def connected(config: WorkersConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if config.address is None:
-        ray.init(num_cpus=config.workers, include_dashboard=False, **quiet)
+    if address is None:
+        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
-            ray.init(address=config.address, **quiet)
+            ray.init(address=address, **quiet)
         except (ConnectionError, ValueError) as error:
             raise ValueError(
-                f"--ray must name a cluster that runs, but {config.address!r} does not answer ({error}): "
+                f"--ray must name a cluster that runs, but {address!r} does not answer ({error}): "
                 "start one by `ray start --head`"
             ) from error
     try:

@@ -1,0 +1,120 @@
+"""What a bound on gradient steps per round costs in quality: gaps to known optima, at equal episodes.
+
+Command: python -m experiments.light_learning [--seeds 4] [--only TEXT]; writes experiments/results/light_learning.md.
+Toys and the meaning of the gap are those of `experiments.ddpg_ablation`; driver's milliseconds are CPU time of
+`propose` and `tell` per learned episode, on the toy with the most steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from agents.ddpg import DDPGSearcher, DDPGSettings
+from agents.searcher import Plan, Trajectory
+from amc.config import LIGHT
+from envs.observation import FEATURES
+from experiments.ddpg_ablation import TRIALS, Trial
+from experiments.ddpg_toys import Toy, confirmed
+
+TABLE = Path(__file__).resolve().parent / "results" / "light_learning.md"
+EPISODES = 640
+
+
+class Line(NamedTuple):
+    """One line of the table."""
+
+    label: str
+    round_size: int
+    settings: DDPGSettings
+
+
+class Timed(DDPGSearcher):
+    """The searcher, with a clock on what the driver does."""
+
+    seconds, episodes = 0.0, 0
+
+    def propose(self, count: int) -> list[Plan]:
+        """As `DDPGSearcher`."""
+        began = time.process_time()
+        plans = super().propose(count)
+        self.seconds += time.process_time() - began
+        return plans
+
+    def tell(self, trajectories: Sequence[Trajectory | None]) -> None:
+        """As `DDPGSearcher`."""
+        began = time.process_time()
+        super().tell(trajectories)
+        self.seconds += time.process_time() - began
+        self.episodes += len(trajectories)
+
+
+def lines() -> list[Line]:
+    """The table's lines."""
+    default = DDPGSettings()
+    wide = replace(default, replay_episodes=LIGHT["replay_episodes"])
+    found = [Line("one step per transition (default)", 4, default)]
+    found += [Line("one step per transition", size, wide) for size in (16, 64)]
+    for steps, batch in ((64, 64), (128, 64), (64, 256), (128, 256), (64, 512)):
+        found.append(Line(f"{steps} steps of {batch}", 64, replace(wide, most_steps=steps, batch_size=batch)))
+    for steps, batch, rate in ((64, 256, 3e-4), (128, 256, 3e-4), (64, 256, 1e-3), (128, 256, 1e-3)):
+        bold = replace(wide, most_steps=steps, batch_size=batch, actor_lr=rate, critic_lr=2e-3, tau=0.1)
+        found.append(Line(f"{steps} steps of {batch}, rates {rate:g} and 0.002, tau 0.1", 64, bold))
+    found.append(Line("**light** (`--set learning=light`)", 64, replace(default, **LIGHT)))
+    found.append(Line("no steps: imitation alone", 64, replace(wide, most_steps=1, critic_first=False)))
+    return found
+
+
+def search(toy: Toy, trial: Trial, line: Line, seed: int) -> tuple[float, float]:
+    """Gap of the confirmed best in % of the optimal reward, and the driver's CPU ms per episode."""
+    searcher = Timed(len(FEATURES), toy.steps, line.settings, seed, toy.starts, shares=toy.shares)
+    true, told = toy.search(searcher, EPISODES, trial.noise, seed, line.round_size)
+    best = toy.reward(toy.optimum)
+    return 100 * (best - confirmed(true, told)) / best, 1000 * searcher.seconds / searcher.episodes
+
+
+def row(line: Line, seeds: int) -> str:
+    """One line of the Markdown table."""
+    cells, milliseconds = [line.label, str(line.round_size)], 0.0
+    for trial in TRIALS:
+        toy = trial.toy()
+        gaps, costs = zip(*(search(toy, trial, line, seed) for seed in range(seeds)), strict=True)
+        error = np.std(gaps, ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
+        cells.append(f"{np.mean(gaps):.2f} +- {error:.2f} (worst {max(gaps):.2f})")
+        milliseconds = float(np.mean(costs))
+    return f"| {' | '.join([*cells, f'{milliseconds:.1f}'])} |"
+
+
+def main() -> None:
+    """Writes the table line by line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--only", default="", help="lines whose label contains this; prints instead of writing")
+    arguments = parser.parse_args()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    names = " | ".join(trial.name for trial in TRIALS)
+    written = [
+        "# What light learning costs in quality", "",
+        f"`python -m experiments.light_learning`, commit {commit.stdout.strip()}, {arguments.seeds} seeds, {EPISODES}",
+        "episodes each. Mean gap of the confirmed best policy to the known optimum in % of the optimal reward, +-",
+        "standard error; the driver's CPU ms per episode for learning, on the last toy.", "",
+        f"| learning per round | round | {names} | driver, ms |", f"|{'---|' * (3 + len(TRIALS))}",
+    ]  # fmt: skip
+    print("\n".join(written), flush=True)
+    for line in lines():
+        if arguments.only in line.label:
+            written.append(row(line, arguments.seeds))
+            print(written[-1], flush=True)
+    if not arguments.only:
+        TABLE.write_text("\n".join(written) + "\n")
+
+
+if __name__ == "__main__":
+    main()
