@@ -49,6 +49,12 @@ class Worker:
         """Where this worker runs."""
         return About(platform.node(), processor())
 
+    def peak_megabytes(self) -> float:
+        """Peak memory of this process beyond what it shares through the object store."""
+        with open("/proc/self/status", encoding="utf-8") as file:
+            sizes = dict(line.split(":", 1) for line in file)
+        return (int(sizes["VmHWM"].split()[0]) - int(sizes["RssShmem"].split()[0])) / 1024
+
     def play(self, environment: Sequence[Any], shared: Sequence[Any], index: int, retries: int) -> Outcome:
         """One episode.
 

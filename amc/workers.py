@@ -104,6 +104,12 @@ class RayRollouts:
         span = self._number * (self._ended - self._began)
         return Usage(self._number, max(0.0, 1.0 - self._busy / span) if span else 0.0)
 
+    def peak_megabytes(self) -> float:
+        """Peak memory of the largest worker, beyond what it shares (Linux)."""
+        import ray
+
+        return max(ray.get([hand.actor.peak_megabytes.remote() for hand in self._hands]))
+
     def close(self) -> None:
         """Lets the workers go."""
         for hand in self._hands:
