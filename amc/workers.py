@@ -108,7 +108,8 @@ class RayRollouts:
         """Peak memory of the largest worker, beyond what it shares (Linux)."""
         import ray
 
-        return max(ray.get([hand.actor.peak_megabytes.remote() for hand in self._hands]))
+        peaks: list[float] = ray.get([hand.actor.peak_megabytes.remote() for hand in self._hands])
+        return max(peaks)
 
     def close(self) -> None:
         """Lets the workers go."""
