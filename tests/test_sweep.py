@@ -1,0 +1,147 @@
+"""A sweep ends in the same front however often it was stopped; the front itself, on results made up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from amc.config import SearchConfig, WorkersConfig, load_config
+from amc.export import POLICY, WEIGHTS
+from amc.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
+from amc.sweep import RUNS, Grid, claim, run_sweep, run_trial
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+SETTINGS: dict[str, Any] = {
+    "task": "digits", "agent": "knapsack", "reward_images": 100, "confirm": 1, "episodes": 6, "round_size": 2,
+    "compression": {"images": 48, "positions": 4}, "knapsack": {"images": 32, "widths": 3, "damages": ["kl"]},
+}  # fmt: skip
+FILES = (PAGE, DATA, PICTURE)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def result(validation: float, test: float, **costs: float) -> dict[str, Any]:
+    return {"found": {"accuracy": {"validation": validation, "test": test}, "costs": costs}}
+
+
+def written(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(parents=True)
+    (folder / name / POLICY).write_text(name)
+    (folder / name / WEIGHTS).write_bytes(b"")
+    return folder / name
+
+
+def test_a_point_takes_the_largest_cost_and_the_best_seed_on_validation(tmp_path: Path) -> None:
+    runs = [(tmp_path / "0", result(0.8, 0.9, macs=10.0)), (tmp_path / "1", result(0.9, 0.7, macs=9.0))]
+    one = gather("ddpg", 0.5, runs)
+    assert one.best == tmp_path / "1"
+    assert one.costs == {"macs": 10.0}
+    assert one.validation.mean == pytest.approx(0.85)
+    assert one.test.mean == pytest.approx(0.8)
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points = [("a", 0.9, 10.0), ("b", 0.8, 10.0), ("c", 0.8, 5.0), ("d", 0.9, 10.0), ("e", 0.7, 6.0)]
+    outcomes = [gather(name, 0.5, [(Path(), result(value, 0.5, macs=cost))]) for name, value, cost in points]
+    assert on_front(outcomes, "macs") == [True, False, True, True, False]
+
+
+def test_the_front_is_written_as_table_data_picture_and_policies(tmp_path: Path) -> None:
+    dense = {"accuracy": {"validation": 0.99, "test": 0.98}, "costs": {"macs": 20.0, "params": 4.0}}
+    outcomes = [
+        gather(
+            agent,
+            budget,
+            [(written(tmp_path, f"{agent}-{budget}"), result(value, value, macs=20 * budget, params=1.0))],
+        )
+        for agent, budget, value in (("ddpg", 0.5, 0.9), ("ddpg", 0.3, 0.8), ("random", 0.5, 0.7))
+    ]
+    table = write_front(tmp_path, outcomes, dense, "made up")
+    assert "| 0.5 | ddpg | 1 | 90.00 | 90.00 | 10 * | 1 * |" in table
+    assert "| 0.5 | random | 1 | 70.00 | 70.00 | 10 | 1 |" in table
+    rows = list(csv.DictReader((tmp_path / DATA).read_text().splitlines()))
+    assert [(row["agent"], row["budget"], row["macs_front"]) for row in rows] == [
+        ("ddpg", "0.3", "1"), ("ddpg", "0.5", "1"), ("random", "0.5", "0"),
+    ]  # fmt: skip
+    assert (tmp_path / rows[0]["policy"]).read_text() == "ddpg-0.3"
+    assert (tmp_path / PICTURE).read_text().startswith("<svg")
+
+
+def test_every_combination_is_searched_once() -> None:
+    trials = Grid(budgets=(0.3, 0.5, 0.3), agents=("ddpg", "random"), seeds=2).trials(SearchConfig(**SETTINGS))
+    assert len(trials) == 8
+    one = trials["random", 0.3, 1]
+    assert (one.name, one.config.agent, one.config.seed, one.config.constraint) == (
+        "random-0.3-1",
+        "random",
+        1,
+        {"macs": 0.3},
+    )
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
+    claim(tmp_path, SearchConfig(**SETTINGS))
+    claim(tmp_path, SearchConfig(**SETTINGS))
+    with pytest.raises(ValueError, match="is another one"):
+        claim(tmp_path, SearchConfig(**{**SETTINGS, "episodes": 7}))
+
+
+def test_a_search_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / RUNS / "ended"
+    path.mkdir(parents=True)
+    (path / "result.json").write_text("{}")
+    monkeypatch.setattr("amc.sweep.run_on", None)
+    settings = {"out": str(tmp_path), "home": os.getcwd(), "workers": WorkersConfig().model_dump()}
+    config = SearchConfig(**SETTINGS).model_dump(mode="json", exclude_none=True)
+    monkeypatch.setenv("AMC_THREADS", "1")
+    run_trial({"settings": settings, "trial": {"name": "ended", "config": config}})
+
+
+def sweep(out: Path, recipe: Path, *options: str) -> list[str]:
+    return [
+        sys.executable, "-m", "amc.cli", "sweep", str(recipe), "--budgets", "0.3", "0.4", "0.5", "--seeds", "2",
+        "--out", str(out), *options,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_sweep_killed_twice_ends_in_the_same_front(workers: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(SearchConfig(**{**SETTINGS, "agent": "ddpg"}).to_toml())
+    environment = {**os.environ, "AMC_CACHE": str(tmp_path / "cache")}
+    subprocess.run(sweep(tmp_path / "alone", recipe), check=True, env=environment, stdout=subprocess.DEVNULL)
+    for delay in (35.0, 45.0):
+        process = subprocess.Popen(
+            sweep(tmp_path / "killed", recipe, "--workers", workers), env=environment, stdout=subprocess.DEVNULL
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    command = sweep(tmp_path / "killed", recipe, "--workers", workers)
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    for name in FILES:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    assert len(os.listdir(tmp_path / "killed" / RUNS)) == 6
+
+
+@pytest.mark.slow
+def test_a_sweep_on_ray_ends_in_a_front(own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
+    grid = Grid(budgets=(0.3, 0.5), agents=("knapsack",), seeds=1)
+    outcomes = run_sweep(SearchConfig(**SETTINGS), grid, tmp_path / "out", quiet(), WorkersConfig())
+    assert [one.costs["macs"] <= 771_392 * one.budget for one in outcomes] == [True, True]
+    assert load_config(tmp_path / "out" / "config.toml", {}) == SearchConfig(**SETTINGS)
