@@ -200,6 +200,11 @@ def sweep(
     checkpoint: CheckpointOption = None,
     constraint: ConstraintOption = None,
     settings: SetOption = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option("--tune", help="Tune instead: KEY=LOW..HIGH or KEY=A,B,C, such as learning.sigma=0.05..0.3"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Searches of --tune.")] = 16,
     workers: WorkersOption = 0,
     ray: RayOption = None,
     gpus: GpusOption = 0.0,
@@ -212,6 +217,12 @@ def sweep(
     }  # fmt: skip
     overrides |= dict(parse_override(text) for text in settings or [])
     config = load_config(recipe, overrides)
+    if tune:
+        from amc.tuning import parse_range, run_tuning
+
+        ranges = [parse_range(text) for text in tune]
+        run_tuning(config, ranges, samples, out, console, _workers(workers, ray, gpus, limit))
+        return
     from amc.sweep import Grid, run_sweep
 
     several = tuple(budgets or list(config.constraint.values())[:1])

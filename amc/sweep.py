@@ -149,6 +149,7 @@ def run_trials(
     Raises:
         ValueError: If one failed every time; the others are finished first.
     """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables are replaced by one line per search
     with connected(workers.address, max(cores(), workers.workers)):
         from ray import tune
 
@@ -164,7 +165,7 @@ def run_trials(
             param_space=space,
             tune_config=tune.TuneConfig(metric="reward", mode="max", scheduler=scheduler, reuse_actors=False),
             run_config=tune.RunConfig(
-                name=TUNE, storage_path=str(out.absolute()), verbose=0,
+                name=TUNE, storage_path=str(out.absolute()), verbose=0, callbacks=[_lines(console)],
                 failure_config=tune.FailureConfig(max_failures=TRIES),
             ),
         )  # fmt: skip
@@ -186,6 +187,19 @@ def run_trial(config: Mapping[str, Any]) -> None:
     path, own = Path(settings["out"]) / RUNS / trial["name"], load_config(None, trial["config"])
     if RunFolder(path).result() is None:
         run_on(own, path, Console(file=io.StringIO()), workers, _Told())
+
+
+def _lines(console: Console) -> Any:
+    """Prints one line whenever a search ends."""
+    from ray import tune
+
+    class Lines(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            name, last = trial.config["trial"]["name"], trial.last_result
+            told = f": best {last['accuracy']:.2%} after {last['episodes']} episodes" if "accuracy" in last else ""
+            console.print(f"{name}{told}", highlight=False)
+
+    return Lines()
 
 
 def _portable(trial: Trial) -> dict[str, Any]:

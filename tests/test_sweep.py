@@ -19,6 +19,7 @@ from amc.config import SearchConfig, WorkersConfig, load_config
 from amc.export import POLICY, WEIGHTS
 from amc.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
 from amc.sweep import RUNS, Grid, claim, run_sweep, run_trial
+from amc.tuning import parse_range, run_tuning, samples
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -108,6 +109,44 @@ def test_a_search_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: py
     config = SearchConfig(**SETTINGS).model_dump(mode="json", exclude_none=True)
     monkeypatch.setenv("AMC_THREADS", "1")
     run_trial({"settings": settings, "trial": {"name": "ended", "config": config}})
+
+
+def test_ranges_are_read_and_drawn() -> None:
+    even, decades, some = (parse_range(text) for text in ("a=0.1..0.3", "b=1e-4..1e-2", 'c=1,2.5,"x"'))
+    assert (even.draw(0.5), decades.draw(0.5), some.draw(0.9)) == (0.2, 0.001, "x")
+    for text in ("a", "a=3..1", "=1,2", "a=x..y"):
+        with pytest.raises(ValueError, match="KEY=LOW"):
+            parse_range(text)
+
+
+def test_the_first_sample_is_the_configuration_and_the_others_are_drawn_by_its_seed() -> None:
+    config = SearchConfig(**{**SETTINGS, "agent": "ddpg"})
+    ranges = [parse_range("learning.sigma=0.05..0.3"), parse_range("warmup=2,4")]
+    found, again = samples(config, ranges, 4), samples(config, ranges, 4)
+    assert found == again
+    assert found[0][0].config == config
+    assert all(trial.config.learning["sigma"] == drawn["learning.sigma"] for trial, drawn in found[1:])
+    assert {trial.config.warmup for trial, _ in found[1:]} <= {2, 4}
+
+
+def test_a_learning_setting_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="setting of the learner"):
+        load_config(None, {**SETTINGS, "learning.sigmoid": 1})
+    with pytest.raises(ValueError, match="sigma"):
+        load_config(None, {**SETTINGS, "learning.sigma": -1.0})
+
+
+@pytest.mark.slow
+def test_tuning_ends_in_a_recipe_that_can_be_searched(
+    own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
+    config = SearchConfig(**{**SETTINGS, "agent": "ddpg", "episodes": 12, "warmup": 2})
+    ranges = [parse_range("learning.sigma=0.05..0.3")]
+    best = run_tuning(config, ranges, 3, tmp_path / "out", quiet(), WorkersConfig())
+    assert load_config(tmp_path / "out" / "best.toml", {}) == best
+    assert (tmp_path / "out" / "tune.md").read_text().count("| tune-") == 3
+    assert run_tuning(config, ranges, 3, tmp_path / "out", quiet(), WorkersConfig()) == best
 
 
 def sweep(out: Path, recipe: Path, *options: str) -> list[str]:
