@@ -194,12 +194,21 @@ def _lines(console: Console) -> Any:
     from ray import tune
 
     class Lines(tune.Callback):
+        def __init__(self) -> None:
+            self.console: Console | None = None
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"console": None}  # Tune writes its callbacks down
+
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             name, last = trial.config["trial"]["name"], trial.last_result
             told = f": best {last['accuracy']:.2%} after {last['episodes']} episodes" if "accuracy" in last else ""
-            console.print(f"{name}{told}", highlight=False)
+            if self.console is not None:
+                self.console.print(f"{name}{told}", highlight=False)
 
-    return Lines()
+    lines = Lines()
+    lines.console = console
+    return lines
 
 
 def _portable(trial: Trial) -> dict[str, Any]:

@@ -25,7 +25,7 @@ REDUCTION = 3
 
 
 class Range(NamedTuple):
-    """What a key may be: one of some values, or anything between two; over a decade or more, evenly in its logarithm."""
+    """What a key may be: one of some values, or between two (evenly in the logarithm over a decade or more)."""
 
     key: str
     values: tuple[Any, ...]

@@ -266,14 +266,15 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        # Without "local" Ray would join any cluster that happens to run on this machine.
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError) as error:
             raise ValueError(
                 f"--ray must name a cluster that runs, but {address!r} does not answer ({error}): "
-                "start one by `ray start --head`"
+                "start one by `ray start --head`, with the same RAY_AUTH_MODE as here"
             ) from error
     try:
         yield
