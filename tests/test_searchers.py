@@ -152,6 +152,27 @@ def test_a_plan_plays_the_same_after_pickling(any_searcher: MakeSearcher) -> Non
         play_round(searcher, 3)
 
 
+def test_a_failed_episode_counts_as_played_and_is_not_learned_from(any_searcher: MakeSearcher) -> None:
+    searcher, resumed = any_searcher(0, STARTS), any_searcher(0, STARTS)
+    for number in range(8):
+        plans = searcher.propose(4)
+        told = [None if k == number % 4 else toy().play(plan) for k, plan in enumerate(plans)]
+        searcher.tell(told)
+    resumed.load(searcher.state())
+    following = [[toy().play(plan).actions for plan in one.propose(3)] for one in (searcher, resumed)]
+    assert np.array_equal(*following)
+    assert all(np.isfinite(array).all() for name, array in searcher.state().arrays.items() if name != "rewards")
+
+
+def test_a_round_that_failed_as_a_whole_is_survived(any_searcher: MakeSearcher) -> None:
+    searcher = any_searcher(0, STARTS)
+    for _ in range(3):
+        searcher.propose(12)
+        searcher.tell([None] * 12)
+    searcher.tell([toy().play(plan) for plan in searcher.propose(4)])
+    assert len(searcher.propose(4)) == 4
+
+
 def test_starts_come_first_and_unchanged(any_searcher: MakeSearcher) -> None:
     searcher = any_searcher(0, STARTS)
     first, second = searcher.propose(5)[:2]
