@@ -160,7 +160,7 @@ def test_a_failed_episode_counts_as_played_and_is_not_learned_from(any_searcher:
         searcher.tell(told)
     resumed.load(searcher.state())
     following = [[toy().play(plan).actions for plan in one.propose(3)] for one in (searcher, resumed)]
-    assert np.array_equal(*following)
+    assert np.array_equal(following[0], following[1])
     assert all(np.isfinite(array).all() for name, array in searcher.state().arrays.items() if name != "rewards")
 
 
