@@ -50,7 +50,7 @@ class Episode:
         Raises:
             KeyError: If a field is missing.
         """
-        fields = ("accuracy", "loss", "soft_loss", "costs", "images", "image_forwards")
+        fields = ("accuracy", "loss", "output_error", "costs", "images", "image_forwards")
         return cls(
             searcher=line["searcher"], actions=tuple(line["actions"]), widths=tuple(line["choices"]),
             reward=line["reward"], evaluation=Evaluation.from_json({name: line[name] for name in fields}),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.problem import dissect
+from amc.anatomy import dissect
 from envs import parallel
 from envs.calibration import plan_calibration
 from envs.compress import CompressionSettings, Compressor, Repair, reestimate_batch_norm
