@@ -115,7 +115,7 @@ class SearchConfig(_Part):
     )
     agent: Agent = Field("ddpg", description="who chooses the widths")
     preset: Literal["default", "paper"] = Field("default", description="settings of ddpg, td3 and sac")
-    episodes: int = Field(160, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
+    episodes: int = Field(120, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
     warmup: int = Field(24, ge=0, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, description="episodes proposed together")
     starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
