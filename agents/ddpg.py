@@ -72,11 +72,11 @@ class DDPGSettings(LearnerSettings):
 
     warmup_episodes: int = 20
     warmup_sigma: float = 0.5
-    warmup_start_sigma: float = 0.1
+    warmup_start_sigma: float = 0.05
     sigma: float = 0.3
-    cloned_sigma: float = 0.1
+    cloned_sigma: float = 0.05
     sigma_decay: float = 0.99
-    sigma_floor: float = 0.05
+    sigma_floor: float = 0.02
     critic_first: bool = True
     clone_start: bool = True
     noiseless_first: bool = True

@@ -62,8 +62,8 @@ class CompressionConfig(_Part):
 
     importance: str = Field("obs", description=f"channel score: {', '.join(IMPORTANCES)}")
     repair: Repair = Field("sequential", description="closed-form refit of what stays")
-    images: int = Field(1000, ge=16, description="calibration images")
-    positions: int = Field(48, ge=1, description="output positions sampled per image")
+    images: int = Field(2000, ge=16, description="calibration images")
+    positions: int = Field(16, ge=1, description="output positions sampled per image")
     quick_images: int = Field(1000, ge=16, description="calibration images of sequential repair during the search")
     quick_positions: int = Field(16, ge=1, description="output positions per image during the search")
     ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
@@ -87,7 +87,7 @@ class KnapsackConfig(_Part):
     """How damage per width is measured."""
 
     damages: tuple[str, ...] = Field(
-        ("kl", "kl1", "logits"), min_length=1, description=f"what is measured: {', '.join(DAMAGES)}"
+        ("logits", "kl", "kl1"), min_length=1, description=f"what is measured: {', '.join(DAMAGES)}"
     )
     images: int = Field(512, ge=16, description="calibration images per variant")
     widths: int = Field(16, ge=2, description="widths measured per unit, others are interpolated")
@@ -135,7 +135,7 @@ class SearchConfig(_Part):
     )
     agent: Agent = Field("ddpg", description="who chooses the widths")
     preset: Literal["default", "paper"] = Field("default", description="settings of ddpg, td3 and sac")
-    episodes: int = Field(160, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
+    episodes: int = Field(120, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
     warmup: int = Field(24, ge=0, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, description="episodes proposed together")
     starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
@@ -143,7 +143,7 @@ class SearchConfig(_Part):
     effort: int | None = Field(None, ge=1, description="no new round once this many image-forwards are paid")
     reward: str = Field(
         "auto",
-        description=f"{', '.join(REWARDS)}, package.module:function, or auto: soft_loss for top-1, else accuracy",
+        description=f"{', '.join(REWARDS)}, package.module:function, or auto: output_error for top-1, else accuracy",
     )
     reward_split: Literal["validation", "calibration"] = Field("validation", description="where reward images are from")
     reward_images: int = Field(2500, ge=16, description="images that the reward sees, at most half of validation")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from amc.data import ArraySplit, Split, SubsetSplit
 from amc.plugins import describe
+from amc.sensitivity import output_error
 from amc.tasks import Metric
 from envs.compress import Compressor
 from envs.constraint import Constraint
@@ -24,12 +25,11 @@ from envs.policy import Policy
 from envs.reward import Evaluation
 
 FloatArray = NDArray[np.float32]
+Taken = TypeVar("Taken")
 Backend = Literal["bf16", "fp32", "eager"]
 """bfloat16 with folded normalization; fp32 with folded normalization; the network as it is."""
 OVERFLOW = 1e4
 """Largest cross-entropy: a collapsed network's reward must still be a number."""
-TEMPERATURE = 4.0
-"""Softens the class scores in `soft_loss`: which temperature is best was measured for damage (`amc.sensitivity`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,12 +39,12 @@ class Score:
     Attributes:
         each: [N] metric of each image, for paired comparisons.
         losses: [N] cross-entropy of each image; None where targets are no class indices.
-        soft_losses: [N] the same at temperature `TEMPERATURE`.
+        errors: [N] squared difference from the dense network's outputs, None if those were not given.
     """
 
     each: FloatArray
     losses: FloatArray | None
-    soft_losses: FloatArray | None
+    errors: FloatArray | None = None
 
     @property
     def accuracy(self) -> float:
@@ -53,14 +53,14 @@ class Score:
 
     def at(self, indices: Sequence[int]) -> Score:
         """The same on a part of the images."""
-        losses, soft = (None if x is None else x[indices] for x in (self.losses, self.soft_losses))
-        return Score(each=self.each[indices], losses=losses, soft_losses=soft)
+        losses, errors = (None if x is None else x[indices] for x in (self.losses, self.errors))
+        return Score(each=self.each[indices], losses=losses, errors=errors)
 
     def evaluation(self, costs: Mapping[str, float], image_forwards: int) -> Evaluation:
         """What a reward is made of."""
-        loss, soft = (None if x is None else float(x.mean(dtype=np.float64)) for x in (self.losses, self.soft_losses))
+        loss, error = (None if x is None else float(x.mean(dtype=np.float64)) for x in (self.losses, self.errors))
         return Evaluation(
-            accuracy=self.accuracy, loss=loss, soft_loss=soft, costs=costs, images=len(self.each),
+            accuracy=self.accuracy, loss=loss, output_error=error, costs=costs, images=len(self.each),
             image_forwards=image_forwards,
         )  # fmt: skip
 
@@ -96,27 +96,47 @@ class Scorer:
     device: str = "cpu"
     backend: Backend = "fp32"
 
-    def __call__(self, network: nn.Module, split: Split, indices: Sequence[int]) -> Score:
-        """Metric and cross-entropy over the chosen images of a split."""
+    def __call__(self, network: nn.Module, split: Split, indices: Sequence[int], dense: Tensor | None = None) -> Score:
+        """Metric, cross-entropy and distance from the dense network over the chosen images of a split.
+
+        Args:
+            network: Who is scored.
+            split: Where the images are.
+            indices: Which ones, [N].
+            dense: [N, ...] outputs of the dense network on them.
+        """
+
+        def one(part: range, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            error = None if dense is None else output_error(outputs, dense[part.start : part.stop], targets)
+            return self._each(outputs, targets), _cross_entropy(outputs, targets), error
+
+        each, losses, errors = zip(*self._over(network, split, indices, one), strict=True)
+        return Score(each=_joined(each), losses=_joined(losses), errors=_joined(errors))
+
+    def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> Tensor:
+        """[N, ...] outputs over the chosen images of a split."""
+        return torch.cat(list(self._over(network, split, indices, lambda part, outputs, targets: outputs)))
+
+    def _over(
+        self, network: nn.Module, split: Split, indices: Sequence[int], take: Callable[[range, Tensor, Tensor], Taken]
+    ) -> Iterator[Taken]:
+        """What `take(positions in indices, outputs, targets)` says of each chunk, in order."""
         plain, narrow = self.backend == "eager", torch.bfloat16 if self.backend == "bf16" else None
         fast = functional_copy(network) if plain else inference_copy(network, self.graph)
         if narrow is not None or self.device != "cpu":
             fast = converted(fast, self.device, narrow)
-        parts = [indices[start : start + self.chunk] for start in range(0, len(indices), self.chunk)]
 
-        def one(part: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            inputs, targets = read(split, part)
+        def one(start: int) -> Taken:
+            part = range(start, min(start + self.chunk, len(indices)))
+            inputs, targets = read(split, indices[part.start : part.stop])
             inputs = inputs.to(self.device)
             if narrow is not None and inputs.is_floating_point():
                 inputs = inputs.to(narrow)
             with torch.no_grad():
                 outputs = fast(inputs if plain else channels_last(inputs)).cpu()
-            outputs = outputs if narrow is None else outputs.float()
-            loss, soft = (_cross_entropy(outputs / temperature, targets) for temperature in (1.0, TEMPERATURE))
-            return self._each(outputs, targets), loss, soft
+            return take(part, outputs if narrow is None else outputs.float(), targets)
 
-        each, losses, soft = zip(*map_chunks(one, parts), strict=True)
-        return Score(each=_joined(each), losses=_joined(losses), soft_losses=_joined(soft))
+        return map_chunks(one, range(0, len(indices), self.chunk))
 
     def _each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """[B] metric; what the user's metric raises, or a value that is no number, becomes one line."""
@@ -152,6 +172,7 @@ class Measurement:
         scorer: Scores it.
         split: Where the images of the reward are from.
         images: Which of them.
+        dense: Outputs of the dense network on them, None where they are too many to keep.
         constraint: Whose costs are told.
     """
 
@@ -159,12 +180,13 @@ class Measurement:
     scorer: Scorer
     split: Split
     images: Sequence[int]
+    dense: Tensor | None
     constraint: Constraint
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Accuracy of the policy's network without fine-tuning, after quick repair."""
         small, repair_forwards = self.compressor.compress(policy, quick=True)
-        score = self.scorer(small, self.split, self.images)
+        score = self.scorer(small, self.split, self.images, self.dense)
         named = policy.widths()
         costs = self.constraint.costs(np.asarray([named[site.unit] for site in self.constraint.costing.sites]))
         return score.evaluation(costs, len(score.each) + repair_forwards)

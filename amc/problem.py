@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc.anatomy import dissect
 from amc.backend import choose_backend
 from amc.cache import cached_tensors
 from amc.config import SearchConfig
@@ -25,15 +26,13 @@ from amc.tasks import Task, load_task, top1
 from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
 from envs.compress import Compressor
 from envs.constraint import Budget, Constraint, Costing, resolve_budget
-from envs.graph import Graph, trace
-from envs.layout import LayoutFamily, measure_family, read_layout
+from envs.graph import trace
+from envs.layout import read_layout
 from envs.parallel import single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
 from envs.reward import REWARDS, Evaluation, Reward
 from envs.sites import Site
-from envs.units import Fixed, Unit, propose_units
-from envs.verify import verify_units
 from hw_profiles.cost import COSTS, Cost, Macs, Params, cost_of
 from hw_profiles.layers import IntArray
 
@@ -43,41 +42,14 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many done, how many in all)."""
 
 FEWEST_UNSEEN = 64
+KEPT_BYTES = 512e6
+"""Outputs of the dense network that are kept at most."""
 BACKEND_IMAGES = 1000
 """Images on which backends are compared."""
 BACKEND_STEPS = (0.5, 1.0)
 """How far from dense to uniform the pruned networks are on which backends are compared."""
 SCORING_BYTES = 256e6
 """Activations held by one scoring chunk at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Anatomy:
-    """What of a network can be pruned.
-
-    Attributes:
-        graph: Its operator graph.
-        family: Its layouts as a function of unit widths.
-        units: Verified units in execution order.
-        fixed: Layers that stay, and why.
-    """
-
-    graph: Graph
-    family: LayoutFamily
-    units: tuple[Unit, ...]
-    fixed: tuple[Fixed, ...]
-
-
-def dissect(network: nn.Module, example_input: Tensor) -> Anatomy:
-    """Traces a network, finds its units and verifies them."""
-    single_threaded()
-    graph = trace(network, example_input)
-    proposed, fixed = propose_units(network, example_input, graph)
-    verified, rejected, removals = verify_units(network, example_input, graph, proposed)
-    family, refused = measure_family(network, graph, example_input, verified, removals)
-    units = tuple(unit for unit in verified if unit.name not in refused)
-    reasons = [*fixed, *rejected, *(Fixed(name, reason) for name, reason in refused.items())]
-    return Anatomy(graph=graph, family=family, units=units, fixed=tuple(reasons))
 
 
 class Problem:
@@ -119,6 +91,7 @@ class Problem:
             graph=self.anatomy.graph, metric=self.task.metric, chunk=self._scoring_chunk(), device=config.device
         )
         self._check_reward()
+        self._kept: dict[tuple[int, int], Tensor | None] = {}
         self._compressor: Compressor | None = None
         self._evaluator: Evaluator | None = None
 
@@ -134,12 +107,29 @@ class Problem:
         """The reward by name, or the user's own."""
         name = self.config.reward
         if name == "auto":
-            name = "soft_loss" if self.task.metric is top1 else "accuracy"
+            name = "output_error" if self.task.metric is top1 and self._outputs_fit() else "accuracy"
         return REWARDS[name] if name in REWARDS else find_function("reward", name)
+
+    def _outputs_fit(self) -> bool:
+        """Whether the dense network's outputs on all validation images can be kept."""
+        with torch.no_grad():
+            one: Tensor = self.task.network(self.task.example_input)
+        return 4 * one.numel() * len(self.task.validation) <= KEPT_BYTES
+
+    def _dense_outputs(self, split: Split, indices: Sequence[int]) -> Tensor | None:
+        """[N, ...] outputs of the dense network, computed once for each set of images; None where they are too many."""
+        key = (id(split), hash(tuple(indices)))
+        if key not in self._kept:
+            fit = self._outputs_fit()
+            self._kept[key] = self.scorer.outputs(self.task.network, split, indices) if fit else None
+            self.effort.image_forwards += len(indices) * fit
+        return self._kept[key]
 
     def _check_reward(self) -> None:
         """Tries the reward on the dense network's first images: it may be the user's code."""
-        score = self.scorer(self.task.network, self.task.validation, range(min(16, len(self.task.validation))))
+        first = range(min(16, len(self.task.validation)))
+        dense = self.scorer.outputs(self.task.network, self.task.validation, first) if self._outputs_fit() else None
+        score = self.scorer(self.task.network, self.task.validation, first, dense)
         evaluation = score.evaluation(self.constraint.costs(self.constraint.costing.dense()), 0)
         try:
             value = float(self.reward(evaluation))
@@ -178,9 +168,10 @@ class Problem:
     @property
     def measurement(self) -> Measurement:
         """Evaluates policies on the images of the reward, with quick repair; counts and remembers nothing."""
+        split, images = self._reward_split(), self.reward_indices()
         return Measurement(
-            compressor=self.compressor, scorer=replace(self.scorer, backend=self.backend), split=self._reward_split(),
-            images=self.reward_indices(), constraint=self.constraint,
+            compressor=self.compressor, scorer=replace(self.scorer, backend=self.backend), split=split, images=images,
+            dense=self._dense_outputs(split, images), constraint=self.constraint,
         )  # fmt: skip
 
     @property
@@ -260,7 +251,7 @@ class Problem:
 
     def confirmation_forwards(self) -> int:
         """Image-forwards that confirmation will take at most, which an effort must leave room for."""
-        return (self.config.confirm + 1) * (self.compressor.repair_forwards + len(self.task.validation))
+        return (self.config.confirm + 2) * (self.compressor.repair_forwards + len(self.task.validation))
 
     def policy(self, kept: IntArray) -> Policy:
         """The policy of [S] kept channels."""
@@ -286,7 +277,8 @@ class Problem:
     def score(self, network: nn.Module, split: Literal["validation", "test"]) -> Score:
         """Scores a network on a whole split."""
         data = self.task.validation if split == "validation" else self.task.test
-        return self.scorer(network, data, range(len(data)))
+        dense = self._dense_outputs(data, range(len(data))) if split == "validation" else None
+        return self.scorer(network, data, range(len(data)), dense)
 
     def damage_curves(self) -> dict[str, list[Curve]]:
         """For each kind of damage, the damage per unit and width; remembered on disk by weights, data and settings."""

@@ -97,7 +97,7 @@ def read_line(line: Mapping[str, Any]) -> Line:
     }  # fmt: skip
     if "failed" in line:
         return Failure(**common, reason=line["failed"])
-    fields = ("accuracy", "loss", "soft_loss", "costs", "images", "image_forwards")
+    fields = ("accuracy", "loss", "output_error", "costs", "images", "image_forwards")
     evaluation = Evaluation.from_json({name: line[name] for name in fields})
     return Episode(**common, reward=line["reward"], evaluation=evaluation)
 
@@ -260,7 +260,7 @@ def _attempt(environment: PruningEnv, policy: Policy) -> tuple[Evaluation | None
         evaluation = environment.evaluate(policy)
     except Exception as error:  # tasks, metrics and data are the user's code, and memory or disk may be short
         return None, _one_line(error)
-    numbers = [evaluation.accuracy, evaluation.loss, evaluation.soft_loss, *evaluation.costs.values()]
+    numbers = [evaluation.accuracy, evaluation.loss, evaluation.output_error, *evaluation.costs.values()]
     if not all(math.isfinite(value) for value in numbers if value is not None):
         return None, f"an evaluation must be finite, but got {replace(evaluation, image_forwards=0)}"
     return evaluation, None

@@ -19,6 +19,8 @@ from amc.searchers import make_searcher
 from amc.snapshot import Snapshot
 from amc.starts import starting_widths
 
+FEWEST_RANKED = 30
+"""Episodes from which on the mean of the best tenth is a candidate too."""
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 MOST_FAILURES = 8
 """A search whose first so many evaluations all fail ends there."""
@@ -150,7 +152,7 @@ class Confirmed(NamedTuple):
 
 
 def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]) -> tuple[Confirmed | None, Confirmed]:
-    """Repairs the best start and the best policies of the search in full; the best on unseen images wins.
+    """Repairs the best start, the best policies and their mean in full; the best on unseen images wins.
 
     A search that kept the best of many noisy rewards would keep the luckiest: the winner is decided by its
     reward on validation images that were not seen before, and must not be less accurate than the start on the
@@ -166,8 +168,9 @@ def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]
     """
     ranked = sorted(episodes, key=lambda episode: -episode.reward)
     start = next((episode for episode in ranked if episode.searcher in starts), None)
-    widths = dict.fromkeys([*([start.widths] if start else []), *(episode.widths for episode in ranked)])
-    count = problem.config.confirm + (start is not None)
+    middle = [_middle(problem, ranked[: len(ranked) // 10])] if len(ranked) >= FEWEST_RANKED else []
+    widths = dict.fromkeys([*([start.widths] if start else []), *middle, *(episode.widths for episode in ranked)])
+    count = problem.config.confirm + (start is not None) + len(middle)
     candidates = [confirmed(problem, one) for one in list(widths)[:count]]
     if start is not None:
         candidates = [one for one in candidates if one.score.accuracy >= candidates[0].score.accuracy]
@@ -178,6 +181,12 @@ def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]
         return problem.reward(one.score.at(unseen).evaluation(costs, 0))
 
     return (candidates[0] if start else None), max(candidates, key=reward)
+
+
+def _middle(problem: Problem, best: Sequence[Episode]) -> tuple[int, ...]:
+    """The mean of the best policies, within the budget: what they have in common is less luck than any one of them."""
+    ratios = np.mean([episode.widths for episode in best], axis=0) / problem.constraint.costing.dense()
+    return tuple(problem.constraint.scaled(ratios).tolist())
 
 
 def confirmed(problem: Problem, widths: Sequence[int]) -> Confirmed:

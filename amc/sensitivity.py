@@ -141,7 +141,7 @@ def divergence(temperature: float) -> Damage:
     return damage
 
 
-def logits(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+def output_error(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
     """Mean squared difference of the outputs, each centred over the classes (the limit of high temperature)."""
     difference = new - old
     if not _scores_classes(new, targets):
@@ -167,7 +167,7 @@ def _per_image(values: Tensor) -> Tensor:
     return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
 
 
-DAMAGES: dict[str, Damage] = {"kl": divergence(4.0), "kl1": divergence(1.0), "logits": logits, "loss": loss}
+DAMAGES: dict[str, Damage] = {"kl": divergence(4.0), "kl1": divergence(1.0), "logits": output_error, "loss": loss}
 
 
 class _Whole:

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from amc.problem import dissect
+from amc.anatomy import dissect
 from amc.result import NETWORKS, SearchResult
 from amc.tasks import Task
 from envs.rules import Rules

@@ -15,7 +15,7 @@ class Evaluation:
     Attributes:
         accuracy: Mean metric over the images, a fraction.
         loss: Mean cross-entropy, None where targets are no class indices.
-        soft_loss: Mean cross-entropy of the softened class scores, None likewise.
+        output_error: Mean squared difference from the dense network's outputs, None where those are not kept.
         costs: Cost name -> value in the cost's unit.
         images: Images scored.
         image_forwards: All images paid for, repair included (0: remembered from an earlier episode).
@@ -23,7 +23,7 @@ class Evaluation:
 
     accuracy: float
     loss: float | None
-    soft_loss: float | None = None
+    output_error: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     images: int
     image_forwards: int
@@ -61,33 +61,34 @@ def loss(evaluation: Evaluation) -> float:
     Raises:
         ValueError: If the task's targets are no class indices.
     """
-    return -_known("loss", evaluation.loss)
+    if evaluation.loss is None:
+        raise ValueError(
+            "the reward 'loss' needs class scores and classes, but this task has none: use --reward accuracy"
+        )
+    return -evaluation.loss
 
 
-def soft_loss(evaluation: Evaluation) -> float:
-    """Cross-entropy of the softened class scores, negated: the steadiest of these rewards.
+def output_error(evaluation: Evaluation) -> float:
+    """Mean squared difference from the dense network's outputs, negated: the steadiest of these rewards.
 
-    Accuracy on some thousand images counts a few flipped ones, and the plain loss is ruled by the few images
-    that a trained network is confidently wrong on; rank correlations with the confirmed accuracy stand in
+    Accuracy on some thousand images counts a few flipped ones, and losses are ruled by the few images that a
+    trained network is confidently wrong on; how well each predicts the confirmed accuracy stands in
     experiments/results/objective.md.
 
     Raises:
-        ValueError: If the task's targets are no class indices.
+        ValueError: If the dense network's outputs were not kept.
     """
-    return -_known("soft_loss", evaluation.soft_loss)
-
-
-def _known(name: str, value: float | None) -> float:
-    if value is None:
+    if evaluation.output_error is None:
         raise ValueError(
-            f"the reward {name!r} needs class scores and classes, but this task has none: use --reward accuracy"
+            "the reward 'output_error' needs the dense network's outputs, but they are too many to keep: "
+            "use --reward accuracy"
         )
-    return value
+    return -evaluation.output_error
 
 
 REWARDS: dict[str, Reward] = {
     "accuracy": accuracy,
     "error_log_cost": error_log_cost,
     "loss": loss,
-    "soft_loss": soft_loss,
+    "output_error": output_error,
 }

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from agents.searcher import Searcher, keyed_generator
-from amc.problem import Anatomy, dissect
+from amc.anatomy import Anatomy, dissect
 from amc.rollout import play
 from envs.constraint import Budget, Constraint, Costing
 from envs.parallel import single_threaded

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from hypothesis import settings
 from torch import Tensor, nn
 
+from amc.anatomy import Anatomy, dissect
 from amc.models.resnet_cifar import SubsampleAndPad
-from amc.problem import Anatomy, dissect
 from envs.constraint import Costing
 from envs.rules import Rules
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from amc import allocate
 from amc.allocate import exchange, is_additive, knapsack, linearize, solve_additive
+from amc.anatomy import dissect
 from amc.models.resnet_cifar import resnet20
-from amc.problem import dissect
 from amc.sensitivity import Curve
 from envs.constraint import Budget, Constraint, Costing, FloatArray
 from envs.rules import Rules

@@ -92,7 +92,7 @@ def test_a_search_writes_the_documented_run_folder(run: Path) -> None:
     assert result["measured"]["latency_ms"].keys() == {"dense", "uniform", "found"}
     line = json.loads((run / "episodes.jsonl").read_text().splitlines()[0])
     assert line.keys() == {
-        "episode", "searcher", "actions", "choices", "costs", "accuracy", "loss", "soft_loss", "reward", "images",
+        "episode", "searcher", "actions", "choices", "costs", "accuracy", "loss", "output_error", "reward", "images",
         "image_forwards",
     }  # fmt: skip
 
@@ -276,7 +276,7 @@ def test_compare_refuses_an_unknown_agent_before_any_work(amc: Amc, tmp_path: Pa
 @pytest.mark.parametrize(
     ("reward", "told"),
     [
-        ("speed", "must be one of auto, accuracy, error_log_cost, loss, soft_loss"),
+        ("speed", "must be one of auto, accuracy, error_log_cost, loss, output_error"),
         ("nowhere:reward", "reward 'nowhere:reward' must name a module"),
         ("math:tau", "must name a function"),
         ("math:sqrt", "must turn an Evaluation into a number, but raised TypeError"),

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from amc.anatomy import dissect
 from amc.models.resnet_cifar import resnet20, resnet56
-from amc.problem import dissect
 from envs.graph import trace
 from envs.layout import kept_counts, read_layout
 from envs.slicing import slice_network

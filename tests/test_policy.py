@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from amc.anatomy import dissect
 from amc.files import read_json, write_json
-from amc.problem import dissect
 from envs.policy import (
     LayerPolicy,
     Policy,

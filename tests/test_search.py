@@ -144,11 +144,11 @@ def problem_draws(problem: Problem, count: int) -> list[np.ndarray]:
 
 
 def test_rewards_are_what_the_paper_and_their_names_say() -> None:
-    evaluation = replace(EVALUATION, soft_loss=0.25)
+    evaluation = replace(EVALUATION, output_error=0.25)
     assert REWARDS["accuracy"](evaluation) == 0.5
     assert REWARDS["error_log_cost"](evaluation) == pytest.approx(-0.5 * np.log(100))
     assert REWARDS["loss"](evaluation) == -1.0
-    assert REWARDS["soft_loss"](evaluation) == -0.25
+    assert REWARDS["output_error"](evaluation) == -0.25
     with pytest.raises(ValueError, match="use --reward accuracy"):
         REWARDS["loss"](replace(evaluation, loss=None))
 

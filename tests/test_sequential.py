@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.problem import dissect
+from amc.anatomy import dissect
 from envs import parallel
 from envs.calibration import plan_calibration
 from envs.compress import CompressionSettings, Compressor, Repair, reestimate_batch_norm
+from envs.graph import Graph
 from envs.policy import Policy, PolicyMismatch
+from envs.ridge import summarize
+from envs.statistics import Sampling
+from envs.targets import Targets, record_targets
 from envs.units import TRANSPOSED, Unit
 from hw_profiles.cost import Memory, Params
 
@@ -338,3 +342,30 @@ def test_reestimation_changes_nothing_but_statistics_of_the_copy(zoo: Callable[[
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
     assert not any(module.training for module in networks[1].modules())
     assert {m.momentum for m in networks[1].modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+def test_the_dense_network_is_walked_once_for_all_policies(
+    zoo: Callable[[str], Specimen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[int] = []
+
+    def counted(network: nn.Module, graph: Graph, chunks: Sequence[Tensor], sampling: Sampling) -> Targets:
+        walks.append(sum(len(chunk) for chunk in chunks))
+        return record_targets(network, graph, chunks, sampling)
+
+    monkeypatch.setattr("envs.compress.record_targets", counted)
+    compressor = compressor_for(zoo("residual"), images=96, repair="sequential", quick_images=32)
+    for _ in range(2):
+        compressor.compress(halved(compressor))
+        compressor.compress(halved(compressor), quick=True)
+    assert walks == [96, 32]
+    assert compressor.preparation_forwards >= sum(walks)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 32, 33, 130, 257])
+def test_a_gram_matrix_from_its_upper_bands_is_the_whole_product(columns: int) -> None:
+    rows = torch.randn(2, 50, columns, generator=torch.Generator().manual_seed(0))
+    gram = summarize(rows, rows[:, :, :1]).xx
+    assert gram is not None
+    torch.testing.assert_close(gram, rows.transpose(1, 2) @ rows)
+    assert torch.equal(gram, gram.transpose(1, 2))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from amc.problem import dissect
+from amc.anatomy import dissect
 from envs.graph import copy_network
 from envs.slicing import slice_network, zero_inputs
 from envs.units import Unit
