@@ -18,6 +18,7 @@ from envs.graph import BATCH_NORMS, Graph
 from envs.importance import IMPORTANCES, NEEDS_MOMENTS, Evidence, channel_order
 from envs.layerwise import LayerwiseBank
 from envs.layout import LayoutFamily
+from envs.parallel import return_memory
 from envs.policy import (
     LayerPolicy,
     Policy,
@@ -218,6 +219,7 @@ class Compressor:
                 ridge=self.settings.ridge, producers=self.settings.producers,
             )  # fmt: skip
             sequential(small, axes)
+            return_memory()
             forwards += sequential.images
         if self.settings.reestimate_images:
             forwards += reestimate_batch_norm(small, self._chunks, self.settings.reestimate_images)

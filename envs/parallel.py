@@ -5,7 +5,9 @@ Intra-op threads are 1 everywhere (`single_threaded`), so a chunk's result never
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -30,6 +32,14 @@ def cores() -> int:
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get(THREADS, "")
     return min(found, int(wanted)) if wanted.isdigit() and int(wanted) else found
+
+
+def return_memory() -> None:
+    """Gives freed heap memory back to the system; glibc would keep it, and the peaks of all phases would add up."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
