@@ -21,7 +21,7 @@ from envs.kinds import BATCH_NORMS as BATCH_NORMS
 from envs.kinds import CONVOLUTIONS as CONVOLUTIONS
 from envs.kinds import NORMS as NORMS
 from envs.kinds import TRANSPOSED as TRANSPOSED
-from envs.kinds import function_kind, module_kind
+from envs.kinds import function_kind, module_kind, plain_name
 from hw_profiles.layers import Kind
 
 logger = logging.getLogger(__name__)
@@ -41,12 +41,14 @@ class Node:
         kind: What it does.
         module: Name of the module it calls, None for a function.
         inputs: Indices of the operators that it reads.
+        function: What is computed, as `envs.kinds.plain_name` writes it ("relu", "maxpool2d").
     """
 
     name: str
     kind: Kind
     module: str | None
     inputs: tuple[int, ...]
+    function: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,8 @@ def _nodes_of(program: fx.Graph, values: dict[fx.Node, Any], network: nn.Module)
         module = str(node.target) if node.op == "call_module" else None
         kind = _kind(node, network, values)
         index_of[node] = len(nodes)
-        nodes.append(Node(str(node.target) if once else node.name, kind, module, inputs))
+        called = type(network.get_submodule(module)) if module is not None else node.target
+        nodes.append(Node(str(node.target) if once else node.name, kind, module, inputs, plain_name(called)))
     return tuple(nodes)
 
 
@@ -321,7 +324,7 @@ def _nodes_by_hooks(network: nn.Module, example_input: Tensor) -> tuple[Node, ..
     for name, module, before, after in _calls_by_hooks(network, example_input)[1]:
         label = f"{name}#{taken[name]}" if name in taken else name
         taken[name] = taken.get(name, 0) + 1
-        nodes.append(Node(label, module_kind(module, before == after), name, ()))
+        nodes.append(Node(label, module_kind(module, before == after), name, (), plain_name(type(module))))
     return tuple(nodes)
 
 

@@ -1,0 +1,121 @@
+"""The latency of a network from a profile: a `Cost` like any other, and one that knows its error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import hypot
+
+import numpy as np
+
+from hw_profiles.execution import Work, executed
+from hw_profiles.kernels import Kernel
+from hw_profiles.layers import Layout, Widths
+from hw_profiles.profile import Correction, Profile
+from hw_profiles.surface import FloatArray, MissingProfileEntry, Surface
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds of one forward pass, from measured kernels: overhead + sum, corrected where a correction is known.
+
+    Attributes:
+        profile: What was measured.
+        title: Where it came from, for messages.
+    """
+
+    profile: Profile
+    title: str
+    name: str = "latency_ms"
+    unit: str = "ms"
+
+    def many(self, layout: Layout, widths: Widths) -> FloatArray:
+        """[K] milliseconds.
+
+        Raises:
+            MissingProfileEntry: If a kernel or a width was not measured; names the command that measures it.
+        """
+        total = np.full(len(widths.outputs), self.overhead_ms)
+        for work in executed(layout, widths, self.profile.formats.formats()):
+            times = self._surface(work).at(work.inputs[work.where], work.outputs[work.where])
+            total[work.where] += times
+        correction = self.correction(layout)
+        return total if correction is None else np.maximum(correction.intercept_ms + correction.slope * total, 1e-9)
+
+    def layers(self, layout: Layout) -> FloatArray:
+        """[N] milliseconds of each operator; conversions count for the operator whose output is converted.
+
+        Uncorrected; fused operators count for the one that they are fused into.
+        """
+        found = np.zeros(len(layout.layers))
+        for work in executed(layout, layout.widths(), self.profile.formats.formats()):
+            if work.where[0]:
+                found[work.layer] += float(self._surface(work).at(work.inputs, work.outputs)[0])
+        return found
+
+    def standard_error(self, layout: Layout) -> float:
+        """Of the predicted milliseconds: entries and interpolation, and the correction's held-out error.
+
+        Equal kernels share their error; different ones are taken as independent.
+        """
+        errors: dict[Kernel, float] = {}
+        total = self.overhead_ms
+        for work in executed(layout, layout.widths(), self.profile.formats.formats()):
+            if work.where[0]:
+                surface = self._surface(work)
+                total += float(surface.at(work.inputs, work.outputs)[0])
+                own = surface.error_at(int(work.inputs[0]), int(work.outputs[0]))
+                errors[work.kernel] = errors.get(work.kernel, 0.0) + own
+        entries = float(np.sqrt(np.sum(np.square(list(errors.values())))))
+        correction = self.correction(layout)
+        if correction is None:
+            return entries
+        # The median of |error| of a normal law is 0.6745 standard deviations.
+        return hypot(correction.slope * entries, correction.median_relative_error / 0.6745 * total)
+
+    def correction(self, layout: Layout) -> Correction | None:
+        """The correction that `amc profile check` stored for this network."""
+        return self._corrections.get(network_digest(layout)) if self._corrections else None
+
+    @cached_property
+    def overhead_ms(self) -> float:
+        """Fixed cost of a call."""
+        return float(np.median([session.overhead_ms for session in self.profile.sessions]))
+
+    def _surface(self, work: Work) -> Surface:
+        surface = self.surfaces.get(work.kernel)
+        if surface is None:
+            raise MissingProfileEntry(
+                f"a profile must hold every kernel of the network, but {self.title!r} has no {work.kernel.label!r}: "
+                "add it with `amc profile measure --task TASK --out PROFILE` on the device, or by a bundle"
+            )
+        return surface
+
+    @cached_property
+    def surfaces(self) -> dict[Kernel, Surface]:
+        """Times by kernel, in milliseconds of a common clock: what the yardstick drifted is taken out."""
+        found = {}
+        for times in self.profile.kernels:
+            rows = []
+            for entry in times.entries:
+                drift = self.profile.sessions[0].yardstick_ms / entry.yardstick_ms
+                error = drift * 1.2533 * np.sqrt(entry.variance / entry.n)
+                rows.append((entry.inputs, entry.outputs, drift * entry.median_ms, error))
+            key = times.key()
+            found[key] = Surface.of(key, rows)
+        return found
+
+    @cached_property
+    def _corrections(self) -> dict[str, Correction]:
+        return {correction.network: correction for correction in self.profile.corrections}
+
+
+@lru_cache(maxsize=64)
+def network_digest(layout: Layout) -> str:
+    """Identifies a dense network by its operators, whatever they are called."""
+    data = layout.to_json()
+    for row in data["layers"]:
+        del row["name"]
+    return "sha256:" + hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
