@@ -15,7 +15,7 @@ from envs.compress import CompressionSettings, Repair
 from envs.importance import IMPORTANCES
 from envs.reward import REWARDS
 from envs.rules import Rules
-from hw_profiles.cost import COSTS
+from hw_profiles.cost import COSTS, LATENCY
 
 Agent = Literal["ddpg", "td3", "sac", "cmaes", "random", "knapsack", "uniform"]
 Start = Literal["knapsack", "uniform"]
@@ -113,6 +113,7 @@ class SearchConfig(_Part):
     constraint: dict[str, float] = Field(
         default_factory=lambda: {"macs": 0.5}, description="cost -> budget, a fraction (<= 1) or absolute"
     )
+    profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
     agent: Agent = Field("ddpg", description="who chooses the widths")
     preset: Literal["default", "paper"] = Field("default", description="settings of ddpg, td3 and sac")
     episodes: int = Field(160, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
@@ -162,14 +163,39 @@ class SearchConfig(_Part):
             raise ValueError("needs at least one cost = budget, for example macs = 0.5")
         named = {SYNONYMS.get(str(name), str(name)): budget for name, budget in value.items()}
         for name, budget in named.items():
-            if name not in COSTS:
-                raise ValueError(f"cost must be one of {', '.join([*COSTS, *SYNONYMS])}, but got {name!r}")
+            if name not in COSTS and name not in LATENCY:
+                known = ", ".join([*COSTS, *LATENCY, *SYNONYMS])
+                raise ValueError(f"cost must be one of {known}, but got {name!r}")
             if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
                 raise ValueError(
                     f"budget must be a positive number, but got {name}={budget!r}: "
                     "write a fraction of the dense network (0.5) or an absolute value"
                 )
+        if named.get("latency", 1) > 1:
+            raise ValueError(
+                f"latency must be a fraction of dense, but got {named['latency']:g}: write latency_ms for milliseconds"
+            )
+        if all(name in named for name in LATENCY):
+            raise ValueError("latency can have one budget, but has two: keep latency or latency_ms")
         return named
+
+    @field_validator("profile")
+    @classmethod
+    def _found_from_anywhere(cls, value: str | None) -> str | None:
+        return str(Path(value).absolute()) if value is not None and Path(value).is_file() else value
+
+    @model_validator(mode="after")
+    def _latency_needs_a_profile(self) -> SearchConfig:
+        bounded = any(name in self.constraint for name in LATENCY)
+        if bounded and self.profile is None:
+            raise ValueError(
+                "a latency budget needs a profile, but got none: add --profile, `amc profile list` shows them"
+            )
+        if self.reward == "accuracy_latency" and not bounded:
+            raise ValueError(
+                "reward accuracy_latency needs a latency budget, but got none: add --constraint latency=0.65"
+            )
+        return self
 
     @property
     def single(self) -> bool:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from amc.data import Split
 from amc.door import check_task
 from amc.evaluate import Backend, Effort, Evaluator, Score, Scorer, read
 from amc.plugins import describe, find_function
+from amc.profiles import find_profile
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
 from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
@@ -31,10 +33,11 @@ from envs.layout import read_layout
 from envs.parallel import single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
-from envs.reward import REWARDS, Reward
+from envs.reward import REWARDS, Reward, accuracy_latency
 from envs.sites import Site
-from hw_profiles.cost import COSTS, Cost, Macs, Params, cost_of
+from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, Params, cost_of
 from hw_profiles.layers import IntArray
+from hw_profiles.table import LatencyTable
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class Problem:
         config: The resolved configuration.
         anatomy: Graph, units and layouts.
         sites: One decision per unit that may change.
+        table: Latencies by the named profile, None without one.
         constraint: The budgets over them.
         reward: Turns an evaluation into a number.
         effort: What has been paid so far.
@@ -78,14 +82,17 @@ class Problem:
             raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
         self.task: Task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
         check_task(self.task)
-        self.reward = self._reward()
+        self.table = self._table()
         progress("finding units", 0, 1)
         self.anatomy = dissect(self.task.network, self.task.example_input)
         progress("finding units", 1, 1)
         sites, skipped = config.rules.rules().sites(self.anatomy.units)
         self.sites: tuple[Site, ...] = tuple(sites)
         self.fixed = (*self.anatomy.fixed, *skipped)
+        if self.table is not None:
+            self.table = self.table.for_network(self.anatomy.family.dense)
         self.constraint = self._constraint()
+        self.reward = self._reward()
         self.effort = Effort()
         self.scorer = Scorer(
             graph=self.anatomy.graph, metric=self.task.metric, chunk=self._scoring_chunk(), device=config.device
@@ -99,15 +106,28 @@ class Problem:
         costing = Costing(self.anatomy.family, self.sites)
         budgets = []
         for name, value in self.config.constraint.items():
-            dense = cost_of(COSTS[name], self.anatomy.family.dense)
-            budgets.append(Budget(COSTS[name], resolve_budget(COSTS[name], value, dense)))
+            cost: Cost | None = self.table if name in LATENCY else COSTS[name]
+            assert cost is not None  # the configuration asks for a profile
+            limit = (
+                value if name == "latency_ms" else resolve_budget(cost, value, cost_of(cost, self.anatomy.family.dense))
+            )
+            budgets.append(Budget(cost, limit))
         return Constraint.create(costing, budgets)
+
+    def _table(self) -> LatencyTable | None:
+        """The profile's latencies, if one is named."""
+        if self.config.profile is None:
+            return None
+        path, profile = find_profile(self.config.profile, logger.warning)
+        return LatencyTable(profile, str(path))
 
     def _reward(self) -> Reward:
         """The reward by name, or the user's own."""
         name = self.config.reward
         if name == "auto":
             name = "output_error" if self.task.metric is top1 and self._outputs_fit() else "accuracy"
+        if name == "accuracy_latency":
+            return partial(accuracy_latency, target_ms=self.constraint.limits()["latency_ms"])
         return REWARDS[name] if name in REWARDS else find_function("reward", name)
 
     def _outputs_fit(self) -> bool:
@@ -213,6 +233,7 @@ class Problem:
             "config": self.config.model_dump(mode="json", exclude=limits),
             "weights": weights_fingerprint(self.task.network),
             "calibration": self.compressor.calibration_fingerprint,
+            **({"profile": self.table.profile.text()} if self.table is not None else {}),
         }
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
@@ -258,6 +279,7 @@ class Problem:
         example = self.task.example_input
         layout = read_layout(network, trace(network, example), example)
         wanted: list[Cost] = [Macs(), Params(), *(budget.cost for budget in self.constraint.budgets)]
+        wanted += [self.table] if self.table is not None else []
         costs = {cost.name: cost for cost in wanted}
         return {name: cost_of(cost, layout) for name, cost in costs.items()}
 

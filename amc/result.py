@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.config import SearchConfig
+from amc.layer_times import LayerTime
 from envs.policy import Policy
 
 SCHEMA_VERSION = 1
@@ -66,14 +67,21 @@ class SearchResult:
     image_forwards: int
     seconds: float
 
-    def to_json(self, versions: Mapping[str, str], latency_ms: Mapping[str, float]) -> dict[str, Any]:
+    def to_json(
+        self,
+        versions: Mapping[str, str],
+        latency_ms: Mapping[str, float],
+        layers: Mapping[str, Sequence[LayerTime]] | None = None,
+    ) -> dict[str, Any]:
         """The content of `result.json`."""
+        each = {name: [layer.to_json() for layer in times] for name, times in (layers or {}).items()}
         reports = {name: {"accuracy": r.accuracy, "costs": r.costs} for name, r in self.reports.items()}
         return {
             "schema_version": SCHEMA_VERSION, "task": self.task, "budgets": self.budgets, "seed": self.seed,
             **reports, "episodes": self.episodes, "stopped": self.stopped, "evaluations": self.evaluations,
             "image_forwards": self.image_forwards, "versions": dict(versions),
-            "measured": {"seconds": round(self.seconds, 2), "latency_ms": dict(latency_ms)},
+            "measured": {"seconds": round(self.seconds, 2), "latency_ms": dict(latency_ms),
+                         **({"layers": each} if each else {})},
         }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class Node:
         kind: What it does.
         module: Name of the module it calls, None for a function.
         inputs: Indices of the operators that it reads.
-        function: What is computed, as `envs.kinds.plain_name` writes it ("relu", "maxpool2d").
+        function: What is computed, by `plain_name` ("relu", "maxpool2d").
     """
 
     name: str
@@ -129,8 +129,7 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
     """
     twin = functional_copy(network)
     expected = _output(twin, example_input)
-    fast = _runs_channels_last(twin, example_input, expected)
-    try:
+    fast = _runs_channels_last(twin, example_input, expected)    try:
         program = _functional(fx.Tracer().trace(twin))
         with torch.no_grad():
             values = dict(run(program, twin, example_input))
@@ -182,7 +181,7 @@ def same_output(expected: Any, got: Any, tolerance: float) -> bool:
     if not pairs or len(tree_leaves(expected)) != len(tree_leaves(got)):
         return False
     for a, b in pairs:
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape):
             return False
         if not bool((a - b).abs().max() <= tolerance * a.abs().max().clamp_min(1e-12)):
             return False

@@ -72,13 +72,13 @@ def mobilenet_v2(data: Path | None = None) -> Task:
         network = MobileNetV2()
         noise = torch.randn(256, 3, 32, 32), torch.arange(256) % 10
     if data is None:
-        splits = dict.fromkeys(("calibration", "validation", "test"), ArraySplit(*noise))
+        calibration = validation = test = ArraySplit(*noise)
     else:
         train, (x, y) = load_cifar10(data)
         half, normalize = len(x) // 2, NormalizePixels()
-        splits = {
-            "calibration": ArraySplit(*train, normalize),
-            "validation": ArraySplit(x[:half], y[:half], normalize),
-            "test": ArraySplit(x[half:], y[half:], normalize),
-        }
-    return Task(name="mobilenet-v2", network=network, example_input=torch.zeros(1, 3, 32, 32), **splits)
+        calibration = ArraySplit(*train, normalize)
+        validation, test = ArraySplit(x[:half], y[:half], normalize), ArraySplit(x[half:], y[half:], normalize)
+    return Task(
+        name="mobilenet-v2", network=network, example_input=torch.zeros(1, 3, 32, 32), calibration=calibration,
+        validation=validation, test=test,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From a layout to the kernels that a runtime executes: what it fuses, in which format each tensor is, what it converts.
+"""From a layout to the kernels that a runtime executes: what it fuses, which tensors are blocked, what it converts.
 
 Read off the data flow (`LayerShape.inputs`) and the functions alone. For `K` variants at once, because formats
 depend on the widths.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
-from hw_profiles.kernels import Formats, Kernel
+from hw_profiles.kernels import Formats, Kernel, Mode
 
 OPSET, IR_VERSION = 17, 9
 """Old enough for onnxruntime 1.14 and younger."""
@@ -43,9 +43,11 @@ YARDSTICK_COPIES = 3
 
 
 def parts(probe: Probe, formats: Formats) -> list[Probe]:
-    """What else each copy of a probe's graph contains, to be taken off the slope."""
-    kernel, inputs, outputs = probe
-    end = "blocked" if kernel.mode != "plain" else "plain"
+    """What else each copy of a probe's graph contains, to be taken off the slope (nothing where nothing is fused)."""
+    if not formats.fuses:
+        return []
+    kernel, outputs = probe.kernel, probe.outputs
+    end = _format(kernel)
     if kernel.op in ("conv", "depthwise", "transposed") and not kernel.add:
         return [sink(kernel.out_map, outputs, end)]
     if kernel.op == "activation":
@@ -65,7 +67,12 @@ def parts(probe: Probe, formats: Formats) -> list[Probe]:
     return []
 
 
-def sink(out_map: tuple[int, ...], channels: int, mode: Any) -> Probe:
+def _format(kernel: Kernel) -> Mode:
+    """The format in which a kernel writes."""
+    return "plain" if kernel.mode == "plain" else "blocked"
+
+
+def sink(out_map: tuple[int, ...], channels: int, mode: Mode) -> Probe:
     """What ends a copy: reads one position of every channel."""
     return Probe(Kernel(op="sink", mode=mode, in_map=out_map, out_map=out_map), channels, channels)
 
@@ -91,7 +98,7 @@ def micrograph(probe: Probe, formats: Formats, *, copies: int, batch: int, dtype
         batch: Batch size.
         dtype: fp32 or fp16.
     """
-    kernel, inputs, outputs = probe
+    kernel, inputs = probe.kernel, probe.inputs
     graph = _Graph(DTYPES[dtype])
     thin = kernel.op == "to_plain"
     x = graph.input("x", _shape(kernel.op, batch, 1 if thin else inputs, kernel.in_map))
@@ -102,8 +109,7 @@ def micrograph(probe: Probe, formats: Formats, *, copies: int, batch: int, dtype
     for copy in range(1, copies + 1):
         chained = _CELLS[kernel.op](graph, x, chained, probe, formats, copy)
     if kernel.op in ("add", "mul", "norm", "activation", "copy", "to_blocked") or kernel.add:
-        _end(graph, chained, kernel.out_map, "plain" if kernel.mode == "plain" else "blocked", 0)
-    del outputs
+        _end(graph, chained, kernel.out_map, _format(kernel), 0)
     return graph.model()
 
 
@@ -189,7 +195,8 @@ def _convolve(graph: _Graph, x: str, probe: Probe, size: tuple[int, ...], value:
     total = [max(0, (o - 1) * s + k - i) for i, o, s, k in zip(before, after, kernel.stride, size, strict=True)]
     pads = [-(-t // 2) for t in total] + [t // 2 for t in total]
     op = "ConvTranspose" if transposed else "Conv"
-    return graph.node(op, [x, weight, bias], kernel_shape=list(size), strides=list(kernel.stride), group=groups, pads=pads)
+    attributes: dict[str, Any] = {"kernel_shape": list(size), "strides": list(kernel.stride), "pads": pads}
+    return graph.node(op, [x, weight, bias], group=groups, **attributes)
 
 
 def _activate(graph: _Graph, tensor: str, name: str) -> str:
@@ -211,7 +218,7 @@ def _convolution_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats
     y = _convolve(graph, x, probe, kernel.kernel, copy)
     if kernel.add:
         return _activate(graph, graph.node("Add", [y, chained]), kernel.activation)
-    _end(graph, _activate(graph, y, kernel.activation), kernel.out_map, "plain" if kernel.mode == "plain" else "blocked", copy)
+    _end(graph, _activate(graph, y, kernel.activation), kernel.out_map, _format(kernel), copy)
     return chained
 
 
@@ -275,7 +282,7 @@ def _to_plain_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: F
 
 
 def _sink_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
-    _end(graph, x, probe.kernel.out_map, "plain" if probe.kernel.mode == "plain" else "blocked", copy)
+    _end(graph, x, probe.kernel.out_map, _format(probe.kernel), copy)
     return chained
 
 

@@ -122,4 +122,5 @@ class Kernel:
         names = {field.name for field in fields(cls)}
         if set(data) != names or data["op"] not in get_args(Op) or data["mode"] not in get_args(Mode):
             raise ValueError(f"a kernel must have the fields {', '.join(sorted(names))}, but got {dict(data)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)

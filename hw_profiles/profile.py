@@ -14,18 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hw_profiles.graphs import Probe
 from hw_profiles.kernels import Formats, Kernel, Mode, Op
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 Milliseconds = Annotated[float, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Runtime = Literal["onnxruntime", "torch"]
 Dtype = Literal["fp32", "fp16"]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A piece of a file: nothing missing, nothing unknown, every number finite."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
-class Device(_Part):
+class Device(Part):
     """Where it was measured, as far as it can be read."""
 
     name: str = Field(description="host name")
@@ -39,7 +41,7 @@ class Device(_Part):
     mhz: float | None = Field(None, description="clock when the session began")
 
 
-class Session(_Part):
+class Session(Part):
     """One sitting of measurements."""
 
     date: str = Field(description="UTC, ISO 8601")
@@ -49,7 +51,7 @@ class Session(_Part):
     overhead_ms: Milliseconds = Field(description="fixed cost of one call of the runtime")
 
 
-class Entry(_Part):
+class Entry(Part):
     """One kernel at one pair of widths; milliseconds per execution, call overhead and helpers taken off."""
 
     inputs: Size = Field(description="channels in")
@@ -63,7 +65,7 @@ class Entry(_Part):
     session: Annotated[int, Field(ge=0)] = Field(description="index of the sitting")
 
 
-class KernelKey(_Part):
+class KernelKey(Part):
     """A fused layer shape without its widths."""
 
     op: Op
@@ -77,7 +79,7 @@ class KernelKey(_Part):
     out_map: list[Size]
 
 
-class KernelTimes(_Part):
+class KernelTimes(Part):
     """All entries of one kernel."""
 
     kernel: KernelKey
@@ -88,7 +90,7 @@ class KernelTimes(_Part):
         return Kernel.from_json(self.kernel.model_dump())
 
 
-class FormatsKey(_Part):
+class FormatsKey(Part):
     """Tensor formats of the runtime on the device."""
 
     block: Annotated[int, Field(ge=0)] = Field(description="channels in a block, 0: only the plain format")
@@ -100,7 +102,7 @@ class FormatsKey(_Part):
         return Formats(**self.model_dump())
 
 
-class Correction(_Part):
+class Correction(Part):
     """Whole network = intercept + slope x (overhead + sum of kernels), for one network; with its held-out error."""
 
     network: str = Field(description="digest of the dense network's layout")
@@ -115,7 +117,7 @@ class Correction(_Part):
     date: str
 
 
-class Profile(_Part):
+class Profile(Part):
     """A measured device: which kernels take how long."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -140,7 +142,7 @@ class Profile(_Part):
         for times in self.kernels:
             key = times.key()
             if key in seen:
-                raise ValueError(f"a kernel must stand once in a profile, but {key.label!r} stands twice: join its entries")
+                raise ValueError(f"a kernel must stand once in a profile, but {key.label!r} stands twice: join them")
             seen.add(key)
             _check_entries(key, times.entries, len(self.sessions))
         return self
@@ -244,7 +246,9 @@ def parse_model(kind: type[Model], text: str, where: str, what: str) -> Model:
         place = ".".join(str(part) for part in first["loc"])
         message = " ".join(first["msg"].removeprefix("Value error, ").split())
         got = "" if first["type"] in ("value_error", "missing") else f", but got {str(first['input'])[:80]!r}"
-        raise ValueError(f"{where!r} is no valid {what.split()[-1]}: {place + ': ' if place else ''}{message}{got}") from error
+        raise ValueError(
+            f"{where!r} is no valid {what.split()[-1]}: {place + ': ' if place else ''}{message}{got}"
+        ) from error
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

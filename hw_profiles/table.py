@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import hypot
 
 import numpy as np
@@ -24,12 +24,20 @@ class LatencyTable:
     Attributes:
         profile: What was measured.
         title: Where it came from, for messages.
+        correction: From the sum to the whole network, if known for the network that is asked about.
     """
 
     profile: Profile
     title: str
+    correction: Correction | None = None
     name: str = "latency_ms"
     unit: str = "ms"
+
+    def for_network(self, dense: Layout) -> LatencyTable:
+        """The same with the correction that `amc profile check` stored for this network, if it did."""
+        digest = network_digest(dense)
+        stored = next((c for c in self.profile.corrections if c.network == digest), None)
+        return replace(self, correction=stored)
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] milliseconds.
@@ -41,17 +49,18 @@ class LatencyTable:
         for work in executed(layout, widths, self.profile.formats.formats()):
             times = self._surface(work).at(work.inputs[work.where], work.outputs[work.where])
             total[work.where] += times
-        correction = self.correction(layout)
-        return total if correction is None else np.maximum(correction.intercept_ms + correction.slope * total, 1e-9)
+        if self.correction is None:
+            return total
+        return np.maximum(self.correction.intercept_ms + self.correction.slope * total, 1e-9)
 
     def layers(self, layout: Layout) -> FloatArray:
-        """[N] milliseconds of each operator; conversions count for the operator whose output is converted.
+        """[N] milliseconds of each operator itself, without conversions of format; uncorrected.
 
-        Uncorrected; fused operators count for the one that they are fused into.
+        Fused operators count for the one that they are fused into.
         """
         found = np.zeros(len(layout.layers))
         for work in executed(layout, layout.widths(), self.profile.formats.formats()):
-            if work.where[0]:
+            if work.where[0] and work.kernel.op not in ("to_plain", "to_blocked"):
                 found[work.layer] += float(self._surface(work).at(work.inputs, work.outputs)[0])
         return found
 
@@ -69,15 +78,11 @@ class LatencyTable:
                 own = surface.error_at(int(work.inputs[0]), int(work.outputs[0]))
                 errors[work.kernel] = errors.get(work.kernel, 0.0) + own
         entries = float(np.sqrt(np.sum(np.square(list(errors.values())))))
-        correction = self.correction(layout)
-        if correction is None:
+        if self.correction is None:
             return entries
         # The median of |error| of a normal law is 0.6745 standard deviations.
-        return hypot(correction.slope * entries, correction.median_relative_error / 0.6745 * total)
-
-    def correction(self, layout: Layout) -> Correction | None:
-        """The correction that `amc profile check` stored for this network."""
-        return self._corrections.get(network_digest(layout)) if self._corrections else None
+        spread = self.correction.median_relative_error / 0.6745
+        return hypot(self.correction.slope * entries, spread * total)
 
     @cached_property
     def overhead_ms(self) -> float:
@@ -107,12 +112,7 @@ class LatencyTable:
             found[key] = Surface.of(key, rows)
         return found
 
-    @cached_property
-    def _corrections(self) -> dict[str, Correction]:
-        return {correction.network: correction for correction in self.profile.corrections}
 
-
-@lru_cache(maxsize=64)
 def network_digest(layout: Layout) -> str:
     """Identifies a dense network by its operators, whatever they are called."""
     data = layout.to_json()
