@@ -129,7 +129,8 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
     """
     twin = functional_copy(network)
     expected = _output(twin, example_input)
-    fast = _runs_channels_last(twin, example_input, expected)    try:
+    fast = _runs_channels_last(twin, example_input, expected)
+    try:
         program = _functional(fx.Tracer().trace(twin))
         with torch.no_grad():
             values = dict(run(program, twin, example_input))
@@ -258,12 +259,11 @@ def _nodes_of(program: fx.Graph, values: dict[fx.Node, Any], network: nn.Module)
         if node.op in ("output", "get_attr") or not isinstance(values[node], Tensor):
             continue
         inputs = tuple(dict.fromkeys(index_of[source] for source in _tensor_sources(node, index_of, values)))
-        once = node.op == "call_module" and calls.count(node.target) == 1
+        name = str(node.target) if calls.count(node.target) == 1 and node.op == "call_module" else node.name
         module = str(node.target) if node.op == "call_module" else None
-        kind = _kind(node, network, values)
         index_of[node] = len(nodes)
         called = type(network.get_submodule(module)) if module is not None else node.target
-        nodes.append(Node(str(node.target) if once else node.name, kind, module, inputs, plain_name(called)))
+        nodes.append(Node(name, _kind(node, network, values), module, inputs, plain_name(called)))
     return tuple(nodes)
 
 
