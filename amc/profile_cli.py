@@ -65,13 +65,14 @@ def bundle(
     checkpoint: CheckpointOption = None,
     batch: BatchOption = 1,
     dtype: DtypeOption = "fp32",
+    entries: Annotated[int, typer.Option(min=1, help="Most entries; a device takes about 0.3 s for each.")] = 1000,
 ) -> None:
     """Pack what measures another device: it needs only Python, numpy and onnxruntime there."""
     from amc.files import write_bytes
     from amc.profile_measure import Setting, bundle_for
 
     _, anatomy = _network(task, data, checkpoint)
-    content = bundle_for(anatomy, Setting(batch=batch, dtype=dtype))
+    content = bundle_for(anatomy, Setting(batch=batch, dtype=dtype), entries)
     write_bytes(out, content)
     console.print(f"wrote {out} ({len(content) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
     console.print(f"next, on the device: python {out.name} --threads 1 --out measured.json", highlight=False)

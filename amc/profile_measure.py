@@ -12,7 +12,15 @@ import numpy as np
 from amc.problem import Anatomy
 from amc.profiles import read_profile, write_profile
 from envs.parallel import single_threaded
-from hw_profiles.bundle import FORMAT_CHANNELS, fixed_grid, format_probe, write_bundle, yardstick_graph
+from hw_profiles.bundle import (
+    FORMAT_CHANNELS,
+    KNOWN_FORMATS,
+    MOST_ENTRIES,
+    fixed_grid,
+    format_probe,
+    write_bundle,
+    yardstick_graph,
+)  # fmt: skip
 from hw_profiles.device_script import Graph, Journal, describe_device, detect_formats, measure, now
 from hw_profiles.graphs import Probe, micrograph
 from hw_profiles.kernels import Formats, Kernel
@@ -152,14 +160,12 @@ def check_here(profile: Profile, where: Path) -> None:
     check_same(profile, bench.device(), setting, bench, where)
 
 
-def bundle_for(anatomy: Anatomy, setting: Setting) -> bytes:
-    """The archive that measures a network's kernels elsewhere."""
-    from hw_profiles.bundle import KNOWN_FORMATS
-
+def bundle_for(anatomy: Anatomy, setting: Setting, most: int = MOST_ENTRIES) -> bytes:
+    """The archive that measures a network's kernels elsewhere, with at most so many entries."""
     if setting.runtime != "onnxruntime":
         raise ValueError("a bundle measures onnxruntime only: on a device with torch, run `amc profile measure` there")
     widths = sample_widths(anatomy)
-    plans = {f: fixed_grid(reachable(anatomy.family.dense, widths, f), f) for f in KNOWN_FORMATS}
+    plans = {f: fixed_grid(reachable(anatomy.family.dense, widths, f), f, most) for f in KNOWN_FORMATS}
     return write_bundle(plans, setting.batch, setting.dtype)
 
 

@@ -232,17 +232,23 @@ class _Run:
         if step.shape.op not in ("conv", "depthwise"):
             yield Work(step.layer, shape, where, outputs if shape.square else inputs, outputs)
             return
+        groups = self.widths.groups[:, step.layer]
+        # A depthwise convolution of one channel is an ordinary one, and groups of one channel are depthwise.
+        depthwise = (groups > 1) & (groups == inputs) & (groups == outputs)
         reads, writes = self._formats(step)
+        padded = self.formats.padded
         modes: tuple[tuple[Mode, BoolArray], ...] = (
             ("plain", ~writes), ("direct", writes & ~reads), ("blocked", reads),
         )  # fmt: skip
-        for mode, holds in modes:
-            here = where & holds
-            if here.any():
-                padded = self.formats.padded
-                columns = padded(inputs) if mode == "blocked" else inputs
-                rows = outputs if mode == "plain" else padded(outputs)
-                yield Work(step.layer, replace(shape, mode=mode), here, columns, rows)
+        for kind, kinds in (
+            (replace(shape, op="conv"), ~depthwise), (replace(shape, op="depthwise", groups=1), depthwise),
+        ):  # fmt: skip
+            for mode, holds in modes:
+                here = where & kinds & holds
+                if here.any():
+                    columns = padded(inputs) if mode == "blocked" else inputs
+                    rows = outputs if mode == "plain" else padded(outputs)
+                    yield Work(step.layer, replace(kind, mode=mode), here, columns, rows)
 
     def leave(self) -> Iterator[Work]:
         """Conversions, once per tensor and format, and of the network's output."""
