@@ -153,9 +153,14 @@ def standard_error(values: Any) -> float:
 
 
 def disturbed(records: Sequence[Record]) -> list[int]:
-    """Records during which the yardstick ran unusually slowly or fast."""
+    """Records during which the yardstick ran unusually slowly or fast, or that scatter too much."""
     usual = float(np.median([record["yardstick_ms"] for record in records]))
-    return [k for k, record in enumerate(records) if abs(record["yardstick_ms"] / usual - 1) > DISTURBED]
+
+    def off(record: Record) -> bool:
+        error = 1.2533 * (record["variance"] / record["n"]) ** 0.5
+        return abs(record["yardstick_ms"] / usual - 1) > DISTURBED or error > max(DISTURBED * record["median_ms"], 2e-4)
+
+    return [k for k, record in enumerate(records) if off(record)]
 
 
 def describe_device(threads: int) -> Record:

@@ -15,6 +15,10 @@ from hw_profiles.layers import IntArray
 FloatArray = NDArray[np.float64]
 
 
+NEGLIGIBLE_MS = 5e-4
+"""Errors of kernels shorter than this are judged as if they took so long: half a microsecond is noise."""
+
+
 class MissingProfileEntry(ValueError):
     """A time is asked for that lies outside what was measured."""
 
@@ -93,7 +97,7 @@ class Surface:
             for k in range(1, len(knots) - 1):
                 share = (knots[k] - knots[k - 1]) / (knots[k + 1] - knots[k - 1])
                 guess = lines[k - 1] + share * (lines[k + 1] - lines[k - 1])
-                scale = np.maximum(lines[k], 1e-9)
+                scale = np.maximum(lines[k], NEGLIGIBLE_MS)
                 found.append((axis, k, float(np.sqrt(np.mean(((guess - lines[k]) / scale) ** 2)))))
         return found
 
