@@ -158,7 +158,8 @@ def disturbed(records: Sequence[Record]) -> list[int]:
 
     def off(record: Record) -> bool:
         error = 1.2533 * (record["variance"] / record["n"]) ** 0.5
-        return abs(record["yardstick_ms"] / usual - 1) > DISTURBED or error > max(DISTURBED * record["median_ms"], 2e-4)
+        drifted = abs(record["yardstick_ms"] / usual - 1) > DISTURBED
+        return bool(drifted or error > max(DISTURBED * record["median_ms"], 2e-4))
 
     return [k for k, record in enumerate(records) if off(record)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ OP_NAMES = {
     "ReorderOutput": "to_plain", "ReorderInput": "to_blocked",
 }  # fmt: skip
 MAP = (8, 8)
-SIZE = {"kernel": (3, 3), "stride": (1, 1), "in_map": MAP, "out_map": MAP}
+SIZE: dict[str, Any] = {"kernel": (3, 3), "stride": (1, 1), "in_map": MAP, "out_map": MAP}
 
 
 @pytest.fixture(scope="module")

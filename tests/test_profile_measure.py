@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from amc.profile_check import check_profile
 from amc.profile_measure import Bench, Setting, check_here, measure_profile, sample_widths
 from amc.profiles import read_profile
 from hw_profiles.cost import cost_of
+from hw_profiles.graphs import Probe
 from hw_profiles.measure import Effort
 from hw_profiles.profile import parse
 from hw_profiles.table import LatencyTable
@@ -60,7 +61,7 @@ def test_an_interrupted_measurement_goes_on(
     timed: list[object] = []
     real = Bench.time
 
-    def counting(self: Bench, probe, effort):  # type: ignore[no-untyped-def]
+    def counting(self: Bench, probe: Probe, effort: Effort) -> dict[str, Any]:
         if len(timed) == 5:
             raise KeyboardInterrupt
         timed.append(probe)
@@ -73,7 +74,7 @@ def test_an_interrupted_measurement_goes_on(
     assert len((tmp_path / "p.json.partial").read_text().splitlines()) == 1 + 5
     again: list[object] = []
 
-    def counting_again(self: Bench, probe, effort):  # type: ignore[no-untyped-def]
+    def counting_again(self: Bench, probe: Probe, effort: Effort) -> dict[str, Any]:
         again.append(probe)
         return real(self, probe, effort)
 
@@ -88,11 +89,12 @@ def test_a_profile_of_another_version_device_or_setting_is_refused(
     measured: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
 ) -> None:
     data = json.loads(measured.read_text())
-    for change, law in (
+    changes: list[tuple[Callable[[dict[str, Any]], None], str]] = [
         (lambda d: d["sessions"][0].update(runtime_version="0.1"), "same runtime version"),
         (lambda d: d["sessions"][0]["device"].update(cpu="another"), "same processor"),
         (lambda d: d.update(batch=8), "same batch"),
-    ):
+    ]
+    for change, law in changes:
         other = json.loads(json.dumps(data))
         change(other)
         path = tmp_path / "other.json"
