@@ -202,10 +202,8 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        _fail(
-            "stopped: what was written so far is complete; `amc resume RUN` goes on with a search, the same command with a measurement",
-            130,
-        )
+        more = "`amc resume RUN` goes on with a search, the same command with a measurement"
+        _fail(f"stopped: what was written so far is complete; {more}", 130)
     except (ValueError, OSError) as error:
         _fail(" ".join(str(error).split()), 1)
 

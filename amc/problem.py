@@ -22,7 +22,7 @@ from amc.data import Split
 from amc.door import check_task
 from amc.evaluate import Backend, Effort, Evaluator, Score, Scorer, read
 from amc.plugins import describe, find_function
-from amc.profiles import find_profile
+from amc.profiles import load_table
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
 from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
@@ -37,7 +37,6 @@ from envs.reward import REWARDS, Reward, accuracy_latency
 from envs.sites import Site
 from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, Params, cost_of
 from hw_profiles.layers import IntArray
-from hw_profiles.table import LatencyTable
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +81,14 @@ class Problem:
             raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
         self.task: Task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
         check_task(self.task)
-        self.table = self._table()
+        table = load_table(config.profile, logger.warning) if config.profile is not None else None
         progress("finding units", 0, 1)
         self.anatomy = dissect(self.task.network, self.task.example_input)
         progress("finding units", 1, 1)
         sites, skipped = config.rules.rules().sites(self.anatomy.units)
         self.sites: tuple[Site, ...] = tuple(sites)
         self.fixed = (*self.anatomy.fixed, *skipped)
-        if self.table is not None:
-            self.table = self.table.for_network(self.anatomy.family.dense)
+        self.table = table.for_network(self.anatomy.family.dense) if table is not None else None
         self.constraint = self._constraint()
         self.reward = self._reward()
         self.effort = Effort()
@@ -106,20 +104,10 @@ class Problem:
         costing = Costing(self.anatomy.family, self.sites)
         budgets = []
         for name, value in self.config.constraint.items():
-            cost: Cost | None = self.table if name in LATENCY else COSTS[name]
-            assert cost is not None  # the configuration asks for a profile
-            limit = (
-                value if name == "latency_ms" else resolve_budget(cost, value, cost_of(cost, self.anatomy.family.dense))
-            )
-            budgets.append(Budget(cost, limit))
+            cost = self.table if self.table and name in LATENCY else COSTS[name]
+            dense = cost_of(cost, self.anatomy.family.dense)
+            budgets.append(Budget(cost, value if name == "latency_ms" else resolve_budget(cost, value, dense)))
         return Constraint.create(costing, budgets)
-
-    def _table(self) -> LatencyTable | None:
-        """The profile's latencies, if one is named."""
-        if self.config.profile is None:
-            return None
-        path, profile = find_profile(self.config.profile, logger.warning)
-        return LatencyTable(profile, str(path))
 
     def _reward(self) -> Reward:
         """The reward by name, or the user's own."""

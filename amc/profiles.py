@@ -9,6 +9,7 @@ from pathlib import Path
 import hw_profiles
 from amc.files import write_text
 from hw_profiles.profile import Profile, parse
+from hw_profiles.table import LatencyTable
 
 SUFFIX = ".json"
 
@@ -66,6 +67,12 @@ def find_profile(name: str, warn: Callable[[str], None]) -> tuple[Path, Profile]
     if hidden:
         warn(f"{len(hidden) + 1} profiles are called {name!r}: {path} is used, not {', '.join(map(str, hidden))}")
     return path, read_profile(path)
+
+
+def load_table(name: str, warn: Callable[[str], None]) -> LatencyTable:
+    """The latencies of a profile by file or name; as `find_profile`."""
+    path, profile = find_profile(name, warn)
+    return LatencyTable(profile, str(path))
 
 
 def read_profile(path: Path) -> Profile:
