@@ -12,7 +12,7 @@ import torch
 
 from amc.models.resnet_cifar import resnet20
 from amc.problem import dissect
-from amc.profile_check import check_profile
+from amc.profile_check import alternate, check_profile, sliced, whole_network
 from amc.profile_measure import Bench, Setting, check_here, measure_profile, sample_widths
 from amc.profiles import read_profile
 from hw_profiles.cost import cost_of
@@ -103,6 +103,17 @@ def test_a_profile_of_another_version_device_or_setting_is_refused(
             measure_profile(zoo("residual").anatomy, Setting(), QUICK, path, silent)
 
 
+def test_whole_networks_are_timed_in_turn(zoo: Callable[[str], Specimen], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amc.profile_check.MOST_ROUNDS", 3)
+    s = zoo("residual")
+    small = sliced(s.network, s.anatomy, dict.fromkeys(s.anatomy.family.units, 1))
+    for setting in (Setting(), Setting(batch=3), Setting(runtime="torch")):
+        ratio, dense_ms = alternate(*(whole_network(network, s.example, setting) for network in (small, s.network)))
+        assert ratio > 0
+        assert dense_ms > 0
+
+
+@pytest.mark.slow
 def test_a_check_reports_held_out_errors_and_a_correction(tmp_path: Path) -> None:
     network, example = resnet20(), torch.zeros(1, 3, 32, 32)
     anatomy, path = dissect(network.eval(), example), tmp_path / "resnet20.json"
