@@ -89,6 +89,10 @@ class Problem:
         self.sites: tuple[Site, ...] = tuple(sites)
         self.fixed = (*self.anatomy.fixed, *skipped)
         self.table = table.for_network(self.anatomy.family.dense) if table is not None else None
+        if self.table is not None and self.table.correction is None:
+            logger.warning(
+                "latencies of %s are uncorrected: `amc profile check` measures how true they are", self.task.name
+            )
         self.constraint = self._constraint()
         self.reward = self._reward()
         self.effort = Effort()

@@ -172,7 +172,8 @@ def whole_network(network: nn.Module, example: Tensor, setting: Setting) -> Any:
 def alternate(one: Any, other: Any) -> tuple[float, float]:
     """Times two networks in turn: the median ratio, and the median of the other one in milliseconds."""
     rows: list[tuple[float, float]] = []
-    one.seconds(3), other.seconds(3)
+    for graph in (one, other):
+        graph.seconds(3)
     runs = [max(1, round(2e-3 / max(graph.seconds(2), 1e-7))) for graph in (one, other)]
     while len(rows) < MOST_ROUNDS:
         if len(rows) % 2:

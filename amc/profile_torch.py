@@ -77,11 +77,10 @@ def torch_network(network: nn.Module, example: Tensor, setting: Setting) -> Loop
 
 def _copies(probe: Probe, copies: int, setting: Setting) -> Callable[[], None]:
     """Runs a kernel several times, each with weights of its own."""
-    kernel, inputs, outputs = probe
+    kernel, inputs = probe.kernel, probe.inputs
     channels_last = (setting.batch, *kernel.in_map, inputs)
     x = _random(setting, *(channels_last if kernel.op == "linear" else (setting.batch, inputs, *kernel.in_map)))
     cells = [_cell(probe, x, setting) for _ in range(copies)]
-    del outputs
 
     def run() -> None:
         for cell in cells:
