@@ -115,8 +115,8 @@ def measured_ratio(problem: Problem, widths: Sequence[int]) -> float:
     """Latency of the pruned network over that of the dense one, timed whole, in turn."""
     example, setting = problem.task.example_input, SETTINGS[0]
     kept = {site.unit: int(width) for site, width in zip(problem.sites, widths, strict=True)}
-    every = dict.fromkeys(problem.anatomy.family.units, 0) | {u.name: u.channels for u in problem.anatomy.units} | kept
-    small = sliced(problem.task.network, problem.anatomy, every)
+    full = {unit.name: unit.channels for unit in problem.anatomy.units}
+    small = sliced(problem.task.network, problem.anatomy, full | kept)
     dense = whole_network(problem.task.network, example, setting)
     return alternate(whole_network(small, example, setting), dense)[0]
 

@@ -108,7 +108,7 @@ def micrograph(probe: Probe, formats: Formats, *, copies: int, batch: int, dtype
         chained = graph.node("Relu", [_convolve(graph, x, probe, ones, 0.5)])
     for copy in range(1, copies + 1):
         chained = _CELLS[kernel.op](graph, x, chained, probe, formats, copy)
-    if kernel.op in ("add", "mul", "norm", "activation", "copy", "to_blocked") or kernel.add:
+    if kernel.add or kernel.op in ("add", "mul", "concat", "norm", "activation", "copy", "to_blocked"):
         _end(graph, chained, kernel.out_map, _format(kernel), 0)
     return graph.model()
 

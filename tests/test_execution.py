@@ -11,12 +11,14 @@ import pytest
 
 from amc.export import onnx_bytes
 from amc.profile_check import sliced
-from hw_profiles.bundle import FORMAT_CHANNELS, format_probe
-from hw_profiles.device_script import detect_formats, recorded
+from amc.profile_measure import sample_widths
+from hw_profiles.bundle import FORMAT_CHANNELS, fixed_grid, format_probe
+from hw_profiles.device_script import Graph, detect_formats, recorded
 from hw_profiles.execution import executed
 from hw_profiles.graphs import Probe, micrograph, parts
 from hw_profiles.kernels import Formats, Kernel
 from hw_profiles.layers import Layout
+from hw_profiles.plan import reachable
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -91,6 +93,15 @@ def test_a_micrograph_runs_its_kernel_once_per_copy_as_in_a_network(
         pytest.skip("written for blocks of 16 channels")
     rows = Counter(row["op"] for row in recorded(micrograph(probe, formats, copies=2, batch=1))[0])
     assert {op: rows[op] for op in ops} == ops
+
+
+def test_every_kernel_of_every_network_has_a_micrograph_that_runs(specimen: Specimen, formats: Formats) -> None:
+    anatomy = specimen.anatomy
+    reaches = reachable(anatomy.family.dense, sample_widths(anatomy), formats)
+    grid = fixed_grid(reaches, formats, most=1)  # as few widths as there can be
+    assert {probe.kernel for probe in grid} >= set(reaches)
+    for probe in grid:
+        assert Graph(micrograph(probe, formats, copies=2, batch=1), threads=1).seconds(1) > 0
 
 
 def test_a_convolution_of_few_channels_reads_plain_and_writes_blocks() -> None:
