@@ -87,7 +87,7 @@ def search(
     max_minutes: Annotated[float | None, typer.Option(help="No new round after this long.")] = None,
     reward: Annotated[
         str | None,
-        typer.Option(help="accuracy, accuracy_latency, error_log_cost, loss, soft_loss or package.module:function."),
+        typer.Option(help="accuracy, accuracy_latency, error_log_cost, loss, output_error or package.module:function."),
     ] = None,
     importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
     repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from amc.anatomy import Anatomy
 from amc.export import onnx_bytes
-from amc.problem import Anatomy
 from amc.profile_measure import Setting
 from envs.slicing import slice_network
 from hw_profiles.device_script import Graph, now, standard_error

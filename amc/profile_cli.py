@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from amc.problem import Anatomy
+    from amc.anatomy import Anatomy
     from amc.tasks import Task
     from hw_profiles.profile import Profile
 
@@ -179,7 +179,7 @@ def check(
 
 
 def _network(task: str, data: Path | None, checkpoint: Path | None) -> tuple[Task, Anatomy]:
-    from amc.problem import dissect
+    from amc.anatomy import dissect
     from amc.tasks import load_task
 
     loaded = load_task(task, data=data, checkpoint=checkpoint)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from amc.problem import Anatomy
+from amc.anatomy import Anatomy
 from amc.profiles import read_profile, write_profile
 from envs.parallel import single_threaded
 from hw_profiles.bundle import (

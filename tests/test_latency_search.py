@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from amc.anatomy import dissect
 from amc.cli import main
 from amc.config import load_config
-from amc.problem import Problem, dissect
+from amc.problem import Problem
 from amc.profile_measure import Setting, measure_profile
 from amc.tasks import load_task
 from envs.reward import Evaluation

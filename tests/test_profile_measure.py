@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from amc.anatomy import dissect
 from amc.models.resnet_cifar import resnet20
-from amc.problem import dissect
 from amc.profile_check import alternate, check_profile, sliced, whole_network
 from amc.profile_measure import Bench, Setting, check_here, measure_profile, sample_widths
 from amc.profiles import read_profile
