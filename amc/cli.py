@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from amc.config import WorkersConfig, load_config, parse_constraints, parse_override
+from amc.config import load_config, parse_constraints, parse_override
+from amc.config_parts import WorkersConfig
+from amc.profile_cli import app as profile_app
 
 app = typer.Typer(
     name="amc",
@@ -21,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(profile_app)
 console = Console()
 
 TaskOption = Annotated[
@@ -34,8 +37,11 @@ CheckpointOption = Annotated[
 ConstraintOption = Annotated[
     list[str] | None,
     typer.Option("--constraint", help="COST=BUDGET, a fraction of dense (<= 1) or absolute; repeat for several. "
-                 "Costs: macs (synonym: flops), params, memory. Default macs=0.5."),
+                 "Costs: macs (synonym: flops), params, memory, latency (fraction), latency_ms. Default macs=0.5."),
 ]  # fmt: skip
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", help="File or name of the profile that latency budgets count by.")
+]
 RoundOption = Annotated[int | None, typer.Option(help="Kept channels are a multiple of this, or all.")]
 MinOption = Annotated[float | None, typer.Option(help="Smallest preserve ratio.")]
 MaxOption = Annotated[float | None, typer.Option(help="Largest preserve ratio.")]
@@ -78,6 +84,7 @@ def search(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     constraint: ConstraintOption = None,
+    profile: ProfileOption = None,
     agent: Annotated[
         str | None, typer.Option(help="ddpg (default), td3, sac, cmaes, random, knapsack or uniform.")
     ] = None,
@@ -87,7 +94,8 @@ def search(
     round_size: Annotated[int | None, typer.Option(help="Episodes proposed together.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="No new round after this long.")] = None,
     reward: Annotated[
-        str | None, typer.Option(help="accuracy, error_log_cost, loss or package.module:function.")
+        str | None,
+        typer.Option(help="accuracy, accuracy_latency, error_log_cost, loss, output_error or package.module:function."),
     ] = None,
     importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
     repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,
@@ -108,7 +116,7 @@ def search(
     overrides: dict[str, Any] = {
         "task": task, "data": data, "checkpoint": checkpoint, "agent": agent, "episodes": episodes,
         "warmup": warmup, "preset": preset, "round_size": round_size, "max_minutes": max_minutes,
-        "reward": reward, "device": device, "seed": seed, "rules.round_to": round_to,
+        "profile": profile, "reward": reward, "device": device, "seed": seed, "rules.round_to": round_to,
         "rules.min_ratio": min_ratio, "rules.max_ratio": max_ratio, "rules.skip": skip or None,
         "compression.importance": importance, "compression.repair": repair,
         "constraint": parse_constraints(constraint) if constraint else None,
@@ -149,12 +157,13 @@ def compare(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     constraint: ConstraintOption = None,
+    profile: ProfileOption = None,
     settings: SetOption = None,
 ) -> None:
     """Compare agents at equal effort over several seeds, with intervals; goes on where it was stopped."""
     names = [*(agents or ["ddpg", "random", "cmaes", "knapsack", "uniform"]), *context.args]
     overrides: dict[str, Any] = {
-        "task": task, "data": data, "checkpoint": checkpoint, "effort": effort,
+        "task": task, "data": data, "checkpoint": checkpoint, "effort": effort, "profile": profile,
         "constraint": parse_constraints(constraint) if constraint else None,
     }  # fmt: skip
     overrides |= dict(parse_override(text) for text in settings or [])
@@ -275,7 +284,8 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        _fail("stopped: what was written so far is complete; `amc resume RUN` goes on with a search", 130)
+        more = "`amc resume RUN` goes on with a search, the same command with a measurement"
+        _fail(f"stopped: what was written so far is complete; {more}", 130)
     except (ValueError, OSError) as error:
         _fail(" ".join(str(error).split()), 1)
 

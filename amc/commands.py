@@ -13,8 +13,10 @@ from rich.markup import escape
 from torch import nn
 
 from amc.compare import PAGE, read_run, trace, write_comparison, write_trace
-from amc.config import SearchConfig, WorkersConfig, load_config
+from amc.config import SearchConfig, load_config
+from amc.config_parts import WorkersConfig
 from amc.export import POLICY, WEIGHTS, latency_ms, read_policy, write_applied, write_onnx
+from amc.layer_times import LayerTime, layer_times
 from amc.live import Live, live
 from amc.problem import Problem
 from amc.record import CONFIG, REPORT, RESULT, RunFolder
@@ -25,6 +27,7 @@ from amc.show import comparison, stored_comparison
 from amc.snapshot import Snapshot
 from amc.workers import staffed
 from envs.policy import Policy, weights_fingerprint
+from hw_profiles.device_script import describe_device
 
 CHECKED_IMAGES = 16
 """Real images on which an ONNX file is compared with torch."""
@@ -93,10 +96,11 @@ def _search(
         result = search(problem, watcher, snapshot, rollouts)
     screen.step("timing networks", 0, 1)
     latency = _latency(result.networks, problem, console)
-    folder.finish(result, latency)
+    layers = _layers(result, problem)
+    folder.finish(result, latency, layers)
     last = folder.snapshot()
     assert last is not None
-    write_report(folder.path / REPORT, problem, result, latency, last.episodes)
+    write_report(folder.path / REPORT, problem, result, latency, last.episodes, layers)
     screen.step("timing networks", 1, 1)
     screen.stop()
     console.print(comparison(result, latency))
@@ -222,18 +226,30 @@ def _side_by_side(problem: Problem, small: nn.Module, console: Console) -> None:
     networks = {"dense": problem.task.network, "pruned": small}
     latency = _latency(networks, problem, console)
     for name, network in networks.items():
-        costs = ", ".join(f"{cost} {value:,.0f}" for cost, value in problem.real_costs(network).items())
-        timed = f"{latency[name]:.3f} ms (onnxruntime, batch 1, 1 thread), " if name in latency else ""
+        costs = ", ".join(f"{cost} {value:,.6g}" for cost, value in problem.real_costs(network).items())
+        timed = f"{latency[name]:.3f} ms in onnxruntime, " if name in latency else ""
         console.print(f"{name:>8}: {timed}{costs}", highlight=False)
 
 
 def _latency(networks: Mapping[str, nn.Module], problem: Problem, console: Console) -> dict[str, float]:
     """Latencies side by side; {} with a warning where onnxruntime cannot run the network, which loses nothing else."""
+    settings = {} if problem.table is None else {k: getattr(problem.table.profile, k) for k in ("threads", "batch")}
     try:
-        return latency_ms(networks, problem.task.example_input)
+        return latency_ms(networks, problem.task.example_input, **settings)
     except ValueError as error:
         console.print(f"[yellow]warning:[/] no latency was measured: {escape(str(error))}")
         return {}
+
+
+def _layers(result: SearchResult, problem: Problem) -> dict[str, tuple[LayerTime, ...]]:
+    """Where the time of the dense and the found network goes, by the profile and, if it is of this device, really."""
+    table = problem.table
+    if table is None:
+        return {}
+    device = describe_device(table.profile.threads)
+    here = table.profile.runtime == "onnxruntime" and table.profile.sessions[0].device.cpu == device["cpu"]
+    shown = {name: result.networks[name] for name in ("dense", "found")}
+    return layer_times(shown, problem.task.example_input, table, here=here and table.profile.threads == 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from amc.sensitivity import DAMAGES
-from envs.compress import CompressionSettings, Repair
-from envs.importance import IMPORTANCES
+from amc.config_parts import BackendConfig, CompressionConfig, KnapsackConfig, Part, RulesConfig
 from envs.reward import REWARDS
-from envs.rules import Rules
-from hw_profiles.cost import COSTS
+from hw_profiles.cost import COSTS, LATENCY
 
 Agent = Literal["ddpg", "td3", "sac", "cmaes", "random", "knapsack", "uniform"]
 Start = Literal["knapsack", "uniform"]
@@ -40,91 +37,7 @@ SYNONYMS = {"flops": "macs"}
 """AMC and most counters say FLOPs for multiply-accumulates; we accept it here and say MACs everywhere else."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RulesConfig(_Part):
-    """What may be chosen at all."""
-
-    round_to: int = Field(1, ge=1, description="kept channels are a multiple of this, or all")
-    min_ratio: float = Field(0.0, ge=0, le=1, description="smallest preserve ratio")
-    max_ratio: float = Field(1.0, gt=0, le=1, description="largest preserve ratio")
-    skip: tuple[str, ...] = Field((), description="layer name patterns that stay dense")
-
-    def rules(self) -> Rules:
-        """The rules of the environment."""
-        return Rules(**self.model_dump())
-
-
-class CompressionConfig(_Part):
-    """How channels are chosen and weights repaired."""
-
-    importance: str = Field("obs", description=f"channel score: {', '.join(IMPORTANCES)}")
-    repair: Repair = Field("sequential", description="closed-form refit of what stays")
-    images: int = Field(2000, ge=16, description="calibration images")
-    positions: int = Field(16, ge=1, description="output positions sampled per image")
-    quick_images: int = Field(1000, ge=16, description="calibration images of sequential repair during the search")
-    quick_positions: int = Field(16, ge=1, description="output positions per image during the search")
-    ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
-    producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
-    reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")
-    memory_gb: float = Field(1.0, gt=0, description="bound on activations and rows held by repair, GB")
-
-    @field_validator("importance")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in IMPORTANCES:
-            raise ValueError(f"must be one of {', '.join(IMPORTANCES)}, but got {value!r}")
-        return value
-
-    def settings(self, seed: int) -> CompressionSettings:
-        """The settings of the compressor."""
-        return CompressionSettings(**self.model_dump(), seed=seed)
-
-
-class KnapsackConfig(_Part):
-    """How damage per width is measured."""
-
-    damages: tuple[str, ...] = Field(
-        ("logits", "kl", "kl1"), min_length=1, description=f"what is measured: {', '.join(DAMAGES)}"
-    )
-    images: int = Field(512, ge=16, description="calibration images per variant")
-    widths: int = Field(16, ge=2, description="widths measured per unit, others are interpolated")
-    audition_images: int = Field(2000, ge=16, description="unseen calibration images that judge the solutions")
-
-    @field_validator("damages")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name not in DAMAGES:
-                raise ValueError(f"must be among {', '.join(DAMAGES)}, but got {name!r}")
-        return value
-
-
-class BackendConfig(_Part):
-    """The arithmetic that scores policies during a search; a run writes down what `auto` chose, and why."""
-
-    name: Literal["auto", "bf16", "fp32", "eager"] = Field("auto", description="fp32 and bf16 fold normalization")
-    difference: float | None = Field(None, ge=0, description="written by the run: largest difference of accuracy")
-
-
-class WorkersConfig(_Part):
-    """Who plays the episodes; no part of what determines a search."""
-
-    workers: int = Field(0, ge=0, description="Ray workers, 0: this process (or, with an address, one per CPU)")
-    address: str | None = Field(None, description="Ray cluster, None: Ray on this machine")
-    gpus: float = Field(0.0, ge=0, description="GPUs per worker")
-    limit_seconds: float = Field(3600.0, gt=0, description="an evaluation on a worker that takes longer has failed")
-    retries: int = Field(2, ge=0, description="how often a failed evaluation is tried again")
-
-    @property
-    def wanted(self) -> bool:
-        """Whether any workers are wanted."""
-        return self.workers > 0 or self.address is not None
-
-
-class SearchConfig(_Part):
+class SearchConfig(Part):
     """Everything that determines a search."""
 
     task: str = Field(description="digits, cifar10-resnet20, cifar10-resnet56 or package.module:function")
@@ -133,6 +46,7 @@ class SearchConfig(_Part):
     constraint: dict[str, float] = Field(
         default_factory=lambda: {"macs": 0.5}, description="cost -> budget, a fraction (<= 1) or absolute"
     )
+    profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
     agent: Agent = Field("ddpg", description="who chooses the widths")
     preset: Literal["default", "paper"] = Field("default", description="settings of ddpg, td3 and sac")
     episodes: int = Field(120, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
@@ -194,14 +108,39 @@ class SearchConfig(_Part):
             raise ValueError("needs at least one cost = budget, for example macs = 0.5")
         named = {SYNONYMS.get(str(name), str(name)): budget for name, budget in value.items()}
         for name, budget in named.items():
-            if name not in COSTS:
-                raise ValueError(f"cost must be one of {', '.join([*COSTS, *SYNONYMS])}, but got {name!r}")
+            if name not in COSTS and name not in LATENCY:
+                known = ", ".join([*COSTS, *LATENCY, *SYNONYMS])
+                raise ValueError(f"cost must be one of {known}, but got {name!r}")
             if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
                 raise ValueError(
                     f"budget must be a positive number, but got {name}={budget!r}: "
                     "write a fraction of the dense network (0.5) or an absolute value"
                 )
+        if named.get("latency", 1) > 1:
+            raise ValueError(
+                f"latency must be a fraction of dense, but got {named['latency']:g}: write latency_ms for milliseconds"
+            )
+        if all(name in named for name in LATENCY):
+            raise ValueError("latency can have one budget, but has two: keep latency or latency_ms")
         return named
+
+    @field_validator("profile")
+    @classmethod
+    def _found_from_anywhere(cls, value: str | None) -> str | None:
+        return str(Path(value).absolute()) if value is not None and Path(value).is_file() else value
+
+    @model_validator(mode="after")
+    def _latency_needs_a_profile(self) -> SearchConfig:
+        bounded = any(name in self.constraint for name in LATENCY)
+        if bounded and self.profile is None:
+            raise ValueError(
+                "a latency budget needs a profile, but got none: add --profile, `amc profile list` shows them"
+            )
+        if self.reward == "accuracy_latency" and not bounded:
+            raise ValueError(
+                "reward accuracy_latency needs a latency budget, but got none: add --constraint latency=0.65"
+            )
+        return self
 
     @property
     def single(self) -> bool:

@@ -32,8 +32,6 @@ TOLERANCE = 1e-3
 """Largest accepted difference between onnxruntime and torch, relative to the largest output."""
 
 OPSET, CHUNK, FEWEST_ROUNDS = 17, 32, 3
-FATAL = 4
-"""onnxruntime's quietest level: what goes wrong comes as an exception, never as a line on the screen."""
 
 
 def onnx_bytes(network: nn.Module, example_input: Tensor) -> bytes:
@@ -116,10 +114,11 @@ def latency_ms(
     example_input: Tensor,
     *,
     threads: int = 1,
+    batch: int = 1,
     rounds: int = 40,
     seconds: float = 3.0,
 ) -> dict[str, float]:
-    """Latency in onnxruntime at batch 1, all networks timed side by side.
+    """Latency in onnxruntime, all networks timed side by side.
 
     After a warm-up every round times one block of runs of each network, in alternating order, so that whatever
     else the machine does falls on all of them alike. The median block counts.
@@ -128,6 +127,7 @@ def latency_ms(
         networks: Name -> network.
         example_input: [1, ...] input.
         threads: Threads within an operator.
+        batch: Images per run.
         rounds: Blocks per network at most; fewer (but 3) when the time is up.
         seconds: Time spent measuring, roughly; exporting comes on top.
 
@@ -137,7 +137,7 @@ def latency_ms(
     Raises:
         ValueError: If a network cannot be exported.
     """
-    feed = example_input.detach().cpu().numpy()
+    feed = example_input.detach().cpu().repeat(batch, *[1] * (example_input.ndim - 1)).numpy()
     runs: dict[str, Callable[[], Any]] = {}
     for name, network in networks.items():
         session = _session(onnx_bytes(network, example_input), threads)
@@ -299,14 +299,10 @@ def _session(model: bytes, threads: int) -> Any:
     Raises:
         ValueError: If onnxruntime refuses the model.
     """
-    import onnxruntime
+    from hw_profiles.device_script import make_session
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = FATAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return make_session(model, threads)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise ValueError(
             f"an ONNX model must load in onnxruntime, but it refuses this one ({_one_line(error)}): export it again"
@@ -315,6 +311,8 @@ def _session(model: bytes, threads: int) -> Any:
 
 def _run(session: Any, batch: Tensor) -> Tensor:
     import onnxruntime
+
+    from hw_profiles.device_script import FATAL
 
     options = onnxruntime.RunOptions()
     options.log_severity_level = FATAL

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,8 +20,10 @@ from amc.cache import cached_tensors
 from amc.config import SearchConfig
 from amc.data import Split
 from amc.door import check_task
-from amc.evaluate import Backend, Effort, Evaluator, Measurement, Score, Scorer, read
+from amc.draws import keyed_order, read_batches
+from amc.evaluate import Backend, Effort, Evaluator, Measurement, Score, Scorer
 from amc.plugins import describe, find_function
+from amc.profiles import load_table
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
 from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
@@ -31,9 +34,9 @@ from envs.layout import read_layout
 from envs.parallel import single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
-from envs.reward import REWARDS, Evaluation, Reward
+from envs.reward import REWARDS, Evaluation, Reward, accuracy_latency
 from envs.sites import Site
-from hw_profiles.cost import COSTS, Cost, Macs, Params, cost_of
+from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, Params, cost_of
 from hw_profiles.layers import IntArray
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class Problem:
         config: The resolved configuration.
         anatomy: Graph, units and layouts.
         sites: One decision per unit that may change.
+        table: Latencies by the named profile, None without one.
         constraint: The budgets over them.
         reward: Turns an evaluation into a number.
         effort: What has been paid so far.
@@ -78,14 +82,20 @@ class Problem:
             raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
         self.task: Task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
         check_task(self.task)
-        self.reward = self._reward()
+        table = load_table(config.profile, logger.warning) if config.profile is not None else None
         progress("finding units", 0, 1)
         self.anatomy = dissect(self.task.network, self.task.example_input)
         progress("finding units", 1, 1)
         sites, skipped = config.rules.rules().sites(self.anatomy.units)
         self.sites: tuple[Site, ...] = tuple(sites)
         self.fixed = (*self.anatomy.fixed, *skipped)
+        self.table = table.for_network(self.anatomy.family.dense) if table is not None else None
+        if self.table is not None and self.table.correction is None:
+            logger.warning(
+                "latencies of %s are uncorrected: `amc profile check` measures how true they are", self.task.name
+            )
         self.constraint = self._constraint()
+        self.reward = self._reward()
         self.effort = Effort()
         self.scorer = Scorer(
             graph=self.anatomy.graph, metric=self.task.metric, chunk=self._scoring_chunk(), device=config.device
@@ -99,8 +109,9 @@ class Problem:
         costing = Costing(self.anatomy.family, self.sites)
         budgets = []
         for name, value in self.config.constraint.items():
-            dense = cost_of(COSTS[name], self.anatomy.family.dense)
-            budgets.append(Budget(COSTS[name], resolve_budget(COSTS[name], value, dense)))
+            cost = self.table if self.table and name in LATENCY else COSTS[name]
+            dense = cost_of(cost, self.anatomy.family.dense)
+            budgets.append(Budget(cost, value if name == "latency_ms" else resolve_budget(cost, value, dense)))
         return Constraint.create(costing, budgets)
 
     def _reward(self) -> Reward:
@@ -108,6 +119,8 @@ class Problem:
         name = self.config.reward
         if name == "auto":
             name = "output_error" if self.task.metric is top1 and self._outputs_fit() else "accuracy"
+        if name == "accuracy_latency":
+            return partial(accuracy_latency, target_ms=self.constraint.limits()["latency_ms"])
         return REWARDS[name] if name in REWARDS else find_function("reward", name)
 
     def _outputs_fit(self) -> bool:
@@ -217,6 +230,7 @@ class Problem:
             "config": self.config.model_dump(mode="json", exclude=limits),
             "weights": weights_fingerprint(self.task.network),
             "calibration": self.compressor.calibration_fingerprint,
+            **({"profile": self.table.profile.text()} if self.table is not None else {}),
         }
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
@@ -271,6 +285,7 @@ class Problem:
         example = self.task.example_input
         layout = read_layout(network, trace(network, example), example)
         wanted: list[Cost] = [Macs(), Params(), *(budget.cost for budget in self.constraint.budgets)]
+        wanted += [self.table] if self.table is not None else []
         costs = {cost.name: cost for cost in wanted}
         return {name: cost_of(cost, layout) for name, cost in costs.items()}
 
@@ -329,13 +344,3 @@ class Problem:
 
 def _curve(unit: str, table: Tensor) -> Curve:
     return Curve(unit=unit, kept=tuple(table[0].int().tolist()), damage=tuple(table[1].tolist()))
-
-
-def keyed_order(count: int, seed: int) -> list[int]:
-    """A seeded permutation of `count` indices."""
-    return [int(index) for index in np.random.default_rng([seed, count]).permutation(count)]
-
-
-def read_batches(split: Split, indices: Sequence[int], size: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches of the chosen samples, in order."""
-    return [read(split, indices[start : start + size]) for start in range(0, len(indices), size)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import safetensors.torch
 from amc.config import SearchConfig, load_config
 from amc.export import POLICY, WEIGHTS
 from amc.files import read_json, write_bytes, write_json, write_text
+from amc.layer_times import LayerTime
 from amc.result import SearchResult
 from amc.rollout import Episode, Failure
 from amc.snapshot import Snapshot, read_snapshot, write_snapshot
@@ -123,14 +124,19 @@ class RunFolder:
         write_snapshot(self.path / SNAPSHOT, snapshot)
         self._log(snapshot)
 
-    def finish(self, result: SearchResult, latency_ms: Mapping[str, float]) -> None:
+    def finish(
+        self,
+        result: SearchResult,
+        latency_ms: Mapping[str, float],
+        layers: Mapping[str, Sequence[LayerTime]] | None = None,
+    ) -> None:
         """Writes policy, weights, each image's score and, last, the result."""
         write_json(self.path / POLICY, result.policy.to_json())
         state = {k: v.detach().clone().contiguous() for k, v in result.networks["found"].state_dict().items()}
         write_bytes(self.path / WEIGHTS, safetensors.torch.save(state))
         scores = {f"{name}|{split}": each for name, r in result.reports.items() for split, each in r.each.items()}
         write_bytes(self.path / SCORES, safetensors.numpy.save(scores))
-        write_json(self.path / RESULT, result.to_json(versions(), latency_ms))
+        write_json(self.path / RESULT, result.to_json(versions(), latency_ms, layers))
         if self._events is not None:
             self._events.close()
 

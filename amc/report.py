@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amc.files import write_text
+from amc.latency_section import latency_section
+from amc.layer_times import LayerTime
 from amc.pictures import bullets, choices, progress
 from amc.report_style import CSS
 from amc.result import NETWORKS, SearchResult
 from envs.layout import LayoutFamily, kept_counts
 from hw_profiles.cost import COSTS, Cost, Macs, Memory, cost_of
 from hw_profiles.layers import Layout
+from hw_profiles.table import LatencyTable
 
 if TYPE_CHECKING:
     from amc.problem import Problem
@@ -66,6 +69,7 @@ class ReportData:
         ratios: [S] executed preserve ratios, one tuple per episode.
         effort: What the search took: heading -> text.
         configuration: The complete configuration as TOML.
+        layer_times: Network name -> predicted and measured time of each layer; {} without a profile.
     """
 
     task: str
@@ -81,6 +85,7 @@ class ReportData:
     ratios: tuple[tuple[float, ...], ...]
     effort: Mapping[str, str]
     configuration: str
+    layer_times: Mapping[str, Sequence[LayerTime]] = field(default_factory=dict)
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -89,8 +94,9 @@ class ReportData:
 
 
 def write_report(
-    path: Path, problem: Problem, result: SearchResult, latency_ms: Mapping[str, float], episodes: Sequence[Episode]
-) -> None:
+    path: Path, problem: Problem, result: SearchResult, latency_ms: Mapping[str, float], episodes: Sequence[Episode],
+    layers: Mapping[str, Sequence[LayerTime]] | None = None,
+) -> None:  # fmt: skip
     """Writes the report of a finished search, atomically.
 
     Args:
@@ -99,11 +105,12 @@ def write_report(
         result: What was found.
         latency_ms: Network name -> milliseconds; networks without an entry show none.
         episodes: All episodes in order.
+        layers: Network name -> predicted and measured time of each layer, where a profile tells it.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    write_text(path, render(gather(problem, result, latency_ms, episodes)))
+    write_text(path, render(replace(gather(problem, result, latency_ms, episodes), layer_times=layers or {})))
 
 
 def gather(
@@ -139,7 +146,11 @@ def gather(
 
 def layer_costs(family: LayoutFamily, cost: Cost, widths: Mapping[str, int]) -> tuple[float, ...]:
     """Cost of every layer with a weight, alone, at some widths."""
-    layers = family.at(kept_counts(family, widths)).layers
+    layout = family.at(kept_counts(family, widths))
+    layers = layout.layers
+    if isinstance(cost, LatencyTable):  # a layer's time depends on what is fused into it
+        times = cost.layers(layout)
+        return tuple(float(time) for time, layer in zip(times, layers, strict=True) if layer.has_weight)
     return tuple(cost_of(cost, Layout(layers=(replace(a, inputs=()),))) for a in layers if a.has_weight)
 
 
@@ -147,6 +158,8 @@ def render(data: ReportData) -> str:
     """The whole page."""
     title = f"{data.task}, pruned"
     sections = [_header(data), _cards(data), _table(data), _widths(data), _layer_shares(data)]
+    if data.layer_times:
+        sections.append(latency_section(data.networks, data.layer_times))
     if len(data.rewards) > 1:
         sections.append(_rewards(data))
     sections += [_effort(data), f"<h2>Configuration</h2>\n<pre>{escape(data.configuration)}</pre>"]
@@ -160,6 +173,8 @@ def render(data: ReportData) -> str:
 
 def amount(name: str, value: float) -> str:
     """A cost in digits that a person reads: 125.5 M, 853.2 k, 1.21 MB."""
+    if name == "latency_ms":
+        return f"{value:.3f} ms"
     unit = "B" if name == "memory" else ""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= max(size, 1e4):
@@ -169,8 +184,9 @@ def amount(name: str, value: float) -> str:
 
 def cost_label(name: str) -> str:
     """How a cost is called in a sentence."""
-    if name == "memory":
-        return "peak memory"
+    words = {"memory": "peak memory", "latency_ms": "predicted latency"}
+    if name in words:
+        return words[name]
     return COSTS[name].unit if name in COSTS else name
 
 
@@ -222,7 +238,7 @@ def _cards(data: ReportData) -> str:
 
 def _table(data: ReportData) -> str:
     costs = data.networks["dense"].costs
-    heads = ["network", "validation", "test", *(cost_label(name) for name in costs), "latency"]
+    heads = ["network", "validation", "test", *(cost_label(name) for name in costs), "measured"]
     rows = []
     for name in data.shown:
         facts = data.networks[name]
@@ -238,8 +254,8 @@ def _table(data: ReportData) -> str:
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>\n'
         f'<p class="note">Accuracy in per cent, nothing fine-tuned; test images were looked at once, after the policy '
-        f"was fixed. Standard error of one accuracy in points: {errors}. Latency: onnxruntime, batch 1, one thread, "
-        "all networks timed side by side.</p>"
+        f"was fixed. Standard error of one accuracy in points: {errors}. Measured: latency in onnxruntime, all "
+        "networks timed side by side where the search ran.</p>"
     )
 
 

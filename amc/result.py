@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.config import SearchConfig
+from amc.layer_times import LayerTime
 from amc.rollout import IN_PROCESS, Usage
 from envs.policy import Policy
 
@@ -71,8 +72,14 @@ class SearchResult:
     failures: int = 0
     workers: Usage = IN_PROCESS
 
-    def to_json(self, versions: Mapping[str, str], latency_ms: Mapping[str, float]) -> dict[str, Any]:
+    def to_json(
+        self,
+        versions: Mapping[str, str],
+        latency_ms: Mapping[str, float],
+        layers: Mapping[str, Sequence[LayerTime]] | None = None,
+    ) -> dict[str, Any]:
         """The content of `result.json`."""
+        each = {name: [layer.to_json() for layer in times] for name, times in (layers or {}).items()}
         reports = {name: {"accuracy": r.accuracy, "costs": r.costs} for name, r in self.reports.items()}
         return {
             "schema_version": SCHEMA_VERSION, "task": self.task, "budgets": self.budgets, "seed": self.seed,
@@ -82,6 +89,7 @@ class SearchResult:
             "measured": {
                 "seconds": round(self.seconds, 2), "latency_ms": dict(latency_ms),
                 "workers": {"number": self.workers.workers, "idle": round(self.workers.idle, 4)},
+                **({"layers": each} if each else {}),
             },
         }  # fmt: skip
 

@@ -68,10 +68,14 @@ def stored_comparison(result: Mapping[str, Any]) -> Table:
     dense, latency_ms = result["dense"]["costs"], result["measured"]["latency_ms"]
     for cost in dense:
         table.add_column(cost, justify="right")
-    table.add_column("latency", justify="right")
+    table.add_column("measured", justify="right")
     for name in (name for name in NETWORKS if name in result):
         accuracies = [f"{result[name]['accuracy'][split]:.2%}" for split in ("validation", "test")]
-        costs = [f"{value:,.0f} {value / dense[cost]:4.0%}" for cost, value in result[name]["costs"].items()]
+        costs = [f"{value:{_digits(cost)}} {value / dense[cost]:4.0%}" for cost, value in result[name]["costs"].items()]
         latency = f"{latency_ms[name]:.3f} ms" if name in latency_ms else "-"
         table.add_row(name, *accuracies, *costs, latency, style="bold" if name == "found" else None)
     return table
+
+
+def _digits(cost: str) -> str:
+    return ".3f" if cost == "latency_ms" else ",.0f"

@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from amc.commands import run_on
-from amc.config import SearchConfig, WorkersConfig, load_config
+from amc.config import SearchConfig, load_config
+from amc.config_parts import WorkersConfig
 from amc.files import write_text
 from amc.pareto import PAGE, Outcome, gather, write_front
 from amc.record import CONFIG, RunFolder

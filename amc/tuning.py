@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from agents.searcher import keyed_generator
-from amc.config import SearchConfig, WorkersConfig, load_config, parse_override
+from amc.config import SearchConfig, load_config, parse_override
+from amc.config_parts import WorkersConfig
 from amc.files import write_text
 from amc.record import RunFolder
 from amc.sweep import RUNS, Trial, claim, ended, run_trials

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agents.searcher import Plan
-from amc.config import WorkersConfig
+from amc.config_parts import WorkersConfig
 from amc.evaluate import Evaluator
 from amc.parcel import pack
 from amc.rollout import Outcome, Played, Rollouts, SerialRollouts, Timing, Usage, conclude, failed

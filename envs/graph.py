@@ -21,7 +21,7 @@ from envs.kinds import BATCH_NORMS as BATCH_NORMS
 from envs.kinds import CONVOLUTIONS as CONVOLUTIONS
 from envs.kinds import NORMS as NORMS
 from envs.kinds import TRANSPOSED as TRANSPOSED
-from envs.kinds import function_kind, module_kind
+from envs.kinds import function_kind, module_kind, plain_name
 from hw_profiles.layers import Kind
 
 logger = logging.getLogger(__name__)
@@ -41,12 +41,14 @@ class Node:
         kind: What it does.
         module: Name of the module it calls, None for a function.
         inputs: Indices of the operators that it reads.
+        function: What is computed, by `plain_name` ("relu", "maxpool2d").
     """
 
     name: str
     kind: Kind
     module: str | None
     inputs: tuple[int, ...]
+    function: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,7 @@ def same_output(expected: Any, got: Any, tolerance: float) -> bool:
     if not pairs or len(tree_leaves(expected)) != len(tree_leaves(got)):
         return False
     for a, b in pairs:
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape):
             return False
         if not bool((a - b).abs().max() <= tolerance * a.abs().max().clamp_min(1e-12)):
             return False
@@ -257,11 +259,11 @@ def _nodes_of(program: fx.Graph, values: dict[fx.Node, Any], network: nn.Module)
         if node.op in ("output", "get_attr") or not isinstance(values[node], Tensor):
             continue
         inputs = tuple(dict.fromkeys(index_of[source] for source in _tensor_sources(node, index_of, values)))
-        once = node.op == "call_module" and calls.count(node.target) == 1
+        name = str(node.target) if calls.count(node.target) == 1 and node.op == "call_module" else node.name
         module = str(node.target) if node.op == "call_module" else None
-        kind = _kind(node, network, values)
         index_of[node] = len(nodes)
-        nodes.append(Node(str(node.target) if once else node.name, kind, module, inputs))
+        called = type(network.get_submodule(module)) if module is not None else node.target
+        nodes.append(Node(name, _kind(node, network, values), module, inputs, plain_name(called)))
     return tuple(nodes)
 
 
@@ -321,7 +323,7 @@ def _nodes_by_hooks(network: nn.Module, example_input: Tensor) -> tuple[Node, ..
     for name, module, before, after in _calls_by_hooks(network, example_input)[1]:
         label = f"{name}#{taken[name]}" if name in taken else name
         taken[name] = taken.get(name, 0) + 1
-        nodes.append(Node(label, module_kind(module, before == after), name, ()))
+        nodes.append(Node(label, module_kind(module, before == after), name, (), plain_name(type(module))))
     return tuple(nodes)
 
 

@@ -55,3 +55,8 @@ def module_kind(module: nn.Module, same_shape: bool) -> Kind:
     if "Pool" in type(module).__name__:
         return "pool"
     return "activation" if same_shape else "other"
+
+
+def plain_name(called: Any) -> str:
+    """Name of a class, function or method, without case and underscores: nn.ReLU6 and F.relu6 are both "relu6"."""
+    return str(getattr(called, "__name__", called)).lower().replace("_", "")

@@ -174,7 +174,7 @@ def _own_params(layer: LayerShape) -> int:
 
 
 def _layer(node: Node, module: nn.Module | None, before: Shape, after: Shape, axis: int) -> LayerShape:
-    common: dict[str, Any] = {"name": node.name, "kind": node.kind, "inputs": node.inputs}
+    common: dict[str, Any] = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "function": node.function}
     if node.kind == "linear" and isinstance(module, nn.Linear):
         out_map = after[1:-1]
         return LayerShape(

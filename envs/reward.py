@@ -86,8 +86,29 @@ def output_error(evaluation: Evaluation) -> float:
     return -evaluation.output_error
 
 
+def accuracy_latency(evaluation: Evaluation, target_ms: float = 1.0, weight: float = 0.07) -> float:
+    """Accuracy x (target / latency)^weight (Tan et al., MnasNet, CVPR 2019, equation 2, with their -0.07).
+
+    The target is the latency budget; below it the factor pays for being faster still.
+
+    Args:
+        evaluation: With a cost `latency_ms`.
+        target_ms: Latency at which the factor is 1; a search passes its budget.
+        weight: Twice the latency is paid for by 2^weight times the accuracy (5 %).
+
+    Raises:
+        ValueError: If the latency is not among the costs.
+    """
+    if "latency_ms" not in evaluation.costs:
+        raise ValueError(
+            "the reward 'accuracy_latency' needs a latency budget: add --constraint latency=0.65 --profile"
+        )
+    return float(evaluation.accuracy * (target_ms / evaluation.costs["latency_ms"]) ** weight)
+
+
 REWARDS: dict[str, Reward] = {
     "accuracy": accuracy,
+    "accuracy_latency": accuracy_latency,
     "error_log_cost": error_log_cost,
     "loss": loss,
     "output_error": output_error,

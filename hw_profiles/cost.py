@@ -121,5 +121,8 @@ def _ends(layout: Layout) -> IntArray:
     return ends
 
 
+LATENCY = ("latency", "latency_ms")
+"""Budgets on a profile's latency: a fraction of the dense network's, or milliseconds."""
+
 COSTS: dict[str, Cost] = {cost.name: cost for cost in (Macs(), Params(), Memory())}
 """Costs that are counted, by the name used in a constraint."""

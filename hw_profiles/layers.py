@@ -42,6 +42,7 @@ class LayerShape:
         channel_params: Parameters per output channel beside kernel and bias (2 for an affine normalization).
         pattern: Sparsity pattern of the weight.
         inputs: Indices of the producing operators in the layout.
+        function: What is computed, in lower case without underscores ("relu6", "maxpool2d"): runtimes fuse by it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LayerShape:
     channel_params: int = 0
     pattern: str = "dense"
     inputs: tuple[int, ...] = ()
+    function: str = ""
 
     def __post_init__(self) -> None:
         """Refuses shapes that no operator can have."""

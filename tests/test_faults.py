@@ -53,7 +53,8 @@ from pathlib import Path
 from rich.console import Console
 from ray.cluster_utils import Cluster
 from amc.commands import run_search
-from amc.config import WorkersConfig, load_config
+from amc.config import load_config
+from amc.config_parts import WorkersConfig
 
 Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

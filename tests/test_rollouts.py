@@ -17,7 +17,8 @@ from rich.console import Console
 
 from agents.searcher import FixedPlan, Plan
 from amc.commands import run_resume, run_search
-from amc.config import SearchConfig, WorkersConfig
+from amc.config import SearchConfig
+from amc.config_parts import WorkersConfig
 from amc.evaluate import Effort, Evaluator
 from amc.problem import Problem
 from amc.record import RunFolder

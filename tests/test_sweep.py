@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from amc.config import SearchConfig, WorkersConfig, load_config
+from amc.config import SearchConfig, load_config
+from amc.config_parts import WorkersConfig
 from amc.export import POLICY, WEIGHTS
 from amc.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
 from amc.sweep import RUNS, Grid, claim, run_sweep, run_trial

@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from amc.config import SearchConfig, WorkersConfig
+from amc.config import SearchConfig
+from amc.config_parts import WorkersConfig
 from amc.evaluate import Evaluator
 from amc.models import resnet_cifar
 from amc.problem import Problem

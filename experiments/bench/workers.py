@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.random_search import RandomSearch
-from amc.config import SearchConfig, WorkersConfig
+from amc.config import SearchConfig
+from amc.config_parts import WorkersConfig
 from amc.evaluate import Effort, Evaluator
 from amc.problem import Problem
 from amc.rollout import Rollouts, SerialRollouts

@@ -1,0 +1,98 @@
+"""The parts of a configuration: what each part of a search may be told."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from amc.sensitivity import DAMAGES
+from envs.compress import CompressionSettings, Repair
+from envs.importance import IMPORTANCES
+from envs.rules import Rules
+
+
+class Part(BaseModel):
+    """A frozen part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RulesConfig(Part):
+    """What may be chosen at all."""
+
+    round_to: int = Field(1, ge=1, description="kept channels are a multiple of this, or all")
+    min_ratio: float = Field(0.0, ge=0, le=1, description="smallest preserve ratio")
+    max_ratio: float = Field(1.0, gt=0, le=1, description="largest preserve ratio")
+    skip: tuple[str, ...] = Field((), description="layer name patterns that stay dense")
+
+    def rules(self) -> Rules:
+        """The rules of the environment."""
+        return Rules(**self.model_dump())
+
+
+class CompressionConfig(Part):
+    """How channels are chosen and weights repaired."""
+
+    importance: str = Field("obs", description=f"channel score: {', '.join(IMPORTANCES)}")
+    repair: Repair = Field("sequential", description="closed-form refit of what stays")
+    images: int = Field(2000, ge=16, description="calibration images")
+    positions: int = Field(16, ge=1, description="output positions sampled per image")
+    quick_images: int = Field(1000, ge=16, description="calibration images of sequential repair during the search")
+    quick_positions: int = Field(16, ge=1, description="output positions per image during the search")
+    ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
+    producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
+    reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")
+    memory_gb: float = Field(1.0, gt=0, description="bound on activations and rows held by repair, GB")
+
+    @field_validator("importance")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in IMPORTANCES:
+            raise ValueError(f"must be one of {', '.join(IMPORTANCES)}, but got {value!r}")
+        return value
+
+    def settings(self, seed: int) -> CompressionSettings:
+        """The settings of the compressor."""
+        return CompressionSettings(**self.model_dump(), seed=seed)
+
+
+class KnapsackConfig(Part):
+    """How damage per width is measured."""
+
+    damages: tuple[str, ...] = Field(
+        ("logits", "kl", "kl1"), min_length=1, description=f"what is measured: {', '.join(DAMAGES)}"
+    )
+    images: int = Field(512, ge=16, description="calibration images per variant")
+    widths: int = Field(16, ge=2, description="widths measured per unit, others are interpolated")
+    audition_images: int = Field(2000, ge=16, description="unseen calibration images that judge the solutions")
+
+    @field_validator("damages")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in DAMAGES:
+                raise ValueError(f"must be among {', '.join(DAMAGES)}, but got {name!r}")
+        return value
+
+
+class BackendConfig(Part):
+    """The arithmetic that scores policies during a search; a run writes down what `auto` chose, and why."""
+
+    name: Literal["auto", "bf16", "fp32", "eager"] = Field("auto", description="fp32 and bf16 fold normalization")
+    difference: float | None = Field(None, ge=0, description="written by the run: largest difference of accuracy")
+
+
+class WorkersConfig(Part):
+    """Who plays the episodes; no part of what determines a search."""
+
+    workers: int = Field(0, ge=0, description="Ray workers, 0: this process (or, with an address, one per CPU)")
+    address: str | None = Field(None, description="Ray cluster, None: Ray on this machine")
+    gpus: float = Field(0.0, ge=0, description="GPUs per worker")
+    limit_seconds: float = Field(3600.0, gt=0, description="an evaluation on a worker that takes longer has failed")
+    retries: int = Field(2, ge=0, description="how often a failed evaluation is tried again")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any workers are wanted."""
+        return self.workers > 0 or self.address is not None

@@ -1,0 +1,187 @@
+"""How well a profile predicts whole networks: random pruned ones, timed alternating with the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from amc.anatomy import Anatomy
+from amc.export import onnx_bytes
+from amc.profile_measure import Setting
+from envs.slicing import slice_network
+from hw_profiles.device_script import Graph, now, standard_error
+from hw_profiles.layers import IntArray
+from hw_profiles.profile import Correction, Profile
+from hw_profiles.table import LatencyTable, network_digest
+
+FloatArray = NDArray[np.float64]
+
+POOL = 4000
+"""Random networks among which those at evenly spread latencies are picked."""
+FEWEST = 8
+FEWEST_ROUNDS, MOST_ROUNDS, PRECISION = 21, 101, 0.004
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        predicted: [N] milliseconds by the table, uncorrected.
+        measured: [N] milliseconds of the whole networks, drift taken out.
+        held_out: [N] corrected predictions, each by the correction fitted on the other half.
+        correction: Fitted on all of them, with the held-out error.
+    """
+
+    predicted: FloatArray
+    measured: FloatArray
+    held_out: FloatArray
+    correction: Correction
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dictionary."""
+        c = self.correction
+        columns = zip(self.predicted.tolist(), self.held_out.tolist(), self.measured.tolist(), strict=True)
+        return {
+            "task": c.task, "networks": c.networks, "median_relative_error": c.median_relative_error,
+            "p95_relative_error": c.p95_relative_error, "spearman": c.spearman, "intercept_ms": c.intercept_ms,
+            "slope": c.slope, "dense_ms": c.dense_ms,
+            "points": [{"predicted_ms": p, "held_out_ms": h, "measured_ms": m} for p, h, m in columns],
+        }  # fmt: skip
+
+
+def check_profile(
+    profile: Profile, title: str, task: str, network: nn.Module, example: Tensor, anatomy: Anatomy, count: int,
+    progress: Progress = lambda what, done, total: None, seed: int = 0,
+) -> Checked:  # fmt: skip
+    """Times random pruned networks whole and compares.
+
+    Args:
+        profile: The profile; its own corrections are not used.
+        title: Its name, for messages.
+        task: The task's name, stored with the correction.
+        network: The dense network.
+        example: [1, ...] input.
+        anatomy: Its units and layouts.
+        count: Networks to time.
+        progress: Told what is done.
+        seed: Of the random networks.
+
+    Raises:
+        ValueError: If fewer networks are asked for than a fit on halves needs, or an entry is missing.
+    """
+    if count < FEWEST:
+        raise ValueError(f"--networks must be at least {FEWEST}, since a half of them fits the correction, got {count}")
+    table = LatencyTable(profile.model_copy(update={"corrections": []}), title)
+    kept = spread_networks(table, anatomy, count, seed)
+    predicted = table.many(anatomy.family.dense, anatomy.family.widths(kept))
+    setting = Setting(runtime=profile.runtime, threads=profile.threads, batch=profile.batch, dtype=profile.dtype)
+    dense = whole_network(network, example, setting)
+    ratios, dense_ms = np.zeros(count), np.zeros(count)
+    for index, row in enumerate(kept):
+        widths = dict(zip(anatomy.family.units, row.tolist(), strict=True))
+        small = whole_network(sliced(network, anatomy, widths), example, setting)
+        ratios[index], dense_ms[index] = alternate(small, dense)
+        progress("timing networks", index + 1, count)
+    usual = float(np.median(dense_ms))
+    return judge(predicted, ratios * usual, usual, task, network_digest(anatomy.family.dense))
+
+
+def judge(predicted: FloatArray, measured: FloatArray, dense_ms: float, task: str, network: str) -> Checked:
+    """Fits the correction on each half and judges it on the other."""
+    held_out = np.zeros(len(predicted))
+    for half in (0, 1):
+        fit = np.arange(len(predicted)) % 2 == half
+        intercept, slope = fit_correction(predicted[fit], measured[fit])
+        held_out[~fit] = intercept + slope * predicted[~fit]
+    errors = np.abs(held_out / measured - 1)
+    intercept, slope = fit_correction(predicted, measured)
+    correction = Correction(
+        network=network, task=task, intercept_ms=intercept, slope=slope, networks=len(predicted),
+        median_relative_error=float(np.median(errors)), p95_relative_error=float(np.quantile(errors, 0.95)),
+        spearman=float(spearmanr(held_out, measured).statistic), dense_ms=dense_ms, date=now(),
+    )  # fmt: skip
+    return Checked(predicted=predicted, measured=measured, held_out=held_out, correction=correction)
+
+
+def fit_correction(predicted: FloatArray, measured: FloatArray) -> tuple[float, float]:
+    """Intercept and slope of least squared *relative* error.
+
+    Raises:
+        ValueError: If longer predictions go with shorter times.
+    """
+    columns = np.stack([np.ones(len(predicted)), predicted], axis=1) / measured[:, None]
+    intercept, slope = np.linalg.lstsq(columns, np.ones(len(measured)), rcond=None)[0]
+    if not slope > 0:
+        raise ValueError(
+            f"measured latencies must grow with predicted ones, but the fitted slope is {slope:.3g}: measure again on "
+            "a quiet machine, with more --networks"
+        )
+    return float(intercept), float(slope)
+
+
+def spread_networks(table: LatencyTable, anatomy: Anatomy, count: int, seed: int) -> IntArray:
+    """[count, U] random widths whose predicted latencies are spread evenly from the lightest to the dense network."""
+    family, generator = anatomy.family, np.random.default_rng([seed, count])
+    granules = {unit.name: unit.granule for unit in anatomy.units}
+    steps = np.asarray([granules[name] for name in family.units], dtype=np.int64)
+    most = family.channels // steps
+    level = generator.uniform(0, 1, size=(POOL, 1))
+    share = np.clip(level * generator.uniform(0.5, 1.5, size=(POOL, len(most))), 0, 1)
+    pool = np.maximum(1, np.round(share * most)).astype(np.int64) * steps
+    pool = np.concatenate([pool, steps[None, :], family.channels[None, :]])
+    costs = table.many(family.dense, family.widths(pool))
+    picks: list[int] = []
+    for target in np.linspace(costs.min(), costs[-1], count):
+        distance = np.abs(costs - target)
+        distance[picks] = np.inf
+        picks.append(int(distance.argmin()))
+    shuffled = np.random.default_rng(seed).permutation(picks)  # drift of the clock must not look like size
+    return np.asarray(pool[shuffled], dtype=np.int64)
+
+
+def sliced(network: nn.Module, anatomy: Anatomy, kept: Mapping[str, int]) -> nn.Module:
+    """The network with the first channels of each unit (which ones stay does not matter for latency)."""
+    channels = {
+        unit.name: sorted(c for granule in unit.granules[: kept[unit.name] // unit.granule] for c in granule)
+        for unit in anatomy.units
+    }
+    return slice_network(network, anatomy.units, channels)
+
+
+def whole_network(network: nn.Module, example: Tensor, setting: Setting) -> Any:
+    """A whole network that can be timed."""
+    if setting.runtime == "torch":
+        from amc.profile_torch import torch_network
+
+        return torch_network(network, example, setting)
+    if setting.dtype != "fp32":
+        raise ValueError("whole networks run in onnxruntime in fp32 only: check other dtypes through torch")
+    feed = example.detach().cpu().repeat(setting.batch, *[1] * (example.ndim - 1)).numpy()
+    return Graph(onnx_bytes(network, example), setting.threads, {"input": feed})
+
+
+def alternate(one: Any, other: Any) -> tuple[float, float]:
+    """Times two networks in turn: the median ratio, and the median of the other one in milliseconds."""
+    rows: list[tuple[float, float]] = []
+    for graph in (one, other):
+        graph.seconds(3)
+    runs = [max(1, round(2e-3 / max(graph.seconds(2), 1e-7))) for graph in (one, other)]
+    while len(rows) < MOST_ROUNDS:
+        if len(rows) % 2:
+            a, b = one.seconds(runs[0]), other.seconds(runs[1])
+        else:
+            b, a = other.seconds(runs[1]), one.seconds(runs[0])
+        rows.append((a, b))
+        ratios = np.asarray([x / y for x, y in rows])
+        if len(rows) >= FEWEST_ROUNDS and standard_error(ratios) < PRECISION * float(np.median(ratios)):
+            break
+    return float(np.median(ratios)), 1e3 * float(np.median([y for _, y in rows]))

@@ -1,0 +1,84 @@
+"""MobileNet-V2 (Sandler et al., CVPR 2018) for 32 x 32 images as a task of one's own, for latency: random weights.
+
+Use: `amc profile measure --task experiments.mobilenet:mobilenet_v2 --out FILE`. With `--data DIR` the images are
+CIFAR-10's (and `--checkpoint` takes trained weights), otherwise noise: costs do not depend on them. The strides of
+the stem and of the second stage are 1, as usual for small images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from amc.data import ArraySplit, load_cifar10
+from amc.models.resnet_cifar import NormalizePixels
+from amc.tasks import Task
+
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+"""Expansion, channels, blocks, stride: table 2 of the paper."""
+
+
+def conv_norm_act(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution, normalization, ReLU6."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project; an addition where the shapes allow it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        self.expand = conv_norm_act(inputs, inner, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = conv_norm_act(inner, inner, 3, stride, groups=inner)
+        self.project = nn.Sequential(nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, inputs, H, W]` to `[B, outputs, H / stride, W / stride]`."""
+        out: Tensor = self.project(self.depthwise(self.expand(x)))
+        return x + out if self.adds else out
+
+
+class MobileNetV2(nn.Module):
+    """The whole network, 94 M MACs at 32 x 32."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        blocks, channels = [], 32
+        for expansion, outputs, count, stride in STAGES:
+            for index in range(count):
+                blocks.append(InvertedResidual(channels, outputs, stride if index == 0 else 1, expansion))
+                channels = outputs
+        self.stem = conv_norm_act(3, 32, 3)
+        self.blocks = nn.Sequential(*blocks)
+        self.last = conv_norm_act(channels, 1280, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(1280, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images `[B, 3, H, W]` to class scores `[B, classes]`."""
+        out: Tensor = self.classifier(torch.flatten(self.pool(self.last(self.blocks(self.stem(x)))), 1))
+        return out
+
+
+def mobilenet_v2(data: Path | None = None) -> Task:
+    """The task; without `data`, 256 images of noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MobileNetV2()
+        noise = torch.randn(256, 3, 32, 32), torch.arange(256) % 10
+    if data is None:
+        calibration = validation = test = ArraySplit(*noise)
+    else:
+        train, (x, y) = load_cifar10(data)
+        half, normalize = len(x) // 2, NormalizePixels()
+        calibration = ArraySplit(*train, normalize)
+        validation, test = ArraySplit(x[:half], y[:half], normalize), ArraySplit(x[half:], y[half:], normalize)
+    return Task(
+        name="mobilenet-v2", network=network, example_input=torch.zeros(1, 3, 32, 32), calibration=calibration,
+        validation=validation, test=test,
+    )  # fmt: skip

@@ -1,0 +1,298 @@
+#!/usr/bin/env python3
+"""Times micro-graphs on this device: needs only Python, numpy and onnxruntime; writes one JSON file.
+
+`amc profile bundle` puts this file into an archive as its main program: `python bundle.zip --help`. On the machine that
+made the bundle the same functions measure directly, so that there is one way of timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+FATAL = 4  # onnxruntime's quietest level
+BLOCK_SECONDS = 1.5e-3  # one block of runs of one graph
+FEWEST_BLOCKS = 7
+SMALLEST_ERROR = 5e-5  # ms: below this a better standard error says nothing about a network
+DISTURBED = 0.1  # relative distance of the yardstick from its usual time at which an entry is timed again
+CONFIDENCE, MOST_BLOCKS = 0.01, 61
+MANIFEST = "manifest.json"
+
+Record = dict[str, Any]
+
+
+class Graph:
+    """A loaded ONNX graph that can be timed."""
+
+    def __init__(self, model: bytes, threads: int, feed: dict[str, Any] | None = None) -> None:
+        """Loads a model and runs it once, on random inputs if none are given."""
+        self._session = make_session(model, threads)
+        self._feed = random_feed(self._session) if feed is None else feed
+        self._session.run(None, self._feed)
+
+    def seconds(self, runs: int) -> float:
+        """Seconds per run, over a block of runs."""
+        run, feed = self._session.run, self._feed
+        began = time.perf_counter()
+        for _ in range(runs):
+            run(None, feed)
+        return (time.perf_counter() - began) / runs
+
+
+def random_feed(session: Any) -> dict[str, Any]:
+    """A random input for every input of a session."""
+    generator = np.random.default_rng(0)
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    return {i.name: generator.random(i.shape).astype(types[i.type]) for i in session.get_inputs()}
+
+
+def make_session(model: bytes, threads: int, profile: str = "") -> Any:
+    """A session on the CPU; `profile` is the prefix of a file in which it records what it executes."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def recorded(model: bytes, runs: int = 1, feed: dict[str, Any] | None = None) -> list[list[Record]]:
+    """What the runtime's own profiler says of each run: its operators in order, with name, shapes and microseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = make_session(model, 1, os.path.join(folder, "profile"))
+        feed = random_feed(session) if feed is None else feed
+        for _ in range(runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    rows = [{"op": e["args"]["op_name"], "us": e["dur"], "shapes": e["args"].get("output_type_shape")} for e in nodes]
+    each = len(rows) // runs
+    return [rows[k * each : (k + 1) * each] for k in range(runs)]
+
+
+def detect_formats(models: dict[int, bytes]) -> Record:
+    """Block and alignment of the runtime's tensor format: for which input channels a convolution converts its input.
+
+    Args:
+        models: Input channels -> a graph of one convolution of that many channels.
+    """
+    converted = sorted(c for c, m in models.items() if any(r["op"] == "ReorderInput" for r in recorded(m)[0]))
+    if not converted:
+        return {"block": 0, "align": 1, "fuses": True}
+    block = converted[0]
+    return {"block": block, "align": min((c - block for c in converted if c > block), default=block), "fuses": True}
+
+
+def measure(one: Any, many: Any, copies: int, yardstick: Any, confidence: float, most_blocks: int) -> Record:
+    """Times one entry: blocks of the small graph, the large graph and the yardstick in turn, in alternating order.
+
+    Stops when the standard error of the median slope is below `confidence` of it.
+
+    Args:
+        one: The graph with one copy; anything with `seconds(runs)`.
+        many: The graph with `copies` copies.
+        copies: Copies in the larger graph.
+        yardstick: The fixed graph.
+        confidence: Relative standard error to reach.
+        most_blocks: Blocks at most.
+
+    Returns:
+        n; median, mean, variance and p95 of the slope per copy; what a call takes beside ("overhead_ms"); the
+        yardstick's median; all in milliseconds.
+    """
+    graphs = (one, many, yardstick)
+    runs = [_warm_up(graph) for graph in graphs]
+    rows: list[list[float]] = []
+    while len(rows) < most_blocks:
+        row = [0.0, 0.0, 0.0]
+        for index in (0, 1, 2) if len(rows) % 2 else (2, 1, 0):
+            row[index] = 1e3 * graphs[index].seconds(runs[index])
+        rows.append(row)
+        if len(rows) >= FEWEST_BLOCKS and len(rows) % 2:
+            slopes = _slopes(rows, copies)
+            if standard_error(slopes) <= max(confidence * float(np.median(slopes)), SMALLEST_ERROR):
+                break
+    slopes, table = _slopes(rows, copies), np.asarray(rows)
+    return {
+        "n": len(rows), "median_ms": max(0.0, float(np.median(slopes))), "mean_ms": float(slopes.mean()),
+        "variance": float(slopes.var(ddof=1)), "p95_ms": float(np.quantile(slopes, 0.95)),
+        "overhead_ms": max(0.0, float(np.median(table[:, 0] - slopes))),
+        "yardstick_ms": float(np.median(table[:, 2])),
+    }  # fmt: skip
+
+
+def _warm_up(graph: Any) -> int:
+    """How many runs make a block."""
+    graph.seconds(3)
+    return max(1, int(BLOCK_SECONDS / max(graph.seconds(3), 1e-7) + 0.5))
+
+
+def _slopes(rows: list[list[float]], copies: int) -> Any:
+    table = np.asarray(rows)
+    return (table[:, 1] - table[:, 0]) / (copies - 1)
+
+
+def standard_error(values: Any) -> float:
+    """Standard error of a median, from the quartiles (a busy machine has outliers)."""
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(1.2533 * (high - low) / 1.349 / np.sqrt(len(values)))
+
+
+def disturbed(records: Sequence[Record]) -> list[int]:
+    """Records during which the yardstick ran unusually slowly or fast, or that scatter too much."""
+    usual = float(np.median([record["yardstick_ms"] for record in records]))
+
+    def off(record: Record) -> bool:
+        error = 1.2533 * (record["variance"] / record["n"]) ** 0.5
+        drifted = abs(record["yardstick_ms"] / usual - 1) > DISTURBED
+        return bool(drifted or error > max(DISTURBED * record["median_ms"], 2e-4))
+
+    return [k for k, record in enumerate(records) if off(record)]
+
+
+def describe_device(threads: int) -> Record:
+    """What can be read of this device."""
+    kilohertz = _read("cpufreq/scaling_cur_freq")
+    return {
+        "name": platform.node(), "cpu": _processor(), "gpu": None, "machine": platform.machine(),
+        "system": platform.system(), "cores": os.cpu_count() or 1, "cores_used": threads,
+        "governor": _read("cpufreq/scaling_governor"), "mhz": int(kilohertz) / 1000 if kilohertz else None,
+    }  # fmt: skip
+
+
+def now() -> str:
+    """The time in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017 (devices may have an old Python)
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _read(name: str) -> str | None:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0", name).read_text().strip()
+    except OSError:
+        return None
+
+
+class Journal:
+    """Records on disk as they come, so that an interruption loses one entry at most."""
+
+    def __init__(self, path: Path, header: Record) -> None:
+        """Reads what an earlier process with the same header has written; anything else is put away."""
+        self.path = path
+        self.records: list[Record] = []
+        lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            rows = [json.loads(line) for line in lines if line.endswith("}")]
+        except ValueError:
+            rows = []
+        if rows and rows[0] == header:
+            self.records = rows[1:]
+        else:
+            path.write_text(json.dumps(header) + "\n")
+
+    def add(self, record: Record) -> None:
+        """Appends one record."""
+        self.records.append(record)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+class Bundle:
+    """The archive that this script lies in: a zip file, or a folder that it was unpacked to."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens it and reads its manifest."""
+        self._archive = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
+        self._path = path
+        self.manifest: Record = json.loads(self.read(MANIFEST))
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+        return self._archive.read(name) if self._archive else (self._path / name).read_bytes()
+
+
+def survey(bundle: Bundle, threads: int, journal: Path, report: Callable[[int, int, float], None]) -> Record:
+    """Measures a whole bundle, or goes on where it was interrupted; returns the content of the result file."""
+    manifest = bundle.manifest
+    formats = detect_formats({int(c): bundle.read(name) for c, name in manifest["format_probes"].items()})
+    plan = next((p for p in manifest["plans"] if p["formats"] == formats), None)
+    if plan is None:
+        known = [p["formats"] for p in manifest["plans"]]
+        raise SystemExit(
+            f"the runtime's tensor formats must be among {known}, but here they are {formats}: report this"
+        )
+    device, entries = describe_device(threads), plan["entries"]
+    header = {
+        "schema_version": 1, "runtime": "onnxruntime", "runtime_version": onnxruntime.__version__,
+        "dtype": manifest["dtype"], "batch": manifest["batch"], "threads": threads, "formats": formats,
+        "device": {**device, "mhz": None},
+    }  # fmt: skip
+    book = Journal(journal, {**header, "plan": manifest["digest"]})
+    yardstick = Graph(bundle.read(manifest["yardstick"]), threads)
+
+    def timed(entry: Record) -> Record:
+        one, many = (Graph(bundle.read(entry[part]), threads) for part in ("one", "many"))
+        return measure(one, many, entry["copies"], yardstick, CONFIDENCE, MOST_BLOCKS)
+
+    began, before = time.monotonic(), len(book.records)
+    for done, entry in enumerate(entries[before:], start=before + 1):
+        book.add(timed(entry))
+        report(done, len(entries), (time.monotonic() - began) / (done - before) * (len(entries) - done))
+    records = list(book.records)
+    for index in disturbed(records):
+        records[index] = timed(entries[index])
+    kept = [{**{k: e[k] for k in ("kernel", "inputs", "outputs")}, **r} for e, r in zip(entries, records)]  # noqa: B905 (Python 3.9)
+    usual = {name: float(np.median([r[name] for r in records])) for name in ("yardstick_ms", "overhead_ms")}
+    return {**header, "device": device, "date": now(), **usual, "entries": kept}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures the bundle that this script lies in."""
+    parser = argparse.ArgumentParser(description="Measure this device for AMC: writes one JSON file to import there.")
+    parser.add_argument("--threads", type=int, default=1, help="threads within an operator (default 1)")
+    parser.add_argument("--out", type=Path, default=Path("measured.json"), help="file to write (default measured.json)")
+    parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    journal = options.out.with_name(options.out.name + ".partial")
+
+    def report(done: int, total: int, left: float) -> None:
+        print(f"\r{done} of {total} measured, {left / 60:4.1f} minutes left", end="", file=sys.stderr, flush=True)
+
+    try:
+        found = survey(Bundle(options.bundle), options.threads, journal, report)
+    except KeyboardInterrupt:
+        print(f"\nstopped: run it again to go on ({journal} holds what was measured)", file=sys.stderr)
+        return 130
+    temporary = options.out.with_name(options.out.name + ".new")
+    temporary.write_text(json.dumps(found, indent=1))
+    temporary.replace(options.out)
+    journal.unlink()
+    print(f"\nwrote {options.out}: bring it back and `amc profile import` it", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
