@@ -180,7 +180,7 @@ def compare(
 class Spread(TyperCommand):
     """A command whose repeatable options take several values: `--budgets 0.3 0.5` is `--budgets 0.3 --budgets 0.5`."""
 
-    several = ("--budgets", "--agents", "--tune")
+    several = ("--budgets", "--agents", "--profiles", "--tune")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Spreads the values, then parses as usual."""
@@ -209,6 +209,9 @@ def sweep(
     checkpoint: CheckpointOption = None,
     constraint: ConstraintOption = None,
     settings: SetOption = None,
+    profiles: Annotated[
+        list[str] | None, typer.Option("--profiles", help="Sweep under each of these profiles: board.json phone ...")
+    ] = None,
     tune: Annotated[
         list[str] | None,
         typer.Option("--tune", help="Tune instead: KEY=LOW..HIGH or KEY=A,B,C, such as learning.sigma=0.05..0.3"),
@@ -222,7 +225,7 @@ def sweep(
     """Search over several budgets, agents and seeds; ends with the Pareto front. Repeat it to go on."""
     overrides: dict[str, Any] = {
         "task": task, "data": data, "checkpoint": checkpoint,
-        "constraint": parse_constraints(constraint) if constraint else None,
+        "constraint": parse_constraints(constraint) if constraint else None, "profile": profiles[0] if profiles else None,
     }  # fmt: skip
     overrides |= dict(parse_override(text) for text in settings or [])
     config = load_config(recipe, overrides)
@@ -232,11 +235,14 @@ def sweep(
         ranges = [parse_range(text) for text in tune]
         run_tuning(config, ranges, samples, out, console, _workers(workers, ray, gpus, limit))
         return
-    from amc.sweep import Grid, run_sweep
+    from amc.sweep import Grid, run_sweep, run_sweeps
 
     several = tuple(budgets or list(config.constraint.values())[:1])
     grid = Grid(budgets=several, agents=tuple(agents or [config.agent]), seeds=seeds)
-    run_sweep(config, grid, out, console, _workers(workers, ray, gpus, limit))
+    if len(profiles or []) > 1:
+        run_sweeps(config, grid, profiles or [], out, console, _workers(workers, ray, gpus, limit))
+    else:
+        run_sweep(config, grid, out, console, _workers(workers, ray, gpus, limit))
 
 
 @app.command()

@@ -123,13 +123,17 @@ def _table(outcomes: Sequence[Outcome], starred: Mapping[str, Sequence[bool]], d
     costs = list(starred)
     lines = [f"| budget | agent | seeds | validation | test | {' | '.join(costs)} |", f"|{'---|' * (5 + len(costs))}"]
     for index, one in enumerate(outcomes):
-        cells = [f"{one.costs[cost]:,.0f}{' *' if starred[cost][index] else ''}" for cost in costs]
+        cells = [f"{_number(one.costs[cost])}{' *' if starred[cost][index] else ''}" for cost in costs]
         accuracies = [percent(one.validation, one.seeds), percent(one.test, one.seeds)]
         lines.append(f"| {one.budget:g} | {one.agent} | {one.seeds} | {' | '.join([*accuracies, *cells])} |")
     full = [f"{100 * dense['accuracy'][split]:.2f}" for split in ("validation", "test")]
-    full += [f"{dense['costs'][cost]:,.0f}" for cost in costs]
+    full += [_number(dense["costs"][cost]) for cost in costs]
     lines.append(f"| dense |  |  | {' | '.join(full)} |")
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 def _csv(outcomes: Sequence[Outcome], starred: Mapping[str, Sequence[bool]]) -> str:

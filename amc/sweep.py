@@ -121,6 +121,32 @@ def run_sweep(
     return outcomes
 
 
+def run_sweeps(
+    config: SearchConfig, grid: Grid, profiles: Sequence[str], out: Path, console: Console, workers: WorkersConfig
+) -> None:
+    """One sweep per profile, each in a folder of its own: milliseconds of two devices make no common front.
+
+    Args:
+        config: As for `run_sweep`; its first cost is a latency.
+        grid: What is varied.
+        profiles: Files or names.
+        out: Folder of the sweeps' folders.
+        console: Where to print.
+        workers: Of each search.
+
+    Raises:
+        ValueError: If two profiles have the same name, or one of the sweeps cannot be run.
+    """
+    named = {Path(profile).stem: profile for profile in profiles}
+    if len(named) < len(profiles):
+        raise ValueError(f"the profiles of a sweep need different names, but got {', '.join(profiles)}: rename a file")
+    values = config.model_dump(mode="json", exclude_none=True)
+    configs = {name: load_config(None, {**values, "profile": profile}) for name, profile in named.items()}
+    for name, own in configs.items():
+        console.print(f"[bold]{name}[/]", highlight=False)
+        run_sweep(own, grid, out / name, console, workers)
+
+
 def claim(out: Path, config: SearchConfig) -> None:
     """Makes the folder a sweep's own.
 

@@ -19,7 +19,7 @@ from amc.config import SearchConfig, load_config
 from amc.config_parts import WorkersConfig
 from amc.export import POLICY, WEIGHTS
 from amc.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
-from amc.sweep import RUNS, Grid, claim, run_sweep, run_trial
+from amc.sweep import RUNS, Grid, claim, run_sweep, run_sweeps, run_trial
 from amc.tuning import parse_range, run_tuning, samples
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -99,6 +99,24 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
     claim(tmp_path, SearchConfig(**SETTINGS))
     with pytest.raises(ValueError, match="is another one"):
         claim(tmp_path, SearchConfig(**{**SETTINGS, "episodes": 7}))
+
+
+def test_every_profile_gets_a_sweep_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[tuple[str | None, Path]] = []
+
+    def noted(config: SearchConfig, grid: Grid, out: Path, console: Console, workers: WorkersConfig) -> None:
+        swept.append((config.profile, out))
+
+    monkeypatch.setattr("amc.sweep.run_sweep", noted)
+    config = SearchConfig(**{**SETTINGS, "constraint": {"latency": 0.6}, "profile": "phone"})
+    grid = Grid(budgets=(0.6,), agents=("knapsack",), seeds=1)
+    run_sweeps(config, grid, ["phone", "folder/board.json"], tmp_path, quiet(), WorkersConfig())
+    profiles, folders = zip(*swept, strict=True)
+    assert folders == (tmp_path / "phone", tmp_path / "board")
+    assert profiles[0] == "phone"
+    assert str(profiles[1]).endswith("folder/board.json")
+    with pytest.raises(ValueError, match="different names"):
+        run_sweeps(config, grid, ["phone", "folder/phone.json"], tmp_path, quiet(), WorkersConfig())
 
 
 def test_a_search_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
