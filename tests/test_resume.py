@@ -159,18 +159,29 @@ def test_a_run_of_one_policy_takes_no_more_episodes(tmp_path: Path) -> None:
         run_resume(tmp_path / "run", 4, quiet())
 
 
+def killed_at(command: list[str], folder: Path, episodes: int, later: float) -> None:
+    """Kills a run some time after it has written so many episodes."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = folder / EPISODES
+    while not path.exists() or len(path.read_text().splitlines()) < episodes:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(later)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("delays", [(8.0,), (6.0, 7.0), (7.0, 9.0)])
-def test_sigkill_at_any_moment_twice_in_a_row_changes_nothing(delays: tuple[float, ...], tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
+@pytest.mark.parametrize("moments", [((0, 0.3),), ((2, 0.02), (6, 0.1)), ((4, 0.0), (4, 0.05))])
+def test_sigkill_at_any_moment_twice_in_a_row_changes_nothing(
+    moments: tuple[tuple[int, float], ...], tmp_path: Path
+) -> None:
+    recipe, folder = tmp_path / "recipe.toml", tmp_path / "killed"
     recipe.write_text(config("ddpg", episodes=24).to_toml())
     run_search(load_config(recipe, {}), tmp_path / "alone", quiet())
-    command = [sys.executable, "-m", "amc.cli", "search", str(recipe), "--out", str(tmp_path / "killed")]
-    for delay in delays:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        command = [sys.executable, "-m", "amc.cli", "resume", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "amc.cli", "search", str(recipe), "--out", str(folder)]
+    for episodes, later in moments:
+        killed_at(command, folder, episodes, later)
+        command = [sys.executable, "-m", "amc.cli", "resume", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert equal(tmp_path / "alone", tmp_path / "killed")
+    assert equal(tmp_path / "alone", folder)
