@@ -265,7 +265,8 @@ class Problem:
 
     def confirmation_forwards(self) -> int:
         """Image-forwards that confirmation will take at most, which an effort must leave room for."""
-        return (self.config.confirm + 2) * (self.compressor.repair_forwards + len(self.task.validation))
+        repaired = (self.config.confirm + 2) * (self.compressor.repair_forwards + len(self.task.validation))
+        return repaired + len(self.task.validation) * self._outputs_fit()
 
     def policy(self, kept: IntArray) -> Policy:
         """The policy of [S] kept channels."""
