@@ -225,7 +225,8 @@ def sweep(
     """Search over several budgets, agents and seeds; ends with the Pareto front. Repeat it to go on."""
     overrides: dict[str, Any] = {
         "task": task, "data": data, "checkpoint": checkpoint,
-        "constraint": parse_constraints(constraint) if constraint else None, "profile": profiles[0] if profiles else None,
+        "constraint": parse_constraints(constraint) if constraint else None,
+        "profile": profiles[0] if profiles else None,
     }  # fmt: skip
     overrides |= dict(parse_override(text) for text in settings or [])
     config = load_config(recipe, overrides)
