@@ -30,7 +30,6 @@ from amc.files import write_bytes
 from amc.problem import Problem
 from amc.sensitivity import output_error
 from amc.starts import best_knapsack
-from envs.inference import channels_last, inference_copy
 from envs.sequential import SequentialRepair
 from envs.statistics import Sampling
 from envs.targets import record_targets
@@ -95,13 +94,8 @@ REWARDS: dict[str, Callable[[Seen], float]] = {
 
 def logits(problem: Problem, network: nn.Module, split: str, indices: Sequence[int]) -> Tensor:
     """[N, K] outputs on some images."""
-    fast = inference_copy(network, problem.anatomy.graph)
     data = problem.task.validation if split == "validation" else problem.task.calibration
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(indices), 250):
-            parts.append(fast(channels_last(read(data, indices[start : start + 250])[0])))
-    return torch.cat(parts)
+    return problem.scorer.outputs(network, data, indices)
 
 
 def repaired(problem: Problem, kept: NDArray[np.int64], images: int, positions: int) -> nn.Module:
