@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +30,9 @@ from amc.problem import Problem
 from amc.sensitivity import output_error
 from amc.starts import best_knapsack
 from envs.sequential import SequentialRepair
+from envs.slicing import kept_axes
 from envs.statistics import Sampling
-from envs.targets import record_targets
+from envs.targets import Targets, record_targets
 from experiments.chain import commit, processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,19 +98,24 @@ def logits(problem: Problem, network: nn.Module, split: str, indices: Sequence[i
     return problem.scorer.outputs(network, data, indices)
 
 
-def repaired(problem: Problem, kept: NDArray[np.int64], images: int, positions: int) -> nn.Module:
-    """The network of some widths, repaired on fewer images and positions."""
-    compressor = problem.compressor
-    settings = replace(compressor.settings, repair="none")
-    small = compressor.compress(problem.policy(kept), settings.repair).network
-    from envs.slicing import kept_axes
+def recorded(problem: Problem) -> dict[str, Targets]:
+    """What each repair aims at."""
+    compressor, seed = problem.compressor, problem.config.seed
+    return {
+        name: record_targets(compressor.network, compressor.graph, compressor._chunks[: -(-images // 125)],
+                             Sampling(positions=positions, seed=seed))
+        for name, (images, positions) in REPAIRS.items()
+    }  # fmt: skip
 
-    chunks, sampling = compressor._chunks[: -(-images // 125)], Sampling(positions=positions, seed=settings.seed)
-    SequentialRepair(
-        network=compressor.network, graph=compressor.graph, ridge=settings.ridge,
-        targets=record_targets(compressor.network, compressor.graph, chunks, sampling),
-    )(small, kept_axes(compressor.network, compressor.units, problem.policy(kept).kept()))  # fmt: skip
-    return small
+
+def repaired(problem: Problem, kept: NDArray[np.int64], targets: Targets) -> nn.Module:
+    """The network of some widths, repaired toward these targets."""
+    compressor, policy = problem.compressor, problem.policy(kept)
+    small = compressor.compress(policy, "none").network
+    repair = SequentialRepair(
+        network=compressor.network, graph=compressor.graph, ridge=compressor.settings.ridge, targets=targets
+    )
+    return repair(small, kept_axes(compressor.network, compressor.units, policy.kept()))
 
 
 def draw(problem: Problem, start: NDArray[np.int64], index: int) -> NDArray[np.int64]:
@@ -123,13 +128,15 @@ def draw(problem: Problem, start: NDArray[np.int64], index: int) -> NDArray[np.i
     return problem.constraint.scaled(np.clip(ratios + sigma * generator.standard_normal(len(ratios)), 0.05, 1.0))
 
 
-def play(problem: Problem, start: NDArray[np.int64], index: int, path: Path) -> dict[str, Tensor]:
+def play(
+    problem: Problem, start: NDArray[np.int64], index: int, path: Path, targets: Mapping[str, Targets]
+) -> dict[str, Tensor]:
     """Logits of one policy under every repair; from disk if they are there."""
     if path.exists():
         return safetensors.torch.load_file(path)
     kept, found = draw(problem, start, index), {}
-    for name, (images, positions) in REPAIRS.items():
-        network = repaired(problem, kept, images, positions)
+    for name in REPAIRS:
+        network = repaired(problem, kept, targets[name])
         whole = range(len(problem.task.validation)) if name == FULL else range(IMAGES)
         found[f"{name}|validation"] = logits(problem, network, "validation", whole)
         found[f"{name}|training"] = logits(problem, network, "training", problem.audition_indices()[:IMAGES])
@@ -151,7 +158,7 @@ def main() -> None:
     ))  # fmt: skip
     folder = RUNS / options.network
     folder.mkdir(parents=True, exist_ok=True)
-    start = best_knapsack(problem)
+    start, aims = best_knapsack(problem), recorded(problem)
     targets = {
         "validation": read(problem.task.validation, range(len(problem.task.validation)))[1],
         "training": read(problem.task.calibration, problem.audition_indices()[:IMAGES])[1],
@@ -164,7 +171,7 @@ def main() -> None:
     whole: list[Seen] = []
     for index in range(options.policies):
         began = time.perf_counter()
-        found = play(problem, start, index, folder / f"{index}.safetensors")
+        found = play(problem, start, index, folder / f"{index}.safetensors", aims)
         rest = slice(IMAGES, None)
         whole.append(Seen(found[f"{FULL}|validation"], dense["validation"], targets["validation"]))
         row = {"confirmed": accuracy(Seen(found[f"{FULL}|validation"][rest], dense["validation"][rest],
