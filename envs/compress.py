@@ -174,6 +174,13 @@ class Compressor:
         sequential = self.settings.repair == "sequential" and self.graph.traced
         return self._images * sequential + min(self.settings.reestimate_images, self._images)
 
+    @property
+    def quick_forwards(self) -> int:
+        """Image-forwards of one quick repair."""
+        sequential = self.settings.repair == "sequential" and self.graph.traced
+        reestimated = min(self.settings.reestimate_images, self._images)
+        return sum(len(chunk) for chunk in self._quick_chunks) * sequential + reestimated
+
     def policy(self, kept: Mapping[str, int]) -> Policy:
         """The policy that keeps the best-scored channels.
 

@@ -1,0 +1,225 @@
+"""Where an episode's time goes: milliseconds of each part, and the whole against the floor (`floor.py`), in one run.
+
+Command: python -m experiments.bench.episode [--task digits] [--data DIR --weights DIR] [--repair layerwise,sequential]
+    [--images 1000] [--rounds 3] [--threads 1] [--json]
+Every repair plays the same rounds of one real search (agent, memory of evaluations, run folder), and after each
+episode the floor is timed on that episode's own network, so that a busy machine slows both alike. Times are CPU
+time of the process. The floor is one pass over the reward's images by the backend that scores, and one over the
+images of sequential repair by the arithmetic in which repair runs; both in the fastest of three batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import envs.compress
+from agents.searcher import Searcher
+from amc.config import SearchConfig
+from amc.data import Split
+from amc.evaluate import Score, Scorer, read
+from amc.problem import Problem
+from amc.record import RunFolder
+from amc.rollout import Episode, Line, Played, SerialRollouts, Timing
+from amc.searchers import make_searcher
+from amc.snapshot import Snapshot
+from amc.worker import processor
+from envs.compress import Compressor
+from envs.parallel import THREADS
+from envs.sequential import SequentialRepair
+from experiments.bench.floor import forward_seconds, ready
+from experiments.bench.stopwatch import Stopwatch
+from experiments.chain import commit
+
+BATCHES = (50, 125, 250)
+"""Batches of the floor: the fastest counts."""
+PARTS = ("slicing", "repair", "re-estimation", "evaluation", "agent", "bookkeeping")
+
+
+@dataclass
+class Bench:
+    """One search whose parts are timed.
+
+    Attributes:
+        problem: What is searched.
+        searcher: The agent.
+        rollouts: Plays its plans.
+        folder: Where the run is written down.
+        watch: Time of each part.
+        lines, timings: What was played so far.
+        networks: Networks of the last round.
+        floors: Seconds of the floor of every timed episode, by part.
+    """
+
+    problem: Problem
+    searcher: Searcher
+    rollouts: SerialRollouts
+    folder: RunFolder
+    watch: Stopwatch
+    lines: list[Line]
+    timings: list[Timing]
+    networks: list[nn.Module]
+    floors: list[float]
+
+    def round(self) -> None:
+        """One round, as `amc.search.search` has it."""
+        problem = self.problem
+        self.networks.clear()
+        played: list[Played] = self.rollouts.play(self.searcher.propose(problem.config.round_size))
+        self.searcher.tell([one.trajectory for one in played])
+        self.lines += [one.line for one in played]
+        self.timings += [one.timing for one in played]
+        self.folder.round(Snapshot(
+            origin="", starts={}, lines=tuple(self.lines), timings=tuple(self.timings),
+            searcher=self.searcher.state(), image_forwards=problem.effort.image_forwards,
+            evaluations=problem.effort.evaluations, elapsed=0.0,
+        ))  # fmt: skip
+
+
+def make_bench(options: argparse.Namespace, repair: str, folder: Path) -> Bench:
+    """A search that is past its warm-up."""
+    problem = Problem(config_of(options, repair))
+    uniform = {"uniform": tuple(problem.constraint.uniform().tolist())}
+    evaluator = problem.evaluate
+    rollouts = SerialRollouts(problem.environment(problem.measurement), evaluator)
+    run = RunFolder.create(folder / repair, problem.config)
+    bench = Bench(problem, make_searcher(problem, uniform), rollouts, run, Stopwatch(), [], [], [], [])
+    for _ in range(2):  # the start and warm-up; at the end of the second round the actor is cloned
+        bench.round()
+    return bench
+
+
+def config_of(options: argparse.Namespace, repair: str) -> SearchConfig:
+    """The search that is timed: the defaults, but for the images and an early end of warm-up."""
+    cifar = options.task.startswith("cifar10-")
+    weights = options.weights / f"{options.task.removeprefix('cifar10-')}_cifar10.safetensors" if cifar else None
+    return SearchConfig(
+        task=options.task, data=options.data, checkpoint=weights, reward_images=options.images, warmup=4,
+        starts=("uniform",), compression={"repair": repair, "quick_images": options.images},
+        backend={"name": options.backend},
+    )  # fmt: skip
+
+
+def watched(bench: Bench) -> Callable[[], None]:
+    """Times the parts of the bench from now on; the returned function ends it."""
+    watch, networks = bench.watch, bench.networks
+    watch.wrap(envs.compress, "slice_network", "slicing")
+    watch.wrap(envs.compress, "kept_axes", "slicing")
+    watch.wrap(envs.compress, "return_memory", "repair")
+    watch.wrap(SequentialRepair, "__call__", "repair")
+    watch.wrap(Compressor, "_repair_layerwise", "repair")
+    watch.wrap(envs.compress, "reestimate_batch_norm", "re-estimation")
+    watch.wrap(Scorer, "__call__", "evaluation")
+    for name in ("propose", "tell"):
+        watch.wrap(type(bench.searcher), name, "agent")
+    scored = Scorer.__call__
+
+    def noting(
+        self: Scorer, network: nn.Module, split: Split, indices: Sequence[int], dense: Tensor | None = None
+    ) -> Score:
+        networks.append(network)
+        return scored(self, network, split, indices, dense)
+
+    watch.replace(Scorer, "__call__", noting)
+    return watch.restore
+
+
+def timed_round(bench: Bench) -> None:
+    """One timed round, then the floor of its episodes."""
+    restore = watched(bench)
+    try:
+        with bench.watch.timing("bookkeeping"):
+            bench.round()
+    finally:
+        restore()
+    for network in bench.networks:
+        bench.floors.append(floor_seconds(bench.problem, network))
+
+
+def floor_seconds(problem: Problem, network: nn.Module) -> float:
+    """Forward passes over the images of the reward and of repair."""
+    compressor = problem.compressor
+    images = read(problem.task.validation, problem.reward_indices())[0]
+    seconds = _pass(network, images, problem.backend)
+    if compressor.quick_forwards:
+        seconds += _pass(network, read(problem.task.calibration, range(compressor.quick_forwards))[0], "fp32")
+    return seconds
+
+
+def _pass(network: nn.Module, images: Tensor, backend: str) -> float:
+    """One pass over the images, in the batch that was fastest on the first of them."""
+    fast, inputs = ready(network, images, backend)
+    part = inputs[: max(BATCHES)]
+    return forward_seconds(fast, inputs, min(BATCHES, key=lambda batch: forward_seconds(fast, part, batch)))
+
+
+def summary(repair: str, bench: Bench) -> dict[str, Any]:
+    """Milliseconds per episode by part, the floor, and their ratio."""
+    config = bench.problem.config
+    episodes = [line for line in bench.lines[2 * config.round_size :] if isinstance(line, Episode)]
+    parts = {part: 1000 * bench.watch.seconds.get(part, 0.0) / len(episodes) for part in PARTS}
+    whole, floor = sum(parts.values()), 1000 * sum(bench.floors) / len(episodes)
+    return {
+        "repair": repair, "episodes": len(episodes), "remembered": len(episodes) - len(bench.floors),
+        "backend": config.backend.name, "milliseconds": parts, "whole": whole, "floor": floor, "ratio": whole / floor,
+    }  # fmt: skip
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Parts below each other, repairs side by side."""
+    rows = [["CPU ms per episode", *(one["repair"] for one in found)]]
+    rows += [[part, *(f"{one['milliseconds'][part]:.1f}" for one in found)] for part in PARTS]
+    rows += [[name, *(f"{one[name]:.1f}" for one in found)] for name in ("whole", "floor")]
+    rows += [["whole / floor", *(f"{one['ratio']:.2f}" for one in found)]]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+
+
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="digits", help="digits, cifar10-resnet20, cifar10-resnet56")
+    parser.add_argument("--data", type=Path, help="folder of cifar10_*.npz")
+    parser.add_argument("--weights", type=Path, help="folder of resnet*_cifar10.safetensors")
+    parser.add_argument("--repair", default="layerwise,sequential", help="none, layerwise, sequential")
+    parser.add_argument("--backend", default="auto", help="auto, bf16, fp32, eager")
+    parser.add_argument("--images", type=int, default=1000, help="of the reward, and of sequential repair")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of four episodes")
+    parser.add_argument("--threads", type=int, default=1, help="threads over chunks of images")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Plays the rounds of all repairs in turn."""
+    os.environ[THREADS] = str(options.threads)
+    repairs = options.repair.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        benches = {repair: make_bench(options, repair, Path(folder)) for repair in repairs}
+        for _ in range(options.rounds):
+            for bench in benches.values():
+                timed_round(bench)
+    return [summary(repair, bench) for repair, bench in benches.items()]
+
+
+def main() -> None:
+    """Prints the table or the line."""
+    options = options_of()
+    found = measure(options)
+    about = {"commit": commit(), "processor": processor(), "torch": torch.__version__, "threads": options.threads}
+    if options.json:
+        print(json.dumps({"task": options.task, "images": options.images, **about, "repairs": found}))
+        return
+    print(f"{options.task}, {options.images} images, {about}, backend {found[0]['backend']}\n\n{table(found)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The floor of an episode: nothing but forward passes of the pruned network, in plain torch.
+
+Command: python -m experiments.bench.floor NETWORK.pt [IMAGES] [bf16|fp32|eager]; nothing of ours is called here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "eager": torch.float32}
+
+
+def ready(network: nn.Module, inputs: Tensor, backend: str) -> tuple[nn.Module, Tensor]:
+    """Network and images as that backend wants them: folded, channels-last, narrowed."""
+    if backend == "eager":
+        return network.eval(), inputs
+    fused = fuse(network.eval()).to(DTYPES[backend], memory_format=torch.channels_last)
+    layout = torch.channels_last if inputs.ndim == 4 else torch.contiguous_format
+    return fused, inputs.to(DTYPES[backend], memory_format=layout)
+
+
+def forward_seconds(network: nn.Module, inputs: Tensor, batch: int) -> float:
+    """CPU seconds of this process for one pass over the images."""
+    with torch.no_grad():
+        began = time.process_time()
+        for part in inputs.split(batch):
+            network(part)
+        return time.process_time() - began
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    images = torch.randn(int((*sys.argv, "1000", "1000")[2]), 3, 32, 32)
+    made = ready(torch.load(sys.argv[1], weights_only=False), images, (*sys.argv, "", "", "bf16")[3])
+    times = [1000 * forward_seconds(*made, batch=int(size)) for size in (32, 64, 125, 250)]
+    print("CPU ms at batches of 32, 64, 125, 250:", *(f"{ms:.0f}" for ms in times))
