@@ -195,13 +195,16 @@ class Compressor:
         structure, weights = self._fingerprints
         return Policy(structure=structure, weights=weights, units=entries, layers=layers)
 
-    def compress(self, policy: Policy, repair: Repair | None = None, *, quick: bool = False) -> Compressed:
+    def compress(
+        self, policy: Policy, repair: Repair | None = None, *, quick: bool = False, half: bool = False
+    ) -> Compressed:
         """The smaller network of a policy, repaired.
 
         Args:
             policy: A policy for this network.
             repair: Overrides the setting; "sequential" falls back to "layerwise" without a traced graph.
             quick: Sequential repair on fewer images and positions, to compare policies with each other.
+            half: Sequential repair walks and multiplies in bfloat16.
 
         Raises:
             PolicyMismatch: If the policy was made for another network.
@@ -223,7 +226,7 @@ class Compressor:
         elif repair == "sequential":
             sequential = SequentialRepair(
                 network=self.network, graph=self.graph, targets=self._targets(quick),
-                ridge=self.settings.ridge, producers=self.settings.producers,
+                ridge=self.settings.ridge, producers=self.settings.producers, half=half,
             )  # fmt: skip
             sequential(small, axes)
             return_memory()

@@ -20,27 +20,41 @@ def inference_copy(network: nn.Module, graph: Graph) -> nn.Module:
     """
     fast = functional_copy(network)
     for name, reader in graph.folds().items():
-        layer, norm = fast.get_submodule(name), fast.get_submodule(reader)
-        if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
-            continue
-        if "weight" not in dict(layer.named_parameters(recurse=False)):
-            continue  # computed from other parameters (weight normalization)
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            fuse = fuse_conv_bn_weights
-        elif isinstance(layer, nn.Linear):
-            fuse = fuse_linear_bn_weights  # type: ignore[assignment]
-        else:
-            continue
-        with torch.no_grad():
-            layer.weight, layer.bias = fuse(
-                layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias  # type: ignore[arg-type]
-            )  # fmt: skip
-        _replace(fast, reader, nn.Identity())
+        fused = folded(network, name, reader)
+        if fused is not None:
+            layer = fast.get_submodule(name)
+            layer.weight, layer.bias = fused
+            _replace(fast, reader, nn.Identity())
     if graph.channels_last:
         make_channels_last(fast)
     else:
         fast.register_forward_pre_hook(lambda module, inputs: tuple(_contiguous(value) for value in inputs))
     return fast
+
+
+def folded(network: nn.Module, name: str, reader: str) -> tuple[nn.Parameter, nn.Parameter] | None:
+    """Weight and bias of a layer with the batch normalization that alone reads it; None where that cannot be.
+
+    Args:
+        network: Holds both; it is not changed.
+        name: The layer.
+        reader: The module that alone reads it.
+    """
+    layer, norm = network.get_submodule(name), network.get_submodule(reader)
+    if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
+        return None
+    if "weight" not in dict(layer.named_parameters(recurse=False)):
+        return None  # computed from other parameters (weight normalization)
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        fuse = fuse_conv_bn_weights
+    elif isinstance(layer, nn.Linear):
+        fuse = fuse_linear_bn_weights  # type: ignore[assignment]
+    else:
+        return None
+    with torch.no_grad():
+        return fuse(
+            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def converted(network: nn.Module, device: str, dtype: torch.dtype | None = None) -> nn.Module:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MIN_BAND = 32
-"""Fewest columns worth a product of their own."""
+MIN_BAND, WIDE = 32, 320
+"""Fewest columns worth a product of their own, and more than how many are worth four bands instead of two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,25 +45,33 @@ def summarize(x: Tensor, r: Tensor, *, gram: bool = True) -> Sums:
     """Sums of one chunk.
 
     Args:
-        x: [G, m, n] rows.
+        x: [G, m, n] rows, whose precision the products have; bfloat16 is summed in float32.
         r: [G, m, o] what the given weights leave unexplained.
         gram: Sum a Gram matrix; otherwise the rows themselves are kept.
     """
-    kept = () if gram else ((x, r),)
-    xx, xr = (_symmetric(x), x.transpose(1, 2) @ r) if gram else (None, None)
-    return Sums(count=x.shape[1], x=x.sum(1), r=r.sum(1), xx=xx, xr=xr, rows=kept)
+    kept = () if gram else ((x.to(r.dtype), r),)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    xx, xr = (_symmetric(x, wide), _cross(x, r.to(x.dtype)).to(wide)) if gram else (None, None)
+    return Sums(count=x.shape[1], x=x.sum(1, dtype=wide), r=r.sum(1), xx=xx, xr=xr, rows=kept)
 
 
-def _symmetric(x: Tensor) -> Tensor:
-    """[G, n, n] x'x: the upper triangle in bands, mirrored (5/8 of the work of the whole product)."""
-    n = x.shape[2]
-    band = max(MIN_BAND, -(-n // 4))
-    gram = x.new_empty(len(x), n, n)
+def _symmetric(x: Tensor, wide: torch.dtype) -> Tensor:
+    """[G, n, n] x'x in a wider precision; of one group the upper triangle in bands, mirrored."""
+    if len(x) > 1:
+        return (x.transpose(1, 2) @ x).to(wide)
+    rows, n = x[0], x.shape[2]  # as matrices: batched products of one are slower
+    band = max(MIN_BAND, -(-n // (4 if n > WIDE else 2)))
+    gram = x.new_empty(n, n, dtype=wide)
     for start in range(0, n, band):
-        upper = x[:, :, start : start + band].transpose(1, 2) @ x[:, :, start:]
-        gram[:, start : start + band, start:] = upper
-        gram[:, start + band :, start : start + band] = upper[:, :, band:].transpose(1, 2)
-    return gram
+        upper = rows[:, start : start + band].T @ rows[:, start:]
+        gram[start : start + band, start:] = upper
+        gram[start + band :, start : start + band] = upper[:, band:].T
+    return gram[None]
+
+
+def _cross(x: Tensor, r: Tensor) -> Tensor:
+    """[G, n, o] x'r."""
+    return x.transpose(1, 2) @ r if len(x) > 1 else (x[0].T @ r[0])[None]
 
 
 def add(chunks: Iterable[Sums]) -> Sums:

@@ -61,22 +61,45 @@ def gather_inputs(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
 
     `n` is inputs per group x kernel, channel-major, as in `weight.flatten(1)`.
     """
+    return _full_precision(gather_patches(module, inputs, at).transpose(2, 3).flatten(2))
+
+
+def gather_patches(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
+    """[G, m, k, C/G] what the module multiplies at the sampled positions, in the inputs' precision.
+
+    With the kernel before the channels, patches of channels-last maps are whole runs of memory.
+    """
     if isinstance(module, nn.Linear):
         rows = inputs.flatten(1, -2)[at.image, at.place] if inputs.ndim > 2 else inputs[at.image]
-        return _full_precision(rows)[None]
+        return rows[None, :, None]
     if isinstance(module, nn.Conv1d):
         inputs = inputs.unsqueeze(2)
     kernel, stride, dilation, pads = _geometry(module)
-    mode = "constant" if module.padding_mode == "zeros" else str(module.padding_mode)
-    padded = F.pad(inputs, pads, mode=mode) if any(pads) else inputs
-    effective = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    width = (padded.shape[3] - effective[1]) // stride[1] + 1
-    rows_at = (at.place // width * stride[0])[:, None] + torch.arange(kernel[0]) * dilation[0]
-    columns_at = (at.place % width * stride[1])[:, None] + torch.arange(kernel[1]) * dilation[1]
-    patches = padded.permute(0, 2, 3, 1)[at.image[:, None, None], rows_at[:, :, None], columns_at[:, None, :]]
+    if module.padding_mode != "zeros" and any(pads):
+        inputs, pads = F.pad(inputs, pads, mode=str(module.padding_mode)), [0, 0, 0, 0]
+    height, width = inputs.shape[2:]
+    reach = dilation[1] * (kernel[1] - 1) + 1
+    across = (width + pads[0] + pads[1] - reach) // stride[1] + 1
+    down = (at.place // across * stride[0] - pads[2])[:, None] + torch.arange(kernel[0]) * dilation[0]
+    along = (at.place % across * stride[1] - pads[0])[:, None] + torch.arange(kernel[1]) * dilation[1]
+    places = (at.image[:, None] * height + down.clamp(0, height - 1))[:, :, None] * width
+    places = (places + along.clamp(0, width - 1)[:, None]).flatten()
+    patches = inputs.permute(0, 2, 3, 1).reshape(-1, inputs.shape[1]).index_select(0, places)
+    if any(pads):
+        outside = ((down < 0) | (down >= height))[:, :, None] | ((along < 0) | (along >= width))[:, None]
+        patches.index_fill_(0, outside.flatten().nonzero().flatten(), 0)
     groups = int(module.groups)  # type: ignore[arg-type]
-    patches = patches.reshape(len(at.image), kernel[0] * kernel[1], groups, -1)  # [m, k, G, C/G]
-    return _full_precision(patches.permute(2, 0, 3, 1).reshape(groups, len(at.image), -1))
+    return patches.view(len(at.image), kernel[0] * kernel[1], groups, -1).permute(2, 0, 1, 3)
+
+
+def kernel_size(module: nn.Module) -> int:
+    """Positions of the module's kernel, 1 for a linear layer."""
+    return 1 if isinstance(module, nn.Linear) else prod(module.kernel_size)  # type: ignore[arg-type]
+
+
+def regrouped(rows: Tensor, first: int) -> Tensor:
+    """[G, first x rest, o] as [G, rest x first, o]: from channel-major to kernel-major, and back."""
+    return rows.unflatten(1, (first, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def weight_rows(module: nn.Module) -> Tensor:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from envs.graph import BATCH_NORMS, Graph
+from envs.inference import converted, folded, inference_copy
 from envs.parallel import map_chunks
 from envs.ridge import Sums, add, solve, summarize
-from envs.rows import as_weight, gather_inputs, take_outputs, weight_rows
+from envs.rows import as_weight, gather_patches, kernel_size, regrouped, take_outputs, weight_rows
 from envs.slicing import Axes
-from envs.targets import Target, Targets, Values, release, step, walkable
+from envs.targets import Target, Targets, Values, release, step
 
 DEAD_SCALE = 1e-3
 """Per-channel scales below this fraction of the largest cannot be divided by: the channel is left as it is."""
@@ -55,6 +56,7 @@ class SequentialRepair:
         targets: What the dense network has at the sampled positions.
         ridge: Penalty relative to the mean diagonal of the Gram matrix.
         producers: Refit every layer whose input drifted, not only the consumers of pruned units.
+        half: Walk and multiply in bfloat16; sums, factors and the weights that are written stay as they are.
     """
 
     network: nn.Module
@@ -62,6 +64,7 @@ class SequentialRepair:
     targets: Targets
     ridge: float
     producers: bool = True
+    half: bool = False
 
     @property
     def images(self) -> int:
@@ -82,7 +85,7 @@ class SequentialRepair:
         assert program is not None
         if not axes:
             return small
-        walked = walkable(small, self.graph)
+        walked = self._walked(small)
         pending = self._refits(program, axes)
         order = _schedule(program, pending)
         last = {source: node for node in order for source in node.all_input_nodes}
@@ -97,6 +100,11 @@ class SequentialRepair:
                 self._refit(pending.pop(node), states, walked, small)
             segment.append(node)
         return small
+
+    def _walked(self, small: nn.Module) -> nn.Module:
+        """The twin that walks: normalization folded, in the precision asked for."""
+        twin = inference_copy(small, self.graph)
+        return converted(twin, "cpu", torch.bfloat16) if self.half else twin
 
     def _refits(self, program: fx.Graph, axes: Mapping[str, Axes]) -> dict[fx.Node, _Refit]:
         drifted, layers = _drifted(program, set(axes)), self.targets.layers
@@ -121,8 +129,11 @@ class SequentialRepair:
 
         def one(index: int) -> None:
             with torch.no_grad():
+                inputs = self.targets.chunks[index]
+                if self.half and inputs.is_floating_point():
+                    inputs = inputs.to(torch.bfloat16)
                 for node in segment:
-                    step(node, walked, states[index], self.targets.chunks[index])
+                    step(node, walked, states[index], inputs)
                     release(node, states[index], last)
 
         for _ in map_chunks(one, range(len(states))):
@@ -130,38 +141,53 @@ class SequentialRepair:
 
     def _refit(self, refit: _Refit, states: Sequence[Values], walked: nn.Module, small: nn.Module) -> None:
         """Fits one layer and writes it to the walked twin and to the result."""
-        layer = walked.get_submodule(refit.name)
+        layer = small.get_submodule(refit.name)
+        prior = weight_rows(layer)
+        by_kernel = regrouped(prior, prior.shape[1] // kernel_size(layer))
+        if self.half:  # what the products see, so that the fit makes up for the rounding too
+            by_kernel = by_kernel.to(torch.bfloat16)
 
         def one(index: int) -> Sums:
             with torch.no_grad():
-                return self._rows(refit, states[index], self.targets.rows[index][refit.node], layer)
+                return self._rows(refit, states[index], self.targets.rows[index][refit.node], layer, by_kernel)
 
         normalization = self._normalization(refit.name)
         has_bias = isinstance(getattr(layer, "bias", None), Tensor)
         fit = solve(
-            add(map_chunks(one, range(len(states)))), weight_rows(layer), self.ridge,
+            add(map_chunks(one, range(len(states)))), by_kernel, self.ridge,
             intercept=has_bias or normalization is not None,
         )  # fmt: skip
-        weights, shift = fit.weights, fit.shift.flatten()
+        weights, shift = regrouped(fit.weights, kernel_size(layer)), fit.shift.flatten()
         if refit.scale is not None:
             live = _live(refit.scale)
-            per_group = live.view(len(weights), 1, -1)
-            weights = torch.where(per_group, weights, weight_rows(layer).double())
+            weights = torch.where(live.view(len(weights), 1, -1), weights, prior.double())
             shift = torch.where(live, shift, torch.zeros_like(shift))
-        write_fit(walked, refit.name, normalization, weights, shift)
         write_fit(small, refit.name, normalization, weights, shift)
+        self._follow(walked, small, refit.name)
 
-    def _rows(self, refit: _Refit, values: Values, target: Target, layer: nn.Module) -> Sums:
+    def _follow(self, walked: nn.Module, small: nn.Module, name: str) -> None:
+        """Gives one layer of the walked twin the weights that `small` has there now."""
+        source, layer = small.get_submodule(name), walked.get_submodule(name)
+        reader = self.graph.folds().get(name)
+        fused = folded(small, name, reader) if reader is not None else None
+        weight, bias = fused or (source.weight, getattr(source, "bias", None))
+        own: Tensor = layer.weight  # type: ignore[assignment]
+        layout = torch.channels_last if self.graph.channels_last and own.ndim == 4 else torch.contiguous_format
+        assert isinstance(weight, Tensor)
+        layer.weight = nn.Parameter(weight.detach().to(own.dtype, memory_format=layout), requires_grad=False)
+        if isinstance(bias, Tensor):
+            layer.bias = nn.Parameter(bias.detach().to(own.dtype), requires_grad=False)
+
+    def _rows(self, refit: _Refit, values: Values, target: Target, layer: nn.Module, weights: Tensor) -> Sums:
         """Sums of one chunk: the inputs that the pruned network has, and what its weights leave to be explained."""
-        x = gather_inputs(layer, values[refit.node.all_input_nodes[0]], target.at)
+        x = gather_patches(layer, values[refit.node.all_input_nodes[0]], target.at).flatten(2)
         wanted = refit.kept(target.own)
         if target.other is not None and refit.other in values:
             assert refit.scale is not None
             lacking = refit.kept(target.other) - take_outputs(layer, values[refit.other], target.at)
             wanted = wanted + torch.where(_live(refit.scale), lacking / refit.scale, torch.zeros_like(lacking))
-        weights = weight_rows(layer)
         wanted = wanted.reshape(len(wanted), len(weights), -1).transpose(0, 1)
-        residual = wanted - x @ weights
+        residual = wanted - (x @ weights).float()
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
             residual = residual - bias.view(len(weights), 1, -1)
