@@ -30,7 +30,7 @@ from envs.policy import (
 )
 from envs.ridge import Sums
 from envs.sequential import SequentialRepair, write_fit
-from envs.slicing import Axes, kept_axes, slice_network
+from envs.slicing import Axes, kept_axes, sliced
 from envs.statistics import Sampling, input_moments, pack, unpack
 from envs.targets import Targets, record_targets
 from envs.units import Unit
@@ -218,8 +218,8 @@ class Compressor:
                 f"a policy only fits the network it was made for, but its structure {policy.structure[7:19]} is not "
                 f"{self._fingerprints[0][7:19]}: apply it to the same architecture, or search again"
             )
-        small = slice_network(self.network, self.units, kept)
         axes = kept_axes(self.network, self.units, kept)
+        small = sliced(self.network, axes)
         forwards = 0
         if repair == "layerwise":
             self._repair_layerwise(small, axes)

@@ -36,8 +36,8 @@ def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str
     """
     masks: dict[tuple[str, str], Tensor] = {}
     for unit in units:
-        stays = set(kept.get(unit.name, range(unit.channels)))
-        if len(stays) == unit.channels:
+        dropped = sorted(set(range(unit.channels)).difference(kept.get(unit.name, range(unit.channels))))
+        if not dropped:
             continue
         for member in unit.members:
             axis = "in" if member.role == "consumer" else "out"
@@ -45,8 +45,7 @@ def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str
             if mask is None:
                 size = _axis_size(network.get_submodule(member.module), axis)
                 mask = masks.setdefault((member.module, axis), torch.ones(size, dtype=torch.bool))
-            gone = [p for c, row in enumerate(member.positions) if c not in stays for p in row]
-            mask[gone] = False
+            mask[[position for channel in dropped for position in member.positions[channel]]] = False
     positions = {key: mask.nonzero().flatten() for key, mask in masks.items()}
     names = dict.fromkeys(name for name, _ in positions)
     return {name: Axes(positions.get((name, "in")), positions.get((name, "out"))) for name in names}
@@ -60,9 +59,14 @@ def slice_network(network: nn.Module, units: Iterable[Unit], kept: Kept) -> nn.M
         units: Its units.
         kept: Kept channels per unit, at least one each.
     """
+    return sliced(network, kept_axes(network, units, kept))
+
+
+def sliced(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
+    """`slice_network` for axes that are known."""
     small = copy_network(network)
-    for name, axes in kept_axes(network, units, kept).items():
-        slice_module(small.get_submodule(name), axes)
+    for name, touched in axes.items():
+        slice_module(small.get_submodule(name), touched)
     return small
 
 

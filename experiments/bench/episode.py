@@ -112,7 +112,7 @@ def config_of(options: argparse.Namespace, repair: str) -> SearchConfig:
 def watched(bench: Bench) -> Callable[[], None]:
     """Times the parts of the bench from now on; the returned function ends it."""
     watch, networks = bench.watch, bench.networks
-    watch.wrap(envs.compress, "slice_network", "slicing")
+    watch.wrap(envs.compress, "sliced", "slicing")
     watch.wrap(envs.compress, "kept_axes", "slicing")
     watch.wrap(envs.compress, "return_memory", "repair")
     watch.wrap(SequentialRepair, "__call__", "repair")
