@@ -102,9 +102,10 @@ def config_of(options: argparse.Namespace, repair: str) -> SearchConfig:
     """The search that is timed: the defaults, but for the images and an early end of warm-up."""
     cifar = options.task.startswith("cifar10-")
     weights = options.weights / f"{options.task.removeprefix('cifar10-')}_cifar10.safetensors" if cifar else None
+    repairing = {"repair": repair, "images": max(options.images, 1000), "quick_images": options.images}
     return SearchConfig(
         task=options.task, data=options.data, checkpoint=weights, reward_images=options.images, warmup=4,
-        starts=("uniform",), compression={"repair": repair, "quick_images": options.images},
+        starts=("uniform",), compression=repairing,
         backend={"name": options.backend},
     )  # fmt: skip
 
@@ -151,7 +152,8 @@ def floor_seconds(problem: Problem, network: nn.Module) -> float:
     images = read(problem.task.validation, problem.reward_indices())[0]
     seconds = _pass(network, images, problem.backend)
     if compressor.quick_forwards:
-        seconds += _pass(network, read(problem.task.calibration, range(compressor.quick_forwards))[0], "fp32")
+        walks = "bf16" if problem.backend == "bf16" else "fp32"
+        seconds += _pass(network, read(problem.task.calibration, range(compressor.quick_forwards))[0], walks)
     return seconds
 
 
@@ -184,17 +186,22 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
 
 
-def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """The options that all benchmarks of this folder share."""
     parser.add_argument("--task", default="digits", help="digits, cifar10-resnet20, cifar10-resnet56")
     parser.add_argument("--data", type=Path, help="folder of cifar10_*.npz")
     parser.add_argument("--weights", type=Path, help="folder of resnet*_cifar10.safetensors")
-    parser.add_argument("--repair", default="layerwise,sequential", help="none, layerwise, sequential")
     parser.add_argument("--backend", default="auto", help="auto, bf16, fp32, eager")
     parser.add_argument("--images", type=int, default=1000, help="of the reward, and of sequential repair")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
+
+
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_task(parser)
+    parser.add_argument("--repair", default="layerwise,sequential", help="none, layerwise, sequential")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of four episodes")
     parser.add_argument("--threads", type=int, default=1, help="threads over chunks of images")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     return parser.parse_args(arguments)
 
 
