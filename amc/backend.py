@@ -1,6 +1,7 @@
 """Which arithmetic scores networks during a search: the first of a fixed order that is native and agrees with fp32.
 
-Timings decide nothing, so that one CPU model always chooses alike. Confirmation and reports are always fp32.
+Quick repair runs in the same arithmetic (on a CPU). Timings decide nothing, so that one CPU model always chooses alike.
+Confirmation and reports, and the full repair that they follow, are always fp32.
 """
 
 from __future__ import annotations

@@ -185,7 +185,8 @@ class Measurement:
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Accuracy of the policy's network without fine-tuning, after quick repair."""
-        small, repair_forwards = self.compressor.compress(policy, quick=True, half=self.scorer.backend == "bf16")
+        half = self.scorer.backend == "bf16" and self.scorer.device == "cpu"  # repair runs on the CPU
+        small, repair_forwards = self.compressor.compress(policy, quick=True, half=half)
         score = self.scorer(small, self.split, self.images, self.dense)
         named = policy.widths()
         costs = self.constraint.costs(np.asarray([named[site.unit] for site in self.constraint.costing.sites]))
