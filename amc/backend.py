@@ -1,6 +1,6 @@
 """Which arithmetic scores networks during a search: the first of a fixed order that is native and agrees with fp32.
 
-Quick repair runs in the same arithmetic (on a CPU). Timings decide nothing, so that one CPU model always chooses alike.
+Quick repair runs in bfloat16 too where it is as good. Timings decide nothing, so that one CPU model always chooses alike.
 Confirmation and reports, and the full repair that they follow, are always fp32.
 """
 
@@ -14,13 +14,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc.evaluate import Backend, Score
+from amc.data import Split
+from amc.evaluate import Backend, Score, Scorer
+from envs.compress import Compressor
+from envs.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 ORDER: tuple[Backend, ...] = ("bf16", "fp32", "eager")
 MOST_DIFFERENCE = 0.005
 """Largest difference of accuracy from the network as it is (in fp32), on any network compared."""
+
+MOST_WORSE_REPAIR = 1.01
+"""Repair in bfloat16 may leave this many times the output error of repair in full precision."""
 
 
 class Agreement(NamedTuple):
@@ -71,6 +77,28 @@ def agreement(expected: Sequence[float], got: Sequence[float]) -> Agreement:
     apart = a[:, None] - a[None, :]
     swapped = (apart > MOST_DIFFERENCE) & (b[:, None] - b[None, :] <= 0)
     return Agreement(float(np.abs(a - b).max()), not bool(swapped.any()))
+
+
+def repairs_alike(compressor: Compressor, policy: Policy, scorer: Scorer, split: Split, images: Sequence[int]) -> bool:
+    """Whether quick repair in bfloat16 leaves the output error of quick repair in full precision.
+
+    Args:
+        compressor: Repairs.
+        policy: What is compared.
+        scorer: Scores in full precision.
+        split: Where the images are.
+        images: Which ones, [N].
+    """
+    dense = scorer.outputs(compressor.network, split, images)
+
+    def left(half: bool) -> float:
+        score = scorer(compressor.compress(policy, quick=True, half=half).network, split, images, dense)
+        assert score.errors is not None
+        return float(score.errors.mean(dtype=np.float64))
+
+    narrow, full = left(True), left(False)
+    logger.info("quick repair leaves an output error of %.4g in bfloat16, of %.4g in full precision", narrow, full)
+    return narrow <= MOST_WORSE_REPAIR * full
 
 
 def native_bf16(device: str) -> bool:

@@ -81,6 +81,9 @@ class BackendConfig(Part):
 
     name: Literal["auto", "bf16", "fp32", "eager"] = Field("auto", description="fp32 and bf16 fold normalization")
     difference: float | None = Field(None, ge=0, description="written by the run: largest difference of accuracy")
+    half_repair: bool | None = Field(
+        None, description="quick repair in bfloat16; written by the run where it is as good"
+    )
 
 
 class WorkersConfig(Part):

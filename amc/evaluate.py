@@ -174,6 +174,7 @@ class Measurement:
         images: Which of them.
         dense: Outputs of the dense network on them, None where they are too many to keep.
         constraint: Whose costs are told.
+        half: Repair in bfloat16.
     """
 
     compressor: Compressor
@@ -182,11 +183,11 @@ class Measurement:
     images: Sequence[int]
     dense: Tensor | None
     constraint: Constraint
+    half: bool = False
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Accuracy of the policy's network without fine-tuning, after quick repair."""
-        half = self.scorer.backend == "bf16" and self.scorer.device == "cpu"  # repair runs on the CPU
-        small, repair_forwards = self.compressor.compress(policy, quick=True, half=half)
+        small, repair_forwards = self.compressor.compress(policy, quick=True, half=self.half)
         score = self.scorer(small, self.split, self.images, self.dense)
         named = policy.widths()
         costs = self.constraint.costs(np.asarray([named[site.unit] for site in self.constraint.costing.sites]))

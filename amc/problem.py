@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.anatomy import dissect
-from amc.backend import choose_backend
+from amc.backend import choose_backend, repairs_alike
 from amc.cache import cached_tensors
 from amc.config import SearchConfig
 from amc.data import Split
@@ -185,6 +185,7 @@ class Problem:
         return Measurement(
             compressor=self.compressor, scorer=replace(self.scorer, backend=self.backend), split=split, images=images,
             dense=self._dense_outputs(split, images), constraint=self.constraint,
+            half=bool(self.config.backend.half_repair),
         )  # fmt: skip
 
     @property
@@ -194,6 +195,8 @@ class Problem:
             if self.backend and self.config.backend.difference is not None:  # here or before this run was resumed
                 images = min(BACKEND_IMAGES, len(self.reward_indices()))
                 self.effort.image_forwards += 2 * (1 + len(BACKEND_STEPS)) * images
+                if self.config.backend.half_repair is not None:
+                    self.effort.image_forwards += 2 * self.compressor.quick_forwards + 3 * images
             self._evaluator = Evaluator(self.measurement, self.effort)
         return self._evaluator
 
@@ -210,7 +213,13 @@ class Problem:
                 networks, lambda network, backend: replace(self.scorer, backend=backend)(
                     network, self._reward_split(), images), self.config.device,
             )  # fmt: skip
-            settled = self.config.backend.model_copy(update={"name": name, "difference": found.difference})
+            half = None
+            if name == "bf16" and self.config.device == "cpu" and self.compressor.quick_forwards:
+                uniform = self.policy(self.constraint.uniform())
+                half = repairs_alike(self.compressor, uniform, self.scorer, self._reward_split(), images)
+            settled = self.config.backend.model_copy(
+                update={"name": name, "difference": found.difference, "half_repair": half}
+            )
             self.config = self.config.model_copy(update={"backend": settled})
             return name
         return self.config.backend.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -39,10 +40,10 @@ def test_a_wrapped_function_still_works_and_is_put_back() -> None:
     assert Doubler.double is original
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
+@pytest.mark.parametrize("specimen", ["residual"], indirect=True)
 def test_the_floor_runs_the_same_network(specimen: Specimen) -> None:
     inputs = specimen.inputs(2)
-    if specimen.anatomy.graph.program is None or not specimen.anatomy.graph.channels_last:
-        return
     fast, ready_inputs = ready(specimen.network, inputs, "fp32")
     with torch.no_grad():
         torch.testing.assert_close(fast(ready_inputs), specimen.network(inputs), rtol=1e-3, atol=1e-3)

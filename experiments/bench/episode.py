@@ -106,7 +106,7 @@ def config_of(options: argparse.Namespace, repair: str) -> SearchConfig:
     return SearchConfig(
         task=options.task, data=options.data, checkpoint=weights, reward_images=options.images, warmup=4,
         starts=("uniform",), compression=repairing,
-        backend={"name": options.backend},
+        backend={"name": options.backend, "half_repair": options.backend == "bf16" or None},
     )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def floor_seconds(problem: Problem, network: nn.Module) -> float:
     images = read(problem.task.validation, problem.reward_indices())[0]
     seconds = _pass(network, images, problem.backend)
     if compressor.quick_forwards:
-        walks = "bf16" if problem.backend == "bf16" else "fp32"
+        walks = "bf16" if problem.measurement.half else "fp32"
         seconds += _pass(network, read(problem.task.calibration, range(compressor.quick_forwards))[0], walks)
     return seconds
 

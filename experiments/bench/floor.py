@@ -10,7 +10,6 @@ import time
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "eager": torch.float32}
 
@@ -19,6 +18,8 @@ def ready(network: nn.Module, inputs: Tensor, backend: str) -> tuple[nn.Module, 
     """Network and images as that backend wants them: folded, channels-last, narrowed."""
     if backend == "eager":
         return network.eval(), inputs
+    from torch.fx.experimental.optimization import fuse  # draws in parts of torch that warn of their own age
+
     fused = fuse(network.eval()).to(DTYPES[backend], memory_format=torch.channels_last)
     layout = torch.channels_last if inputs.ndim == 4 else torch.contiguous_format
     return fused, inputs.to(DTYPES[backend], memory_format=layout)

@@ -77,7 +77,7 @@ def measure(size: Size, repair: str, backend: str) -> Cost:
         task=NAME, reward_images=size.images, reward="accuracy", compression=images, backend={"name": backend},
     ))  # fmt: skip
     policy, indices = problem.policy(problem.constraint.uniform()), problem.reward_indices()
-    scorer, half = problem.measurement.scorer, problem.backend == "bf16"
+    scorer, half = problem.measurement.scorer, backend == "bf16"
     problem.compressor.compress(policy, quick=True, half=half)
     began = time.process_time()
     small = problem.compressor.compress(policy, quick=True, half=half).network
