@@ -1,7 +1,7 @@
 """Which arithmetic scores networks during a search: the first of a fixed order that is native and agrees with fp32.
 
-Quick repair runs in bfloat16 too where it is as good. Timings decide nothing, so that one CPU model always chooses alike.
-Confirmation and reports, and the full repair that they follow, are always fp32.
+Quick repair runs in bfloat16 too where it is as good. Timings decide nothing, so that one CPU model always chooses
+alike. Confirmation and reports, and the full repair that they follow, are always fp32.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ def repairs_alike(compressor: Compressor, policy: Policy, scorer: Scorer, split:
         split: Where the images are.
         images: Which ones, [N].
     """
+    if scorer.device != "cpu" or not compressor.quick_forwards:
+        return None
     dense = scorer.outputs(compressor.network, split, images)
 
     def left(half: bool) -> float:

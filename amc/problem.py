@@ -195,8 +195,8 @@ class Problem:
             if self.backend and self.config.backend.difference is not None:  # here or before this run was resumed
                 images = min(BACKEND_IMAGES, len(self.reward_indices()))
                 self.effort.image_forwards += 2 * (1 + len(BACKEND_STEPS)) * images
-                if self.config.backend.half_repair is not None:
-                    self.effort.image_forwards += 2 * self.compressor.quick_forwards + 3 * images
+                compared = self.config.backend.half_repair is not None
+                self.effort.image_forwards += compared * (2 * self.compressor.quick_forwards + 3 * images)
             self._evaluator = Evaluator(self.measurement, self.effort)
         return self._evaluator
 
@@ -213,13 +213,10 @@ class Problem:
                 networks, lambda network, backend: replace(self.scorer, backend=backend)(
                     network, self._reward_split(), images), self.config.device,
             )  # fmt: skip
-            half = None
-            if name == "bf16" and self.config.device == "cpu" and self.compressor.quick_forwards:
-                uniform = self.policy(self.constraint.uniform())
-                half = repairs_alike(self.compressor, uniform, self.scorer, self._reward_split(), images)
-            settled = self.config.backend.model_copy(
-                update={"name": name, "difference": found.difference, "half_repair": half}
-            )
+            uniform, split = self.policy(self.constraint.uniform()), self._reward_split()
+            half = repairs_alike(self.compressor, uniform, self.scorer, split, images) if name == "bf16" else None
+            figures = {"name": name, "difference": found.difference, "half_repair": half}
+            settled = self.config.backend.model_copy(update=figures)
             self.config = self.config.model_copy(update={"backend": settled})
             return name
         return self.config.backend.name
