@@ -99,7 +99,7 @@ def kernel_size(module: nn.Module) -> int:
 
 def regrouped(rows: Tensor, first: int) -> Tensor:
     """[G, first x rest, o] as [G, rest x first, o]: from channel-major to kernel-major, and back."""
-    return rows.unflatten(1, (first, -1)).transpose(1, 2).flatten(1, 2)
+    return rows.reshape(len(rows), first, -1, rows.shape[2]).transpose(1, 2).flatten(1, 2)
 
 
 def weight_rows(module: nn.Module) -> Tensor:

@@ -20,7 +20,8 @@ def ready(network: nn.Module, inputs: Tensor, backend: str) -> tuple[nn.Module, 
         return network.eval(), inputs
     from torch.fx.experimental.optimization import fuse  # draws in parts of torch that warn of their own age
 
-    fused = fuse(network.eval()).to(DTYPES[backend], memory_format=torch.channels_last)
+    fused = fuse(network.eval()).to(DTYPES[backend])
+    fused = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     layout = torch.channels_last if inputs.ndim == 4 else torch.contiguous_format
     return fused, inputs.to(DTYPES[backend], memory_format=layout)
 
@@ -29,7 +30,7 @@ def forward_seconds(network: nn.Module, inputs: Tensor, batch: int) -> float:
     """CPU seconds of this process for one pass over the images."""
     with torch.no_grad():
         began = time.process_time()
-        for part in inputs.split(batch):
+        for part in torch.split(inputs, batch):
             network(part)
         return time.process_time() - began
 

@@ -61,14 +61,14 @@ def cached_features(network: nn.Module, names: Sequence[str], images: Tensor) ->
                 x = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
                 at = torch.randint(x.shape[2], (POSITIONS,), generator=generator)
                 x, y = x[:, :, at].transpose(1, 2).flatten(0, 1), y.flatten(2)[:, :, at].transpose(1, 2).flatten(0, 1)
-                x = x.unflatten(1, (layer.in_channels, -1))
+                x = x.reshape(len(x), layer.in_channels, -1)
             found[name].append((x if x.ndim == 3 else x[:, :, None], y))
 
         return take
 
     handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     with torch.no_grad():
-        for part in images.split(BATCH):
+        for part in torch.split(images, BATCH):
             network(part)
     for handle in handles:
         handle.remove()
@@ -91,7 +91,7 @@ def fit(layer: nn.Module, features: Features, kept: Sequence[int]) -> None:
 def evaluate(network: nn.Module, images: Tensor) -> None:
     """The full-size network over the reward's images."""
     with torch.no_grad():
-        for part in images.split(BATCH):
+        for part in torch.split(images, BATCH):
             network(part)
 
 
