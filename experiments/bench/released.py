@@ -123,7 +123,12 @@ def compare(problem: Problem, images: int) -> dict[str, float]:
     calibration: Split = task.calibration
     masked = copy.deepcopy(task.network)
     features = cached_features(masked, list(layers), read(calibration, range(images))[0])
-    fitting = sum(seconds(lambda n=n, k=k: fit(masked.get_submodule(n), features[n], k)) for n, k in layers.items())
+
+    def fit_all() -> None:
+        for name, kept in layers.items():
+            fit(masked.get_submodule(name), features[name], kept)
+
+    fitting = seconds(fit_all)
     pixels = read(task.validation, problem.reward_indices())[0]
     theirs = seconds(lambda: evaluate(masked, pixels))
     once = seconds(lambda: compressor.compress(policy, "layerwise"))  # factorizes: once per search
