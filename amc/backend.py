@@ -79,8 +79,10 @@ def agreement(expected: Sequence[float], got: Sequence[float]) -> Agreement:
     return Agreement(float(np.abs(a - b).max()), not bool(swapped.any()))
 
 
-def repairs_alike(compressor: Compressor, policy: Policy, scorer: Scorer, split: Split, images: Sequence[int]) -> bool:
-    """Whether quick repair in bfloat16 leaves the output error of quick repair in full precision.
+def repairs_alike(
+    compressor: Compressor, policy: Policy, scorer: Scorer, split: Split, images: Sequence[int]
+) -> bool | None:
+    """Whether quick repair in bfloat16 leaves the output error of that in full precision; None where there is none.
 
     Args:
         compressor: Repairs.
