@@ -18,6 +18,7 @@ from amc.anatomy import dissect
 from amc.backend import choose_backend, repairs_alike
 from amc.cache import cached_tensors
 from amc.config import SearchConfig
+from amc.config_parts import BackendConfig
 from amc.data import Split
 from amc.door import check_task
 from amc.draws import keyed_order, read_batches
@@ -45,14 +46,10 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many done, how many in all)."""
 
 FEWEST_UNSEEN = 64
-KEPT_BYTES = 512e6
-"""Outputs of the dense network that are kept at most."""
-BACKEND_IMAGES = 1000
-"""Images on which backends are compared."""
-BACKEND_STEPS = (0.5, 1.0)
-"""How far from dense to uniform the pruned networks are on which backends are compared."""
-SCORING_BYTES = 256e6
-"""Activations held by one scoring chunk at most."""
+BACKEND_IMAGES, BACKEND_STEPS = 1000, (0.5, 1.0)
+"""Images on which backends are compared, and how far from dense to uniform the pruned networks are."""
+KEPT_BYTES, SCORING_BYTES = 512e6, 256e6
+"""Outputs of the dense network that are kept at most, and activations held by one scoring chunk."""
 
 
 class Problem:
@@ -182,10 +179,10 @@ class Problem:
     def measurement(self) -> Measurement:
         """Evaluates policies on the images of the reward, with quick repair; counts and remembers nothing."""
         split, images = self._reward_split(), self.reward_indices()
+        scorer = replace(self.scorer, backend=self.backend)  # settles whether repair may be narrow, too
         return Measurement(
-            compressor=self.compressor, scorer=replace(self.scorer, backend=self.backend), split=split, images=images,
-            dense=self._dense_outputs(split, images), constraint=self.constraint,
-            half=bool(self.config.backend.half_repair),
+            compressor=self.compressor, scorer=scorer, split=split, images=images, constraint=self.constraint,
+            dense=self._dense_outputs(split, images), half=bool(self.config.backend.half_repair),
         )  # fmt: skip
 
     @property
@@ -195,8 +192,8 @@ class Problem:
             if self.backend and self.config.backend.difference is not None:  # here or before this run was resumed
                 images = min(BACKEND_IMAGES, len(self.reward_indices()))
                 self.effort.image_forwards += 2 * (1 + len(BACKEND_STEPS)) * images
-                compared = self.config.backend.half_repair is not None
-                self.effort.image_forwards += compared * (2 * self.compressor.quick_forwards + 3 * images)
+                if self.config.backend.half_repair is not None:
+                    self.effort.image_forwards += 2 * self.compressor.quick_forwards + 3 * images
             self._evaluator = Evaluator(self.measurement, self.effort)
         return self._evaluator
 
@@ -208,17 +205,16 @@ class Problem:
         """The arithmetic that scores policies during the search; settled when first asked for, then in `config`."""
         if self.config.backend.name == "auto":
             images = self.reward_indices()[:BACKEND_IMAGES]
-            networks = [self.task.network, *map(self._halfway, BACKEND_STEPS)]
-            name, found = choose_backend(
-                networks, lambda network, backend: replace(self.scorer, backend=backend)(
-                    network, self._reward_split(), images), self.config.device,
-            )  # fmt: skip
             uniform, split = self.policy(self.constraint.uniform()), self._reward_split()
+
+            def score(network: nn.Module, backend: Backend) -> Score:
+                return replace(self.scorer, backend=backend)(network, split, images)
+
+            networks = [self.task.network, *map(self._halfway, BACKEND_STEPS)]
+            name, found = choose_backend(networks, score, self.config.device)
             half = repairs_alike(self.compressor, uniform, self.scorer, split, images) if name == "bf16" else None
-            figures = {"name": name, "difference": found.difference, "half_repair": half}
-            settled = self.config.backend.model_copy(update=figures)
+            settled = BackendConfig(name=name, difference=found.difference, half_repair=half)
             self.config = self.config.model_copy(update={"backend": settled})
-            return name
         return self.config.backend.name
 
     def _halfway(self, share: float) -> nn.Module:
