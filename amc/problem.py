@@ -215,6 +215,7 @@ class Problem:
             half = repairs_alike(self.compressor, uniform, self.scorer, split, images) if name == "bf16" else None
             settled = BackendConfig(name=name, difference=found.difference, half_repair=half)
             self.config = self.config.model_copy(update={"backend": settled})
+            return name
         return self.config.backend.name
 
     def _halfway(self, share: float) -> nn.Module:
