@@ -1,10 +1,12 @@
 """The floor of an episode: nothing but forward passes of the pruned network, in plain torch.
 
-Command: python -m experiments.bench.floor NETWORK.pt [IMAGES] [bf16|fp32|eager]; nothing of ours is called here.
+Command: python -m experiments.bench.floor amc.models.resnet_cifar:resnet56 [IMAGES] [bf16|fp32|eager]; nothing of ours
+but that function, which makes the network, is called here.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 
@@ -38,6 +40,8 @@ def forward_seconds(network: nn.Module, inputs: Tensor, batch: int) -> float:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     images = torch.randn(int((*sys.argv, "1000", "1000")[2]), 3, 32, 32)
-    made = ready(torch.load(sys.argv[1], weights_only=False), images, (*sys.argv, "", "", "bf16")[3])
+    module, _, function = sys.argv[1].partition(":")
+    network = getattr(importlib.import_module(module), function)()
+    made = ready(network, images, (*sys.argv, "", "", "bf16")[3])
     times = [1000 * forward_seconds(*made, batch=int(size)) for size in (32, 64, 125, 250)]
     print("CPU ms at batches of 32, 64, 125, 250:", *(f"{ms:.0f}" for ms in times))
