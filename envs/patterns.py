@@ -12,7 +12,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from envs.rows import can_gather, weight_of
+from envs.graph import Graph
+from envs.rows import as_weight, can_gather, weight_of, weight_rows
 from hw_profiles.layers import LayerShape
 from hw_profiles.patterns import DENSE, Pattern, parse_pattern
 
@@ -35,6 +36,23 @@ def refusal(layer: LayerShape, pattern: Pattern) -> str:
         return f"it reads {inputs} channels per group, fewer than the {pattern.group} of {pattern}"
     if inputs % pattern.group:
         return f"it reads {inputs} channels per group, no multiple of the {pattern.group} of {pattern}"
+    return ""
+
+
+def unfit(network: nn.Module, graph: Graph, name: str) -> str:
+    """Why a layer cannot take any pattern, whatever its shape, or ''."""
+    module = dict(network.named_modules()).get(name)
+    if module is None:
+        return "it is a further call of another layer"
+    if not can_gather(module):
+        return f"{type(module).__name__} has no pattern"
+    if graph.calls().get(name, 1) > 1:
+        return "it is called more than once in a forward pass"
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" not in own:
+        return "it computes its weight from other parameters"
+    if sum(other is own["weight"] for _, other in network.named_parameters(remove_duplicate=False)) > 1:
+        return "it shares its weight with another layer"
     return ""
 
 
@@ -72,6 +90,18 @@ def best_mask(scores: Tensor, pattern: Pattern, kernel: int) -> Tensor:
     mask = torch.zeros_like(groups, dtype=torch.bool)
     mask.scatter_(2, order[:, :, : pattern.keep], True)
     return ungrouped(mask, kernel)
+
+
+def kernel_size(module: nn.Module) -> int:
+    """Kernel positions per input channel of a convolution, 1 for a linear layer."""
+    return prod(module.kernel_size) if hasattr(module, "kernel_size") else 1  # type: ignore[arg-type]
+
+
+def mask_by_magnitude(module: nn.Module, pattern: Pattern) -> None:
+    """Zeroes the smallest weights of one layer, in place (with a new tensor)."""
+    rows = weight_rows(module)
+    kept = as_weight(module, rows * best_mask(rows.abs(), pattern, kernel_size(module)))
+    module.weight = nn.Parameter(kept, requires_grad=module.weight.requires_grad)  # type: ignore[arg-type]
 
 
 def verify(weight: Tensor, pattern: Pattern, *, groups: int = 1, what: str = "a weight") -> None:

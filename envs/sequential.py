@@ -10,7 +10,7 @@ of He, Zhang & Sun, ICCV 2017, section 3.2, for whole residual networks).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 
 from envs.graph import BATCH_NORMS, Graph
 from envs.parallel import map_chunks
-from envs.ridge import Sums, add, solve, summarize
+from envs.ridge import Finish, Sums, add, solve, summarize
 from envs.rows import as_weight, gather_inputs, take_outputs, weight_rows
 from envs.slicing import Axes
+from envs.statistics import GRAM_LIMIT
 from envs.targets import Target, Targets, Values, release, step, walkable
 
 DEAD_SCALE = 1e-3
@@ -55,6 +56,7 @@ class SequentialRepair:
         targets: What the dense network has at the sampled positions.
         ridge: Penalty relative to the mean diagonal of the Gram matrix.
         producers: Refit every layer whose input drifted, not only the consumers of pruned units.
+        sparse: What brings layers to their patterns, by layer name; each on the inputs that it really has.
     """
 
     network: nn.Module
@@ -62,6 +64,7 @@ class SequentialRepair:
     targets: Targets
     ridge: float
     producers: bool = True
+    sparse: Mapping[str, Finish] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -80,7 +83,7 @@ class SequentialRepair:
         """
         program = self.graph.program
         assert program is not None
-        if not axes:
+        if not axes and not self.sparse:
             return small
         walked = walkable(small, self.graph)
         pending = self._refits(program, axes)
@@ -99,13 +102,14 @@ class SequentialRepair:
         return small
 
     def _refits(self, program: fx.Graph, axes: Mapping[str, Axes]) -> dict[fx.Node, _Refit]:
-        drifted, layers = _drifted(program, set(axes)), self.targets.layers
+        drifted, layers = _drifted(program, {*axes, *self.sparse}), self.targets.layers
         refits: dict[fx.Node, _Refit] = {}
         for node in program.nodes:
-            if node not in layers or node.all_input_nodes[0] not in drifted:
+            sparse = node.target in self.sparse
+            if node not in layers or not (sparse or node.all_input_nodes[0] in drifted):
                 continue
             touched = axes.get(str(node.target), Axes())
-            if touched.inputs is None and not self.producers:
+            if touched.inputs is None and not self.producers and not sparse:
                 continue
             addend = self.targets.addends.get(node)
             scale = None if addend is None else addend.scale
@@ -140,16 +144,24 @@ class SequentialRepair:
         has_bias = isinstance(getattr(layer, "bias", None), Tensor)
         fit = solve(
             add(map_chunks(one, range(len(states)))), weight_rows(layer), self.ridge,
-            intercept=has_bias or normalization is not None,
+            intercept=has_bias or normalization is not None, finish=self._finish(refit, weight_rows(layer).double()),
         )  # fmt: skip
         weights, shift = fit.weights, fit.shift.flatten()
         if refit.scale is not None:
-            live = _live(refit.scale)
-            per_group = live.view(len(weights), 1, -1)
-            weights = torch.where(per_group, weights, weight_rows(layer).double())
-            shift = torch.where(live, shift, torch.zeros_like(shift))
+            shift = torch.where(_live(refit.scale), shift, torch.zeros_like(shift))
         write_fit(walked, refit.name, normalization, weights, shift)
         write_fit(small, refit.name, normalization, weights, shift)
+
+    def _finish(self, refit: _Refit, before: Tensor) -> Finish:
+        """Leaves outputs alone that the network hardly hears, and brings the rest to the layer's pattern."""
+        pattern = self.sparse.get(refit.name)
+
+        def finish(weights: Tensor, curvature: Tensor) -> Tensor:
+            if refit.scale is not None:
+                weights = torch.where(_live(refit.scale).view(len(weights), 1, -1), weights, before)
+            return weights if pattern is None else pattern(weights, curvature)
+
+        return finish
 
     def _rows(self, refit: _Refit, values: Values, target: Target, layer: nn.Module) -> Sums:
         """Sums of one chunk: the inputs that the pruned network has, and what its weights leave to be explained."""
@@ -166,7 +178,8 @@ class SequentialRepair:
         if isinstance(bias, Tensor):
             residual = residual - bias.view(len(weights), 1, -1)
         rows = sum(len(chunk[refit.node].own) for chunk in self.targets.rows)
-        return summarize(x, residual, gram=x.shape[2] <= rows)  # the same answer for every chunk
+        small = x.shape[2] <= (GRAM_LIMIT if refit.name in self.sparse else rows)
+        return summarize(x, residual, gram=small)  # the same answer for every chunk
 
     def _normalization(self, name: str) -> str | None:
         """The batch normalization that can take up a shift of the layer's output."""
