@@ -37,10 +37,14 @@ CheckpointOption = Annotated[
 ConstraintOption = Annotated[
     list[str] | None,
     typer.Option("--constraint", help="COST=BUDGET, a fraction of dense (<= 1) or absolute; repeat for several. "
-                 "Costs: macs (synonym: flops), params, memory, latency (fraction), latency_ms. Default macs=0.5."),
+                 "Costs: macs (synonym: flops), params, memory, latency (fraction), latency_ms; sparsity=2:4@RULES "
+                 "(multiple-of-4, cutlass-float16, ...) and coverage=SHARE with patterns. Default macs=0.5."),
 ]  # fmt: skip
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="File or name of the profile that latency budgets count by.")
+]
+ChooseOption = Annotated[
+    str | None, typer.Option("--choose", help="What is decided: channels (default), patterns, unstructured, mixed.")
 ]
 RoundOption = Annotated[int | None, typer.Option(help="Kept channels are a multiple of this, or all.")]
 MinOption = Annotated[float | None, typer.Option(help="Smallest preserve ratio.")]
@@ -85,6 +89,10 @@ def search(
     checkpoint: CheckpointOption = None,
     constraint: ConstraintOption = None,
     profile: ProfileOption = None,
+    choose: ChooseOption = None,
+    selection: Annotated[
+        str | None, typer.Option(help="Which weights go under a pattern: magnitude, wanda, sparsegpt.")
+    ] = None,
     agent: Annotated[
         str | None, typer.Option(help="ddpg (default), td3, sac, cmaes, random, knapsack or uniform.")
     ] = None,
@@ -95,7 +103,10 @@ def search(
     max_minutes: Annotated[float | None, typer.Option(help="No new round after this long.")] = None,
     reward: Annotated[
         str | None,
-        typer.Option(help="accuracy, accuracy_latency, error_log_cost, loss, output_error or package.module:function."),
+        typer.Option(
+            help="accuracy, accuracy_latency, error_log_cost, error_log_params, loss, output_error or "
+            "package.module:function."
+        ),
     ] = None,
     importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
     repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,
@@ -116,6 +127,7 @@ def search(
     overrides: dict[str, Any] = {
         "task": task, "data": data, "checkpoint": checkpoint, "agent": agent, "episodes": episodes,
         "warmup": warmup, "preset": preset, "round_size": round_size, "max_minutes": max_minutes,
+        "choose": choose, "compression.selection": selection,
         "profile": profile, "reward": reward, "device": device, "seed": seed, "rules.round_to": round_to,
         "rules.min_ratio": min_ratio, "rules.max_ratio": max_ratio, "rules.skip": skip or None,
         "compression.importance": importance, "compression.repair": repair,

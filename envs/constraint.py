@@ -84,7 +84,7 @@ class Costing:
         widths = self.widths(kept)
         if widths.patterns is None:
             return np.zeros(len(np.atleast_2d(kept)))
-        return misfits(self.family.dense, widths, self.shapes).sum(axis=1).astype(np.float64)
+        return np.asarray(misfits(self.family.dense, widths, self.shapes).sum(axis=1), dtype=np.float64)
 
     def one(self, cost: Cost, kept: IntArray) -> float:
         """Cost of one [S] assignment."""
@@ -210,7 +210,7 @@ def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
     """
 
     def excess(kept: IntArray) -> FloatArray:
-        over = [np.maximum(costing.many(cost, kept) / limit - 1, 0) for cost, limit in budgets]
+        over = [np.maximum(costing.many(cost, kept) / max(limit, 1e-12) - 1, 0) for cost, limit in budgets]
         over.append(costing.misfits(kept))
         return np.asarray(np.sum(over, axis=0))
 
