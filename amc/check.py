@@ -48,7 +48,7 @@ def verify_model(model: bytes, network: nn.Module, patterns: Mapping[str, str]) 
     """
     verify_network(network, patterns)
     stored = _onnx(model) if patterns else {}
-    wanted = Counter((tuple(network.get_submodule(name).weight.shape), text) for name, text in patterns.items())  # type: ignore[union-attr, arg-type]
+    wanted = Counter((tuple(network.get_submodule(name).weight.shape), text) for name, text in patterns.items())  # type: ignore[arg-type]
     for (shape, text), count in wanted.items():
         shapes = {shape, shape[::-1]} if len(shape) == 2 else {shape}  # a linear layer may be stored transposed
         found = sum(_keeps(weight, shape, parse_pattern(text)) for weight in stored.values() if weight.shape in shapes)
@@ -103,7 +103,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _onnx(model: bytes) -> dict[str, Tensor]:
     """The initializers of a model with two axes or more."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         graph = onnx.load_from_string(model).graph

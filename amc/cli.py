@@ -286,6 +286,16 @@ def export(
     run_export(policy, task, data, checkpoint, out, console)
 
 
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="policy.json, a folder that `amc apply` wrote, .safetensors or .onnx.")],
+) -> None:
+    """Verify weights against their sparsity patterns, group by group, from the file alone."""
+    from amc.check import check_file
+
+    console.print(check_file(path))
+
+
 def _workers(number: int, address: str | None, gpus: float, limit: float) -> WorkersConfig:
     return WorkersConfig(workers=number, address=address, gpus=gpus, limit_seconds=limit)
 

@@ -193,7 +193,7 @@ def run_export(
     policy, problem, small = _rebuild(policy_file, task, data, checkpoint, console)
     count = min(CHECKED_IMAGES, len(problem.task.validation))
     inputs, _ = problem.task.validation.batch(range(count))
-    difference = write_onnx(small, problem.task.example_input, inputs, out)
+    difference = write_onnx(small, problem.task.example_input, inputs, out, policy.patterns())
     _side_by_side(problem, policy, small, console)
     console.print(
         f"wrote {out}: onnxruntime and torch agree on {count} images (largest relative difference {difference:.1e})",

@@ -58,7 +58,7 @@ def test_gymnasiums_check_passes_in_every_mode(mode: str) -> None:
     assert environment.action_space.shape == (1,)
 
 
-@settings(max_examples=5)
+@settings(max_examples=2)
 @pytest.mark.parametrize("mode", list(MODES))
 @given(seed=st.integers(0, 10_000))
 def test_whatever_is_done_the_network_keeps_pattern_and_budget(mode: str, seed: int) -> None:
@@ -95,15 +95,14 @@ def mixed(specimen: Specimen, patterns: tuple[str, ...], rules: str | None, **bu
     sites = interleaved(Rules().sites(anatomy.units)[0], layers, anatomy.units)
     costing = Costing(anatomy.family, tuple(sites), shapes)
     skipping = {"macs": Macs(skips=shapes.skips if shapes else ()), "params": COSTS["params"]}
-    return Constraint.create(
-        costing,
-        [Budget(skipping[n], share * costing.one(skipping[n], costing.dense())) for n, share in budgets.items()],
-    )
+    dense = {name: costing.one(skipping[name], costing.dense()) for name in budgets}
+    return Constraint.create(costing, [Budget(skipping[n], share * dense[n]) for n, share in budgets.items()])
 
 
+@settings(max_examples=3)
 @given(st.lists(st.floats(0, 1), min_size=40, max_size=40), st.sampled_from([None, "multiple-of-4"]))
 def test_every_walk_over_every_network_ends_legal(specimen: Specimen, actions: list[float], rules: str | None) -> None:
-    constraint = mixed(specimen, ("2:4",), rules, params=0.6)
+    constraint = mixed(specimen, ("2:4",), rules, params=0.9)
     sites = constraint.costing.sites
     kept = constraint.project(actions[: len(sites)])
     assert constraint.keeps(kept).all()
