@@ -69,20 +69,24 @@ class Costing:
         """Channel counts and patterns of [K, S] assignments."""
         kept = np.atleast_2d(kept)
         full = np.repeat(self.family.channels[None, :], len(kept), axis=0)
-        codes = np.zeros((len(kept), len(self.family.dense.layers)), dtype=np.int64)
+        steps = [step for step, site in enumerate(self.sites) if not site.layer]
+        full[:, [self.family.units.index(self.sites[step].unit) for step in steps]] = kept[:, steps]
+        return self.family.widths(full, self._codes(kept) if len(steps) < len(self.sites) else None)
+
+    def _codes(self, kept: IntArray) -> IntArray | None:
+        """[K, N] pattern of each operator, None where all are dense."""
         rows = {layer.name: row for row, layer in enumerate(self.family.dense.layers)}
+        codes = np.zeros((len(kept), len(rows)), dtype=np.int64)
         for step, site in enumerate(self.sites):
             if site.layer:
                 table = np.asarray([parse_pattern(choice.pattern).code for choice in site.choices], dtype=np.int64)
                 codes[:, rows[site.layer]] = table[kept[:, step] - site.choices[0].kept]
-            else:
-                full[:, self.family.units.index(site.unit)] = kept[:, step]
-        return self.family.widths(full, codes if codes.any() else None)
+        return codes if codes.any() else None
 
     def misfits(self, kept: IntArray) -> FloatArray:
         """[K] how many layers of [K, S] assignments have a pattern that their shape does not take."""
-        widths = self.widths(kept)
-        if widths.patterns is None:
+        widths = self.widths(kept) if any(site.layer for site in self.sites) else None
+        if widths is None or widths.patterns is None:
             return np.zeros(len(np.atleast_2d(kept)))
         return np.asarray(misfits(self.family.dense, widths, self.shapes).sum(axis=1), dtype=np.float64)
 

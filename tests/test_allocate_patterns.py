@@ -42,7 +42,7 @@ def test_lamp_does_not_care_how_a_layer_is_scaled_and_keeps_its_largest_weight()
 
 def test_erk_keeps_small_layers_denser() -> None:
     narrow, wide = torch.zeros(8, 4, 3, 3), torch.zeros(64, 64, 3, 3)
-    small, large = erk([narrow, wide])(0.1)
+    small, large = erk([narrow, wide])(0.01)
     assert small / large == pytest.approx(((8 + 4 + 6) / (8 * 4 * 9)) / ((128 + 6) / (64 * 64 * 9)))
 
 
