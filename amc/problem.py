@@ -309,7 +309,7 @@ class Problem:
             "calibration": self.compressor.calibration_fingerprint,
             "compression": settings.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
             "knapsack": knapsack.model_dump(mode="json"),
-            "sites": [[site.unit, site.kept().tolist()] for site in self.sites],
+            "sites": [[site.unit, site.kept().tolist(), *site.patterns()] for site in self.sites],
             "seed": self.config.seed,
         }
 

@@ -57,6 +57,10 @@ class Site:
         """[C] kept channels (ranks of patterns) of the choices, lightest first."""
         return np.asarray([choice.kept for choice in self.choices], dtype=np.int64)
 
+    def patterns(self) -> list[str]:
+        """The patterns of the choices, lightest first; none for a unit."""
+        return [choice.pattern for choice in self.choices if choice.pattern]
+
     def ratios(self) -> NDArray[np.float64]:
         """[C] the actions that mean the choices, lightest first."""
         return np.asarray([choice.ratio for choice in self.choices])
