@@ -46,6 +46,15 @@ ProfileOption = Annotated[
 ChooseOption = Annotated[
     str | None, typer.Option("--choose", help="What is decided: channels (default), patterns, unstructured, mixed.")
 ]
+SelectionOption = Annotated[
+    str | None, typer.Option(help="Which weights go under a pattern: magnitude, wanda, sparsegpt.")
+]
+AgentOption = Annotated[str | None, typer.Option(help="ddpg (default), td3, sac, cmaes, random, knapsack or uniform.")]
+RewardOption = Annotated[
+    str | None,
+    typer.Option(help="accuracy, accuracy_latency, error_log_cost, error_log_params, loss, output_error or "
+                 "package.module:function."),
+]  # fmt: skip
 RoundOption = Annotated[int | None, typer.Option(help="Kept channels are a multiple of this, or all.")]
 MinOption = Annotated[float | None, typer.Option(help="Smallest preserve ratio.")]
 MaxOption = Annotated[float | None, typer.Option(help="Largest preserve ratio.")]
@@ -90,24 +99,14 @@ def search(
     constraint: ConstraintOption = None,
     profile: ProfileOption = None,
     choose: ChooseOption = None,
-    selection: Annotated[
-        str | None, typer.Option(help="Which weights go under a pattern: magnitude, wanda, sparsegpt.")
-    ] = None,
-    agent: Annotated[
-        str | None, typer.Option(help="ddpg (default), td3, sac, cmaes, random, knapsack or uniform.")
-    ] = None,
+    selection: SelectionOption = None,
+    agent: AgentOption = None,
     preset: Annotated[str | None, typer.Option(help="default, or paper: as He et al. 2018.")] = None,
     episodes: Annotated[int | None, typer.Option(help="Policies tried.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Episodes before ddpg, td3 and sac learn.")] = None,
     round_size: Annotated[int | None, typer.Option(help="Episodes proposed together.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="No new round after this long.")] = None,
-    reward: Annotated[
-        str | None,
-        typer.Option(
-            help="accuracy, accuracy_latency, error_log_cost, error_log_params, loss, output_error or "
-            "package.module:function."
-        ),
-    ] = None,
+    reward: RewardOption = None,
     importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
     repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,
     round_to: RoundOption = None,
