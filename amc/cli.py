@@ -37,11 +37,24 @@ CheckpointOption = Annotated[
 ConstraintOption = Annotated[
     list[str] | None,
     typer.Option("--constraint", help="COST=BUDGET, a fraction of dense (<= 1) or absolute; repeat for several. "
-                 "Costs: macs (synonym: flops), params, memory, latency (fraction), latency_ms. Default macs=0.5."),
+                 "Costs: macs (synonym: flops), params, memory, latency (fraction), latency_ms; sparsity=2:4@RULES "
+                 "(multiple-of-4, cutlass-float16, ...) and coverage=SHARE with patterns. Default macs=0.5."),
 ]  # fmt: skip
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="File or name of the profile that latency budgets count by.")
 ]
+ChooseOption = Annotated[
+    str | None, typer.Option("--choose", help="What is decided: channels (default), patterns, unstructured, mixed.")
+]
+SelectionOption = Annotated[
+    str | None, typer.Option(help="Which weights go under a pattern: magnitude, wanda, sparsegpt.")
+]
+AgentOption = Annotated[str | None, typer.Option(help="ddpg (default), td3, sac, cmaes, random, knapsack or uniform.")]
+RewardOption = Annotated[
+    str | None,
+    typer.Option(help="accuracy, accuracy_latency, error_log_cost, error_log_params, loss, output_error or "
+                 "package.module:function."),
+]  # fmt: skip
 RoundOption = Annotated[int | None, typer.Option(help="Kept channels are a multiple of this, or all.")]
 MinOption = Annotated[float | None, typer.Option(help="Smallest preserve ratio.")]
 MaxOption = Annotated[float | None, typer.Option(help="Largest preserve ratio.")]
@@ -85,18 +98,15 @@ def search(
     checkpoint: CheckpointOption = None,
     constraint: ConstraintOption = None,
     profile: ProfileOption = None,
-    agent: Annotated[
-        str | None, typer.Option(help="ddpg (default), td3, sac, cmaes, random, knapsack or uniform.")
-    ] = None,
+    choose: ChooseOption = None,
+    selection: SelectionOption = None,
+    agent: AgentOption = None,
     preset: Annotated[str | None, typer.Option(help="default, or paper: as He et al. 2018.")] = None,
     episodes: Annotated[int | None, typer.Option(help="Policies tried.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Episodes before ddpg, td3 and sac learn.")] = None,
     round_size: Annotated[int | None, typer.Option(help="Episodes proposed together.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="No new round after this long.")] = None,
-    reward: Annotated[
-        str | None,
-        typer.Option(help="accuracy, accuracy_latency, error_log_cost, loss, output_error or package.module:function."),
-    ] = None,
+    reward: RewardOption = None,
     importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
     repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,
     round_to: RoundOption = None,
@@ -116,6 +126,7 @@ def search(
     overrides: dict[str, Any] = {
         "task": task, "data": data, "checkpoint": checkpoint, "agent": agent, "episodes": episodes,
         "warmup": warmup, "preset": preset, "round_size": round_size, "max_minutes": max_minutes,
+        "choose": choose, "compression.selection": selection,
         "profile": profile, "reward": reward, "device": device, "seed": seed, "rules.round_to": round_to,
         "rules.min_ratio": min_ratio, "rules.max_ratio": max_ratio, "rules.skip": skip or None,
         "compression.importance": importance, "compression.repair": repair,
@@ -272,6 +283,16 @@ def export(
     from amc.commands import run_export
 
     run_export(policy, task, data, checkpoint, out, console)
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="policy.json, a folder that `amc apply` wrote, .safetensors or .onnx.")],
+) -> None:
+    """Verify weights against their sparsity patterns, group by group, from the file alone."""
+    from amc.check import check_file
+
+    console.print(check_file(path))
 
 
 def _workers(number: int, address: str | None, gpus: float, limit: float) -> WorkersConfig:

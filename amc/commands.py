@@ -179,7 +179,7 @@ def run_apply(
     """Makes the smaller network of a policy and writes it."""
     policy, problem, small = _rebuild(policy_file, task, data, checkpoint, console)
     write_applied(policy, small, out)
-    _side_by_side(problem, small, console)
+    _side_by_side(problem, policy, small, console)
     console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, soft_wrap=True)
     return small
 
@@ -190,11 +190,11 @@ def run_export(
     """Makes the smaller network of a policy and writes it as ONNX, compared with torch on real images."""
     if not out.parent.is_dir():
         raise ValueError(f"the folder of the ONNX file must exist, but {str(out.parent)!r} does not: make it first")
-    _, problem, small = _rebuild(policy_file, task, data, checkpoint, console)
+    policy, problem, small = _rebuild(policy_file, task, data, checkpoint, console)
     count = min(CHECKED_IMAGES, len(problem.task.validation))
     inputs, _ = problem.task.validation.batch(range(count))
-    difference = write_onnx(small, problem.task.example_input, inputs, out)
-    _side_by_side(problem, small, console)
+    difference = write_onnx(small, problem.task.example_input, inputs, out, policy.patterns())
+    _side_by_side(problem, policy, small, console)
     console.print(
         f"wrote {out}: onnxruntime and torch agree on {count} images (largest relative difference {difference:.1e})",
         highlight=False, soft_wrap=True,
@@ -222,11 +222,12 @@ def _rebuild(
     return policy, problem, small
 
 
-def _side_by_side(problem: Problem, small: nn.Module, console: Console) -> None:
+def _side_by_side(problem: Problem, policy: Policy, small: nn.Module, console: Console) -> None:
     networks = {"dense": problem.task.network, "pruned": small}
     latency = _latency(networks, problem, console)
     for name, network in networks.items():
-        costs = ", ".join(f"{cost} {value:,.6g}" for cost, value in problem.real_costs(network).items())
+        patterns = policy.patterns() if name == "pruned" else {}
+        costs = ", ".join(f"{cost} {value:,.6g}" for cost, value in problem.real_costs(network, patterns).items())
         timed = f"{latency[name]:.3f} ms in onnxruntime, " if name in latency else ""
         console.print(f"{name:>8}: {timed}{costs}", highlight=False)
 

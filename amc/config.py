@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from amc.config_parts import BackendConfig, CompressionConfig, KnapsackConfig, Part, RulesConfig
 from envs.reward import REWARDS
 from hw_profiles.cost import COSTS, LATENCY
+from hw_profiles.patterns import parse_pattern, unstructured
+from hw_profiles.shape_rules import load_rules
 
 Agent = Literal["ddpg", "td3", "sac", "cmaes", "random", "knapsack", "uniform"]
 Start = Literal["knapsack", "uniform"]
@@ -33,6 +35,9 @@ LIGHT: dict[str, Any] = {"most_steps": 64, "batch_size": 256, "replay_episodes":
 """Learning that keeps a driver of many workers free: few, large gradient steps after a large round. What that costs
 in quality: experiments/results/light_learning.md."""
 
+COVERAGE = "coverage"
+"""Budget on the share of MACs in layers that have a pattern (from below)."""
+
 SYNONYMS = {"flops": "macs"}
 """AMC and most counters say FLOPs for multiply-accumulates; we accept it here and say MACs everywhere else."""
 
@@ -46,6 +51,14 @@ class SearchConfig(Part):
     constraint: dict[str, float] = Field(
         default_factory=lambda: {"macs": 0.5}, description="cost -> budget, a fraction (<= 1) or absolute"
     )
+    choose: Literal["channels", "patterns", "unstructured", "mixed"] = Field(
+        "channels", description="what is decided: widths, a pattern per layer, a density per layer, widths and patterns"
+    )
+    patterns: tuple[str, ...] = Field(("2:4",), min_length=1, description="what layers may choose beside dense")
+    densities: tuple[float, ...] = Field(
+        (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7), min_length=1, description="densities beside dense"
+    )
+    sparsity: str | None = Field(None, description="PATTERN@RULES: the pattern and the shapes that a device takes")
     profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
     agent: Agent = Field("ddpg", description="who chooses the widths")
     preset: Literal["default", "paper"] = Field("default", description="settings of ddpg, td3 and sac")
@@ -75,6 +88,11 @@ class SearchConfig(Part):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("constraint"), Mapping):
+            budgets = dict(values["constraint"])
+            if "sparsity" in budgets:  # the one constraint that is no number
+                values = {**values, "sparsity": budgets.pop("sparsity"), "constraint": budgets}
+                values |= {"patterns": (str(values["sparsity"]).partition("@")[0],)} if "patterns" not in values else {}
         preset = PRESETS.get(str(values.get("preset", "default"))) if isinstance(values, dict) else None
         return _laid_under(values, preset) if preset else values
 
@@ -108,8 +126,8 @@ class SearchConfig(Part):
             raise ValueError("needs at least one cost = budget, for example macs = 0.5")
         named = {SYNONYMS.get(str(name), str(name)): budget for name, budget in value.items()}
         for name, budget in named.items():
-            if name not in COSTS and name not in LATENCY:
-                known = ", ".join([*COSTS, *LATENCY, *SYNONYMS])
+            if name not in COSTS and name not in LATENCY and name != COVERAGE:
+                known = ", ".join([*COSTS, *LATENCY, *SYNONYMS, "sparsity", COVERAGE])
                 raise ValueError(f"cost must be one of {known}, but got {name!r}")
             if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
                 raise ValueError(
@@ -141,6 +159,36 @@ class SearchConfig(Part):
                 "reward accuracy_latency needs a latency budget, but got none: add --constraint latency=0.65"
             )
         return self
+
+    @field_validator("patterns")
+    @classmethod
+    def _readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(parse_pattern(text)) for text in value if text != "dense")
+
+    @field_validator("densities")
+    @classmethod
+    def _proper(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(unstructured(density).density for density in value)
+
+    @model_validator(mode="after")
+    def _patterns_are_chosen(self) -> SearchConfig:
+        if self.sparsity is not None:
+            pattern, rules = self.sparsity.partition("@")[0], load_rules(self.shapes or "")
+            if pattern not in rules.patterns or self.patterns != (pattern,):
+                raise ValueError(f"sparsity {self.sparsity!r} needs one pattern of {', '.join(rules.patterns)}")
+        if self.choose not in ("patterns", "mixed") and (self.sparsity is not None or COVERAGE in self.constraint):
+            raise ValueError(
+                f"sparsity and coverage need layers that choose patterns, but got choose={self.choose!r}: "
+                "add --choose patterns or --choose mixed"
+            )
+        if not self.constraint.get(COVERAGE, 0) <= 1:
+            raise ValueError(f"coverage must be a share of the MACs, but got {self.constraint[COVERAGE]:g}: write 0.8")
+        return self
+
+    @property
+    def shapes(self) -> str | None:
+        """Name of the shape rules, if any."""
+        return None if self.sparsity is None else self.sparsity.partition("@")[2]
 
     @property
     def single(self) -> bool:
@@ -177,17 +225,20 @@ def learning_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def parse_constraints(texts: Sequence[str]) -> dict[str, float]:
-    """Reads `NAME=VALUE` texts.
+def parse_constraints(texts: Sequence[str]) -> dict[str, Any]:
+    """Reads `NAME=VALUE` texts; the value of `sparsity` is PATTERN@RULES, all others are numbers.
 
     Raises:
         ValueError: If one is no `NAME=VALUE` with a number.
     """
-    budgets: dict[str, float] = {}
+    budgets: dict[str, Any] = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if SYNONYMS.get(name.strip(), name.strip()) in budgets:
             raise ValueError(f"a cost can have one budget, but {name.strip()!r} has two: keep the one that is meant")
+        if name.strip() == "sparsity":
+            budgets["sparsity"] = value.strip()
+            continue
         try:
             budgets[SYNONYMS.get(name.strip(), name.strip())] = float(value)
         except ValueError:

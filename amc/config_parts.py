@@ -10,6 +10,7 @@ from amc.sensitivity import DAMAGES
 from envs.compress import CompressionSettings, Repair
 from envs.importance import IMPORTANCES
 from envs.rules import Rules
+from envs.sparsify import SELECTIONS
 
 
 class Part(BaseModel):
@@ -42,6 +43,7 @@ class CompressionConfig(Part):
     quick_positions: int = Field(16, ge=1, description="output positions per image during the search")
     ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
     producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
+    selection: str = Field("magnitude", description=f"which weights go under a pattern: {', '.join(SELECTIONS)}")
     reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")
     memory_gb: float = Field(1.0, gt=0, description="bound on activations and rows held by repair, GB")
 
@@ -50,6 +52,13 @@ class CompressionConfig(Part):
     def _known(cls, value: str) -> str:
         if value not in IMPORTANCES:
             raise ValueError(f"must be one of {', '.join(IMPORTANCES)}, but got {value!r}")
+        return value
+
+    @field_validator("selection")
+    @classmethod
+    def _selecting(cls, value: str) -> str:
+        if value not in SELECTIONS:
+            raise ValueError(f"must be one of {', '.join(SELECTIONS)}, but got {value!r}")
         return value
 
     def settings(self, seed: int) -> CompressionSettings:

@@ -23,6 +23,8 @@ from envs.inference import channels_last, converted, inference_copy
 from envs.parallel import map_chunks
 from envs.policy import Policy
 from envs.reward import Evaluation
+from envs.sites import encode
+from hw_profiles.patterns import parse_pattern
 
 FloatArray = NDArray[np.float32]
 Taken = TypeVar("Taken")
@@ -189,8 +191,7 @@ class Measurement:
         """Accuracy of the policy's network without fine-tuning, after quick repair."""
         small, repair_forwards = self.compressor.compress(policy, quick=True, half=self.half)
         score = self.scorer(small, self.split, self.images, self.dense)
-        named = policy.widths()
-        costs = self.constraint.costs(np.asarray([named[site.unit] for site in self.constraint.costing.sites]))
+        costs = self.constraint.costs(encode(self.constraint.costing.sites, policy.widths(), policy.patterns()))
         return score.evaluation(costs, len(score.each) + repair_forwards)
 
     def excerpt(self) -> Measurement:
@@ -201,12 +202,13 @@ class Measurement:
 
 
 Key: TypeAlias = tuple[int, ...]
-"""Widths of all units, by which an evaluation is remembered."""
+"""Widths of all units and patterns of all layers, by which an evaluation is remembered."""
 
 
 def key_of(policy: Policy) -> Key:
-    """Widths of all units."""
-    return tuple(policy.widths().values())
+    """Widths of all units; behind them, where any layer has one, the patterns of all layers."""
+    codes = [parse_pattern(layer.pattern).code for layer in policy.layers] if policy.patterns() else []
+    return (*policy.widths().values(), *codes)
 
 
 class Evaluator:
@@ -228,7 +230,8 @@ class Evaluator:
 
     def known(self) -> NDArray[np.int32]:
         """[K, U] all widths evaluated so far."""
-        return np.asarray(list(self._seen), dtype=np.int32)
+        longest = max(map(len, self._seen), default=0)  # keys of dense layers are short
+        return np.asarray([(*key, *[0] * (longest - len(key))) for key in self._seen], dtype=np.int32)
 
     def account(self, key: Key, evaluation: Evaluation | None) -> Evaluation:
         """Charges an evaluation of new widths and remembers it; of known ones gives the first, free of charge.

@@ -10,6 +10,7 @@ import io
 import logging
 import statistics
 import time
+import timeit
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,8 +22,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from amc.check import verify_model
 from amc.files import read_json, write_bytes, write_json
 from envs.graph import functional_copy
+from envs.patterns import verify_network
 from envs.policy import Policy
 
 POLICY, WEIGHTS = "policy.json", "network.safetensors"
@@ -88,7 +91,9 @@ def verify_onnx(model: bytes, network: nn.Module, inputs: Tensor) -> float:
     return relative
 
 
-def write_onnx(network: nn.Module, example_input: Tensor, inputs: Tensor, path: Path) -> float:
+def write_onnx(
+    network: nn.Module, example_input: Tensor, inputs: Tensor, path: Path, patterns: Mapping[str, str] | None = None
+) -> float:
     """Exports, compares with torch, and only then writes, atomically.
 
     Args:
@@ -96,15 +101,16 @@ def write_onnx(network: nn.Module, example_input: Tensor, inputs: Tensor, path: 
         example_input: [1, ...] input.
         inputs: [N, ...] real inputs to compare on.
         path: The file; an old one is replaced.
+        patterns: Layer name -> pattern that network and model must keep to.
 
     Returns:
         The largest relative difference found.
 
     Raises:
-        ValueError: If the network cannot be exported or the model differs from it.
-        OSError: If the file cannot be written.
+        ValueError: If the network cannot be exported, the model differs from it, or a pattern is broken; or OSError.
     """
     model, difference = _export(network, example_input, inputs)
+    verify_model(model, network, patterns or {})
     write_bytes(path, model)
     return difference
 
@@ -150,7 +156,7 @@ def latency_ms(
         if number >= FEWEST_ROUNDS and time.perf_counter() > until:
             break
         for name in sorted(runs, reverse=bool(number % 2)):
-            blocks[name].append(_seconds_per_run(runs[name], share[name]))
+            blocks[name].append(timeit.timeit(runs[name], number=share[name]) / share[name])
     return {name: 1e3 * statistics.median(blocks[name]) for name in runs}
 
 
@@ -166,6 +172,7 @@ def write_applied(policy: Policy, network: nn.Module, folder: Path) -> None:
         ValueError: If the folder already holds one of the files.
         OSError: If it cannot be written; neither of the files is left behind then.
     """
+    verify_network(network, policy.patterns())
     held = [name for name in (WEIGHTS, POLICY) if (folder / name).exists()]
     if held:
         raise ValueError(
@@ -217,6 +224,7 @@ def load_applied(dense: nn.Module, folder: Path) -> nn.Module:
     try:
         small = policy.apply(dense, check_weights=False)
         small.load_state_dict(state, strict=True)
+        verify_network(small, policy.patterns())
     except (RuntimeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"policy and weights must fit the network and each other, but those in {str(folder)!r} do not "
@@ -333,13 +341,6 @@ def _warm_up(run: Callable[[], Any], seconds: float) -> float:
         run()
         count += 1
     return (time.perf_counter() - clock) / count
-
-
-def _seconds_per_run(run: Callable[[], Any], times: int) -> float:
-    clock = time.perf_counter()
-    for _ in range(times):
-        run()
-    return (time.perf_counter() - clock) / times
 
 
 def _one_line(error: Exception, limit: int = 200) -> str:

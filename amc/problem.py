@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from amc.anatomy import dissect
 from amc.backend import choose_backend, repairs_alike
+from amc.bounds import bind, choose_sites, recount
 from amc.cache import cached_tensors
 from amc.config import SearchConfig
 from amc.config_parts import BackendConfig
@@ -29,24 +30,22 @@ from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
 from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
 from envs.compress import Compressor
-from envs.constraint import Budget, Constraint, Costing, resolve_budget
-from envs.graph import trace
-from envs.layout import read_layout
+from envs.constraint import Costing
 from envs.parallel import single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
 from envs.reward import REWARDS, Evaluation, Reward, accuracy_latency
-from envs.sites import Site
-from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, Params, cost_of
+from envs.sites import decode, encode
+from hw_profiles.cost import Cost, Macs, Params
 from hw_profiles.layers import IntArray
+from hw_profiles.shape_rules import load_rules
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many done, how many in all)."""
 
-FEWEST_UNSEEN = 64
-BACKEND_IMAGES, BACKEND_STEPS = 1000, (0.5, 1.0)
+FEWEST_UNSEEN, BACKEND_IMAGES, BACKEND_STEPS = 64, 1000, (0.5, 1.0)
 """Images on which backends are compared, and how far from dense to uniform the pruned networks are."""
 KEPT_BYTES, SCORING_BYTES = 512e6, 256e6
 """Outputs of the dense network that are kept at most, and activations held by one scoring chunk."""
@@ -83,15 +82,15 @@ class Problem:
         progress("finding units", 0, 1)
         self.anatomy = dissect(self.task.network, self.task.example_input)
         progress("finding units", 1, 1)
-        sites, skipped = config.rules.rules().sites(self.anatomy.units)
-        self.sites: tuple[Site, ...] = tuple(sites)
+        self.shapes = load_rules(config.shapes) if config.shapes is not None else None
+        self.sites, skipped = choose_sites(config, self.task.network, self.anatomy, self.shapes)
         self.fixed = (*self.anatomy.fixed, *skipped)
         self.table = table.for_network(self.anatomy.family.dense) if table is not None else None
         if self.table is not None and self.table.correction is None:
             logger.warning(
                 "latencies of %s are uncorrected: `amc profile check` measures how true they are", self.task.name
             )
-        self.constraint = self._constraint()
+        self.constraint = bind(config, Costing(self.anatomy.family, self.sites, self.shapes), self.table)
         self.reward = self._reward()
         self.effort = Effort()
         self.scorer = Scorer(
@@ -101,15 +100,6 @@ class Problem:
         self._kept: dict[tuple[int, int], Tensor | None] = {}
         self._compressor: Compressor | None = None
         self._evaluator: Evaluator | None = None
-
-    def _constraint(self) -> Constraint:
-        costing = Costing(self.anatomy.family, self.sites)
-        budgets = []
-        for name, value in self.config.constraint.items():
-            cost = self.table if self.table and name in LATENCY else COSTS[name]
-            dense = cost_of(cost, self.anatomy.family.dense)
-            budgets.append(Budget(cost, value if name == "latency_ms" else resolve_budget(cost, value, dense)))
-        return Constraint.create(costing, budgets)
 
     def _reward(self) -> Reward:
         """The reward by name, or the user's own."""
@@ -170,6 +160,7 @@ class Problem:
             self._compressor = Compressor(
                 self.task.network, anatomy.graph, anatomy.family, anatomy.units,
                 [inputs for inputs, _ in batches], settings, cached_tensors,
+                [site.layer for site in self.sites if site.layer],
             )  # fmt: skip
             self.effort.image_forwards += self._compressor.preparation_forwards
             self._progress("calibrating", 1, 1)
@@ -210,8 +201,8 @@ class Problem:
             def score(network: nn.Module, backend: Backend) -> Score:
                 return replace(self.scorer, backend=backend)(network, split, images)
 
-            networks = [self.task.network, *map(self._halfway, BACKEND_STEPS)]
-            name, found = choose_backend(networks, score, self.config.device)
+            tried = [self.task.network, *map(self._halfway, BACKEND_STEPS)]
+            name, found = choose_backend(tried, score, self.config.device)
             half = repairs_alike(self.compressor, uniform, self.scorer, split, images) if name == "bf16" else None
             settled = BackendConfig(name=name, difference=found.difference, half_repair=half)
             self.config = self.config.model_copy(update={"backend": settled})
@@ -222,7 +213,7 @@ class Problem:
         """A network on the way from dense to uniform, repaired by look-up only."""
         dense = self.constraint.costing.dense()
         wanted = dense - share * (dense - self.constraint.uniform())
-        kept = [min(site.kept().tolist(), key=lambda k: abs(k - w)) for site, w in zip(self.sites, wanted, strict=True)]
+        kept = [min(site.kept(), key=lambda k: abs(k - w)) for site, w in zip(self.sites, wanted, strict=True)]
         return self.compressor.compress(self.policy(np.asarray(kept)), "layerwise").network
 
     def origin(self) -> str:
@@ -273,25 +264,34 @@ class Problem:
 
     def policy(self, kept: IntArray) -> Policy:
         """The policy of [S] kept channels."""
-        return self.compressor.policy({site.unit: int(k) for site, k in zip(self.sites, kept, strict=True)})
+        return self.compressor.policy(*decode(self.sites, kept))
 
     def widths(self, policy: Policy) -> IntArray:
         """[S] kept channels of a policy."""
-        named = policy.widths()
-        return np.asarray([named[site.unit] for site in self.sites], dtype=np.int64)
+        return encode(self.sites, policy.widths(), policy.patterns())
+
+    def patterns(self, kept: Sequence[int] | IntArray) -> dict[str, str]:
+        """Layer name -> pattern of [S] kept channels and ranks."""
+        return decode(self.sites, kept).patterns
+
+    def actions(self, kept: Sequence[int] | IntArray) -> list[float]:
+        """[S] the actions that mean [S] kept channels and ranks."""
+        return [site.action(value) for site, value in zip(self.sites, kept, strict=True)]
 
     def policy_costs(self, policy: Policy) -> dict[str, float]:
         """Predicted costs of a policy under every budget."""
         return self.constraint.costs(self.widths(policy))
 
-    def real_costs(self, network: nn.Module) -> dict[str, float]:
-        """MACs, parameters and every budget's cost, recounted on a real network (traced anew)."""
-        example = self.task.example_input
-        layout = read_layout(network, trace(network, example), example)
+    def real_costs(self, network: nn.Module, patterns: Mapping[str, str] | None = None) -> dict[str, float]:
+        """MACs, parameters and every budget's cost, recounted on a real network (traced anew).
+
+        Args:
+            network: Whose weights keep to their patterns: they are checked before they are counted.
+            patterns: Layer name -> pattern.
+        """
         wanted: list[Cost] = [Macs(), Params(), *(budget.cost for budget in self.constraint.budgets)]
         wanted += [self.table] if self.table is not None else []
-        costs = {cost.name: cost for cost in wanted}
-        return {name: cost_of(cost, layout) for name, cost in costs.items()}
+        return recount(network, self.task.example_input, wanted, patterns or {})
 
     def score(self, network: nn.Module, split: Literal["validation", "test"]) -> Score:
         """Scores a network on a whole split."""
@@ -311,7 +311,7 @@ class Problem:
             "calibration": self.compressor.calibration_fingerprint,
             "compression": settings.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
             "knapsack": knapsack.model_dump(mode="json"),
-            "sites": [[site.unit, site.kept().tolist()] for site in self.sites],
+            "sites": [[site.unit, site.kept().tolist(), *site.patterns()] for site in self.sites],
             "seed": self.config.seed,
         }
 

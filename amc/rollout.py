@@ -21,6 +21,7 @@ from envs.observation import ObservationArray
 from envs.policy import Policy
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation, Reward
+from envs.sites import encode
 
 RETRIES = 2
 """How often an evaluation that failed is tried again."""
@@ -196,8 +197,8 @@ def walk(environment: PruningEnv, plan: Plan) -> tuple[Walk, Policy]:
         observation, choice = environment.decide(np.asarray([plan(step, observation)], dtype=np.float32))
         actions.append(choice.ratio)
     policy = environment.policy()
-    named = policy.widths()
-    widths = tuple(named[site.unit] for site in environment.constraint.costing.sites)
+    sites = environment.constraint.costing.sites
+    widths = tuple(encode(sites, policy.widths(), policy.patterns()).tolist())
     return Walk(
         observations=np.stack(observations), actions=np.asarray(actions, dtype=np.float32), widths=widths,
         key=key_of(policy),

@@ -185,7 +185,7 @@ def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]
 
 def _middle(problem: Problem, best: Sequence[Episode]) -> tuple[int, ...]:
     """The mean of the best policies, within the budget: what they have in common is less luck than any one of them."""
-    ratios = np.mean([episode.widths for episode in best], axis=0) / problem.constraint.costing.dense()
+    ratios = np.mean([problem.actions(episode.widths) for episode in best], axis=0)
     return tuple(problem.constraint.scaled(ratios).tolist())
 
 
@@ -228,7 +228,7 @@ def conclude(
 
 def report(problem: Problem, one: Confirmed, *, bounded: bool) -> NetworkReport:
     """Both accuracies and the recounted costs of one network; the only place that reads test images."""
-    costs = problem.real_costs(one.network)
+    costs = problem.real_costs(one.network, problem.patterns(one.widths))
     if bounded:
         for budget, limit in problem.constraint.limits().items():
             assert costs[budget] <= limit * (1 + 1e-12), f"{budget}={costs[budget]} exceeds {limit}"

@@ -26,8 +26,10 @@ def make_searcher(problem: Problem, starts: Mapping[str, Sequence[int]]) -> Sear
         starts: Label -> [S] kept channels, proposed first.
     """
     config, steps = problem.config, len(problem.sites)
-    channels = problem.constraint.costing.dense()
-    actions = [(label, (np.asarray(widths) / channels).tolist()) for label, widths in starts.items()]
+    actions = [
+        (label, [site.action(kept) for site, kept in zip(problem.sites, widths, strict=True)])
+        for label, widths in starts.items()
+    ]
     if config.agent in ("ddpg", "td3", "sac"):
         base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
         own = learning_settings(config.learning)

@@ -17,7 +17,7 @@ from envs.compress import Compressor
 from envs.graph import execute, last_readers
 from envs.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
-from envs.sites import Site
+from envs.sites import Site, decode
 
 FloatArray = NDArray[np.float64]
 OVERFLOW = 1e6
@@ -98,7 +98,7 @@ def measure_damage(
     for site in sites:
         values: dict[str, list[float]] = {name: [] for name in damages}
         for kept in plan[site.unit]:
-            policy = compressor.policy({site.unit: kept})
+            policy = compressor.policy(*decode((site,), (kept,)))
             variant = inference_copy(compressor.compress(policy, repair).network, compressor.graph)
             found = list(runner.outputs(variant, site.unit))
             for name, damage in damages.items():
@@ -199,7 +199,7 @@ class _Prefix:
                 first.setdefault(str(node.target), index)
         self._starts = {
             unit.name: min(first.get(member.module, 0) for member in unit.members) for unit in compressor.units
-        }
+        } | {f"{name}.weight": index for name, index in first.items()}
 
     def outputs(self, variant: nn.Module, unit: str) -> Iterator[Tensor]:
         """The variant's output for each batch, in order; units must come in execution order."""

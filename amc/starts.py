@@ -34,8 +34,7 @@ def best_knapsack(problem: Problem) -> IntArray:
     constraint = problem.constraint
     solutions = [knapsack(constraint, curves) for curves in problem.damage_curves().values()]
     if len(solutions) > 1:
-        channels = constraint.costing.dense()
-        solutions.append(constraint.scaled(np.mean([solution / channels for solution in solutions], axis=0)))
+        solutions.append(constraint.scaled(np.mean([problem.actions(solution) for solution in solutions], axis=0)))
     distinct = list({tuple(solution.tolist()): solution for solution in solutions}.values())
     if len(distinct) == 1:
         return distinct[0]

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from envs.graph import BATCH_NORMS, Graph
 from envs.importance import IMPORTANCES, NEEDS_MOMENTS, Evidence, channel_order
 from envs.layerwise import LayerwiseBank
-from envs.layout import LayoutFamily
+from envs.layout import LayoutFamily, kept_counts
+from envs.normalization import output_scales, reestimate_batch_norm
 from envs.parallel import return_memory
+from envs.patterns import kernel_size, refusal, unfit, verify_network
 from envs.policy import (
     LayerPolicy,
     Policy,
@@ -28,12 +30,15 @@ from envs.policy import (
     tensors_fingerprint,
     weights_fingerprint,
 )
-from envs.ridge import Sums
+from envs.ridge import Finish, Sums
+from envs.rows import weight_rows
 from envs.sequential import SequentialRepair, write_fit
 from envs.slicing import Axes, kept_axes, sliced
+from envs.sparsify import NEEDS_CURVATURE, SELECTIONS, refit
 from envs.statistics import Sampling, input_moments, pack, unpack
 from envs.targets import Targets, record_targets
 from envs.units import Unit
+from hw_profiles.patterns import parse_pattern
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,7 @@ class CompressionSettings:
         quick_positions: Output positions per image of a quick sequential repair.
         ridge: Penalty relative to the mean diagonal of a Gram matrix.
         producers: Sequential repair refits every layer whose input drifted, not only consumers.
+        selection: Which weights go under a pattern (`envs.sparsify`).
         reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
         memory_gb: Bound on the activations and rows that repair holds, in GB.
         seed: Seed of the calibration draw and of random scores.
@@ -67,6 +73,7 @@ class CompressionSettings:
     quick_positions: int = 16
     ridge: float = 3e-2
     producers: bool = True
+    selection: str = "magnitude"
     reestimate_images: int = 0
     memory_gb: float = 1.0
     seed: int = 0
@@ -96,6 +103,7 @@ class Compressor:
         chunks: Sequence[Tensor],
         settings: CompressionSettings,
         remember: Remember = lambda kind, key, compute: compute(),
+        sparse: Sequence[str] = (),
     ) -> None:
         """Computes channel orders (and moments where importance or repair need them).
 
@@ -107,6 +115,7 @@ class Compressor:
             chunks: Calibration inputs, each [B, ...] float32.
             settings: How to compress.
             remember: Gives back earlier results of the same (kind, key), or computes them.
+            sparse: Layers that may take a pattern.
         """
         self.network, self.graph, self.units, self.settings = network, graph, tuple(units), settings
         self._chunks = tuple(chunks)
@@ -119,17 +128,18 @@ class Compressor:
         self._folds = graph.folds()
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
-        moments = self._moments(remember)
-        self.preparation_forwards = (self._images if moments else 0) + self._recording_forwards()
+        moments = self._moments(remember, sparse)
+        self.preparation_forwards = self._images * bool(moments) + self._walked((*self._chunks, *self._quick_chunks))
         self.orders = self._orders(moments, remember)
         self._bank = LayerwiseBank(network, moments, settings.ridge)
         self._input_orders = _input_orders(self.units, self.orders)
 
-    def _moments(self, remember: Remember) -> dict[str, Sums]:
-        """Input moments of all consumers, {} where neither importance nor repair needs them."""
-        if self.settings.importance not in NEEDS_MOMENTS and self.settings.repair == "none":
+    def _moments(self, remember: Remember, sparse: Sequence[str]) -> dict[str, Sums]:
+        """Input moments of all layers that importance, selection or repair look at, {} where none does."""
+        needed, settings = bool(sparse) and self.settings.selection in NEEDS_CURVATURE, self.settings
+        if settings.importance not in NEEDS_MOMENTS and settings.repair == "none" and not needed:
             return {}
-        consumers = dict.fromkeys(m.module for unit in self.units for m in unit.role("consumer"))
+        consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
         key = {**self._key(), "positions": self.settings.positions, "consumers": list(consumers)}
 
         def compute() -> dict[str, Tensor]:
@@ -163,35 +173,33 @@ class Compressor:
             "seed": self.settings.seed,
         }
 
-    def _recording_forwards(self) -> int:
-        """Image-forwards of recording the targets of sequential repair, full and quick."""
-        sequential = self.settings.repair == "sequential" and self.graph.traced
-        return sequential * (self._images + sum(len(chunk) for chunk in self._quick_chunks))
+    def _walked(self, chunks: Sequence[Tensor]) -> int:
+        """Image-forwards of a walk of sequential repair."""
+        return sum(len(chunk) for chunk in chunks) if self.settings.repair == "sequential" and self.graph.traced else 0
 
     @property
     def repair_forwards(self) -> int:
         """Image-forwards of one full repair (without those of recording its targets, once)."""
-        sequential = self.settings.repair == "sequential" and self.graph.traced
-        return self._images * sequential + min(self.settings.reestimate_images, self._images)
+        return self._walked(self._chunks) + min(self.settings.reestimate_images, self._images)
 
     @property
     def quick_forwards(self) -> int:
         """Image-forwards of one quick repair."""
-        sequential = self.settings.repair == "sequential" and self.graph.traced
-        reestimated = min(self.settings.reestimate_images, self._images)
-        return sum(len(chunk) for chunk in self._quick_chunks) * sequential + reestimated
+        return self._walked(self._quick_chunks) + min(self.settings.reestimate_images, self._images)
 
-    def policy(self, kept: Mapping[str, int]) -> Policy:
+    def policy(self, kept: Mapping[str, int], patterns: Mapping[str, str] | None = None) -> Policy:
         """The policy that keeps the best-scored channels.
 
         Args:
-            kept: Channels per unit; units that are not named stay dense.
+            kept: Channels per unit; units that are not named stay whole.
+            patterns: Pattern per layer; layers that are not named stay dense.
         """
         entries = tuple(
             UnitPolicy(unit=unit, indices=tuple(sorted(self.orders[unit.name][: kept.get(unit.name, unit.channels)])))
             for unit in self.units
         )
-        layers = tuple(LayerPolicy(name=layer.name) for layer in self._family.dense.layers if layer.has_weight)
+        chosen, weighted = patterns or {}, [layer.name for layer in self._family.dense.layers if layer.has_weight]
+        layers = tuple(LayerPolicy(name=name, pattern=chosen.get(name, "dense")) for name in weighted)
         structure, weights = self._fingerprints
         return Policy(structure=structure, weights=weights, units=entries, layers=layers)
 
@@ -218,22 +226,75 @@ class Compressor:
                 f"a policy only fits the network it was made for, but its structure {policy.structure[7:19]} is not "
                 f"{self._fingerprints[0][7:19]}: apply it to the same architecture, or search again"
             )
+        self._check_patterns(policy)
         axes = kept_axes(self.network, self.units, kept)
         small = sliced(self.network, axes)
+        finishes = self._finishes(policy.patterns(), refitted=repair != "none")
         forwards = 0
         if repair == "layerwise":
             self._repair_layerwise(small, axes)
-        elif repair == "sequential":
+        if repair != "sequential":
+            self._sparsify(small, axes, finishes, shifted=repair == "layerwise")
+        else:
             sequential = SequentialRepair(
                 network=self.network, graph=self.graph, targets=self._targets(quick),
-                ridge=self.settings.ridge, producers=self.settings.producers, half=half,
+                ridge=self.settings.ridge, producers=self.settings.producers, half=half, sparse=finishes,
             )  # fmt: skip
             sequential(small, axes)
             return_memory()
             forwards += sequential.images
         if self.settings.reestimate_images:
             forwards += reestimate_batch_norm(small, self._chunks, self.settings.reestimate_images)
+        verify_network(small, policy.patterns())
         return Compressed(small, forwards)
+
+    def _check_patterns(self, policy: Policy) -> None:
+        """Refuses patterns that their layers cannot take at the policy's widths."""
+        patterns = policy.patterns()
+        for layer in self._family.at(kept_counts(self._family, policy.widths())).layers if patterns else ():
+            reason = refusal(layer, parse_pattern(patterns.get(layer.name, "dense")))
+            if reason := reason or (layer.name in patterns and unfit(self.network, self.graph, layer.name)) or "":
+                raise PolicyMismatch(
+                    f"every pattern must fit its layer, but {layer.name!r} cannot be {patterns[layer.name]}: {reason}"
+                )
+
+    def _finishes(self, patterns: Mapping[str, str], *, refitted: bool) -> dict[str, Finish]:
+        """What brings each layer to its pattern; with repair, what stays makes up for what goes."""
+
+        def finish(name: str, text: str) -> Finish:
+            kernel, pattern = kernel_size(self.network.get_submodule(name)), parse_pattern(text)
+
+            def sparse(weights: Tensor, curvature: Tensor) -> Tensor:
+                found = SELECTIONS[self.settings.selection](weights, curvature, pattern, kernel)
+                return refit(found, weights, curvature) if refitted else found.weights
+
+            return sparse
+
+        return {name: finish(name, text) for name, text in patterns.items()}
+
+    def _sparsify(
+        self, small: nn.Module, axes: Mapping[str, Axes], finishes: Mapping[str, Finish], *, shifted: bool
+    ) -> None:
+        """Brings layers to their patterns by what they read in the dense network."""
+        for name, finish in finishes.items():
+            before = weight_rows(small.get_submodule(name)).double()
+            normalization, intercept = self._intercept(small, name)
+            curvature, mean = torch.ones(before.shape[:2], dtype=torch.float64), torch.zeros(before.shape[:2])
+            if self._bank.fits(name):
+                kept = axes.get(name, Axes()).inputs
+                curvature, mean = self._bank.curvature(name, kept, intercept=intercept and shifted)
+            after = finish(before, curvature)
+            write_fit(
+                small, name, normalization, after, torch.einsum("gn,gno->go", mean.double(), before - after).flatten()
+            )
+
+    def _intercept(self, small: nn.Module, name: str) -> tuple[str | None, bool]:
+        """The batch normalization that can take up a shift of a layer's output, and whether anything can."""
+        normalization = self._folds.get(name)
+        if normalization is not None and not isinstance(small.get_submodule(normalization), BATCH_NORMS):
+            normalization = None
+        has_bias = isinstance(getattr(self.network.get_submodule(name), "bias", None), Tensor)
+        return normalization, has_bias or normalization is not None
 
     def _targets(self, quick: bool) -> Targets:
         """What sequential repair aims at, recorded when first asked for."""
@@ -245,7 +306,7 @@ class Compressor:
     def quick_only(self) -> Compressor:
         """A twin that holds what quick compression needs, and nothing that full repair does; for workers."""
         twin = copy.copy(self)
-        sequential = self.settings.repair == "sequential" and self.graph.traced
+        sequential = self._walked(self._chunks) > 0
         twin._recorded = {True: self._targets(quick=True)} if sequential else {}
         twin._bank = LayerwiseBank(self.network, {}, self.settings.ridge) if sequential else self._bank
         return twin
@@ -254,17 +315,8 @@ class Compressor:
         for name, touched in axes.items():
             if touched.inputs is None or not self._bank.fits(name):
                 continue
-            layer = self.network.get_submodule(name)
-            normalization = self._folds.get(name)
-            if normalization is not None and not isinstance(small.get_submodule(normalization), BATCH_NORMS):
-                normalization = None
-            has_bias = isinstance(getattr(layer, "bias", None), Tensor)
-            fit = self._bank.fit(
-                name,
-                touched.inputs,
-                self._input_orders.get(name),
-                intercept=has_bias or normalization is not None,
-            )
+            normalization, intercept = self._intercept(small, name)
+            fit = self._bank.fit(name, touched.inputs, self._input_orders.get(name), intercept=intercept)
             weights, shift = fit.weights, fit.shift.flatten()
             if touched.outputs is not None:
                 groups = len(weights)
@@ -282,44 +334,6 @@ def _first(chunks: Sequence[Tensor], images: int) -> tuple[Tensor, ...]:
         if held >= images:
             return tuple(chunks[:count])
     return tuple(chunks)
-
-
-def output_scales(network: nn.Module, folds: Mapping[str, str]) -> dict[str, Tensor]:
-    """[O] |scale| that the batch normalization alone reading a layer gives each of its outputs, by layer."""
-    scales: dict[str, Tensor] = {}
-    for name, reader in folds.items():
-        norm = network.get_submodule(reader)
-        if isinstance(norm, BATCH_NORMS) and norm.running_var is not None:
-            scale = (norm.running_var + norm.eps).rsqrt()
-            scales[name] = scale if norm.weight is None else scale * norm.weight.detach().abs()
-    return scales
-
-
-def reestimate_batch_norm(network: nn.Module, chunks: Sequence[Tensor], images: int) -> int:
-    """Replaces batch-norm statistics by those of calibration images, in place; returns image-forwards.
-
-    Args:
-        network: A network whose buffers are its own or shared; new ones are assigned.
-        chunks: Calibration inputs.
-        images: Images to use at most.
-    """
-    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        assert norm.running_mean is not None
-        norm.running_mean, norm.running_var = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_mean)
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.long)
-        norm.momentum, norm.training = None, True  # cumulative average
-    used = 0
-    with torch.no_grad():
-        for chunk in chunks:
-            if used >= images:
-                break
-            network(chunk[: images - used])
-            used += min(len(chunk), images - used)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum, norm.training = momentum, False
-    return used
 
 
 def _input_orders(units: Sequence[Unit], orders: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from envs.layout import LayoutFamily
 from envs.sites import Site
 from hw_profiles.cost import Cost
-from hw_profiles.layers import IntArray
+from hw_profiles.layers import IntArray, Widths
+from hw_profiles.patterns import parse_pattern
+from hw_profiles.shape_rules import ShapeRules, misfits
 
 FloatArray = NDArray[np.float64]
 
@@ -35,10 +37,17 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Costing:
-    """Costs of site assignments: maps kept channels per *site* to layouts and counts them."""
+    """Costs of site assignments: maps kept channels and patterns per *site* to layouts and counts them.
+
+    Attributes:
+        family: The network's layouts.
+        sites: What is decided.
+        shapes: Which layers a device takes in which pattern; None: whatever the pattern's groups fit into.
+    """
 
     family: LayoutFamily
     sites: tuple[Site, ...]
+    shapes: ShapeRules | None = None
 
     def dense(self) -> IntArray:
         """[S] full widths."""
@@ -53,11 +62,33 @@ class Costing:
         return np.asarray([site.choices[-1].kept for site in self.sites], dtype=np.int64)
 
     def many(self, cost: Cost, kept: IntArray) -> FloatArray:
-        """[K] costs of [K, S] kept channels."""
-        columns = [self.family.units.index(site.unit) for site in self.sites]
-        full = np.repeat(self.family.channels[None, :], len(np.atleast_2d(kept)), axis=0)
-        full[:, columns] = kept
-        return cost.many(self.family.dense, self.family.widths(full))
+        """[K] costs of [K, S] kept channels (and ranks of patterns)."""
+        return cost.many(self.family.dense, self.widths(kept))
+
+    def widths(self, kept: IntArray) -> Widths:
+        """Channel counts and patterns of [K, S] assignments."""
+        kept = np.atleast_2d(kept)
+        full = np.repeat(self.family.channels[None, :], len(kept), axis=0)
+        steps = [step for step, site in enumerate(self.sites) if not site.layer]
+        full[:, [self.family.units.index(self.sites[step].unit) for step in steps]] = kept[:, steps]
+        return self.family.widths(full, self._codes(kept) if len(steps) < len(self.sites) else None)
+
+    def _codes(self, kept: IntArray) -> IntArray | None:
+        """[K, N] pattern of each operator, None where all are dense."""
+        rows = {layer.name: row for row, layer in enumerate(self.family.dense.layers)}
+        codes = np.zeros((len(kept), len(rows)), dtype=np.int64)
+        for step, site in enumerate(self.sites):
+            if site.layer:
+                table = np.asarray([parse_pattern(choice.pattern).code for choice in site.choices], dtype=np.int64)
+                codes[:, rows[site.layer]] = table[kept[:, step] - site.choices[0].kept]
+        return codes if codes.any() else None
+
+    def misfits(self, kept: IntArray) -> FloatArray:
+        """[K] how many layers of [K, S] assignments have a pattern that their shape does not take."""
+        widths = self.widths(kept) if any(site.layer for site in self.sites) else None
+        if widths is None or widths.patterns is None:
+            return np.zeros(len(np.atleast_2d(kept)))
+        return np.asarray(misfits(self.family.dense, widths, self.shapes).sum(axis=1), dtype=np.float64)
 
     def one(self, cost: Cost, kept: IntArray) -> float:
         """Cost of one [S] assignment."""
@@ -109,7 +140,7 @@ class Constraint:
     def keeps(self, kept: IntArray) -> NDArray[np.bool_]:
         """[K] bool: which of [K, S] assignments keep every budget."""
         kept = np.atleast_2d(kept)
-        legal = np.ones(len(kept), dtype=np.bool_)
+        legal = np.asarray(self.costing.misfits(kept) == 0)
         for cost, limit in self.budgets:
             legal &= self.costing.many(cost, kept) <= limit
         return legal
@@ -152,7 +183,7 @@ class Constraint:
             ratios: [S] positive preserve ratios.
         """
         sites = self.costing.sites
-        steps = [np.asarray([choice.ratio for choice in site.choices]) for site in sites]
+        steps = [site.ratios() for site in sites]
         edges = [(own[1:] + own[:-1]) / 2 / ratio for own, ratio in zip(steps, ratios, strict=True)]
         factors = np.concatenate([[1 / ratios.min()], np.unique(np.concatenate(edges))[::-1] * (1 - 1e-9)])
         for chunk in np.array_split(factors, max(1, len(factors) // 64)):
@@ -183,7 +214,8 @@ def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
     """
 
     def excess(kept: IntArray) -> FloatArray:
-        over = [np.maximum(costing.many(cost, kept) / limit - 1, 0) for cost, limit in budgets]
+        over = [np.maximum(costing.many(cost, kept) / max(limit, 1e-12) - 1, 0) for cost, limit in budgets]
+        over.append(costing.misfits(kept))
         return np.asarray(np.sum(over, axis=0))
 
     kept = costing.lightest()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.importance import column_indices
-from envs.ridge import Fit, Sums, dual, factor, penalty_of
+from envs.ridge import Fit, Sums, curvature_of, dual, factor, penalty_of
 from envs.rows import weight_rows
 from envs.statistics import gram_of
 
@@ -74,6 +74,22 @@ class LayerwiseBank:
             new = weights[:, columns] + torch.cholesky_solve(residual, lower)
         shift = torch.einsum("gn,gno->go", mean, weights) - torch.einsum("gn,gno->go", mean[:, columns], new)
         return Fit(weights=new, shift=shift)
+
+    def curvature(self, name: str, kept: Tensor | None, *, intercept: bool) -> tuple[Tensor, Tensor]:
+        """[G, n, n] what changing the layer's weights costs (its diagonal [G, n] where rows were kept), [G, n] means.
+
+        Args:
+            name: Layer name.
+            kept: Kept positions on its input axis, None for all.
+            intercept: Whether an intercept follows the weights; otherwise the means are 0.
+        """
+        module, sums = self._network.get_submodule(name), self._moments[name]
+        groups, per_group = len(sums.x), _inputs_per_group(module)
+        places = torch.arange(per_group) if kept is None else kept[kept < per_group] if groups > 1 else kept
+        columns = column_indices(places.tolist(), sums.x.shape[1] // per_group)
+        mean = sums.x.double() / sums.count if intercept else torch.zeros_like(sums.x, dtype=torch.float64)
+        full = curvature_of(sums, mean, self._ridge)
+        return full[:, columns] if full.ndim == 2 else full[:, columns[:, None], columns], mean[:, columns]
 
     def _nested(self, name: str, order: Sequence[int], width: int, intercept: bool) -> Tensor:
         """[1, width x kernel, o] fit for the first `width` inputs of `order`, in that order."""

@@ -37,17 +37,18 @@ class LayoutFamily:
     outputs: IntArray
     depthwise: NDArray[np.bool_]
 
-    def widths(self, kept: IntArray) -> Widths:
+    def widths(self, kept: IntArray, patterns: IntArray | None = None) -> Widths:
         """Channel counts of `K` variants.
 
         Args:
             kept: [K, U] kept channels per unit.
+            patterns: [K, N] `Pattern.code` of each operator, None where all are dense.
         """
         gone = self.channels[None, :] - np.atleast_2d(kept)
         base = self.dense.widths()
         outputs = base.outputs - gone @ self.outputs.T
         groups = np.where(self.depthwise[None, :], outputs, base.groups)
-        return Widths(inputs=base.inputs - gone @ self.inputs.T, outputs=outputs, groups=groups)
+        return Widths(inputs=base.inputs - gone @ self.inputs.T, outputs=outputs, groups=groups, patterns=patterns)
 
     def at(self, kept: IntArray) -> Layout:
         """The layout of one variant; `kept` is [U]."""

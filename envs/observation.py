@@ -1,8 +1,8 @@
 """The observation of a step: AMC's eleven features, by name, scaled to [0, 1].
 
 Deviations from He et al. (AMC, ECCV 2018): a site is a unit, so c, h, w, stride and k describe the layer that
-first produces it and `macs` all layers it changes; `reduced` and `rest` are in the first constraint's cost,
-counted on whole layouts, so reset and step agree and rest ends at 0.
+first produces it and `macs` all layers it changes (of a pattern's site its one layer); `reduced` and `rest` are in
+the first constraint's cost, counted on whole layouts, so reset and step agree and rest ends at 0.
 """
 
 from __future__ import annotations
@@ -57,11 +57,12 @@ class Observer:
     def _describe(self, step: int) -> list[float]:
         costing = self._constraint.costing
         site, family = costing.sites[step], costing.family
-        layer = next(a for a in family.dense.layers if a.name == site.unit)
-        touched = replace(family.dense, layers=tuple(family.dense.layers[i] for i in family.layers_of(site.unit)))
+        layer = next(a for a in family.dense.layers if a.name == (site.layer or site.unit))
+        rows = [family.dense.layers.index(layer)] if site.layer else family.layers_of(site.unit)
+        touched = replace(family.dense, layers=tuple(family.dense.layers[i] for i in rows))
         height, width = _plane(layer)
         return [
-            step, site.channels, layer.in_channels, height, width,
+            step, layer.out_channels if site.layer else site.channels, layer.in_channels, height, width,
             max(layer.stride, default=1), max(layer.kernel, default=1), cost_of(Macs(), touched),
         ]  # fmt: skip
 

@@ -12,8 +12,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from envs.patterns import mask_by_magnitude
 from envs.slicing import axis_size, slice_network
 from envs.units import Member, Positions, Role, Unit
+from hw_profiles.patterns import parse_pattern
 
 SCHEMA_VERSION = 1
 
@@ -49,10 +51,14 @@ class UnitPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPolicy:
-    """The sparsity pattern of one layer."""
+    """The sparsity pattern of one layer: dense, N:M or unstructured:DENSITY."""
 
     name: str
     pattern: str = "dense"
+
+    def __post_init__(self) -> None:
+        """Refuses a pattern that is none."""
+        parse_pattern(self.pattern)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +87,12 @@ class Policy:
         """Unit name -> number of kept channels."""
         return {entry.unit.name: len(entry.indices) for entry in self.units}
 
+    def patterns(self) -> dict[str, str]:
+        """Layer name -> pattern of the layers that are not dense."""
+        return {layer.name: layer.pattern for layer in self.layers if layer.pattern != "dense"}
+
     def apply(self, network: nn.Module, *, check_weights: bool = True) -> nn.Module:
-        """A smaller, plain, trainable copy of the original network.
+        """A smaller, plain, trainable copy of the original network; patterns by magnitude.
 
         Args:
             network: The network this policy was made for, dense; it is not changed.
@@ -98,7 +108,10 @@ class Policy:
                 stacklevel=2,
             )
         small = slice_network(network, [entry.unit for entry in self.units], self.kept())
-        return copy.deepcopy(small)  # nothing may stay shared with the dense network
+        small = copy.deepcopy(small)  # nothing may stay shared with the dense network
+        for name, pattern in self.patterns().items():
+            mask_by_magnitude(small.get_submodule(name), parse_pattern(pattern))
+        return small
 
     def check_structure(self, network: nn.Module) -> None:
         """Refuses a network of another structure.

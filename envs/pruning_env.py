@@ -13,7 +13,7 @@ from envs.constraint import Constraint
 from envs.observation import FEATURES, ObservationArray, Observer
 from envs.policy import Policy
 from envs.reward import Evaluation, Reward
-from envs.sites import Choice
+from envs.sites import Choice, decode
 from hw_profiles.layers import IntArray
 
 Action = NDArray[np.float32]
@@ -23,10 +23,11 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
     """Walks a network site by site; an episode is one pruning policy.
 
     Observation: Box(0, 1, (11,)) float32, the features named in `envs.observation.FEATURES`.
-    Action: Box(0, 1, (1,)) float32, the wanted preserve ratio; the nearest allowed width is executed.
+    Action: Box(0, 1, (1,)) float32, the wanted preserve ratio; the nearest allowed width is executed. Where a
+    layer's pattern is decided, [0, 1] is cut into equal parts, the sparsest pattern first.
     Reward: 0 until the last site, then the reward of the evaluated policy; the episode terminates there.
-    Info: `executed_action` (preserve ratio really taken), `unit`, `kept`; at the end also `widths`,
-    `policy` and `evaluation`.
+    Info: `executed_action` (preserve ratio really taken), `unit`, `kept`, `pattern` of a layer; at the end also
+    `widths`, `policy` and `evaluation`.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - the name and form are Gymnasium's
@@ -34,7 +35,7 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
     def __init__(
         self,
         constraint: Constraint,
-        policy_of: Callable[[Mapping[str, int]], Policy],
+        policy_of: Callable[[Mapping[str, int], Mapping[str, str]], Policy],
         evaluate: Callable[[Policy], Evaluation],
         reward: Reward,
     ) -> None:
@@ -42,7 +43,7 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
 
         Args:
             constraint: Sites and budgets.
-            policy_of: Turns kept channels per unit into a policy.
+            policy_of: Turns kept channels per unit and patterns per layer into a policy.
             evaluate: Compresses and scores a policy.
             reward: Turns an evaluation into a number.
         """
@@ -76,6 +77,8 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
         observation, choice = self.decide(action)
         unit = self.constraint.costing.sites[len(self._prefix) - 1].unit
         info: dict[str, Any] = {"executed_action": choice.ratio, "unit": unit, "kept": choice.kept}
+        if choice.pattern:
+            info["pattern"] = choice.pattern
         reward, terminated = 0.0, len(self._prefix) == self.steps
         if terminated:
             policy = self.policy()
@@ -105,5 +108,4 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
         """The policy of an episode whose sites are all decided."""
         widths: IntArray = np.asarray(self._prefix, dtype=np.int64)
         assert self.constraint.keeps(widths).all(), "the constraint let a policy through that breaks a budget"
-        units = [site.unit for site in self.constraint.costing.sites]
-        return self._policy_of(dict(zip(units, self._prefix, strict=True)))
+        return self._policy_of(*decode(self.constraint.costing.sites, self._prefix))

@@ -55,6 +55,19 @@ def error_log_cost(evaluation: Evaluation) -> float:
     return -(1.0 - evaluation.accuracy) * math.log(max(cost, 1.0))
 
 
+def error_log_params(evaluation: Evaluation) -> float:
+    """-Error x log(parameters left), AMC's reward for fine-grained pruning (He et al., ECCV 2018, section 3.4).
+
+    Raises:
+        ValueError: If the parameters are not among the costs.
+    """
+    if "params" not in evaluation.costs:
+        raise ValueError(
+            "the reward 'error_log_params' needs a budget on parameters, but got none: add --constraint params=0.2"
+        )
+    return -(1.0 - evaluation.accuracy) * math.log(max(evaluation.costs["params"], 1.0))
+
+
 def loss(evaluation: Evaluation) -> float:
     """Cross-entropy, negated.
 
@@ -110,6 +123,7 @@ REWARDS: dict[str, Reward] = {
     "accuracy": accuracy,
     "accuracy_latency": accuracy_latency,
     "error_log_cost": error_log_cost,
+    "error_log_params": error_log_params,
     "loss": loss,
     "output_error": output_error,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +95,11 @@ def add(chunks: Iterable[Sums]) -> Sums:
     return total
 
 
-def solve(sums: Sums, weights: Tensor, ridge: float, *, intercept: bool) -> Fit:
+Finish = Callable[[Tensor, Tensor], Tensor]
+"""(fitted weights [G, n, o], curvature [G, n, n] or its diagonal [G, n]) -> weights: what has to hold beside."""
+
+
+def solve(sums: Sums, weights: Tensor, ridge: float, *, intercept: bool, finish: Finish | None = None) -> Fit:
     """Argmin over W, b of |r - x (W - W0) - b|^2 / m + penalty |W - W0|^2, penalty = ridge x mean diagonal.
 
     Args:
@@ -103,6 +107,7 @@ def solve(sums: Sums, weights: Tensor, ridge: float, *, intercept: bool) -> Fit:
         weights: [G, n, o] the given weights W0 (the prior).
         ridge: Penalty relative to the mean diagonal of the Gram matrix.
         intercept: Fit an intercept as well.
+        finish: Changes the fitted weights, such as to a sparsity pattern; the intercept follows.
 
     Returns:
         Weights and intercept in float64.
@@ -111,8 +116,28 @@ def solve(sums: Sums, weights: Tensor, ridge: float, *, intercept: bool) -> Fit:
     if not intercept:
         x_mean, r_mean = torch.zeros_like(x_mean), torch.zeros_like(r_mean)
     change = _dual(sums, x_mean, r_mean, ridge) if sums.xx is None else _primal(sums, x_mean, r_mean, ridge)
-    shift = r_mean - torch.einsum("gn,gno->go", x_mean, change)
-    return Fit(weights=weights.double() + change, shift=shift)
+    new = weights.double() + change
+    if finish is not None:
+        new = finish(new, curvature_of(sums, x_mean, ridge))
+    shift = r_mean - torch.einsum("gn,gno->go", x_mean, new - weights.double())
+    return Fit(weights=new, shift=shift)
+
+
+def curvature_of(sums: Sums, x_mean: Tensor, ridge: float) -> Tensor:
+    """[G, n, n] float64 Gram matrix less the means, plus the penalty; its diagonal [G, n] where rows were kept.
+
+    Args:
+        sums: Sums over rows.
+        x_mean: [G, n] means, 0 without an intercept.
+        ridge: Penalty relative to the mean diagonal.
+    """
+    if sums.xx is None:
+        total = torch.stack([x.double().square().sum(dim=1) for x, _ in sums.rows]).sum(dim=0)
+        diagonal = total / sums.count - x_mean.square()
+        return diagonal + _penalty(diagonal.mean(dim=1), ridge)[:, None]
+    gram = sums.xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
+    _, penalty = factor(gram, penalty_of(gram, ridge))
+    return gram + penalty[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
 
 
 def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:

@@ -10,7 +10,7 @@ of He, Zhang & Sun, ICCV 2017, section 3.2, for whole residual networks).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 import torch
@@ -19,9 +19,10 @@ from torch import Tensor, fx, nn
 from envs.graph import BATCH_NORMS, Graph
 from envs.inference import converted, folded, inference_copy
 from envs.parallel import map_chunks
-from envs.ridge import Sums, add, solve, summarize
+from envs.ridge import Finish, Sums, add, solve, summarize
 from envs.rows import as_weight, gather_patches, kernel_size, regrouped, take_outputs, weight_rows
 from envs.slicing import Axes
+from envs.statistics import GRAM_LIMIT
 from envs.targets import Target, Targets, Values, release, step
 
 DEAD_SCALE = 1e-3
@@ -57,6 +58,7 @@ class SequentialRepair:
         ridge: Penalty relative to the mean diagonal of the Gram matrix.
         producers: Refit every layer whose input drifted, not only the consumers of pruned units.
         half: Walk and multiply in bfloat16; sums, factors and the weights that are written stay as they are.
+        sparse: What brings layers to their patterns, by layer name; each on the inputs that it really has.
     """
 
     network: nn.Module
@@ -65,6 +67,7 @@ class SequentialRepair:
     ridge: float
     producers: bool = True
     half: bool = False
+    sparse: Mapping[str, Finish] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -83,7 +86,7 @@ class SequentialRepair:
         """
         program = self.graph.program
         assert program is not None
-        if not axes:
+        if not axes and not self.sparse:
             return small
         walked = self._walked(small)
         pending = self._refits(program, axes)
@@ -107,13 +110,14 @@ class SequentialRepair:
         return converted(twin, "cpu", torch.bfloat16) if self.half else twin
 
     def _refits(self, program: fx.Graph, axes: Mapping[str, Axes]) -> dict[fx.Node, _Refit]:
-        drifted, layers = _drifted(program, set(axes)), self.targets.layers
+        drifted, layers = _drifted(program, {*axes, *self.sparse}), self.targets.layers
         refits: dict[fx.Node, _Refit] = {}
         for node in program.nodes:
-            if node not in layers or node.all_input_nodes[0] not in drifted:
+            sparse = node.target in self.sparse
+            if node not in layers or not (sparse or node.all_input_nodes[0] in drifted):
                 continue
             touched = axes.get(str(node.target), Axes())
-            if touched.inputs is None and not self.producers:
+            if touched.inputs is None and not self.producers and not sparse:
                 continue
             addend = self.targets.addends.get(node)
             scale = None if addend is None else addend.scale
@@ -155,15 +159,35 @@ class SequentialRepair:
         has_bias = isinstance(getattr(layer, "bias", None), Tensor)
         fit = solve(
             add(map_chunks(one, range(len(states)))), by_kernel, self.ridge,
-            intercept=has_bias or normalization is not None,
+            intercept=has_bias or normalization is not None, finish=self._finish(refit, prior, kernel_size(layer)),
         )  # fmt: skip
         weights, shift = regrouped(fit.weights, kernel_size(layer)), fit.shift.flatten()
         if refit.scale is not None:
             live = _live(refit.scale)
-            weights = torch.where(live.view(len(weights), 1, -1), weights, prior.double())
+            if refit.name not in self.sparse:
+                weights = torch.where(live.view(len(weights), 1, -1), weights, prior.double())
             shift = torch.where(live, shift, torch.zeros_like(shift))
         write_fit(small, refit.name, normalization, weights, shift)
         self._follow(walked, small, refit.name)
+
+    def _finish(self, refit: _Refit, before: Tensor, kernel: int) -> Finish | None:
+        """Brings a layer to its pattern, but for outputs that the network hardly hears; None without a pattern.
+
+        Patterns see rows channel-major, as weights are stored; the fit has them kernel-major.
+        """
+        pattern = self.sparse.get(refit.name)
+        if pattern is None:
+            return None
+
+        def finish(weights: Tensor, curvature: Tensor) -> Tensor:
+            count = weights.shape[1]
+            order = regrouped(torch.arange(count).view(1, count, 1), kernel).flatten()
+            stored = regrouped(weights, kernel)
+            if refit.scale is not None:
+                stored = torch.where(_live(refit.scale).view(len(weights), 1, -1), stored, before.double())
+            return regrouped(pattern(stored, curvature[:, order][:, :, order]), count // kernel)
+
+        return finish
 
     def _follow(self, walked: nn.Module, small: nn.Module, name: str) -> None:
         """Gives one layer of the walked twin the weights that `small` has there now."""
@@ -192,7 +216,8 @@ class SequentialRepair:
         if isinstance(bias, Tensor):
             residual = residual - bias.view(len(weights), 1, -1)
         rows = sum(len(chunk[refit.node].own) for chunk in self.targets.rows)
-        return summarize(x, residual, gram=x.shape[2] <= rows)  # the same answer for every chunk
+        small = x.shape[2] <= (GRAM_LIMIT if refit.name in self.sparse else rows)
+        return summarize(x, residual, gram=small)  # the same answer for every chunk
 
     def _normalization(self, name: str) -> str | None:
         """The batch normalization that can take up a shift of the layer's output."""

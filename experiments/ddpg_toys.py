@@ -86,7 +86,7 @@ class Toy:
         """The real environment; rewards carry keyed normal noise of that deviation."""
         count, names = itertools.count(), [site.unit for site in self.constraint.costing.sites]
 
-        def policy_of(kept: Mapping[str, int]) -> Policy:
+        def policy_of(kept: Mapping[str, int], patterns: Mapping[str, str]) -> Policy:
             units = [
                 UnitPolicy(unit=unit, indices=tuple(range(kept.get(unit.name, unit.channels))))
                 for unit in self.anatomy.units

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw_profiles.layers import IntArray, Layout, Widths
+from hw_profiles.patterns import parse_pattern
 
 FloatArray = NDArray[np.float64]
 
@@ -49,29 +50,38 @@ def cost_of(cost: Cost, layout: Layout) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Macs:
-    """Multiply-accumulates of convolutions and linear layers, batch 1; bias and normalization are ignored."""
+    """Multiply-accumulates of convolutions and linear layers, batch 1; bias and normalization are ignored.
+
+    Attributes:
+        skips: Patterns whose zeros the hardware skips ("2:4"; "unstructured" for every density); the zeros of
+            others are multiplied like everything else.
+    """
 
     name: str = "macs"
     unit: str = "MACs"
+    skips: tuple[str, ...] = ()
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] multiply-accumulates: sum of out_map x kernel x in/groups x out."""
-        products = widths.inputs * widths.outputs // widths.groups
-        return np.asarray((products * layout.spatial()).sum(axis=1), dtype=np.float64)
+        weights = layout.weights(widths, self._skipped)
+        return np.asarray((weights * layout.positions()).sum(axis=1), dtype=np.float64)
+
+    def _skipped(self, codes: IntArray) -> NDArray[np.bool_]:
+        named = [parse_pattern(text).code for text in self.skips if text != "unstructured"]
+        return np.isin(codes, named) | ((codes < 0) & ("unstructured" in self.skips))
 
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """Trainable parameters, biases and normalization included."""
+    """Trainable parameters that a pattern leaves, biases and normalization included."""
 
     name: str = "params"
     unit: str = "parameters"
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] parameters."""
-        weighted = np.asarray([prod(a.kernel) if a.has_weight else 0 for a in layout.layers], dtype=np.int64)
         per_channel = np.asarray([int(a.bias) + a.channel_params for a in layout.layers], dtype=np.int64)
-        counts = widths.inputs * widths.outputs // widths.groups * weighted + widths.outputs * per_channel
+        counts = layout.weights(widths) + widths.outputs * per_channel
         return np.asarray(counts.sum(axis=1) + layout.extra_params, dtype=np.float64)
 
 

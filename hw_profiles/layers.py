@@ -5,6 +5,7 @@ Data only: what a layout costs is in `cost.py`, how one is read off a network is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Literal, get_args
@@ -12,7 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from hw_profiles.patterns import IntArray, nonzeros, parse_pattern
+
+__all__ = ["IntArray", "Kind", "LayerShape", "Layout", "Widths"]
 
 SCHEMA_VERSION = 1
 
@@ -82,11 +85,13 @@ class Widths:
         inputs: [K, N] int64 channels read.
         outputs: [K, N] int64 channels written.
         groups: [K, N] int64 convolution groups (a depthwise layer's follow its width).
+        patterns: [K, N] int64 `Pattern.code` of each weight, None where all are dense.
     """
 
     inputs: IntArray
     outputs: IntArray
     groups: IntArray
+    patterns: IntArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,16 +116,34 @@ class Layout:
             "outputs": [layer.out_channels for layer in self.layers],
             "groups": [layer.groups for layer in self.layers],
         }
+        if any(layer.pattern != "dense" for layer in self.layers):
+            columns["patterns"] = [parse_pattern(layer.pattern).code for layer in self.layers]
         return Widths(**{name: np.asarray([column], dtype=np.int64) for name, column in columns.items()})
 
-    def spatial(self) -> IntArray:
-        """[N] int64: positions times kernel size, the factor between channels and MACs (0: no weight).
+    def weights(self, widths: Widths, skips: Callable[[IntArray], NDArray[np.bool_]] | None = None) -> IntArray:
+        """[K, N] int64: weights of each operator that may differ from zero.
+
+        Args:
+            widths: Channel counts and patterns.
+            skips: Which [K, N] patterns count; the weights of others are counted whole. None: all count.
+        """
+        whole = widths.inputs * widths.outputs // widths.groups * self.kernels()
+        if widths.patterns is None:
+            return whole
+        counted = widths.patterns if skips is None else np.where(skips(widths.patterns), widths.patterns, 0)
+        return nonzeros(whole, np.broadcast_to(counted, whole.shape))
+
+    def kernels(self) -> IntArray:
+        """[N] int64: kernel size, the factor between channels and weights (0: no weight)."""
+        return np.asarray([prod(a.kernel) if a.has_weight else 0 for a in self.layers], dtype=np.int64)
+
+    def positions(self) -> IntArray:
+        """[N] int64: how often each weight is multiplied.
 
         Positions are those of the output; a transposed convolution multiplies once per position of its input.
         """
         maps = [layer.in_map if layer.kind == "transposed" else layer.out_map for layer in self.layers]
-        pairs = zip(self.layers, maps, strict=True)
-        return np.asarray([prod(m) * prod(a.kernel) if a.has_weight else 0 for a, m in pairs], dtype=np.int64)
+        return np.asarray([prod(map_) for map_ in maps], dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary; `from_json` reads it back."""

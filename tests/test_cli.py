@@ -276,7 +276,10 @@ def test_compare_refuses_an_unknown_agent_before_any_work(amc: Amc, tmp_path: Pa
 @pytest.mark.parametrize(
     ("reward", "told"),
     [
-        ("speed", "must be one of auto, accuracy, accuracy_latency, error_log_cost, loss, output_error"),
+        (
+            "speed",
+            "must be one of auto, accuracy, accuracy_latency, error_log_cost, error_log_params, loss, output_error",
+        ),
         ("nowhere:reward", "reward 'nowhere:reward' must name a module"),
         ("math:tau", "must name a function"),
         ("math:sqrt", "must turn an Evaluation into a number, but raised TypeError"),

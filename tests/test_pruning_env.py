@@ -38,7 +38,7 @@ def make_env(specimen: Specimen, name: str = "macs", fraction: float = 0.5, rule
     constraint = Constraint.create(costing, [Budget(COSTS[name], limit)])
     units = {unit.name: unit for unit in specimen.anatomy.units}
 
-    def policy_of(kept: Mapping[str, int]) -> Policy:
+    def policy_of(kept: Mapping[str, int], patterns: Mapping[str, str]) -> Policy:
         entries = []
         for unit in units.values():
             granules = unit.granules[: kept.get(unit.name, unit.channels) // unit.granule]

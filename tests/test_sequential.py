@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from amc.anatomy import dissect
 from envs import parallel
 from envs.calibration import plan_calibration
-from envs.compress import CompressionSettings, Compressor, Repair, reestimate_batch_norm
+from envs.compress import CompressionSettings, Compressor, Repair
 from envs.graph import Graph
+from envs.normalization import reestimate_batch_norm
 from envs.policy import Policy, PolicyMismatch
 from envs.ridge import summarize
 from envs.statistics import Sampling

@@ -1,0 +1,80 @@
+"""What is decided and what bounds it: sites and constraint, from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from amc.anatomy import Anatomy
+from amc.config import COVERAGE, SearchConfig
+from envs.constraint import Budget, Constraint, Costing, resolve_budget
+from envs.graph import trace
+from envs.layout import read_layout
+from envs.pattern_sites import interleaved, pattern_sites
+from envs.patterns import verify_network
+from envs.sites import Site
+from envs.units import Fixed
+from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, cost_of
+from hw_profiles.shape_rules import ShapeRules, Uncovered
+from hw_profiles.table import LatencyTable
+
+
+def choose_sites(
+    config: SearchConfig, network: nn.Module, anatomy: Anatomy, shapes: ShapeRules | None
+) -> tuple[tuple[Site, ...], tuple[Fixed, ...]]:
+    """The decisions that `--choose` names, and what stays with the reason.
+
+    Raises:
+        ValueError: If the rules leave nothing to decide.
+    """
+    rules = config.rules.rules()
+    widths, skipped = rules.sites(anatomy.units) if config.choose in ("channels", "mixed") else ([], [])
+    if config.choose == "channels":
+        return tuple(widths), tuple(skipped)
+    named = config.patterns
+    if config.choose == "unstructured":
+        named = tuple(f"unstructured:{density:g}" for density in config.densities)
+    layers, stays = pattern_sites(network, anatomy.graph, anatomy.family.dense, named, rules.skip, shapes)
+    if not layers:
+        reasons = "; ".join(f"{fixed.name}: {fixed.reason}" for fixed in stays[:3])
+        raise ValueError(
+            f"--choose {config.choose} needs a layer that takes a pattern, but none does ({reasons}): "
+            "choose channels, or another pattern"
+        )
+    return tuple(interleaved(widths, layers, anatomy.units)), (*skipped, *stays)
+
+
+def bind(config: SearchConfig, costing: Costing, table: LatencyTable | None) -> Constraint:
+    """The configured budgets over some sites.
+
+    Raises:
+        InfeasibleBudget: If they cannot be kept.
+    """
+    shapes = costing.shapes
+    budgets = []
+    for name, value in config.constraint.items():
+        if name == COVERAGE:
+            budgets.append(Budget(Uncovered(), 1 - value))
+            continue
+        cost: Cost = table if table and name in LATENCY else COSTS[name]
+        if isinstance(cost, Macs) and shapes is not None:
+            cost = Macs(skips=shapes.skips)
+        dense = cost_of(cost, costing.family.dense)
+        budgets.append(Budget(cost, value if name == "latency_ms" else resolve_budget(cost, value, dense)))
+    return Constraint.create(costing, budgets)
+
+
+def recount(
+    network: nn.Module, example_input: Tensor, costs: Sequence[Cost], patterns: Mapping[str, str]
+) -> dict[str, float]:
+    """Costs by name of a real network, traced anew.
+
+    Raises:
+        PatternMismatch: If a weight does not keep to the pattern by which it would be counted.
+    """
+    verify_network(network, patterns)
+    layout = read_layout(network, trace(network, example_input), example_input)
+    layout = replace(layout, layers=tuple(replace(a, pattern=patterns.get(a.name, "dense")) for a in layout.layers))
+    return {name: cost_of(cost, layout) for name, cost in {cost.name: cost for cost in costs}.items()}

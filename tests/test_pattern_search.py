@@ -1,0 +1,225 @@
+"""Patterns as choices of the same search: sites, constraint, environment, and what leaves at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from amc.check import check_file
+from amc.config import load_config, parse_constraints
+from amc.export import load_applied, write_applied, write_onnx
+from amc.problem import Problem
+from amc.search import search
+from envs.constraint import Budget, Constraint, Costing
+from envs.pattern_sites import interleaved, pattern_sites
+from envs.patterns import PatternMismatch, verify_network
+from envs.policy import Policy
+from envs.rules import Rules
+from envs.sites import decode, encode, pattern_site
+from hw_profiles.cost import COSTS, Macs
+from hw_profiles.patterns import parse_pattern
+from hw_profiles.shape_rules import Uncovered, known_rules, load_rules
+
+if TYPE_CHECKING:
+    from tests.conftest import Specimen
+
+MODES = {
+    "patterns": {"choose": "patterns", "constraint": {"params": 0.7}, "patterns": ("2:4", "1:4")},
+    "unstructured": {"choose": "unstructured", "constraint": {"params": 0.2}, "reward": "error_log_params"},
+    "mixed": {"choose": "mixed", "constraint": {"macs": 0.35, "sparsity": "2:4@multiple-of-4"}},
+}
+
+
+@cache
+def problem(mode: str) -> Problem:
+    compression = {"images": 64, "quick_images": 64, "importance": "l1", "repair": "layerwise"}
+    return Problem(load_config(None, {
+        "task": "digits", "agent": "random", "reward_images": 64, "confirm": 1, "episodes": 2, "round_size": 2,
+        "compression": compression, "backend": {"name": "fp32"}, **MODES[mode],
+    }))  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_gymnasiums_check_passes_in_every_mode(mode: str) -> None:
+    environment = problem(mode).environment()
+    check_env(environment, skip_render_check=True)
+    assert environment.action_space.shape == (1,)
+
+
+@settings(max_examples=2)
+@pytest.mark.parametrize("mode", list(MODES))
+@given(seed=st.integers(0, 10_000))
+def test_whatever_is_done_the_network_keeps_pattern_and_budget(mode: str, seed: int) -> None:
+    one = problem(mode)
+    ratios = np.random.default_rng(seed).random(len(one.sites))
+    policy = one.policy(one.constraint.project(ratios.tolist()))
+    small = one.compressor.compress(policy).network
+    verify_network(small, policy.patterns())
+    costs = one.real_costs(small, policy.patterns())  # recounted on the network that came out
+    for name, limit in one.constraint.limits().items():
+        assert costs[name] <= limit
+        assert costs[name] <= one.policy_costs(policy)[name] * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_a_search_ends_with_a_policy_within_its_budget(mode: str) -> None:
+    result = search(problem(mode))
+    found = result.reports["found"]
+    assert all(found.costs[name] <= limit for name, limit in result.budgets.items())
+    verify_network(result.networks["found"], result.policy.patterns())
+
+
+def test_equal_parts_of_the_action_mean_equal_shares_of_the_patterns() -> None:
+    site = pattern_site("l", ["1:4", "2:4", "3:4", "dense"])
+    everything = np.arange(4)
+    picked = [site.nearest(action, everything) for action in (0.0, 0.24, 0.26, 0.49, 0.51, 0.74, 0.76, 1.0)]
+    assert picked == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [site.nearest(site.action(kept), everything) for kept in (1, 2, 3, 4)] == [0, 1, 2, 3]
+
+
+def mixed(specimen: Specimen, patterns: tuple[str, ...], rules: str | None, **budgets: float) -> Constraint:
+    anatomy, shapes = specimen.anatomy, load_rules(rules) if rules else None
+    layers, _ = pattern_sites(specimen.network, anatomy.graph, anatomy.family.dense, patterns, shapes=shapes)
+    sites = interleaved(Rules().sites(anatomy.units)[0], layers, anatomy.units)
+    costing = Costing(anatomy.family, tuple(sites), shapes)
+    skipping = {"macs": Macs(skips=shapes.skips if shapes else ()), "params": COSTS["params"]}
+    dense = {name: costing.one(skipping[name], costing.dense()) for name in budgets}
+    return Constraint.create(costing, [Budget(skipping[n], share * dense[n]) for n, share in budgets.items()])
+
+
+@settings(max_examples=3)
+@given(st.lists(st.floats(0, 1), min_size=40, max_size=40), st.sampled_from([None, "multiple-of-4"]))
+def test_every_walk_over_every_network_ends_legal(specimen: Specimen, actions: list[float], rules: str | None) -> None:
+    constraint = mixed(specimen, ("2:4",), rules, params=0.9)
+    sites = constraint.costing.sites
+    kept = constraint.project(actions[: len(sites)])
+    assert constraint.keeps(kept).all()
+    decided = decode(sites, kept)
+    assert np.array_equal(encode(sites, decided.kept, decided.patterns), kept)
+    layout = constraint.costing.family.at(
+        np.asarray([decided.kept.get(u, int(c)) for u, c in zip(
+            constraint.costing.family.units, constraint.costing.family.channels, strict=True)])
+    )  # fmt: skip
+    for layer in layout.layers:
+        pattern = parse_pattern(decided.patterns.get(layer.name, "dense"))
+        assert pattern.dense or layer.in_channels // layer.groups % pattern.group == 0
+
+
+def test_a_unit_comes_before_the_layers_that_it_feeds(zoo: Callable[[str], Specimen]) -> None:
+    constraint = mixed(zoo("squeeze_excite"), ("2:4", "1:2"), None, params=0.9)
+    order = [site.unit for site in constraint.costing.sites]
+    units = {unit.name: unit for unit in zoo("squeeze_excite").anatomy.units}
+    for name, unit in units.items():
+        for member in unit.role("consumer"):
+            if f"{member.module}.weight" in order:
+                assert order.index(name) < order.index(f"{member.module}.weight")
+
+
+def test_coverage_bounds_what_stays_dense() -> None:
+    config = load_config(None, {
+        "task": "digits", "choose": "patterns", "agent": "uniform",
+        "constraint": parse_constraints(["sparsity=2:4@multiple-of-4", "coverage=0.6"]),
+    })  # fmt: skip
+    one = Problem(config)
+    for action in (0.0, 1.0):
+        kept = one.constraint.project([action] * len(one.sites))
+        assert one.constraint.costing.one(Uncovered(), kept) <= 0.4
+    assert one.constraint.costing.one(Uncovered(), one.constraint.costing.dense()) == 1.0
+
+
+@pytest.mark.parametrize("name", known_rules())
+def test_shipped_rules_name_their_source_and_agree_with_torch(name: str) -> None:
+    from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
+
+    rules = load_rules(name)
+    assert rules.source
+    assert rules.name == name
+    library, _, kind = name.partition("-")
+    tensors: dict[str, Any] = {
+        "cutlass": SparseSemiStructuredTensorCUTLASS, "cusparselt": SparseSemiStructuredTensorCUSPARSELT,
+    }  # fmt: skip
+    if library in tensors:
+        known = tensors[library]._DTYPE_SHAPE_CONSTRAINTS[getattr(torch, kind)]
+        assert (rules.rows, rules.columns) == (known.sparse_min_rows, known.sparse_min_cols)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"constraint": {"macs": 0.5, "sparsity": "2:4@nowhere"}, "choose": "mixed"}, "shape rules must be one of"),
+        ({"constraint": {"macs": 0.5, "sparsity": "2:4@multiple-of-4"}}, "add --choose patterns"),
+        ({"constraint": {"coverage": 0.5}}, "add --choose patterns"),
+        ({"choose": "patterns", "patterns": ["4:2"]}, "0 < N < M"),
+        ({"choose": "unstructured", "densities": [1.5]}, "density must be in"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        load_config(None, {"task": "digits", **settings})
+
+
+def test_rules_of_ones_own_are_read_from_a_file(tmp_path: Path) -> None:
+    text = Path("hw_profiles/rules/multiple-of-4.json").read_text()
+    own = tmp_path / "board.json"
+    own.write_text(text.replace('"rows": 1', '"rows": 16'))
+    assert load_rules(str(own)).rows == 16
+
+
+def pruned() -> tuple[Policy, nn.Module]:
+    """A digits network, 2:4 wherever it fits."""
+    one = problem("patterns")
+    kept = one.constraint.costing.dense()
+    for step, site in enumerate(one.sites):
+        kept[step] = next(choice.kept for choice in site.choices if choice.pattern == "2:4")
+    policy = one.policy(kept)
+    return policy, one.compressor.compress(policy, "none").network
+
+
+def test_an_applied_policy_round_trips_with_its_zeros_and_is_checked(tmp_path: Path) -> None:
+    policy, small = pruned()
+    write_applied(policy, small, tmp_path)
+    again = load_applied(problem("patterns").task.network, tmp_path)
+    verify_network(again, policy.patterns())
+    assert check_file(tmp_path).row_count >= len(policy.patterns())
+    assert check_file(tmp_path / "network.safetensors").row_count >= len(policy.patterns())
+
+
+def test_a_broken_pattern_is_neither_written_nor_believed(tmp_path: Path) -> None:
+    policy, small = pruned()
+    name = next(iter(policy.patterns()))
+    write_applied(policy, small, tmp_path / "good")
+    small = deepcopy(small)
+    weight = small.get_submodule(name).weight
+    assert isinstance(weight, nn.Parameter)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    with pytest.raises(PatternMismatch, match=name):
+        write_applied(policy, small, tmp_path / "bad")
+    example = problem("patterns").task.example_input
+    with pytest.raises(PatternMismatch, match=name):
+        write_onnx(small, example, example, tmp_path / "bad.onnx", policy.patterns())
+    assert not list(tmp_path.glob("bad*"))
+    state = {key: value.clone() for key, value in small.state_dict().items()}
+    (tmp_path / "good" / "network.safetensors").write_bytes(safetensors.torch.save(state))
+    with pytest.raises(PatternMismatch, match=name):
+        check_file(tmp_path / "good")
+
+
+def test_an_onnx_model_keeps_the_zeros(tmp_path: Path) -> None:
+    policy, small = pruned()
+    example = problem("patterns").task.example_input
+    write_onnx(small, example, example, tmp_path / "small.onnx", policy.patterns())
+    table = check_file(tmp_path / "small.onnx")
+    assert list(table.columns[3].cells).count("2:4") >= len(policy.patterns())
