@@ -204,7 +204,7 @@ class SequentialRepair:
 
     def _rows(self, refit: _Refit, values: Values, target: Target, layer: nn.Module, weights: Tensor) -> Sums:
         """Sums of one chunk: the inputs that the pruned network has, and what its weights leave to be explained."""
-        x = gather_patches(layer, values[refit.node.all_input_nodes[0]], target.at).flatten(2)
+        x = gather_patches(layer, values[refit.node.all_input_nodes[0]], target.at).flatten(2).to(weights.dtype)
         wanted = refit.kept(target.own)
         if target.other is not None and refit.other in values:
             assert refit.scale is not None
