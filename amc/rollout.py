@@ -47,14 +47,7 @@ class Episode:
 
     def to_json(self, index: int) -> dict[str, Any]:
         """One line of `episodes.jsonl`; only what configuration and seed determine."""
-        return {
-            "episode": index,
-            "searcher": self.searcher,
-            "actions": list(self.actions),
-            "choices": list(self.widths),
-            **self.evaluation.to_json(),
-            "reward": self.reward,
-        }
+        return {**_decided(self, index), **self.evaluation.to_json(), "reward": self.reward}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +68,17 @@ class Failure:
 
     def to_json(self, index: int) -> dict[str, Any]:
         """One line of `episodes.jsonl`."""
-        return {
-            "episode": index,
-            "searcher": self.searcher,
-            "actions": list(self.actions),
-            "choices": list(self.widths),
-            "failed": self.reason,
-        }
+        return {**_decided(self, index), "failed": self.reason}
 
 
 Line: TypeAlias = Episode | Failure
+
+
+def _decided(line: Line, index: int) -> dict[str, Any]:
+    """What every line of `episodes.jsonl` begins with."""
+    return {
+        "episode": index, "searcher": line.searcher, "actions": list(line.actions), "choices": list(line.widths),
+    }  # fmt: skip
 
 
 def read_line(line: Mapping[str, Any]) -> Line:
