@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -153,21 +154,32 @@ def header(seeds: int) -> list[str]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    """Writes the table line by line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=8)
+def tabulate(
+    page: Path, about: str | None, seeds: int, header: Callable[[int], list[str]],
+    rows: Sequence[tuple[str, Callable[[int], str]]],
+) -> None:  # fmt: skip
+    """A table's command line: prints it row by row, and writes the page unless only some rows were asked for.
+
+    Args:
+        page: The committed page.
+        about: What `--help` says.
+        seeds: Seeds by default.
+        header: Lines above the rows, given the number of seeds.
+        rows: Label, and the row given the number of seeds.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--only", default="", help="lines whose label contains this; prints instead of writing")
     arguments = parser.parse_args()
     written = header(arguments.seeds)
     print("\n".join(written), flush=True)
-    for line in lines():
-        if arguments.only in line.label:
-            written.append(row(line, arguments.seeds))
+    for label, row_of in rows:
+        if arguments.only in label:
+            written.append(row_of(arguments.seeds))
             print(written[-1], flush=True)
     if not arguments.only:
-        TABLE.write_text("\n".join(written) + "\n")
+        page.write_text("\n".join(written) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    tabulate(TABLE, __doc__, 8, header, [(line.label, partial(row, line)) for line in lines()])

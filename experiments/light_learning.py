@@ -7,11 +7,10 @@ Toys and the meaning of the gap are those of `experiments.ddpg_ablation`; driver
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +20,9 @@ from agents.ddpg import DDPGSearcher, DDPGSettings
 from agents.searcher import Plan, Trajectory
 from amc.config import LIGHT
 from envs.observation import FEATURES
+from experiments.chain import commit
 from experiments.ddpg_ablation import TRIALS as ALL
-from experiments.ddpg_ablation import Trial
+from experiments.ddpg_ablation import Trial, tabulate
 from experiments.ddpg_toys import Toy, confirmed
 
 TABLE = Path(__file__).resolve().parent / "results" / "light_learning.md"
@@ -96,29 +96,17 @@ def row(line: Line, seeds: int) -> str:
     return f"| {' | '.join([*cells, f'{milliseconds:.1f}'])} |"
 
 
-def main() -> None:
-    """Writes the table line by line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="lines whose label contains this; prints instead of writing")
-    arguments = parser.parse_args()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+def header(seeds: int) -> list[str]:
+    """What the table says, and how it was made."""
     names = " | ".join(trial.name for trial in TRIALS)
-    written = [
+    return [
         "# What light learning costs in quality", "",
-        f"`python -m experiments.light_learning`, commit {commit.stdout.strip()}, {arguments.seeds} seeds, {EPISODES}",
+        f"`python -m experiments.light_learning`, commit {commit()}, {seeds} seeds, {EPISODES}",
         "episodes each. Mean gap of the confirmed best policy to the known optimum in % of the optimal reward, +-",
         "standard error; the driver's CPU ms per episode for learning, on the last toy.", "",
         f"| learning per round | round | {names} | driver, ms |", f"|{'---|' * (3 + len(TRIALS))}",
     ]  # fmt: skip
-    print("\n".join(written), flush=True)
-    for line in lines():
-        if arguments.only in line.label:
-            written.append(row(line, arguments.seeds))
-            print(written[-1], flush=True)
-    if not arguments.only:
-        TABLE.write_text("\n".join(written) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    tabulate(TABLE, __doc__, 3, header, [(line.label, partial(row, line)) for line in lines()])
