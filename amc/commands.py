@@ -105,6 +105,8 @@ def _search(
     screen.stop()
     console.print(comparison(result, latency))
     effort = f"{result.evaluations} evaluations, {result.image_forwards:,} image-forwards, {result.seconds:.0f} s"
+    if result.images.scored < result.images.plain:
+        effort += f", {result.images.scored / result.images.plain:.0%} of the images that the plain way scores"
     if result.failures:
         effort += f", {result.failures} of {result.episodes} evaluations failed"
     if result.workers.workers:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from amc.config_parts import BackendConfig, CompressionConfig, KnapsackConfig, Part, RulesConfig
+from amc.config_parts import BackendConfig, CompressionConfig, KnapsackConfig, Part, RulesConfig, SavingsConfig
 from envs.reward import REWARDS
 from hw_profiles.cost import COSTS, LATENCY
 from hw_profiles.patterns import parse_pattern, unstructured
@@ -84,6 +84,7 @@ class SearchConfig(Part):
     rules: RulesConfig = RulesConfig()
     compression: CompressionConfig = CompressionConfig()
     knapsack: KnapsackConfig = KnapsackConfig()
+    savings: SavingsConfig = SavingsConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -95,6 +95,16 @@ class BackendConfig(Part):
     )
 
 
+class SavingsConfig(Part):
+    """Fewer evaluations and images for the same decision; nothing is saved unless asked for."""
+
+    images: int | None = Field(
+        None, ge=100, description="reward images for every policy; the others only for those that may be among the best"
+    )
+    error: float = Field(0.01, gt=0, lt=0.5, description="probability of giving up a policy as good as the last best")
+    patience: int | None = Field(None, ge=1, description="end after so many rounds in a row without a better policy")
+
+
 class WorkersConfig(Part):
     """Who plays the episodes; no part of what determines a search."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from amc.data import ArraySplit, Split, SubsetSplit
 from amc.plugins import describe
+from amc.savings import BLOCKS, Race
 from amc.sensitivity import output_error
 from amc.tasks import Metric
 from envs.compress import Compressor
@@ -22,7 +23,7 @@ from envs.graph import Graph, functional_copy
 from envs.inference import channels_last, converted, inference_copy
 from envs.parallel import map_chunks
 from envs.policy import Policy
-from envs.reward import Evaluation
+from envs.reward import Block, Evaluation
 from envs.sites import encode
 from hw_profiles.patterns import parse_pattern
 
@@ -57,6 +58,20 @@ class Score:
         """The same on a part of the images."""
         losses, errors = (None if x is None else x[indices] for x in (self.losses, self.errors))
         return Score(each=self.each[indices], losses=losses, errors=errors)
+
+    def followed_by(self, other: Score) -> Score:
+        """This one and the score on other images behind it."""
+        losses, errors = (
+            None if a is None or b is None else np.concatenate([a, b])
+            for a, b in ((self.losses, other.losses), (self.errors, other.errors))
+        )
+        return Score(each=np.concatenate([self.each, other.each]), losses=losses, errors=errors)
+
+    def blocks(self, count: int) -> tuple[Block, ...]:
+        """Means over `count` parts of the images, as equal in size as can be."""
+        parts = (self.at(part.tolist()) for part in np.array_split(np.arange(len(self.each)), count))
+        means = (part.evaluation({}, 0) for part in parts)
+        return tuple(Block(one.accuracy, one.loss, one.output_error) for one in means)
 
     def evaluation(self, costs: Mapping[str, float], image_forwards: int) -> Evaluation:
         """What a reward is made of."""
@@ -177,6 +192,7 @@ class Measurement:
         dense: Outputs of the dense network on them, None where they are too many to keep.
         constraint: Whose costs are told.
         half: Repair in bfloat16.
+        race: How images are saved, None: every policy is scored on all of them.
     """
 
     compressor: Compressor
@@ -186,13 +202,29 @@ class Measurement:
     dense: Tensor | None
     constraint: Constraint
     half: bool = False
+    race: Race | None = None
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Accuracy of the policy's network without fine-tuning, after quick repair."""
         small, repair_forwards = self.compressor.compress(policy, quick=True, half=self.half)
-        score = self.scorer(small, self.split, self.images, self.dense)
         costs = self.constraint.costs(encode(self.constraint.costing.sites, policy.widths(), policy.patterns()))
-        return score.evaluation(costs, len(score.each) + repair_forwards)
+        first = self._score(small, 0, len(self.images) if self.race is None else self.race.first)
+        if self.race is None:
+            return first.evaluation(costs, len(first.each) + repair_forwards)
+        blocks = first.blocks(BLOCKS)
+        begun = replace(first.evaluation(costs, len(first.each) + repair_forwards), blocks=blocks)
+        if self.race.lost(begun):
+            return self.race.estimate(begun)
+        score = first.followed_by(self._score(small, self.race.first, len(self.images)))
+        return replace(score.evaluation(costs, len(score.each) + repair_forwards), blocks=blocks)
+
+    def against(self, bar: Evaluation | None) -> Measurement:
+        """The same, sparing policies that cannot pass the bar some images."""
+        return self if self.race is None else replace(self, race=replace(self.race, bar=bar))
+
+    def _score(self, network: nn.Module, start: int, stop: int) -> Score:
+        dense = None if self.dense is None else self.dense[start:stop]
+        return self.scorer(network, self.split, self.images[start:stop], dense)
 
     def excerpt(self) -> Measurement:
         """The same with nothing else: no other images (where the split holds them in memory), no full repair."""

@@ -22,10 +22,11 @@ from amc.config import SearchConfig
 from amc.config_parts import BackendConfig
 from amc.data import Split
 from amc.door import check_task
-from amc.draws import keyed_order, read_batches
+from amc.draws import Draws, read_batches
 from amc.evaluate import Backend, Effort, Evaluator, Measurement, Score, Scorer
 from amc.plugins import describe, find_function
 from amc.profiles import load_table
+from amc.savings import Race
 from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
 from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many done, how many in all)."""
 
-FEWEST_UNSEEN, BACKEND_IMAGES, BACKEND_STEPS = 64, 1000, (0.5, 1.0)
+BACKEND_IMAGES, BACKEND_STEPS = 1000, (0.5, 1.0)
 """Images on which backends are compared, and how far from dense to uniform the pruned networks are."""
 KEPT_BYTES, SCORING_BYTES = 512e6, 256e6
 """Outputs of the dense network that are kept at most, and activations held by one scoring chunk."""
@@ -61,6 +62,7 @@ class Problem:
         sites: One decision per unit that may change.
         table: Latencies by the named profile, None without one.
         constraint: The budgets over them.
+        draws: Which images are used for what.
         reward: Turns an evaluation into a number.
         effort: What has been paid so far.
     """
@@ -78,6 +80,7 @@ class Problem:
             raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
         self.task: Task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
         check_task(self.task)
+        self.draws = Draws(config, len(self.task.calibration), len(self.task.validation))
         table = load_table(config.profile, logger.warning) if config.profile is not None else None
         progress("finding units", 0, 1)
         self.anatomy = dissect(self.task.network, self.task.example_input)
@@ -155,7 +158,7 @@ class Problem:
             settings = self.config.compression.settings(self.config.seed)
             anatomy = self.anatomy
             plan = plan_calibration(anatomy.family, settings, len(self.task.calibration))
-            indices = self.calibration_indices()[: plan.images]
+            indices = self.draws.calibration()[: plan.images]
             batches = read_batches(self.task.calibration, indices, plan.chunk)
             self._compressor = Compressor(
                 self.task.network, anatomy.graph, anatomy.family, anatomy.units,
@@ -169,19 +172,24 @@ class Problem:
     @property
     def measurement(self) -> Measurement:
         """Evaluates policies on the images of the reward, with quick repair; counts and remembers nothing."""
-        split, images = self._reward_split(), self.reward_indices()
+        split, images = self._reward_split(), self.draws.reward()
         scorer = replace(self.scorer, backend=self.backend)  # settles whether repair may be narrow, too
         return Measurement(
             compressor=self.compressor, scorer=scorer, split=split, images=images, constraint=self.constraint,
             dense=self._dense_outputs(split, images), half=bool(self.config.backend.half_repair),
+            race=self._race(len(images)),
         )  # fmt: skip
+
+    def _race(self, images: int) -> Race | None:
+        first, error = self.config.savings.images, self.config.savings.error
+        return None if first is None or first >= images else Race(first=first, error=error, reward=self.reward)
 
     @property
     def evaluate(self) -> Evaluator:
         """The counted `evaluate(policy)` on the images of the reward, with quick repair."""
         if self._evaluator is None:
             if self.backend and self.config.backend.difference is not None:  # here or before this run was resumed
-                images = min(BACKEND_IMAGES, len(self.reward_indices()))
+                images = min(BACKEND_IMAGES, len(self.draws.reward()))
                 self.effort.image_forwards += 2 * (1 + len(BACKEND_STEPS)) * images
                 if self.config.backend.half_repair is not None:
                     self.effort.image_forwards += 2 * self.compressor.quick_forwards + 3 * images
@@ -195,7 +203,7 @@ class Problem:
     def backend(self) -> Backend:
         """The arithmetic that scores policies during the search; settled when first asked for, then in `config`."""
         if self.config.backend.name == "auto":
-            images = self.reward_indices()[:BACKEND_IMAGES]
+            images = self.draws.reward()[:BACKEND_IMAGES]
             uniform, split = self.policy(self.constraint.uniform()), self._reward_split()
 
             def score(network: nn.Module, backend: Backend) -> Score:
@@ -240,22 +248,6 @@ class Problem:
     def own_modules(self) -> list[str]:
         """Modules of the user's that the configuration names."""
         return [name.partition(":")[0] for name in (self.config.task, self.config.reward) if ":" in name]
-
-    def calibration_indices(self) -> list[int]:
-        """All calibration images in the seed's order."""
-        return keyed_order(len(self.task.calibration), self.config.seed)
-
-    def reward_indices(self) -> list[int]:
-        """The fixed, seeded images that the reward sees: at most half of validation, or images repair does not see."""
-        if self.config.reward_split == "calibration":
-            return sorted(self._unseen()[: self.config.reward_images])
-        count = len(self.task.validation)
-        return sorted(keyed_order(count, self.config.seed)[: min(self.config.reward_images, (count + 1) // 2)])
-
-    def confirm_indices(self) -> list[int]:
-        """Validation images that the reward does not see."""
-        seen = set(self.reward_indices()) if self.config.reward_split == "validation" else set()
-        return [index for index in range(len(self.task.validation)) if index not in seen]
 
     def confirmation_forwards(self) -> int:
         """Image-forwards that confirmation will take at most, which an effort must leave room for."""
@@ -303,7 +295,7 @@ class Problem:
         """For each kind of damage, the damage per unit and width; remembered on disk by weights, data and settings."""
         settings, knapsack = self.config.compression, self.config.knapsack
         fitting = int(settings.memory_gb * 1e9 / (2 * live_bytes(self.anatomy.family.dense)))  # dense and pruned
-        images = self.calibration_indices()[: min(knapsack.images, max(FEWEST_IMAGES, fitting))]
+        images = self.draws.calibration()[: min(knapsack.images, max(FEWEST_IMAGES, fitting))]
         batches = read_batches(self.task.calibration, images, min(125, self.scorer.chunk))
         key: Mapping[str, object] = {
             "weights": weights_fingerprint(self.task.network),
@@ -331,19 +323,6 @@ class Problem:
         return {
             name: [_curve(site.unit, tables[f"{name}|{site.unit}"]) for site in self.sites] for name in knapsack.damages
         }
-
-    def audition_indices(self) -> list[int]:
-        """Calibration images that neither repair nor the reward sees, for judging the starts."""
-        unseen = self._unseen()
-        if self.config.reward_split == "calibration" and len(unseen) - self.config.reward_images >= FEWEST_UNSEEN:
-            unseen = unseen[self.config.reward_images :]
-        return unseen[: self.config.knapsack.audition_images]
-
-    def _unseen(self) -> list[int]:
-        """Calibration images that repair does not see (all of them again, if hardly any are left)."""
-        order = self.calibration_indices()
-        unseen = order[self.config.compression.images :]
-        return unseen if len(unseen) >= FEWEST_UNSEEN else order
 
 
 def _curve(unit: str, table: Tensor) -> Curve:

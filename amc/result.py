@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,17 @@ from envs.policy import Policy
 SCHEMA_VERSION = 1
 NETWORKS = ("dense", "uniform", "start", "found")
 """What is reported, in the order in which it is shown; start only where there was one."""
-Stopped = Literal["episodes", "effort", "time"]
+Stopped = Literal["episodes", "effort", "time", "patience"]
+
+
+class Images(NamedTuple):
+    """Images that were scored, and how many the plain way (every episode, all images of the reward) would have."""
+
+    scored: int
+    plain: int
+
+
+NOTHING_SCORED = Images(0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,7 @@ class SearchResult:
         image_forwards: Everything the search paid for.
         seconds: Wall time of the search.
         failures: Episodes whose evaluation failed.
+        images: Images that the episodes were scored on.
         workers: How many, and how much of their time they waited.
     """
 
@@ -70,6 +81,7 @@ class SearchResult:
     image_forwards: int
     seconds: float
     failures: int = 0
+    images: Images = NOTHING_SCORED
     workers: Usage = IN_PROCESS
 
     def to_json(
@@ -84,7 +96,7 @@ class SearchResult:
         return {
             "schema_version": SCHEMA_VERSION, "task": self.task, "budgets": self.budgets, "seed": self.seed,
             **reports, "episodes": self.episodes, "failures": self.failures, "stopped": self.stopped,
-            "evaluations": self.evaluations,
+            "evaluations": self.evaluations, "images": self.images._asdict(),
             "image_forwards": self.image_forwards, "versions": dict(versions),
             "measured": {
                 "seconds": round(self.seconds, 2), "latency_ms": dict(latency_ms),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.searcher import Plan, Trajectory
-from amc.evaluate import Evaluator, Key, key_of
+from amc.evaluate import Evaluator, Key, Measurement, key_of
 from amc.plugins import describe
 from envs.observation import ObservationArray
 from envs.policy import Policy
@@ -93,7 +93,7 @@ def read_line(line: Mapping[str, Any]) -> Line:
     if "failed" in line:
         return Failure(**common, reason=line["failed"])
     fields = ("accuracy", "loss", "output_error", "costs", "images", "image_forwards")
-    evaluation = Evaluation.from_json({name: line[name] for name in fields})
+    evaluation = Evaluation.from_json({name: line[name] for name in fields} | {"blocks": line.get("blocks", ())})
     return Episode(**common, reward=line["reward"], evaluation=evaluation)
 
 
@@ -152,8 +152,8 @@ IN_PROCESS = Usage(0, 0.0)
 class Rollouts(Protocol):
     """Plays a round of plans and returns the episodes in the order of the plans."""
 
-    def play(self, plans: Sequence[Plan]) -> list[Played]:
-        """One finished or failed episode per plan."""
+    def play(self, plans: Sequence[Plan], bar: Evaluation | None = None) -> list[Played]:
+        """One finished or failed episode per plan; a bar spares those that cannot pass it images (`amc.savings`)."""
         ...
 
     def usage(self) -> Usage:
@@ -168,12 +168,12 @@ class SerialRollouts:
         """Takes an environment whose `evaluate` neither remembers nor counts, and the evaluator that does both."""
         self._environment, self._evaluator, self._retries = environment, evaluator, retries
 
-    def play(self, plans: Sequence[Plan]) -> list[Played]:
+    def play(self, plans: Sequence[Plan], bar: Evaluation | None = None) -> list[Played]:
         """One finished or failed episode per plan."""
-        return [self._play(plan) for plan in plans]
+        return [self._play(plan, bar) for plan in plans]
 
-    def _play(self, plan: Plan) -> Played:
-        outcome = perform(self._environment, plan, self._evaluator.knows, self._retries)
+    def _play(self, plan: Plan, bar: Evaluation | None) -> Played:
+        outcome = perform(self._environment, plan, self._evaluator.knows, self._retries, bar)
         return conclude(plan.label, outcome, self._evaluator.account, self._environment.reward)
 
     def usage(self) -> Usage:
@@ -199,7 +199,13 @@ def walk(environment: PruningEnv, plan: Plan) -> tuple[Walk, Policy]:
     ), policy  # fmt: skip
 
 
-def perform(environment: PruningEnv, plan: Plan, knows: Callable[[Key], bool], retries: int = RETRIES) -> Outcome:
+def perform(
+    environment: PruningEnv,
+    plan: Plan,
+    knows: Callable[[Key], bool],
+    retries: int = RETRIES,
+    bar: Evaluation | None = None,
+) -> Outcome:
     """Walks with a plan and evaluates the policy, again if that fails; nothing is counted or remembered.
 
     Args:
@@ -207,12 +213,16 @@ def perform(environment: PruningEnv, plan: Plan, knows: Callable[[Key], bool], r
         plan: What to do.
         knows: Whether the widths were evaluated in an earlier round.
         retries: How often to try again.
+        bar: Policies that cannot pass it need not be scored on all images.
     """
+    evaluate = environment.evaluate
+    if isinstance(evaluate, Measurement):
+        evaluate = evaluate.against(bar)
     began = time.perf_counter()
     walked, policy = walk(environment, plan)
     evaluation, reason, tried = None, None, 0
     while evaluation is None and not knows(walked.key) and tried <= retries:
-        evaluation, reason = _attempt(environment, policy)
+        evaluation, reason = _attempt(evaluate, policy)
         tried += 1
     return Outcome(walked, evaluation, reason, Timing(time.perf_counter() - began, platform.node(), max(tried - 1, 0)))
 
@@ -250,9 +260,9 @@ def _uncounted(key: Key, evaluation: Evaluation | None) -> Evaluation:
     return evaluation
 
 
-def _attempt(environment: PruningEnv, policy: Policy) -> tuple[Evaluation | None, str | None]:
+def _attempt(evaluate: Callable[[Policy], Evaluation], policy: Policy) -> tuple[Evaluation | None, str | None]:
     try:
-        evaluation = environment.evaluate(policy)
+        evaluation = evaluate(policy)
     except Exception as error:  # tasks, metrics and data are the user's code, and memory or disk may be short
         return None, _one_line(error)
     numbers = [evaluation.accuracy, evaluation.loss, evaluation.output_error, *evaluation.costs.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,11 +14,13 @@ from torch import nn
 from agents.searcher import Searcher
 from amc.evaluate import Score
 from amc.problem import Problem
-from amc.result import NetworkReport, SearchResult, Stopped, with_provenance
+from amc.result import Images, NetworkReport, SearchResult, Stopped, with_provenance
 from amc.rollout import Episode, Failure, Line, Rollouts, SerialRollouts, Timing
+from amc.savings import bar
 from amc.searchers import make_searcher
 from amc.snapshot import Snapshot
 from amc.starts import starting_widths
+from envs.reward import Evaluation
 
 FEWEST_RANKED = 30
 """Episodes from which on the mean of the best tenth is a candidate too."""
@@ -66,9 +69,9 @@ def search(
     searcher = make_searcher(problem, starts)
     rollouts = rollouts or SerialRollouts(problem.environment(problem.measurement), problem.evaluate)
     lines, timings = _restore(problem, searcher, snapshot) if snapshot else ([], [])
-    while not (stopped := _stopped(problem, len(lines), clock)):
+    while not (stopped := _stopped(problem, lines, clock)):
         missing = problem.config.planned_episodes - len(lines)
-        played = rollouts.play(searcher.propose(min(problem.config.round_size, missing)))
+        played = rollouts.play(searcher.propose(min(problem.config.round_size, missing)), _bar(problem, lines))
         searcher.tell([one.trajectory for one in played])
         lines += [one.line for one in played]
         timings += [one.timing for one in played]
@@ -81,7 +84,9 @@ def search(
     episodes = [line for line in lines if isinstance(line, Episode)]
     start, found = confirm(problem, [] if problem.config.single else list(starts), episodes)
     result = conclude(problem, start, found, len(lines), stopped, clock)
-    return replace(result, failures=len(lines) - len(episodes), workers=rollouts.usage())
+    scored = sum(episode.evaluation.images for episode in episodes if episode.evaluation.image_forwards)
+    images = Images(scored, len(lines) * len(problem.draws.reward()))
+    return replace(result, failures=len(lines) - len(episodes), images=images, workers=rollouts.usage())
 
 
 class _Clock:
@@ -98,20 +103,36 @@ class _Clock:
         return time.perf_counter() - self._began
 
 
-def _stopped(problem: Problem, episodes: int, clock: _Clock) -> Stopped | None:
+def _bar(problem: Problem, lines: Sequence[Line]) -> Evaluation | None:
+    """Who a policy must beat to be confirmed, where images are saved."""
+    if problem.config.savings.images is None:
+        return None
+    distinct = {line.widths: (line.reward, line.evaluation) for line in reversed(lines) if isinstance(line, Episode)}
+    return bar(list(distinct.values()), problem.config.confirm, len(problem.draws.reward()))
+
+
+def _stopped(problem: Problem, lines: Sequence[Line], clock: _Clock) -> Stopped | None:
     """Why no other round begins."""
-    config = problem.config
+    config, episodes = problem.config, len(lines)
     if episodes >= problem.config.planned_episodes:
         return "episodes"
+    if config.savings.patience is not None and _idle(lines) >= config.savings.patience * config.round_size:
+        return "patience"
     if config.effort is not None:
         # Remembered policies are free, but a search that proposes nothing new any more must end as well.
-        at_least = episodes * len(problem.reward_indices())
+        at_least = episodes * (config.savings.images or len(problem.draws.reward()))
         if max(problem.effort.image_forwards + problem.confirmation_forwards(), at_least) >= config.effort:
             return "effort"
     # The clock is the one exception to "time decides nothing"; a resumed run gets its minutes again.
     if config.max_minutes is not None and episodes and clock.here() >= 60 * config.max_minutes:
         return "time"
     return None
+
+
+def _idle(lines: Sequence[Line]) -> int:
+    """Episodes since the best one."""
+    rewards = [line.reward if isinstance(line, Episode) else -math.inf for line in lines]
+    return len(rewards) - 1 - int(np.argmax(rewards)) if rewards else 0
 
 
 def _check_success(lines: Sequence[Line], planned: int) -> None:
@@ -174,7 +195,7 @@ def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]
     candidates = [confirmed(problem, one) for one in list(widths)[:count]]
     if start is not None:
         candidates = [one for one in candidates if one.score.accuracy >= candidates[0].score.accuracy]
-    unseen = problem.confirm_indices()
+    unseen = problem.draws.confirm()
 
     def reward(one: Confirmed) -> float:
         costs = problem.constraint.costs(np.asarray(one.widths))

@@ -49,7 +49,7 @@ def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
         candidates: [S] kept channels each.
     """
     damage = DAMAGES[problem.config.knapsack.damages[0]]
-    indices, graph = problem.audition_indices(), problem.anatomy.graph
+    indices, graph = problem.draws.audition(), problem.anatomy.graph
     networks = [problem.task.network]
     for widths in candidates:
         small, forwards = problem.compressor.compress(problem.policy(widths))

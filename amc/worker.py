@@ -16,13 +16,15 @@ from amc.parcel import unpack
 from amc.rollout import Outcome, perform
 from envs.parallel import THREADS, single_threaded
 from envs.pruning_env import PruningEnv
+from envs.reward import Evaluation
 
 
 class Round(NamedTuple):
-    """What all episodes of a round share: the plans, and [K, U] widths that were evaluated before."""
+    """What all episodes of a round share: the plans, [K, U] widths that were evaluated before, the bar to pass."""
 
     plans: Sequence[Plan]
     known: NDArray[np.int32]
+    bar: Evaluation | None = None
 
     def knows(self, key: Key) -> bool:
         """Whether widths were evaluated before this round."""
@@ -66,7 +68,7 @@ class Worker:
         """
         own: PruningEnv = self._get("environment", environment[0])
         round_: Round = self._get("round", shared[0])
-        return perform(own, round_.plans[index], round_.knows, retries)
+        return perform(own, round_.plans[index], round_.knows, retries, round_.bar)
 
     def _get(self, what: str, reference: Any) -> Any:
         import ray

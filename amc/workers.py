@@ -24,6 +24,7 @@ from amc.rollout import Outcome, Played, Rollouts, SerialRollouts, Timing, Usage
 from amc.worker import About, Round, Worker
 from envs.parallel import cores
 from envs.pruning_env import PruningEnv
+from envs.reward import Evaluation
 
 if TYPE_CHECKING:
     from amc.problem import Problem
@@ -73,7 +74,7 @@ class RayRollouts:
         self._hands = [self._hire() for _ in range(number)]
         self._busy, self._began, self._ended, self._warned = 0.0, 0.0, 0.0, False
 
-    def play(self, plans: Sequence[Plan]) -> list[Played]:
+    def play(self, plans: Sequence[Plan], bar: Evaluation | None = None) -> list[Played]:
         """One finished or failed episode per plan, in the order of the plans.
 
         Raises:
@@ -84,7 +85,7 @@ class RayRollouts:
         self._began = self._began or time.perf_counter()
         if self._parcel is None:
             self._parcel = ray.put(pack(self._environment, self._own_modules))
-        shared = ray.put(Round(tuple(plans), self._evaluator.known()))
+        shared = ray.put(Round(tuple(plans), self._evaluator.known(), bar))
         todo, trouble = deque(range(len(plans))), Counter[tuple[str, int]]()
         outcomes: dict[int, Outcome] = {}
         while len(outcomes) < len(plans):

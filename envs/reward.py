@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Block(NamedTuple):
+    """Means over some of the images: metric, cross-entropy, squared difference from the dense outputs."""
+
+    accuracy: float
+    loss: float | None
+    output_error: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +27,7 @@ class Evaluation:
         costs: Cost name -> value in the cost's unit.
         images: Images scored.
         image_forwards: All images paid for, repair included (0: remembered from an earlier episode).
+        blocks: The images that every policy is scored on, in parts of one size; empty where no images are saved.
     """
 
     accuracy: float
@@ -27,15 +36,18 @@ class Evaluation:
     costs: Mapping[str, float] = field(default_factory=dict)
     images: int
     image_forwards: int
+    blocks: tuple[Block, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready dictionary."""
-        return asdict(self)
+        """JSON-ready dictionary; blocks only where there are any."""
+        values = asdict(self)
+        blocks = values.pop("blocks")
+        return values | ({"blocks": [list(block) for block in blocks]} if blocks else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
         """Reads `to_json` back."""
-        return cls(**data)
+        return cls(**{**data, "blocks": tuple(Block(*block) for block in data.get("blocks", ()))})
 
 
 Reward = Callable[[Evaluation], float]

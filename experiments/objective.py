@@ -139,7 +139,7 @@ def play(
         network = repaired(problem, kept, targets[name])
         whole = range(len(problem.task.validation)) if name == FULL else range(IMAGES)
         found[f"{name}|validation"] = logits(problem, network, "validation", whole)
-        found[f"{name}|training"] = logits(problem, network, "training", problem.audition_indices()[:IMAGES])
+        found[f"{name}|training"] = logits(problem, network, "training", problem.draws.audition()[:IMAGES])
     write_bytes(path, safetensors.torch.save(found))
     return found
 
@@ -161,11 +161,11 @@ def main() -> None:
     start, aims = best_knapsack(problem), recorded(problem)
     targets = {
         "validation": read(problem.task.validation, range(len(problem.task.validation)))[1],
-        "training": read(problem.task.calibration, problem.audition_indices()[:IMAGES])[1],
+        "training": read(problem.task.calibration, problem.draws.audition()[:IMAGES])[1],
     }
     dense = {
         "validation": logits(problem, problem.task.network, "validation", range(len(problem.task.validation))),
-        "training": logits(problem, problem.task.network, "training", problem.audition_indices()[:IMAGES]),
+        "training": logits(problem, problem.task.network, "training", problem.draws.audition()[:IMAGES]),
     }
     rows: list[dict[str, float]] = []
     whole: list[Seen] = []

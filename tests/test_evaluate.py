@@ -43,7 +43,7 @@ def test_an_evaluation_says_the_mean_over_the_images_of_the_reward(digits: Probl
     evaluation = digits.evaluate(policy)
     score = digits.score(digits.compressor.compress(policy, quick=True).network, "validation")
     assert score.errors is not None
-    assert evaluation.output_error == pytest.approx(np.mean(score.errors[digits.reward_indices()]), rel=0.05)
+    assert evaluation.output_error == pytest.approx(np.mean(score.errors[digits.draws.reward()]), rel=0.05)
     assert digits.reward(evaluation) == -evaluation.output_error  # type: ignore[operator]
 
 

@@ -33,9 +33,9 @@ from envs.reward import Evaluation, accuracy
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray per run of the tests
 
 SETTINGS = {
-    "task": "digits", "constraint": {"macs": 0.3}, "reward_images": 100, "round_size": 4, "episodes": 10, "warmup": 2,
+    "task": "digits", "constraint": {"macs": 0.3}, "reward_images": 200, "round_size": 4, "episodes": 10, "warmup": 2,
     "confirm": 1, "compression": {"images": 48, "positions": 4}, "knapsack": {"images": 32, "widths": 3},
-    "backend": {"name": "fp32"},
+    "backend": {"name": "fp32"}, "savings": {"images": 100},
 }  # fmt: skip
 SAME = ("episodes.jsonl", "policy.json", "network.safetensors", "scores.safetensors")
 

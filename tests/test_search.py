@@ -113,7 +113,7 @@ def test_the_result_has_the_documented_fields() -> None:
 
 def test_the_reward_sees_at_most_half_of_validation_and_confirmation_the_rest() -> None:
     problem = Problem(quick(reward_images=10_000))
-    seen, unseen = set(problem.reward_indices()), set(problem.confirm_indices())
+    seen, unseen = set(problem.draws.reward()), set(problem.draws.confirm())
     assert len(seen) == len(unseen) == 300
     assert not seen & unseen
 
@@ -128,7 +128,7 @@ def test_confirmation_decides_by_the_reward_on_unseen_images_among_those_no_less
     start, found = confirm(problem, ["uniform"], episodes)
     assert start is not None
     assert start.widths == episodes[0].widths
-    unseen = problem.confirm_indices()
+    unseen = problem.draws.confirm()
     candidates = [confirmed(problem, episode.widths) for episode in episodes[:3]]  # confirm = 2, and the start
     fit = [one for one in candidates if one.score.accuracy >= start.score.accuracy]
     best = max(fit, key=lambda one: problem.reward(one.score.at(unseen).evaluation({}, 0)))

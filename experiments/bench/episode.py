@@ -149,7 +149,7 @@ def timed_round(bench: Bench) -> None:
 def floor_seconds(problem: Problem, network: nn.Module) -> float:
     """Forward passes over the images of the reward and of repair."""
     compressor = problem.compressor
-    images = read(problem.task.validation, problem.reward_indices())[0]
+    images = read(problem.task.validation, problem.draws.reward())[0]
     seconds = _pass(network, images, problem.backend)
     if compressor.quick_forwards:
         walks = "bf16" if problem.measurement.half else "fp32"

@@ -129,13 +129,13 @@ def compare(problem: Problem, images: int) -> dict[str, float]:
             fit(masked.get_submodule(name), features[name], kept)
 
     fitting = seconds(fit_all)
-    pixels = read(task.validation, problem.reward_indices())[0]
+    pixels = read(task.validation, problem.draws.reward())[0]
     theirs = seconds(lambda: evaluate(masked, pixels))
     once = seconds(lambda: compressor.compress(policy, "layerwise"))  # factorizes: once per search
     sliced = seconds(lambda: compressor.compress(policy, "none"))
     ours = min(seconds(lambda: compressor.compress(policy, "layerwise")) for _ in range(3))
     small, scorer = compressor.compress(policy, "layerwise").network, problem.measurement.scorer
-    scoring = min(seconds(lambda: scorer(small, task.validation, problem.reward_indices())) for _ in range(2))
+    scoring = min(seconds(lambda: scorer(small, task.validation, problem.draws.reward())) for _ in range(2))
     bank: LayerwiseBank = compressor._bank
     assert all(bank.fits(name) for name in layers), "both procedures fit the same layers"
     return {

@@ -76,7 +76,7 @@ def measure(size: Size, repair: str, backend: str) -> Cost:
     problem = Problem(SearchConfig(
         task=NAME, reward_images=size.images, reward="accuracy", compression=images, backend={"name": backend},
     ))  # fmt: skip
-    policy, indices = problem.policy(problem.constraint.uniform()), problem.reward_indices()
+    policy, indices = problem.policy(problem.constraint.uniform()), problem.draws.reward()
     scorer, half = problem.measurement.scorer, backend == "bf16"
     problem.compressor.compress(policy, quick=True, half=half)
     began = time.process_time()
