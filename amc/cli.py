@@ -105,7 +105,7 @@ def search(
     episodes: Annotated[int | None, typer.Option(help="Policies tried.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Episodes before ddpg, td3 and sac learn.")] = None,
     round_size: Annotated[int | None, typer.Option(help="Episodes proposed together.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="No new round after this long.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="End, confirmation included, after about so long.")] = None,
     reward: RewardOption = None,
     importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
     repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,

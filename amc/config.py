@@ -66,7 +66,7 @@ class SearchConfig(Part):
     warmup: int = Field(24, ge=0, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, description="episodes proposed together")
     starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
-    max_minutes: float | None = Field(None, gt=0, description="no new round after this long")
+    max_minutes: float | None = Field(None, gt=0, description="no new round if confirmation would end later")
     effort: int | None = Field(None, ge=1, description="no new round once this many image-forwards are paid")
     reward: str = Field(
         "auto",

@@ -25,6 +25,8 @@ from envs.reward import Evaluation
 FEWEST_RANKED = 30
 """Episodes from which on the mean of the best tenth is a candidate too."""
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+CONFIRMING = 2.0
+"""Time of an image-forward of confirmation (fp32, full repair) over that of an episode, about."""
 MOST_FAILURES = 8
 """A search whose first so many evaluations all fail ends there."""
 
@@ -69,7 +71,7 @@ def search(
     searcher = make_searcher(problem, starts)
     rollouts = rollouts or SerialRollouts(problem.environment(problem.measurement), problem.evaluate)
     lines, timings = _restore(problem, searcher, snapshot) if snapshot else ([], [])
-    while not (stopped := _stopped(problem, lines, clock)):
+    while not (stopped := _stopped(problem, lines, timings, clock)):
         missing = problem.config.planned_episodes - len(lines)
         played = rollouts.play(searcher.propose(min(problem.config.round_size, missing)), _bar(problem, lines))
         searcher.tell([one.trajectory for one in played])
@@ -111,7 +113,7 @@ def _bar(problem: Problem, lines: Sequence[Line]) -> Evaluation | None:
     return bar(list(distinct.values()), problem.config.confirm, len(problem.draws.reward()))
 
 
-def _stopped(problem: Problem, lines: Sequence[Line], clock: _Clock) -> Stopped | None:
+def _stopped(problem: Problem, lines: Sequence[Line], timings: Sequence[Timing], clock: _Clock) -> Stopped | None:
     """Why no other round begins."""
     config, episodes = problem.config, len(lines)
     if episodes >= problem.config.planned_episodes:
@@ -124,9 +126,20 @@ def _stopped(problem: Problem, lines: Sequence[Line], clock: _Clock) -> Stopped 
         if max(problem.effort.image_forwards + problem.confirmation_forwards(), at_least) >= config.effort:
             return "effort"
     # The clock is the one exception to "time decides nothing"; a resumed run gets its minutes again.
-    if config.max_minutes is not None and episodes and clock.here() >= 60 * config.max_minutes:
+    limit = math.inf if config.max_minutes is None else 60 * config.max_minutes
+    if episodes and clock.here() + _confirming(problem, lines, timings) >= limit:
         return "time"
     return None
+
+
+def _confirming(problem: Problem, lines: Sequence[Line], timings: Sequence[Timing]) -> float:
+    """Seconds that confirmation will presumably take, by what the episodes took."""
+    played = [(line.evaluation.image_forwards, timing.seconds) for line, timing in zip(lines, timings, strict=True)
+              if isinstance(line, Episode) and line.evaluation.image_forwards]  # fmt: skip
+    if not played:
+        return 0.0
+    forwards, seconds = (sum(column) for column in zip(*played, strict=True))
+    return float(CONFIRMING * problem.confirmation_forwards() * seconds / forwards)
 
 
 def _idle(lines: Sequence[Line]) -> int:

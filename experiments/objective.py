@@ -38,7 +38,9 @@ from experiments.chain import commit, processor
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, PAGE = ROOT / "runs" / "objective", ROOT / "experiments" / "results" / "objective.md"
 FULL = "2000 x 16"
-REPAIRS = {FULL: (2000, 16), "1000 x 16": (1000, 16), "250 x 16": (250, 16)}
+REPAIRS = {FULL: (2000, 16)} | {
+    f"{k} x {n}": (k, n) for k, n in [(1000, 16), (1000, 8), (500, 16), (500, 8), (250, 16)]
+}
 """Calibration images and positions per image."""
 SIGMAS = (0.03, 0.06, 0.1)
 IMAGES = 2000
@@ -131,11 +133,13 @@ def draw(problem: Problem, start: NDArray[np.int64], index: int) -> NDArray[np.i
 def play(
     problem: Problem, start: NDArray[np.int64], index: int, path: Path, targets: Mapping[str, Targets]
 ) -> dict[str, Tensor]:
-    """Logits of one policy under every repair; from disk if they are there."""
-    if path.exists():
-        return safetensors.torch.load_file(path)
-    kept, found = draw(problem, start, index), {}
-    for name in REPAIRS:
+    """Logits of one policy under every repair; from disk what is there."""
+    found = safetensors.torch.load_file(path) if path.exists() else {}
+    missing = [name for name in REPAIRS if f"{name}|validation" not in found]
+    if not missing:
+        return found
+    kept = draw(problem, start, index)
+    for name in missing:
         network = repaired(problem, kept, targets[name])
         whole = range(len(problem.task.validation)) if name == FULL else range(IMAGES)
         found[f"{name}|validation"] = logits(problem, network, "validation", whole)

@@ -1,0 +1,172 @@
+"""Images saved (`savings.images`) against all images scored: the same decisions, and the same quality?
+
+Command: python -m experiments.savings --data DIR --weights DIR [--only decisions|searches] [--run FOLDER]
+Decisions: policies of a recorded search on ResNet-56 (at most 200, --run) are scored on all images of the reward; what
+a saving search would have been told of them, in their order, is compared pair by pair. Searches: ResNet-20, 50 % MACs,
+five seeds with and without savings. Finished pieces under runs/savings are kept. Writes experiments/results/savings.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from amc.config import SearchConfig, load_config
+from amc.config_parts import SavingsConfig
+from amc.evaluate import Score
+from amc.files import write_json, write_text
+from amc.paired import paired_difference
+from amc.problem import Problem
+from amc.savings import BLOCKS, Race, bar
+from envs.reward import Evaluation
+from experiments.agents import amc, task
+from experiments.chain import commit, processor
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, TABLE = ROOT / "runs" / "savings", ROOT / "experiments" / "results" / "savings.md"
+IMAGES, POLICIES, SEEDS = 1000, 200, range(5)
+POINTS = (0.003, 0.001, 0.0)
+"""Pairs count whose accuracies differ by more than this."""
+
+
+class Told(NamedTuple):
+    """What a search is told of a policy when all images are scored, and when images are saved."""
+
+    plain: Evaluation
+    saving: Evaluation
+
+
+def recorded(run: Path) -> tuple[Problem, list[tuple[int, ...]]]:
+    """The problem of a finished run, as it would be with savings, and its distinct policies in order."""
+    config = load_config(run / "config.toml", {}).model_copy(update={"savings": SavingsConfig(images=IMAGES)})
+    lines = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+    return Problem(config), list(dict.fromkeys(tuple(line["choices"]) for line in lines if "failed" not in line))
+
+
+def scored(problem: Problem, widths: Sequence[int]) -> Score:
+    """One policy on all images of the reward after quick repair."""
+    measure = problem.measurement
+    small, _ = measure.compressor.compress(problem.policy(np.asarray(widths)), quick=True, half=measure.half)
+    return measure.scorer(small, measure.split, measure.images, measure.dense)
+
+
+def replayed(config: SearchConfig, problem: Problem, scores: Sequence[Score]) -> list[Told]:
+    """What both kinds of search are told, round by round."""
+    told: list[Told] = []
+    reward, images = problem.reward, len(problem.draws.reward())
+    for start in range(0, len(scores), config.round_size):
+        known = [(reward(one.saving), one.saving) for one in told]
+        race = Race(first=IMAGES, error=config.savings.error, reward=reward, bar=bar(known, config.confirm, images))
+        for score in scores[start : start + config.round_size]:
+            first = score.at(range(IMAGES))
+            blocks = first.blocks(BLOCKS)
+            begun = replace(first.evaluation({}, 0), blocks=blocks)
+            plain = replace(score.evaluation({}, 0), blocks=blocks)
+            told.append(Told(plain, race.estimate(begun) if race.lost(begun) else plain))
+    return told
+
+
+def decisions(run: Path) -> dict[str, Any]:
+    """Share of pairs on which both agree, and of the images that the saving one scores."""
+    problem, policies = recorded(run)
+    scores = []
+    for number, widths in enumerate(policies[:POLICIES], start=1):
+        scores.append(scored(problem, widths))
+        print(f"{number} of {min(POLICIES, len(policies))} policies", flush=True)
+    told = replayed(problem.config, problem, scores)
+    plain, saving = (np.array([problem.reward(one[k]) for one in told]) for k in (0, 1))
+    accuracy = np.array([one.plain.accuracy for one in told])
+    i, j = np.triu_indices(len(told), 1)
+    agree = (plain[i] < plain[j]) == (saving[i] < saving[j])
+    pairs = {str(100 * points): [int(wide.sum()), float(agree[wide].mean())]
+             for points in POINTS if (wide := abs(accuracy[i] - accuracy[j]) > points).any()}  # fmt: skip
+    best, confirmed = ({int(k) for k in (-values).argsort()[: problem.config.confirm]} for values in (plain, saving))
+    return {
+        "policies": len(told), "pairs": pairs, "same_best": len(best & confirmed), "best": problem.config.confirm,
+        "images": float(np.mean([one.saving.images / one.plain.images for one in told])), "commit": commit(),
+    }  # fmt: skip
+
+
+def searches(data: Path, weights: Path) -> None:
+    """ResNet-20 with and without savings."""
+    for seed in SEEDS:
+        for name, more in (("off", []), ("on", ["--set", f"savings.images={IMAGES}"])):
+            folder = RUNS / f"{name}-{seed}"
+            if (folder / "result.json").exists():
+                continue
+            if (folder / "config.toml").exists():
+                amc("resume", str(folder))
+            else:
+                amc("search", *task("resnet20", 0.5, data, weights), "--seed", str(seed), *more, "--out", str(folder))
+
+
+def searches_section() -> str:
+    """Means over seeds, and the paired difference."""
+    found: dict[str, list[Any]] = {"off": [], "on": []}
+    for seed in SEEDS:
+        if all((RUNS / f"{name}-{seed}" / "result.json").exists() for name in found):
+            for name, runs in found.items():
+                folder = RUNS / f"{name}-{seed}"
+                scores = safetensors.numpy.load_file(folder / "scores.safetensors")
+                each = np.concatenate([scores["found|validation"], scores["found|test"]])
+                runs.append((json.loads((folder / "result.json").read_text()), each))
+    rows = [
+        f"| {name} | {_mean(runs, 'validation')} | {_mean(runs, 'test')} | "
+        f"{np.mean([r['images']['scored'] / r['images']['plain'] for r, _ in runs]):.0%} | "
+        f"{np.mean([r['measured']['seconds'] for r, _ in runs]):.0f} |"
+        for name, runs in found.items()
+    ]
+    difference = paired_difference([each for _, each in found["on"]], [each for _, each in found["off"]])
+    return "\n".join([
+        f"## ResNet-20, 50 % MACs, {len(found['on'])} seeds", "",
+        "| savings | validation | test | images scored | seconds |", "|---|---|---|---|---|", *rows, "",
+        f"On minus off, found networks, paired over all images and seeds: {difference}.",
+    ])  # fmt: skip
+
+
+def _mean(runs: Sequence[Any], split: str) -> str:
+    return f"{100 * np.mean([result['found']['accuracy'][split] for result, _ in runs]):.2f}"
+
+
+def decisions_section(found: dict[str, Any]) -> str:
+    """Agreement of pairs."""
+    rows = [f"| {points} | {count:,} | {share:.2%} |" for points, (count, share) in found["pairs"].items()]
+    return "\n".join([
+        f"## Decisions on {found['policies']} recorded policies of ResNet-56", "",
+        f"Commit {found['commit']}. Scored images: {found['images']:.0%} of the plain way's. "
+        f"Of the {found['best']} best policies, {found['same_best']} are the same.", "",
+        "| accuracies differ by more than, points | pairs | same decision |", "|---|---|---|", *rows,
+    ])  # fmt: skip
+
+
+def main() -> None:
+    """Does what is missing and rewrites the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--run", type=Path, default=None, help="finished search on cifar10-resnet56, savings off")
+    parser.add_argument("--only", choices=("decisions", "searches"), default=None)
+    options = parser.parse_args()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if options.only != "searches" and options.run is not None:
+        write_json(RUNS / "decisions.json", decisions(options.run))
+    if options.only != "decisions":
+        searches(options.data.resolve(), options.weights.resolve())
+    parts = [f"# Images saved\n\n`python -m experiments.savings --data DIR --weights DIR --run RUN`, on {processor()}: "
+             f"every policy is scored on {IMAGES:,} of the reward's 2,500 images."]  # fmt: skip
+    if (RUNS / "decisions.json").exists():
+        parts.append(decisions_section(json.loads((RUNS / "decisions.json").read_text())))
+    if (RUNS / "on-0" / "result.json").exists():
+        parts.append(searches_section())
+    write_text(TABLE, "\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
