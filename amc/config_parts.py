@@ -39,7 +39,7 @@ class CompressionConfig(Part):
     repair: Repair = Field("sequential", description="closed-form refit of what stays")
     images: int = Field(2000, ge=16, description="calibration images")
     positions: int = Field(16, ge=1, description="output positions sampled per image")
-    quick_images: int = Field(1000, ge=16, description="calibration images of sequential repair during the search")
+    quick_images: int = Field(500, ge=16, description="calibration images of sequential repair during the search")
     quick_positions: int = Field(16, ge=1, description="output positions per image during the search")
     ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
     producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
@@ -73,7 +73,7 @@ class KnapsackConfig(Part):
         ("logits", "kl", "kl1"), min_length=1, description=f"what is measured: {', '.join(DAMAGES)}"
     )
     images: int = Field(512, ge=16, description="calibration images per variant")
-    widths: int = Field(16, ge=2, description="widths measured per unit, others are interpolated")
+    widths: int = Field(10, ge=2, description="widths measured per unit, others are interpolated")
     audition_images: int = Field(2000, ge=16, description="unseen calibration images that judge the solutions")
 
     @field_validator("damages")

@@ -69,7 +69,7 @@ class CompressionSettings:
     repair: Repair = "sequential"
     images: int = 1000
     positions: int = 48
-    quick_images: int = 1000
+    quick_images: int = 500
     quick_positions: int = 16
     ridge: float = 3e-2
     producers: bool = True
