@@ -1,8 +1,9 @@
-"""MobileNet-V2 (Sandler et al., CVPR 2018) for 32 x 32 images as a task of one's own, for latency: random weights.
+"""MobileNets as tasks of one's own, for what costs time: random weights.
 
-Use: `amc profile measure --task experiments.mobilenet:mobilenet_v2 --out FILE`. With `--data DIR` the images are
-CIFAR-10's (and `--checkpoint` takes trained weights), otherwise noise: costs do not depend on them. The strides of
-the stem and of the second stage are 1, as usual for small images.
+`mobilenet_v2` (Sandler et al., CVPR 2018) for 32 x 32 images: `amc profile measure --task
+experiments.mobilenet:mobilenet_v2 --out FILE`. With `--data DIR` the images are CIFAR-10's (and `--checkpoint` takes
+trained weights), otherwise noise: costs do not depend on them. The strides of the stem and of the second stage are 1,
+as usual for small images. `mobilenet_v1` (Howard et al., 2017) for 224 x 224, on noise.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def conv_norm_act(inputs: int, outputs: int, kernel: int, stride: int = 1, group
     """Convolution, normalization, ReLU6."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+
+V1_STAGES = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+"""Channels and stride: table 1 of the paper."""
 
 
 class InvertedResidual(nn.Module):
@@ -81,4 +86,40 @@ def mobilenet_v2(data: Path | None = None) -> Task:
     return Task(
         name="mobilenet-v2", network=network, example_input=torch.zeros(1, 3, 32, 32), calibration=calibration,
         validation=validation, test=test,
+    )  # fmt: skip
+
+
+class MobileNetV1(nn.Module):
+    """The whole network, 569 M MACs at 224 x 224."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        blocks, channels = [conv_norm_act(3, 32, 3, 2)], 32
+        for outputs, stride in V1_STAGES:
+            blocks += [
+                conv_norm_act(channels, channels, 3, stride, groups=channels),
+                conv_norm_act(channels, outputs, 1),
+            ]
+            channels = outputs
+        self.blocks, self.pool, self.classifier = (
+            nn.Sequential(*blocks),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Linear(1024, classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images `[B, 3, H, W]` to class scores `[B, classes]`."""
+        out: Tensor = self.classifier(torch.flatten(self.pool(self.blocks(x)), 1))
+        return out
+
+
+def mobilenet_v1() -> Task:
+    """The task, on 256 images of noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MobileNetV1()
+        split = ArraySplit(torch.randn(256, 3, 224, 224), torch.arange(256) % 1000)
+    return Task(
+        name="mobilenet-v1", network=network, example_input=torch.zeros(1, 3, 224, 224), calibration=split,
+        validation=split, test=split,
     )  # fmt: skip
