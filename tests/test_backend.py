@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from amc import backend as module
-from amc.backend import agreement, choose_backend
+from amc.backend import agreement, choose_backend, repairs_alike
 from amc.config import SearchConfig
 from amc.evaluate import Backend, Score
 from amc.problem import Problem
+from envs.compress import Compressed
+from envs.policy import Policy
 
 
 def scored(accuracies: Mapping[Backend, list[float]], fails: frozenset[Backend] = frozenset()):  # type: ignore[no-untyped-def]
@@ -92,3 +94,30 @@ def test_scoring_in_another_precision_leaves_the_network_as_it_was() -> None:
     replace(problem.scorer, backend="bf16")(problem.task.network, problem.task.validation, range(20))
     after = problem.task.network.state_dict()
     assert all(after[name].dtype == before[name].dtype and torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Problem:
+    return Problem(SearchConfig(task="digits", backend={"name": "fp32"}, compression={"images": 48, "positions": 4}))
+
+
+def alike(problem: Problem) -> bool | None:
+    uniform, images = problem.policy(problem.constraint.uniform()), range(100)
+    return repairs_alike(problem.compressor, uniform, problem.scorer, problem.task.validation, images)
+
+
+@pytest.mark.parametrize(("repair", "expected"), [("sequential", True), ("none", False)])
+def test_quick_repair_may_be_narrow_only_where_it_leaves_the_same_output_error(
+    digits: Problem, monkeypatch: pytest.MonkeyPatch, repair: str, expected: bool
+) -> None:
+    original = digits.compressor.compress
+
+    def narrow(policy: Policy, *, quick: bool, half: bool) -> Compressed:
+        return original(policy, repair, quick=quick) if half else original(policy, quick=quick)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(digits.compressor, "compress", narrow)
+    assert alike(digits) is expected
+
+
+def test_where_nothing_is_walked_through_there_is_no_narrow_repair() -> None:
+    assert alike(Problem(SearchConfig(task="digits", compression={"repair": "layerwise", "images": 48}))) is None
