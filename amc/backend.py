@@ -7,6 +7,7 @@ alike. Confirmation and reports, and the full repair that they follow, are alway
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -35,10 +36,12 @@ class Agreement(NamedTuple):
     Attributes:
         difference: Largest difference of accuracy over the networks compared.
         same_order: Whether the networks come in the same order, but for those closer than the tolerance.
+        seconds: Backend -> what scoring the networks took; for people, it decides nothing.
     """
 
     difference: float
     same_order: bool
+    seconds: tuple[tuple[Backend, float], ...] = ()
 
     @property
     def good(self) -> bool:
@@ -56,19 +59,27 @@ def choose_backend(
         score: Scores a network by a backend on fixed images.
         device: "cpu" or "cuda".
     """
-    expected = [score(network, "eager").accuracy for network in networks]
+    took: list[tuple[Backend, float]] = []
+
+    def accuracies(backend: Backend) -> list[float]:
+        began = time.perf_counter()
+        found = [score(network, backend).accuracy for network in networks]
+        took.append((backend, time.perf_counter() - began))
+        return found
+
+    expected = accuracies("eager")
     for backend in ORDER[:-1]:
         if backend == "bf16" and not native_bf16(device):
             continue
         try:
-            found = agreement(expected, [score(network, backend).accuracy for network in networks])
+            found = agreement(expected, accuracies(backend))
         except (RuntimeError, ValueError) as error:  # an operator or a metric without bfloat16
             logger.info("backend %s does not run this network: %s", backend, error)
             continue
         if found.good:
-            return backend, found
+            return backend, found._replace(seconds=tuple(took))
         logger.info("backend %s differs from fp32: %s", backend, found)
-    return "eager", Agreement(0.0, True)
+    return "eager", Agreement(0.0, True, tuple(took))
 
 
 def agreement(expected: Sequence[float], got: Sequence[float]) -> Agreement:

@@ -89,8 +89,14 @@ def _search(
 ) -> SearchResult:
     """Searches from a snapshot on, writes the results, shows them."""
     if problem.config.backend.name == "auto":
-        assert problem.backend
+        backend = problem.backend  # settled here
         folder.replace_config(problem.config)
+        if (found := problem.agreement) is not None:
+            took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.seconds)
+            console.print(
+                f"scoring in {backend}: accuracies within {100 * found.difference:.2f} points of eager fp32 ({took})",
+                highlight=False,
+            )
     watcher = _All((folder, _Shown(screen, problem.config.planned_episodes), *watchers))
     with staffed(problem, workers) as rollouts:
         result = search(problem, watcher, snapshot, rollouts)

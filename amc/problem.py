@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.anatomy import dissect
-from amc.backend import choose_backend, repairs_alike
+from amc.backend import Agreement, choose_backend, repairs_alike
 from amc.bounds import bind, choose_sites, recount
 from amc.cache import cached_tensors
 from amc.config import SearchConfig
@@ -65,6 +65,7 @@ class Problem:
         draws: Which images are used for what.
         reward: Turns an evaluation into a number.
         effort: What has been paid so far.
+        agreement: How well the backend agrees with fp32, once it was chosen here.
     """
 
     def __init__(self, config: SearchConfig, progress: Progress = lambda what, done, total: None) -> None:
@@ -100,6 +101,7 @@ class Problem:
             graph=self.anatomy.graph, metric=self.task.metric, chunk=self._scoring_chunk(), device=config.device
         )
         self._check_reward()
+        self.agreement: Agreement | None = None
         self._kept: dict[tuple[int, int], Tensor | None] = {}
         self._compressor: Compressor | None = None
         self._evaluator: Evaluator | None = None
@@ -214,6 +216,7 @@ class Problem:
             half = repairs_alike(self.compressor, uniform, self.scorer, split, images) if name == "bf16" else None
             settled = BackendConfig(name=name, difference=found.difference, half_repair=half)
             self.config = self.config.model_copy(update={"backend": settled})
+            self.agreement = found
             return name
         return self.config.backend.name
 
