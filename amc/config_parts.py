@@ -40,7 +40,7 @@ class CompressionConfig(Part):
     images: int = Field(2000, ge=16, description="calibration images")
     positions: int = Field(16, ge=1, description="output positions sampled per image")
     quick_images: int = Field(500, ge=16, description="calibration images of sequential repair during the search")
-    quick_positions: int = Field(16, ge=1, description="output positions per image during the search")
+    quick_positions: int = Field(8, ge=1, description="output positions per image during the search")
     ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
     producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
     selection: str = Field("magnitude", description=f"which weights go under a pattern: {', '.join(SELECTIONS)}")

@@ -70,7 +70,7 @@ class CompressionSettings:
     images: int = 1000
     positions: int = 48
     quick_images: int = 500
-    quick_positions: int = 16
+    quick_positions: int = 8
     ridge: float = 3e-2
     producers: bool = True
     selection: str = "magnitude"
