@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
 from amc.config import SearchConfig, load_config
 from amc.config_parts import SavingsConfig
 from amc.evaluate import Score
 from amc.files import write_json, write_text
-from amc.paired import paired_difference
 from amc.problem import Problem
 from amc.savings import BLOCKS, Race, bar
 from envs.reward import Evaluation
-from experiments.agents import amc, task
+from experiments.agents import task
 from experiments.chain import commit, processor
+from experiments.variants import play, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "savings", ROOT / "experiments" / "results" / "savings.md"
-IMAGES, POLICIES, SEEDS = 1000, 200, range(5)
+IMAGES, POLICIES, SEEDS = 1000, 200, 5
+VARIANTS = {"all images": [], "savings": ["--set", f"savings.images={IMAGES}"]}
 POINTS = (0.003, 0.001, 0.0)
 """Pairs count whose accuracies differ by more than this."""
 
@@ -94,47 +94,6 @@ def decisions(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def searches(data: Path, weights: Path) -> None:
-    """ResNet-20 with and without savings."""
-    for seed in SEEDS:
-        for name, more in (("off", []), ("on", ["--set", f"savings.images={IMAGES}"])):
-            folder = RUNS / f"{name}-{seed}"
-            if (folder / "result.json").exists():
-                continue
-            if (folder / "config.toml").exists():
-                amc("resume", str(folder))
-            else:
-                amc("search", *task("resnet20", 0.5, data, weights), "--seed", str(seed), *more, "--out", str(folder))
-
-
-def searches_section() -> str:
-    """Means over seeds, and the paired difference."""
-    found: dict[str, list[Any]] = {"off": [], "on": []}
-    for seed in SEEDS:
-        if all((RUNS / f"{name}-{seed}" / "result.json").exists() for name in found):
-            for name, runs in found.items():
-                folder = RUNS / f"{name}-{seed}"
-                scores = safetensors.numpy.load_file(folder / "scores.safetensors")
-                each = np.concatenate([scores["found|validation"], scores["found|test"]])
-                runs.append((json.loads((folder / "result.json").read_text()), each))
-    rows = [
-        f"| {name} | {_mean(runs, 'validation')} | {_mean(runs, 'test')} | "
-        f"{np.mean([r['images']['scored'] / r['images']['plain'] for r, _ in runs]):.0%} | "
-        f"{np.mean([r['measured']['seconds'] for r, _ in runs]):.0f} |"
-        for name, runs in found.items()
-    ]
-    difference = paired_difference([each for _, each in found["on"]], [each for _, each in found["off"]])
-    return "\n".join([
-        f"## ResNet-20, 50 % MACs, {len(found['on'])} seeds", "",
-        "| savings | validation | test | images scored | seconds |", "|---|---|---|---|---|", *rows, "",
-        f"On minus off, found networks, paired over all images and seeds: {difference}.",
-    ])  # fmt: skip
-
-
-def _mean(runs: Sequence[Any], split: str) -> str:
-    return f"{100 * np.mean([result['found']['accuracy'][split] for result, _ in runs]):.2f}"
-
-
 def decisions_section(found: dict[str, Any]) -> str:
     """Agreement of pairs."""
     rows = [f"| {points} | {count:,} | {share:.2%} |" for points, (count, share) in found["pairs"].items()]
@@ -158,13 +117,13 @@ def main() -> None:
     if options.only != "searches" and options.run is not None:
         write_json(RUNS / "decisions.json", decisions(options.run))
     if options.only != "decisions":
-        searches(options.data.resolve(), options.weights.resolve())
+        play(RUNS, task("resnet20", 0.5, options.data.resolve(), options.weights.resolve()), VARIANTS, SEEDS)
     parts = [f"# Images saved\n\n`python -m experiments.savings --data DIR --weights DIR --run RUN`, on {processor()}: "
              f"every policy is scored on {IMAGES:,} of the reward's 2,500 images."]  # fmt: skip
     if (RUNS / "decisions.json").exists():
         parts.append(decisions_section(json.loads((RUNS / "decisions.json").read_text())))
-    if (RUNS / "on-0" / "result.json").exists():
-        parts.append(searches_section())
+    if (RUNS / "savings-0" / "result.json").exists():
+        parts.append("## Searches, ResNet-20, 50 % MACs\n\n" + table(RUNS, VARIANTS, SEEDS))
     write_text(TABLE, "\n\n".join(parts) + "\n")
 
 
