@@ -59,9 +59,12 @@ def trace(problem: Problem, snapshot: Snapshot) -> list[Point]:
     paid += snapshot.image_forwards - int(paid[-1])  # what came before the first episode
     rewards = np.maximum.accumulate([episode.reward for episode in snapshot.episodes])
     points: list[Point] = []
+    known: dict[tuple[int, ...], float] = {}
     for index in np.unique(np.linspace(0, len(paid) - 1, POINTS).round().astype(int)):
         best = next(episode for episode in snapshot.episodes if episode.reward == rewards[index])
-        points.append(Point(int(paid[index]), confirmed(problem, best.widths).score.accuracy))
+        if best.widths not in known:
+            known[best.widths] = confirmed(problem, best.widths).score.accuracy
+        points.append(Point(int(paid[index]), known[best.widths]))
     return points
 
 
