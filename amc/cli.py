@@ -107,7 +107,9 @@ def search(
     round_size: Annotated[int | None, typer.Option(help="Episodes proposed together.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="End, confirmation included, after about so long.")] = None,
     reward: RewardOption = None,
-    importance: Annotated[str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, random.")] = None,
+    importance: Annotated[
+        str | None, typer.Option(help="Channel score: obs, l1, l2, bn_scale, fpgm, taylor, fluctuation, random.")
+    ] = None,
     repair: Annotated[str | None, typer.Option(help="Refit of the rest: sequential, layerwise, none.")] = None,
     round_to: RoundOption = None,
     min_ratio: MinOption = None,

@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from envs.gates import FORWARDS, gate_sensitivities, images_at_once
 from envs.graph import BATCH_NORMS, Graph
-from envs.importance import IMPORTANCES, NEEDS_MOMENTS, Evidence, channel_order
-from envs.layerwise import LayerwiseBank
+from envs.importance import COMPENSATED, IMPORTANCES, NEEDS_GRADIENTS, NEEDS_MOMENTS, Evidence, channel_order
+from envs.layerwise import LayerwiseBank, input_orders
 from envs.layout import LayoutFamily, kept_counts
 from envs.normalization import output_scales, reestimate_batch_norm
 from envs.parallel import return_memory
@@ -35,7 +36,7 @@ from envs.rows import weight_rows
 from envs.sequential import SequentialRepair, write_fit
 from envs.slicing import Axes, kept_axes, sliced
 from envs.sparsify import NEEDS_CURVATURE, SELECTIONS, refit
-from envs.statistics import Sampling, input_moments, pack, unpack
+from envs.statistics import Sampling, first_chunks, input_moments, pack, unpack
 from envs.targets import Targets, record_targets
 from envs.units import Unit
 from hw_profiles.patterns import parse_pattern
@@ -123,16 +124,18 @@ class Compressor:
         self._family = family
         self._sampling = Sampling(positions=settings.positions, seed=settings.seed)
         self._quick = Sampling(positions=min(settings.positions, settings.quick_positions), seed=settings.seed)
-        self._quick_chunks = _first(self._chunks, settings.quick_images)
+        self._quick_chunks = first_chunks(self._chunks, settings.quick_images)
         self._recorded: dict[bool, Targets] = {}
         self._folds = graph.folds()
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
         moments = self._moments(remember, sparse)
-        self.preparation_forwards = self._images * bool(moments) + self._walked((*self._chunks, *self._quick_chunks))
+        backward = FORWARDS * (settings.importance in NEEDS_GRADIENTS)
+        self.preparation_forwards = self._images * (bool(moments) + backward)
+        self.preparation_forwards += self._walked((*self._chunks, *self._quick_chunks))
         self.orders = self._orders(moments, remember)
         self._bank = LayerwiseBank(network, moments, settings.ridge)
-        self._input_orders = _input_orders(self.units, self.orders)
+        self._input_orders = input_orders(self.units, self.orders)
 
     def _moments(self, remember: Remember, sparse: Sequence[str]) -> dict[str, Sums]:
         """Input moments of all layers that importance, selection or repair look at, {} where none does."""
@@ -151,16 +154,28 @@ class Compressor:
         """Channels of each unit by descending importance."""
         settings = self.settings
         score = IMPORTANCES[settings.importance]
-        scales = output_scales(self.network, self._folds)
-        evidence = Evidence(network=self.network, moments=moments, output_scales=scales, seed=settings.seed)
         units = [[unit.name, unit.channels, unit.granule] for unit in self.units]
         key = {**self._key(), "positions": settings.positions, "importance": settings.importance, "units": units}
 
         def compute() -> dict[str, Tensor]:
+            evidence = self._evidence(moments)
             return {u.name: torch.tensor(channel_order(u, score(u, evidence))) for u in self.units}
 
         found = remember("orders", key, compute) if self.units else {}
         return {name: order.tolist() for name, order in found.items()}
+
+    def _evidence(self, moments: Mapping[str, Sums]) -> Evidence:
+        settings, sensitivities = self.settings, dict[str, Tensor]()
+        if settings.importance in NEEDS_GRADIENTS:
+            at_once = images_at_once(self._family.dense, settings.memory_gb)
+            sensitivities = gate_sensitivities(
+                self.network, self.units, self._chunks, at_once=at_once, seed=settings.seed
+            )
+        scales = output_scales(self.network, self._folds)
+        return Evidence(
+            network=self.network, moments=moments, output_scales=scales, sensitivities=sensitivities,
+            seed=settings.seed,
+        )  # fmt: skip
 
     def _key(self) -> dict[str, object]:
         """What determines everything computed from the calibration images."""
@@ -231,10 +246,11 @@ class Compressor:
         small = sliced(self.network, axes)
         finishes = self._finishes(policy.patterns(), refitted=repair != "none")
         forwards = 0
-        if repair == "layerwise":
-            self._repair_layerwise(small, axes)
         if repair != "sequential":
-            self._sparsify(small, axes, finishes, shifted=repair == "layerwise")
+            compensated = repair == "layerwise" or self.settings.importance in COMPENSATED
+            if compensated:
+                self._refit_consumers(small, axes, weights=repair == "layerwise")
+            self._sparsify(small, axes, finishes, shifted=compensated)
         else:
             sequential = SequentialRepair(
                 network=self.network, graph=self.graph, targets=self._targets(quick),
@@ -311,40 +327,20 @@ class Compressor:
         twin._bank = LayerwiseBank(self.network, {}, self.settings.ridge) if sequential else self._bank
         return twin
 
-    def _repair_layerwise(self, small: nn.Module, axes: Mapping[str, Axes]) -> None:
+    def _refit_consumers(self, small: nn.Module, axes: Mapping[str, Axes], *, weights: bool) -> None:
+        """Fits every consumer's weights and intercept, or its intercept alone, to the dense outputs."""
         for name, touched in axes.items():
             if touched.inputs is None or not self._bank.fits(name):
                 continue
             normalization, intercept = self._intercept(small, name)
-            fit = self._bank.fit(name, touched.inputs, self._input_orders.get(name), intercept=intercept)
-            weights, shift = fit.weights, fit.shift.flatten()
+            if weights:
+                fit = self._bank.fit(name, touched.inputs, self._input_orders.get(name), intercept=intercept)
+            else:
+                fit = self._bank.compensation(name, touched.inputs)
+            new, shift = fit.weights, fit.shift.flatten()
             if touched.outputs is not None:
-                groups = len(weights)
-                flat = weights.transpose(1, 2).flatten(0, 1)[touched.outputs]
-                weights = flat.reshape(groups, len(flat) // groups, -1).transpose(1, 2)
+                groups = len(new)
+                flat = new.transpose(1, 2).flatten(0, 1)[touched.outputs]
+                new = flat.reshape(groups, len(flat) // groups, -1).transpose(1, 2)
                 shift = shift[touched.outputs]
-            write_fit(small, name, normalization, weights, shift)
-
-
-def _first(chunks: Sequence[Tensor], images: int) -> tuple[Tensor, ...]:
-    """The first chunks that together hold at least so many images, or all."""
-    held = 0
-    for count, chunk in enumerate(chunks, start=1):
-        held += len(chunk)
-        if held >= images:
-            return tuple(chunks[:count])
-    return tuple(chunks)
-
-
-def _input_orders(units: Sequence[Unit], orders: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Positions on a consumer's input axis by importance, for consumers that one unit alone feeds fully."""
-    feeding: dict[str, list[Unit]] = {}
-    for unit in units:
-        for member in unit.role("consumer"):
-            feeding.setdefault(member.module, []).append(unit)
-    result: dict[str, list[int]] = {}
-    for name, sources in feeding.items():
-        if len(sources) == 1:
-            member = next(m for m in sources[0].role("consumer") if m.module == name)
-            result[name] = [p for channel in orders[sources[0].name] for p in member.positions[channel]]
-    return result
+            write_fit(small, name, normalization, new, shift)

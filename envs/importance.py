@@ -1,21 +1,21 @@
 """Importance: one score per channel of a unit; the best-scored channels stay, so kept sets are nested.
 
 Deviations: He et al. (AMC, ECCV 2018) score input channels of one layer by |W|; here all consumers of a unit
-count, each relative to its own total, because a unit can have several.
+count, each relative to its own total, because a unit can have several. For the same reason `fpgm` adds up all
+producers and `fluctuation` all consumers. `taylor` has its own list in `gates.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from envs.graph import BATCH_NORMS
+from envs.graph import BATCH_NORMS, TRANSPOSED
 from envs.ridge import Sums, factor, penalty_of
-from envs.rows import can_gather, weight_of, weight_rows
+from envs.rows import can_gather, kernel_size, weight_of, weight_rows
 from envs.statistics import energy_of, gram_of
 from envs.units import Member, Unit
 
@@ -33,12 +33,14 @@ class Evidence:
         network: The dense network.
         moments: Input moments of consumers, by layer name (empty unless the importance needs them).
         output_scales: [O] scale that the normalization behind a layer gives each of its outputs.
+        sensitivities: [C] what the output suffers from each channel, by unit (empty unless the importance needs them).
         seed: Seed of random scores.
     """
 
     network: nn.Module
     moments: Mapping[str, Sums]
     output_scales: Mapping[str, Tensor] = field(default_factory=dict)
+    sensitivities: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -54,12 +56,12 @@ def channel_order(unit: Unit, scores: Tensor) -> list[int]:
 
 def l1(unit: Unit, evidence: Evidence) -> Tensor:
     """Sum of |W| over the consumers' weights that read a channel (AMC's criterion): [C] float64."""
-    return _consumer_norm(unit, evidence.network, lambda block: block.abs().sum())
+    return _consumer_norm(unit, evidence.network, torch.abs)
 
 
 def l2(unit: Unit, evidence: Evidence) -> Tensor:
     """Sum of W^2 over the consumers' weights that read a channel: [C] float64."""
-    return _consumer_norm(unit, evidence.network, lambda block: block.square().sum())
+    return _consumer_norm(unit, evidence.network, torch.square)
 
 
 def bn_scale(unit: Unit, evidence: Evidence) -> Tensor:
@@ -82,6 +84,47 @@ def bn_scale(unit: Unit, evidence: Evidence) -> Tensor:
             "use obs, l1 or l2, or skip that layer"
         )
     return scores
+
+
+def fpgm(unit: Unit, evidence: Evidence) -> Tensor:
+    """Sum of distances of a channel's filter to all others, over the producers: [C] float64.
+
+    The filter nearest to the geometric median is the one that the others replace best (He et al., Filter Pruning
+    via Geometric Median, CVPR 2019, equation 8).
+    """
+    scores = torch.zeros(unit.channels, dtype=torch.float64)
+    for member in unit.role("producer"):
+        filters = _filters(evidence.network.get_submodule(member.module))
+        own = filters[torch.tensor(member.positions)].flatten(1)
+        total = torch.cdist(own, own, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+        scores += _relative(total)
+    return scores
+
+
+def taylor(unit: Unit, evidence: Evidence) -> Tensor:
+    """Mean square of gradient x weight, summed over all weights that read a channel (`gates.py`): [C] float64.
+
+    Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019.
+    """
+    return evidence.sensitivities[unit.name]
+
+
+def fluctuation(unit: Unit, evidence: Evidence) -> Tensor:
+    """Variance of what the consumers read times the squares of the weights that read it: [C] float64.
+
+    What remains of a channel's contribution once its mean is in the bias (An et al., FLAP, AAAI 2024, equation 5);
+    `Compressor` puts it there, if no repair does. Weights count as the network sees them, behind the layer's
+    normalization. Consumers whose inputs cannot be gathered do not count; with none left it is `l2`.
+    """
+    scores, found = torch.zeros(unit.channels, dtype=torch.float64), False
+    for member in unit.role("consumer"):
+        sums, module = evidence.moments.get(member.module), evidence.network.get_submodule(member.module)
+        if sums is not None and can_gather(module):
+            found = True
+            variance = (energy_of(sums) - (sums.x.double() / sums.count).square()).clamp_min(0)
+            squares = _heard_weights(member, evidence).square().sum(dim=2)  # [G, n]
+            scores += _relative(_per_channel(member, variance * squares, kernel_size(module)))
+    return scores if found else l2(unit, evidence)
 
 
 def random(unit: Unit, evidence: Evidence) -> Tensor:
@@ -123,8 +166,14 @@ def obs(unit: Unit, evidence: Evidence) -> Tensor:
     return scores
 
 
-IMPORTANCES: dict[str, Importance] = {"obs": obs, "l1": l1, "l2": l2, "bn_scale": bn_scale, "random": random}
-NEEDS_MOMENTS = frozenset({"obs"})
+IMPORTANCES: dict[str, Importance] = {
+    "obs": obs, "l1": l1, "l2": l2, "bn_scale": bn_scale, "fpgm": fpgm, "taylor": taylor,
+    "fluctuation": fluctuation, "random": random,
+}  # fmt: skip
+NEEDS_MOMENTS = frozenset({"obs", "fluctuation"})
+NEEDS_GRADIENTS = frozenset({"taylor"})
+COMPENSATED = frozenset({"fluctuation"})
+"""Whose removed channels leave their mean in the bias, even without repair."""
 
 
 class _Block:
@@ -169,17 +218,15 @@ def _blocks(unit: Unit, member: Member, evidence: Evidence) -> list[_Block]:
     module = evidence.network.get_submodule(member.module)
     if sums is None or not can_gather(module):
         return []
-    weights = weight_rows(module).double()  # [G, n, o]
-    channels = weights.shape[1] // _kernel_size(module)
+    weights = _heard_weights(member, evidence)
+    channels = weights.shape[1] // kernel_size(module)
     gram = gram_of(sums) if sums.xx is not None else energy_of(sums)
-    scales = evidence.output_scales.get(member.module, torch.ones(weights.shape[0] * weights.shape[2]))
-    weights = weights * scales.double().reshape(len(weights), 1, -1)
     blocks = []
     for group in range(len(weights)):
         columns = []
         for granule in unit.granules:
             places = sorted(p % channels for c in granule for p in member.positions[c] if p // channels == group)
-            columns.append(column_indices(places, _kernel_size(module)))
+            columns.append(column_indices(places, kernel_size(module)))
         blocks.append(_Block(weights[group].T, gram[group], torch.stack(columns)))
     return blocks
 
@@ -189,24 +236,41 @@ def column_indices(places: list[int], kernel: int) -> Tensor:
     return (torch.tensor(places)[:, None] * kernel + torch.arange(kernel)).flatten()
 
 
-def _kernel_size(module: nn.Module) -> int:
-    return 1 if isinstance(module, nn.Linear) else prod(module.kernel_size)  # type: ignore[arg-type]
+def _heard_weights(member: Member, evidence: Evidence) -> Tensor:
+    """[G, n, o] float64 weights of a consumer, times what the normalization behind it makes of its outputs."""
+    weights = weight_rows(evidence.network.get_submodule(member.module)).double()
+    scales = evidence.output_scales.get(member.module, torch.ones(weights.shape[0] * weights.shape[2]))
+    return weights * scales.double().reshape(len(weights), 1, -1)
 
 
 def _consumer_norm(unit: Unit, network: nn.Module, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """[C] sum of `norm` of each weight over the weights that read a channel."""
     scores = torch.zeros(unit.channels, dtype=torch.float64)
     for member in unit.role("consumer"):
         module = network.get_submodule(member.module)
-        weight = weight_of(module).double()
-        if not can_gather(module):  # transposed and 3-D convolutions
-            inputs = weight if "Transpose" in type(module).__name__ else weight.transpose(0, 1)
-            own = torch.stack([norm(inputs[[p % len(inputs) for p in row]]) for row in member.positions])
-        else:
-            rows = weight_rows(module).double()
-            kernel, width = _kernel_size(module), rows.shape[1] // _kernel_size(module)
-            blocks = rows.reshape(len(rows), width, kernel, -1)
-            own = torch.stack([
-                sum((norm(blocks[p // width, p % width]) for p in row), torch.zeros(())) for row in member.positions
-            ])  # fmt: skip
-        scores += own / own.sum().clamp_min(1e-30)
+        if can_gather(module):
+            own = _per_channel(member, norm(weight_rows(module).double()).sum(dim=2), kernel_size(module))
+        else:  # transposed and 3-D convolutions
+            weight = norm(weight_of(module).double())
+            inputs = weight if isinstance(module, TRANSPOSED) else weight.transpose(0, 1)
+            own = torch.stack([inputs[[p % len(inputs) for p in row]].sum() for row in member.positions])
+        scores += _relative(own)
     return scores
+
+
+def _per_channel(member: Member, values: Tensor, kernel: int) -> Tensor:
+    """[C] sum of [G, n] values (one per column of `weight_rows`) over the columns that read a channel."""
+    return values.reshape(-1, kernel).sum(dim=1)[torch.tensor(member.positions)].sum(dim=1)
+
+
+def _relative(own: Tensor) -> Tensor:
+    """[C] scores of one member as shares of its total."""
+    return own / own.sum().clamp_min(1e-30)
+
+
+def _filters(module: nn.Module) -> Tensor:
+    """[O, n] float64 what each output of a convolution or linear layer is computed with."""
+    weight = weight_of(module).double()
+    if isinstance(module, TRANSPOSED):  # [I, O / groups, ...], the inputs of a group one after the other
+        weight = weight.reshape(module.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1)

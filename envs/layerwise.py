@@ -16,6 +16,7 @@ from envs.importance import column_indices
 from envs.ridge import Fit, Sums, curvature_of, dual, factor, penalty_of
 from envs.rows import weight_rows
 from envs.statistics import gram_of
+from envs.units import Unit
 
 
 class LayerwiseBank:
@@ -75,6 +76,21 @@ class LayerwiseBank:
         shift = torch.einsum("gn,gno->go", mean, weights) - torch.einsum("gn,gno->go", mean[:, columns], new)
         return Fit(weights=new, shift=shift)
 
+    def compensation(self, name: str, kept: Tensor) -> Fit:
+        """The weights of one layer on its kept inputs as they are, and the mean of what the others gave it.
+
+        Args:
+            name: Layer name.
+            kept: Kept positions on its input axis, ascending.
+        """
+        module, sums = self._network.get_submodule(name), self._moments[name]
+        weights, per_group = weight_rows(module).double(), _inputs_per_group(module)
+        places = kept[kept < per_group] if len(weights) > 1 else kept
+        columns = column_indices(places.tolist(), _kernel(module))
+        gone = sums.x.double() / sums.count
+        gone[:, columns] = 0
+        return Fit(weights=weights[:, columns], shift=torch.einsum("gn,gno->go", gone, weights))
+
     def curvature(self, name: str, kept: Tensor | None, *, intercept: bool) -> tuple[Tensor, Tensor]:
         """[G, n, n] what changing the layer's weights costs (its diagonal [G, n] where rows were kept), [G, n] means.
 
@@ -118,6 +134,20 @@ class LayerwiseBank:
         lower, penalty = factor(gram, penalty_of(gram, self._ridge))
         cross = gram @ weights + penalty[:, None, None] * weights
         return lower, torch.linalg.solve_triangular(lower, cross, upper=False)
+
+
+def input_orders(units: Sequence[Unit], orders: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Positions on a consumer's input axis by importance, for consumers that one unit alone feeds fully."""
+    feeding: dict[str, list[Unit]] = {}
+    for unit in units:
+        for member in unit.role("consumer"):
+            feeding.setdefault(member.module, []).append(unit)
+    result: dict[str, list[int]] = {}
+    for name, sources in feeding.items():
+        if len(sources) == 1:
+            member = next(m for m in sources[0].role("consumer") if m.module == name)
+            result[name] = [p for channel in orders[sources[0].name] for p in member.positions[channel]]
+    return result
 
 
 def _ranks(places: Sequence[int], order: Sequence[int]) -> list[int]:

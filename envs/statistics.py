@@ -37,6 +37,16 @@ class Sampling:
         return torch.Generator().manual_seed(key % (2**63))
 
 
+def first_chunks(chunks: Sequence[Tensor], images: int) -> tuple[Tensor, ...]:
+    """The first chunks that together hold at least so many images, or all."""
+    held = 0
+    for count, chunk in enumerate(chunks, start=1):
+        held += len(chunk)
+        if held >= images:
+            return tuple(chunks[:count])
+    return tuple(chunks)
+
+
 def input_moments(
     network: nn.Module, names: Sequence[str], chunks: Sequence[Tensor], sampling: Sampling
 ) -> dict[str, Sums]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from envs import importance, statistics
 from envs.compress import CompressionSettings, Compressor
+from envs.gates import gate_sensitivities
 from envs.importance import IMPORTANCES, Evidence, channel_order, obs
 from envs.slicing import slice_network
 from envs.statistics import Sampling, input_moments
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 def evidence_of(specimen: Specimen, seed: int = 0) -> Evidence:
     consumers = sorted({m.module for unit in specimen.anatomy.units for m in unit.role("consumer")})
     moments = input_moments(specimen.network, consumers, [specimen.inputs(24)], Sampling(positions=32))
-    return Evidence(network=specimen.network, moments=moments, seed=seed)
+    sensitivities = gate_sensitivities(
+        specimen.network, specimen.anatomy.units, [specimen.inputs(8)], at_once=8, seed=seed
+    )
+    return Evidence(network=specimen.network, moments=moments, sensitivities=sensitivities, seed=seed)
 
 
 def has_normalization(specimen: Specimen, unit: Unit) -> bool:
