@@ -76,6 +76,8 @@ def inspect(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     skip: SkipOption = None,
+    choose: ChooseOption = None,
+    constraint: ConstraintOption = None,
 ) -> None:
     """Show what can be pruned: units, members, share of MACs, and why every other layer stays."""
     from amc.door import check_task
@@ -86,7 +88,11 @@ def inspect(
         raise ValueError("inspect needs a task, but got none: pass for example --task digits")
     loaded = load_task(task, data=data, checkpoint=checkpoint)
     check_task(loaded)
-    console.print(inspection(loaded, tuple(skip or ())))
+    overrides: dict[str, Any] = {
+        "task": task, "choose": choose, "rules.skip": skip or None,
+        "constraint": parse_constraints(constraint) if constraint else None,
+    }  # fmt: skip
+    console.print(inspection(loaded, load_config(None, overrides)))
 
 
 @app.command()

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from amc.files import write_text
 from amc.latency_section import latency_section
 from amc.layer_times import LayerTime
+from amc.pattern_view import LayerPattern, pattern_section
 from amc.pictures import bullets, choices, progress
 from amc.report_style import CSS
-from amc.result import NETWORKS, SearchResult
+from amc.result import NETWORKS, NetworkReport, SearchResult
 from envs.layout import LayoutFamily, kept_counts
+from envs.sites import decode
 from hw_profiles.cost import COSTS, Cost, Macs, Memory, cost_of
 from hw_profiles.layers import Layout
 from hw_profiles.table import LatencyTable
@@ -42,6 +44,7 @@ class NetworkFacts:
         widths: Kept channels per unit.
         layer_costs: Cost of each layer with a weight.
         latency_ms: Measured latency, None if it was not measured.
+        patterns: Pattern of each layer that had a choice.
     """
 
     accuracy: Mapping[str, float]
@@ -49,6 +52,7 @@ class NetworkFacts:
     widths: tuple[int, ...]
     layer_costs: tuple[float, ...]
     latency_ms: float | None = None
+    patterns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +64,25 @@ class ReportData:
         agent: Who searched.
         budgets: Cost name -> limit in the cost's unit; the first one leads the headline.
         networks: "dense", "uniform", "found", and "start" where the search had one.
+        sites: What was decided, in the order of `ratios`: units, and weights that take a pattern.
         units: Names of the units, in the order of `NetworkFacts.widths`.
         layers: Names of the layers, in the order of `NetworkFacts.layer_costs`.
         layer_cost: Name of the cost that `layer_costs` counts.
         images: "validation" and "test" -> size of the split.
         rewards: Reward of each episode.
         searchers: Who proposed it, one per episode.
-        ratios: [S] executed preserve ratios, one tuple per episode.
+        ratios: [S] executed actions (preserve ratios of units), one tuple per episode.
         effort: What the search took: heading -> text.
         configuration: The complete configuration as TOML.
         layer_times: Network name -> predicted and measured time of each layer; {} without a profile.
+        layer_patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
     """
 
     task: str
     agent: str
     budgets: Mapping[str, float]
     networks: Mapping[str, NetworkFacts]
+    sites: tuple[str, ...]
     units: tuple[str, ...]
     layers: tuple[str, ...]
     layer_cost: str
@@ -86,6 +93,7 @@ class ReportData:
     effort: Mapping[str, str]
     configuration: str
     layer_times: Mapping[str, Sequence[LayerTime]] = field(default_factory=dict)
+    layer_patterns: tuple[LayerPattern, ...] = ()
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -119,17 +127,19 @@ def gather(
     """Collects what `render` shows."""
     family, first = problem.anatomy.family, problem.constraint.budgets[0].cost
     cost = Macs() if isinstance(first, Memory) else first  # peak memory does not add up over layers
-    units = tuple(site.unit for site in problem.sites)
-    networks = {
-        name: NetworkFacts(
-            accuracy=report.accuracy, costs=report.costs, widths=report.widths,
-            layer_costs=layer_costs(family, cost, dict(zip(units, report.widths, strict=True))),
-            latency_ms=latency_ms.get(name),
-        )
-        for name, report in result.reports.items()
-    }  # fmt: skip
+    units = tuple(site.unit for site in problem.sites if not site.layer)
+
+    def facts(name: str, report: NetworkReport) -> NetworkFacts:
+        kept, patterns = decode(problem.sites, report.widths)
+        return NetworkFacts(
+            accuracy=report.accuracy, costs=report.costs, widths=tuple(kept[unit] for unit in units),
+            layer_costs=layer_costs(family, cost, kept, patterns), latency_ms=latency_ms.get(name), patterns=patterns,
+        )  # fmt: skip
+
     return ReportData(
-        task=result.task, agent=problem.config.agent, budgets=result.budgets, networks=networks, units=units,
+        task=result.task, agent=problem.config.agent, budgets=result.budgets,
+        networks={name: facts(name, report) for name, report in result.reports.items()},
+        sites=tuple(site.unit for site in problem.sites), units=units, layer_patterns=result.patterns,
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight), layer_cost=cost.name,
         images={"validation": len(problem.task.validation), "test": len(problem.task.test)},
         rewards=tuple(episode.reward for episode in episodes),
@@ -144,9 +154,12 @@ def gather(
     )  # fmt: skip
 
 
-def layer_costs(family: LayoutFamily, cost: Cost, widths: Mapping[str, int]) -> tuple[float, ...]:
-    """Cost of every layer with a weight, alone, at some widths."""
-    layout = family.at(kept_counts(family, widths))
+def layer_costs(
+    family: LayoutFamily, cost: Cost, widths: Mapping[str, int], patterns: Mapping[str, str] | None = None
+) -> tuple[float, ...]:
+    """Cost of every layer with a weight, alone, at some widths and patterns (dense if not named)."""
+    layout, chosen = family.at(kept_counts(family, widths)), patterns or {}
+    layout = replace(layout, layers=tuple(replace(a, pattern=chosen.get(a.name, "dense")) for a in layout.layers))
     layers = layout.layers
     if isinstance(cost, LatencyTable):  # a layer's time depends on what is fused into it
         times = cost.layers(layout)
@@ -157,7 +170,12 @@ def layer_costs(family: LayoutFamily, cost: Cost, widths: Mapping[str, int]) -> 
 def render(data: ReportData) -> str:
     """The whole page."""
     title = f"{data.task}, pruned"
-    sections = [_header(data), _cards(data), _table(data), _widths(data), _layer_shares(data)]
+    sections = [_header(data), _cards(data), _table(data)]
+    sections += [_widths(data)] if data.units else []
+    if data.layer_patterns:
+        patterns = {name: data.networks[name].patterns for name in data.shown}
+        sections.append(pattern_section(data.layer_patterns, patterns))
+    sections.append(_layer_shares(data))
     if data.layer_times:
         sections.append(latency_section(data.networks, data.layer_times))
     if len(data.rewards) > 1:
@@ -297,11 +315,13 @@ def _layer_shares(data: ReportData) -> str:
 def _rewards(data: ReportData) -> str:
     picture = progress(data.rewards, data.searchers, salt="rewards")
     best = max(range(len(data.rewards)), key=data.rewards.__getitem__)
+    ranks = " and rank of every pattern, the sparsest at 0" if data.layer_patterns else ""
     return (
         f"<h2>The search</h2>\n<p>Reward of each of {len(data.rewards):,} episodes; the best, "
         f"{data.rewards[best]:.4f}, was number {best + 1}, by {escape(data.searchers[best])}.</p>\n"
-        f"<figure>{picture}</figure>\n<h2>How the choices moved</h2>\n<p>Preserve ratio of every unit, input at the "
-        f"bottom, in every episode.</p>\n<figure>{choices(data.ratios, data.units, salt='choices')}</figure>"
+        f"<figure>{picture}</figure>\n<h2>How the choices moved</h2>\n<p>Preserve ratio of every unit{ranks}, "
+        "input at the bottom, in every episode.</p>\n"
+        f"<figure>{choices(data.ratios, data.sites, salt='choices')}</figure>"
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from amc.config import SearchConfig
 from amc.layer_times import LayerTime
+from amc.pattern_view import LayerPattern
 from amc.rollout import IN_PROCESS, Usage
 from envs.policy import Policy
 
@@ -67,6 +68,7 @@ class SearchResult:
         failures: Episodes whose evaluation failed.
         images: Images that the episodes were scored on.
         workers: How many, and how much of their time they waited.
+        patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
     """
 
     task: str
@@ -83,6 +85,7 @@ class SearchResult:
     failures: int = 0
     images: Images = NOTHING_SCORED
     workers: Usage = IN_PROCESS
+    patterns: tuple[LayerPattern, ...] = ()
 
     def to_json(
         self,
@@ -92,10 +95,12 @@ class SearchResult:
     ) -> dict[str, Any]:
         """The content of `result.json`."""
         each = {name: [layer.to_json() for layer in times] for name, times in (layers or {}).items()}
+        patterns = {one.layer: one.to_json() for one in self.patterns}
         reports = {name: {"accuracy": r.accuracy, "costs": r.costs} for name, r in self.reports.items()}
         return {
             "schema_version": SCHEMA_VERSION, "task": self.task, "budgets": self.budgets, "seed": self.seed,
-            **reports, "episodes": self.episodes, "failures": self.failures, "stopped": self.stopped,
+            **reports, **({"patterns": patterns} if patterns else {}),
+            "episodes": self.episodes, "failures": self.failures, "stopped": self.stopped,
             "evaluations": self.evaluations, "images": self.images._asdict(),
             "image_forwards": self.image_forwards, "versions": dict(versions),
             "measured": {

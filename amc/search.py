@@ -13,6 +13,7 @@ from torch import nn
 
 from agents.searcher import Searcher
 from amc.evaluate import Score
+from amc.pattern_view import layer_patterns
 from amc.problem import Problem
 from amc.result import Images, NetworkReport, SearchResult, Stopped, with_provenance
 from amc.rollout import Episode, Failure, Line, Rollouts, SerialRollouts, Timing
@@ -257,6 +258,7 @@ def conclude(
         reports={name: reports[one.widths] for name, one in shown.items()},
         policy=with_provenance(policy, problem.config), networks={name: one.network for name, one in shown.items()},
         episodes=episodes, stopped=stopped, evaluations=effort[0], image_forwards=effort[1], seconds=clock.elapsed(),
+        patterns=layer_patterns(problem, found.widths),
     )  # fmt: skip
 
 

@@ -9,18 +9,37 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from amc.anatomy import dissect
+from amc.anatomy import Anatomy, dissect
+from amc.bounds import choose_sites
+from amc.config import SearchConfig
+from amc.pattern_view import mac_shares, weight_reasons
 from amc.result import NETWORKS, SearchResult
 from amc.tasks import Task
-from envs.rules import Rules
 from hw_profiles.cost import COSTS, Macs, cost_of
 from hw_profiles.layers import Layout
+from hw_profiles.shape_rules import load_rules
 
 
-def inspection(task: Task, skip: tuple[str, ...]) -> RenderableType:
-    """Units with members and share of MACs, and every layer that stays with the reason."""
+def inspection(task: Task, config: SearchConfig) -> RenderableType:
+    """Units with members and share of MACs, every layer that stays with the reason, and patterns where chosen."""
     anatomy = dissect(task.network, task.example_input)
-    sites, skipped = Rules(skip=skip).sites(anatomy.units)
+    dense = anatomy.family.dense
+    costs = ", ".join(
+        f"{name} {cost_of(cost, dense):,.0f}" for name, cost in COSTS.items() if dense.edges_known or name != "memory"
+    )
+    notes = [f"dense: {costs}"]
+    if not anatomy.graph.traced:
+        notes.append(
+            f"torch.fx could not trace this network ({anatomy.graph.reason}): layer-wise repair is used "
+            "instead of sequential, and memory= budgets are not available"
+        )
+    patterns = [_patterns(task, config, anatomy)] if config.choose != "channels" else []
+    return Group(*_units(task, config, anatomy), *patterns, *notes)
+
+
+def _units(task: Task, config: SearchConfig, anatomy: Anatomy) -> tuple[Table, Table]:
+    """What can be pruned, and what stays."""
+    sites, skipped = config.rules.rules().sites(anatomy.units)
     dense = anatomy.family.dense
     total = cost_of(Macs(), dense)
     units = Table(title=f"{task.name}: {len(sites)} units can be pruned", title_justify="left")
@@ -41,16 +60,26 @@ def inspection(task: Task, skip: tuple[str, ...]) -> RenderableType:
     stays.add_column("reason")
     for entry in (*anatomy.fixed, *skipped):
         stays.add_row(entry.name, entry.reason)
-    costs = ", ".join(
-        f"{name} {cost_of(cost, dense):,.0f}" for name, cost in COSTS.items() if dense.edges_known or name != "memory"
-    )
-    notes = [f"dense: {costs}"]
-    if not anatomy.graph.traced:
-        notes.append(
-            f"torch.fx could not trace this network ({anatomy.graph.reason}): layer-wise repair is used "
-            "instead of sequential, and memory= budgets are not available"
-        )
-    return Group(units, stays, *notes)
+    return units, stays
+
+
+def _patterns(task: Task, config: SearchConfig, anatomy: Anatomy) -> Table:
+    """What each layer may choose at its full width, or why it stays dense."""
+    shapes = load_rules(config.shapes) if config.shapes is not None else None
+    sites, fixed = choose_sites(config, task.network, anatomy, shapes)
+    choices = {site.layer: ", ".join(site.patterns()) for site in sites if site.layer}
+    reasons = weight_reasons(fixed)
+    table = Table(title=f"{len(choices)} layers may take a pattern, at full width", title_justify="left")
+    table.add_column("layer", no_wrap=True)
+    for heading in ("inputs per group", "outputs", "MACs"):
+        table.add_column(heading, justify="right")
+    table.add_column("choices, or why dense")
+    shares = mac_shares(anatomy.family.dense)
+    for layer in (layer for layer in anatomy.family.dense.layers if layer.has_weight):
+        inputs, share = str(layer.in_channels // layer.groups), f"{shares[layer.name]:.1%}"
+        said = choices.get(layer.name) or f"dense: {reasons[layer.name]}"
+        table.add_row(layer.name, inputs, str(layer.out_channels), share, said)
+    return table
 
 
 def comparison(result: SearchResult, latency_ms: Mapping[str, float]) -> Table:

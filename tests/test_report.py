@@ -39,7 +39,7 @@ def data(zoo: Callable[[str], Any]) -> ReportData:
         )  # fmt: skip
     return ReportData(
         task="toy", agent="ddpg", budgets={"macs": 0.5 * networks["dense"].costs["macs"], "params": 1e9},
-        networks=networks, units=family.units, layer_cost="macs",
+        networks=networks, sites=family.units, units=family.units, layer_cost="macs",
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight),
         images={"validation": 5000, "test": 5000}, rewards=(0.5, 0.91, 0.9, 0.92),
         searchers=("knapsack", "warm-up", "ddpg", "ddpg"),
