@@ -115,6 +115,16 @@ def test_the_mean_of_what_goes_stays_in_the_bias(name: str, zoo: Callable[[str],
     assert not torch.allclose(means["l2"], dense, rtol=1e-3, atol=1e-3)
 
 
+def test_the_mean_of_what_a_pattern_takes_stays_in_the_bias_too(zoo: Callable[[str], Specimen]) -> None:
+    specimen, images = zoo("residual"), zoo("residual").inputs(24)
+    one = compressor(specimen, "fluctuation", images)
+    small = one.compress(one.policy({}, {"4.classifier": "unstructured:0.5"})).network
+    assert float((small.get_parameter("4.classifier.weight") == 0).double().mean()) == 0.5
+    with torch.no_grad():
+        means = [network(images).mean(dim=0) for network in (small, specimen.network)]
+    torch.testing.assert_close(means[0], means[1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_constant_channel_goes_without_any_loss(bias: bool, zoo: Callable[[str], Specimen]) -> None:
     from amc.anatomy import dissect
