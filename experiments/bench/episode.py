@@ -117,7 +117,7 @@ def watched(bench: Bench) -> Callable[[], None]:
     watch.wrap(envs.compress, "kept_axes", "slicing")
     watch.wrap(envs.compress, "return_memory", "repair")
     watch.wrap(SequentialRepair, "__call__", "repair")
-    watch.wrap(Compressor, "_repair_layerwise", "repair")
+    watch.wrap(Compressor, "_refit_consumers", "repair")
     watch.wrap(envs.compress, "reestimate_batch_norm", "re-estimation")
     watch.wrap(Scorer, "__call__", "evaluation")
     for name in ("propose", "tell"):
