@@ -82,6 +82,8 @@ def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], 
     Returns:
         Index of the option per group, or None if nothing fits.
     """
+    fronts = [_pareto(table, damage) for table, damage in zip(tables, damages, strict=True)]  # no other can be best
+    tables, damages = ([own[front] for own, front in zip(every, fronts, strict=True)] for every in (tables, damages))
     lightest = [table.min() for table in tables]
     remaining = np.concatenate([np.cumsum(lightest[::-1])[::-1][1:], [0.0]])
     costs, losses = np.zeros(1), np.zeros(1)
@@ -106,7 +108,7 @@ def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], 
     for parents, choices in reversed(history):
         picks.append(int(choices[state]))
         state = int(parents[state])
-    return picks[::-1]
+    return [int(front[pick]) for front, pick in zip(fronts, picks[::-1], strict=True)]
 
 
 def exchange(constraint: Constraint, groups: Sequence[Group], kept: IntArray) -> IntArray:

@@ -75,14 +75,13 @@ def together(costing: Costing, damages: Sequence[FloatArray]) -> list[Group]:
             members[home].append(members.pop(step)[0])
     groups = []
     for steps in map(sorted, members.values()):
-        inside = [
-            s for s in steps if sites[s].layer and all(u in steps for u in touched if sites[s].layer in touched[u])
-        ]
-        groups.append(_group(costing, damages, steps, [sites[s].layer for s in inside]))
+        outside = {name for unit, names in touched.items() if unit not in steps for name in names}
+        inside = {sites[step].layer for step in steps if sites[step].layer} - outside
+        groups.append(_group(costing, damages, steps, inside))
     return groups
 
 
-def _group(costing: Costing, damages: Sequence[FloatArray], steps: list[int], inside: Sequence[str]) -> Group:
+def _group(costing: Costing, damages: Sequence[FloatArray], steps: list[int], inside: set[str]) -> Group:
     """All combinations, without those in which a layer that only these sites touch does not take its pattern."""
     kept = np.meshgrid(*(costing.sites[step].kept() for step in steps), indexing="ij")
     losses = np.meshgrid(*(damages[step] for step in steps), indexing="ij")

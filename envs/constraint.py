@@ -104,7 +104,7 @@ class Costing:
             return kept
         fitted, rows = kept.copy(), self._rows()
         for step, site in enumerate(self.sites):
-            if site.layer and step >= first:
+            if site.layer and step >= first and site.choices[-1].pattern == "dense":
                 fitted[unfit[:, rows[site.layer]], step] = site.channels
         return fitted
 

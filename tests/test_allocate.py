@@ -11,17 +11,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from amc import allocate
 from amc.allocate import exchange, is_additive, knapsack, linearize, solve_additive
 from amc.anatomy import dissect
-from amc.groups import Group, alone
+from amc.groups import Group, alone, together
 from amc.models.resnet_cifar import resnet20
 from amc.sensitivity import Curve
 from envs.constraint import Budget, Constraint, Costing, FloatArray
+from envs.pattern_sites import interleaved, pattern_sites
 from envs.rules import Rules
 from hw_profiles.cost import COSTS, Cost, Macs, Memory, Params
 from hw_profiles.layers import IntArray
+from hw_profiles.shape_rules import load_rules
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -55,6 +58,22 @@ def make_curves(costing: Costing, seed: int) -> list[Curve]:
 
 def undamaged(costing: Costing) -> list[Group]:
     return alone(costing, [np.zeros(len(site.choices)) for site in costing.sites])
+
+
+class Block(nn.Module):
+    """A residual block whose inner channels alone can be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.conv2(torch.relu(self.conv1(x)))
+        return out
+
+
+def small_blocks() -> nn.Module:
+    return nn.Sequential(Block(), Block()).eval()  # the stream of channels begins at the input: none of it is a unit
 
 
 def total(curves: Sequence[Curve], kept: IntArray) -> float:
@@ -166,6 +185,24 @@ def test_the_knapsack_over_an_additive_cost_is_optimal(inner_channels: Costing) 
             fresh[saved:] = np.minimum(fresh[saved:], best[: len(best) - saved] + loss)
         best = fresh
     assert total(curves, knapsack(constraint, curves)) == pytest.approx(best[-room:].min(), abs=1e-9)
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 99), share=st.floats(0.1, 0.6))
+def test_widths_and_patterns_together_are_allocated_optimally(seed: int, share: float) -> None:
+    anatomy, rules = dissect(small_blocks(), torch.zeros(1, 8, 8, 8)), load_rules("multiple-of-4")
+    layers, _ = pattern_sites(small_blocks(), anatomy.graph, anatomy.family.dense, ["2:4"], shapes=rules)
+    widths = Rules(min_ratio=0.4).sites(anatomy.units)[0]
+    sites = interleaved(widths, layers, anatomy.units)
+    costing = Costing(anatomy.family, tuple(sites), rules)
+    macs = Macs(skips=rules.skips)
+    low, high = costing.one(macs, costing.lightest()), costing.one(macs, costing.dense())
+    constraint = Constraint.create(costing, [Budget(macs, low + share * (high - low))])
+    curves = make_curves(costing, seed)
+    groups = together(costing, [curve.at(site.kept()) for curve, site in zip(curves, sites, strict=True)])
+    assert is_additive(costing, macs, groups)
+    assert not is_additive(costing, macs, undamaged(costing))
+    assert total(curves, knapsack(constraint, curves)) == pytest.approx(brute_force(constraint, curves), abs=1e-9)
 
 
 # Any costs, any number of budgets

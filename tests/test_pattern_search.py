@@ -168,6 +168,21 @@ def test_macs_that_no_pattern_can_lower_are_refused_with_the_cure() -> None:
         Problem(load_config(None, {"task": "digits", "choose": "patterns", "constraint": {"macs": 0.7}}))
 
 
+@pytest.mark.parametrize("rules", ["multiple-of-4", "cutlass-int8"])
+def test_a_pattern_that_is_yet_to_be_chosen_forbids_no_width(zoo: Callable[[str], Specimen], rules: str) -> None:
+    constraint = mixed(zoo("chain"), ("2:4",), rules, params=0.95)
+    sites, generator = constraint.costing.sites, np.random.default_rng(0)
+    widths = {site.unit: set(site.kept().tolist()) for site in sites if not site.layer}
+    for _ in range(200):
+        kept = constraint.project(generator.random(len(sites)).tolist())
+        assert constraint.keeps(kept).all()
+        assert np.array_equal(constraint.project([s.action(k) for s, k in zip(sites, kept, strict=True)]), kept)
+        for site, value in zip(sites, kept, strict=True):
+            if not site.layer:
+                widths[site.unit].discard(int(value))
+    assert not any(len(missed) > 1 for missed in widths.values())
+
+
 def test_coverage_bounds_what_stays_dense() -> None:
     config = load_config(None, {
         "task": "digits", "choose": "patterns", "agent": "uniform",
