@@ -44,7 +44,7 @@ def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
     starts = [constraint.uniform(), constraint.fallback]
     if len(constraint.budgets) == 1 and is_additive(costing, constraint.budgets[0].cost, groups):
         cost, limit = constraint.budgets[0]
-        base, tables = linearize(costing, cost, costing.dense(), groups)
+        base, tables = linearize(costing, cost, costing.heaviest(), groups)
         picks = solve_additive([base + tables[0], *tables[1:]], [group.damage for group in groups], limit)
         if picks is not None and constraint.keeps(_kept(costing, groups, picks))[0]:
             return _best(groups, [_kept(costing, groups, picks), *starts])
@@ -55,7 +55,7 @@ def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
 def is_additive(costing: Costing, cost: Cost, groups: Sequence[Group], draws: int = 32) -> bool:
     """Whether a cost is a sum over groups, tried on random assignments (a cost is a black box)."""
     generator = np.random.default_rng(0)
-    base, tables = linearize(costing, cost, costing.dense(), groups)
+    base, tables = linearize(costing, cost, costing.heaviest(), groups)
     picks = np.stack([generator.integers(len(group.options), size=draws) for group in groups], axis=1)
     kept = np.stack([_kept(costing, groups, row) for row in picks])
     sums = base + sum(table[picks[:, g]] for g, table in enumerate(tables))
@@ -251,7 +251,7 @@ def _total(groups: Sequence[Group], kept: IntArray) -> float:
 
 def _kept(costing: Costing, groups: Sequence[Group], picks: Sequence[int] | IntArray) -> IntArray:
     """[S] what an option per group makes of the sites."""
-    kept = costing.dense()
+    kept = costing.heaviest()
     for group, pick in zip(groups, picks, strict=True):
         kept[group.steps] = group.options[pick]
     return kept

@@ -92,5 +92,5 @@ def _group(costing: Costing, damages: Sequence[FloatArray], steps: list[int], in
     if not inside:
         return group
     rows = [row for row, layer in enumerate(costing.family.dense.layers) if layer.name in inside]
-    legal = ~costing.unfit(group.put(costing.dense()))[:, rows].any(axis=1)
+    legal = ~costing.unfit(group.put(costing.heaviest()))[:, rows].any(axis=1)
     return Group(steps=group.steps, options=group.options[legal], damage=group.damage[legal])

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from amc.allocate import knapsack
 from amc.allocate_patterns import ALLOCATIONS, allocate, erk, global_magnitude, lamp, narrowed, wherever_legal
 from amc.config import load_config
 from amc.problem import Problem
+from amc.sensitivity import Curve
 from envs.constraint import InfeasibleBudget
 
 
@@ -60,7 +62,8 @@ def test_narrowed_to_a_pattern_every_allocation_has_it_wherever_it_is_legal() ->
     }))  # fmt: skip
     narrow = narrowed(problem.constraint, "2:4")
     everywhere = problem.patterns(wherever_legal(problem.sites, "2:4"))
-    for kept in (narrow.uniform(), narrow.fallback):
+    curves = [Curve(unit=s.unit, kept=(s.choices[0].kept, s.channels), damage=(1.0, 0.0)) for s in problem.sites]
+    for kept in (narrow.uniform(), narrow.fallback, knapsack(narrow, curves)):
         assert problem.constraint.keeps(kept).all()
         assert problem.patterns(kept) == everywhere
     assert narrow.costs(narrow.uniform())["macs"] > 0.25 / 0.35 * narrow.limits()["macs"]
