@@ -1,8 +1,8 @@
 """Allocation without search: the knapsack over measured damage. `uniform` is `Constraint.uniform`.
 
-Where one cost is additive over sites the knapsack is exact (dynamic programming over the Pareto front of
-cost and damage). Otherwise costs are linearized at the current policy, solved with multipliers and repeated;
-greedy single-site exchanges on the true costs finish.
+Sites whose costs multiply are decided together (`groups.py`). Where one cost is additive over groups the knapsack is
+exact (dynamic programming over the Pareto front of cost and damage). Otherwise costs are linearized at the current
+policy, solved with multipliers and repeated; greedy exchanges of one or two groups on the true costs finish.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from amc.groups import Group, together
 from amc.sensitivity import Curve
 from envs.constraint import Constraint, Costing
 from hw_profiles.cost import Cost
@@ -39,53 +40,50 @@ def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
         [S] kept channels.
     """
     costing = constraint.costing
-    damages = [curve.at(site.kept()) for curve, site in zip(curves, costing.sites, strict=True)]
+    groups = together(costing, [curve.at(site.kept()) for curve, site in zip(curves, costing.sites, strict=True)])
     starts = [constraint.uniform(), constraint.fallback]
-    if len(constraint.budgets) == 1 and is_additive(costing, constraint.budgets[0].cost):
+    if len(constraint.budgets) == 1 and is_additive(costing, constraint.budgets[0].cost, groups):
         cost, limit = constraint.budgets[0]
-        base, tables = linearize(costing, cost, costing.dense())
-        picks = solve_additive([base + tables[0], *tables[1:]], damages, limit)
-        if picks is not None and constraint.keeps(_kept(costing, picks))[0]:
-            return _best(costing, damages, [_kept(costing, picks), *starts])
-    starts = [_by_multipliers(constraint, damages), *starts]
-    return _best(costing, damages, [exchange(constraint, damages, kept) for kept in starts])
+        base, tables = linearize(costing, cost, costing.heaviest(), groups)
+        picks = solve_additive([base + tables[0], *tables[1:]], [group.damage for group in groups], limit)
+        if picks is not None and constraint.keeps(_kept(costing, groups, picks))[0]:
+            return _best(groups, [_kept(costing, groups, picks), *starts])
+    starts = [_by_multipliers(constraint, groups), *starts]
+    return _best(groups, [exchange(constraint, groups, kept) for kept in starts])
 
 
-def is_additive(costing: Costing, cost: Cost, draws: int = 32) -> bool:
-    """Whether a cost is a sum over sites, tried on random assignments (a cost is a black box)."""
+def is_additive(costing: Costing, cost: Cost, groups: Sequence[Group], draws: int = 32) -> bool:
+    """Whether a cost is a sum over groups, tried on random assignments (a cost is a black box)."""
     generator = np.random.default_rng(0)
-    base, tables = linearize(costing, cost, costing.dense())
-    picks = np.stack([generator.integers(len(site.choices), size=draws) for site in costing.sites], axis=1)
-    kept = np.stack([site.kept()[picks[:, s]] for s, site in enumerate(costing.sites)], axis=1)
-    sums = base + sum(table[picks[:, s]] for s, table in enumerate(tables))
+    base, tables = linearize(costing, cost, costing.heaviest(), groups)
+    picks = np.stack([generator.integers(len(group.options), size=draws) for group in groups], axis=1)
+    kept = np.stack([_kept(costing, groups, row) for row in picks])
+    sums = base + sum(table[picks[:, g]] for g, table in enumerate(tables))
     return bool(np.allclose(costing.many(cost, kept), sums, rtol=1e-9, atol=1e-6))
 
 
-def linearize(costing: Costing, cost: Cost, kept: IntArray) -> tuple[float, list[FloatArray]]:
-    """Cost of `kept`, and for each site the change when it alone takes each of its choices."""
+def linearize(costing: Costing, cost: Cost, kept: IntArray, groups: Sequence[Group]) -> tuple[float, list[FloatArray]]:
+    """Cost of `kept`, and for each group the change when it alone takes each of its options."""
     base = costing.one(cost, kept)
-    tables = []
-    for step, site in enumerate(costing.sites):
-        rows = np.repeat(kept[None, :], len(site.choices), axis=0)
-        rows[:, step] = site.kept()
-        tables.append(costing.many(cost, rows) - base)
-    return base, tables
+    return base, [costing.many(cost, group.put(kept)) - base for group in groups]
 
 
 def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], budget: float) -> list[int] | None:
-    """Exact multiple-choice knapsack: one choice per site, least damage with summed cost <= budget.
+    """Exact multiple-choice knapsack: one option per group, least damage with summed cost <= budget.
 
-    Keeps the Pareto front of (cost, damage) over the sites so far. Exact while the front stays below
+    Keeps the Pareto front of (cost, damage) over the groups so far. Exact while the front stays below
     `STATES`; then one partial solution per cell of a grid of costs is kept, each with its true cost.
 
     Args:
-        tables: Cost of each choice per site.
-        damages: Damage of each choice per site.
+        tables: Cost of each option per group.
+        damages: Damage of each option per group.
         budget: Bound on the summed cost.
 
     Returns:
-        Index of the choice per site, or None if nothing fits.
+        Index of the option per group, or None if nothing fits.
     """
+    fronts = [_pareto(table, damage) for table, damage in zip(tables, damages, strict=True)]  # no other can be best
+    tables, damages = ([own[front] for own, front in zip(every, fronts, strict=True)] for every in (tables, damages))
     lightest = [table.min() for table in tables]
     remaining = np.concatenate([np.cumsum(lightest[::-1])[::-1][1:], [0.0]])
     costs, losses = np.zeros(1), np.zeros(1)
@@ -110,22 +108,22 @@ def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], 
     for parents, choices in reversed(history):
         picks.append(int(choices[state]))
         state = int(parents[state])
-    return picks[::-1]
+    return [int(front[pick]) for front, pick in zip(fronts, picks[::-1], strict=True)]
 
 
-def exchange(constraint: Constraint, damages: Sequence[FloatArray], kept: IntArray) -> IntArray:
-    """Greedy changes on the true costs, of one site or (where none helps) two, while the damage falls.
+def exchange(constraint: Constraint, groups: Sequence[Group], kept: IntArray) -> IntArray:
+    """Greedy changes on the true costs, of one group or (where none helps) two, while the damage falls.
 
     Args:
         constraint: Sites and budgets.
-        damages: Damage of each choice per site.
+        groups: What is decided together.
         kept: [S] a feasible assignment.
 
     Returns:
         [S] a feasible assignment of at most the same damage.
     """
     while True:
-        moves = _moves(constraint, damages, kept)
+        moves = _moves(constraint, groups, kept)
         better = _single(constraint, moves, kept)
         if better is None:
             better = _pair(constraint, moves, kept)
@@ -135,49 +133,51 @@ def exchange(constraint: Constraint, damages: Sequence[FloatArray], kept: IntArr
 
 
 class _Moves(NamedTuple):
-    """All changes of one site: [M] site, width after, fall of damage, [B, M] change of each cost, part of a pair."""
+    """All changes of one group: [M] group, [M, S] what its sites become (-1: as it is), fall of damage, [B, M] change
+    of each cost, part of a pair.
+    """
 
-    site: IntArray
-    width: IntArray
+    group: IntArray
+    after: IntArray
     gain: FloatArray
     cost: FloatArray
     near: NDArray[np.bool_]
 
 
-def _moves(constraint: Constraint, damages: Sequence[FloatArray], kept: IntArray) -> _Moves:
-    costing, sites = constraint.costing, constraint.costing.sites
-    current = sites_index(costing, kept)
-    tables = [np.concatenate(linearize(costing, cost, kept)[1]) for cost, _ in constraint.budgets]
-    counts = [len(site.choices) for site in sites]
+def _moves(constraint: Constraint, groups: Sequence[Group], kept: IntArray) -> _Moves:
+    costing = constraint.costing
+    current = [group.index(kept) for group in groups]
+    tables = [np.concatenate(linearize(costing, cost, kept, groups)[1]) for cost, _ in constraint.budgets]
+    counts = [len(group.options) for group in groups]
     return _Moves(
-        site=np.repeat(np.arange(len(sites)), counts),
-        width=np.concatenate([site.kept() for site in sites]),
-        gain=np.concatenate([damage[index] - damage for damage, index in zip(damages, current, strict=True)]),
+        group=np.repeat(np.arange(len(groups)), counts),
+        after=np.concatenate([group.put(np.full_like(kept, -1)) for group in groups]),
+        gain=np.concatenate([g.damage[index] - g.damage for g, index in zip(groups, current, strict=True)]),
         cost=np.stack(tables),
         near=np.concatenate([_near(count, index) for count, index in zip(counts, current, strict=True)]),
     )
 
 
 def _near(count: int, current: int) -> NDArray[np.bool_]:
-    """[C] choices one, two, four, ... steps away: fine and coarse pairs, but few."""
+    """[O] options one, two, four, ... steps away: fine and coarse pairs, but few."""
     distance = np.abs(np.arange(count) - current)
     return np.asarray((distance > 0) & (distance & (distance - 1) == 0))
 
 
 def _single(constraint: Constraint, moves: _Moves, kept: IntArray) -> IntArray | None:
-    """The feasible change of one site that lowers the damage most."""
+    """The feasible change of one group that lowers the damage most."""
     order = np.flatnonzero(moves.gain > SMALLEST_GAIN)
     order = order[np.argsort(-moves.gain[order], kind="stable")]
     return _first_legal(constraint, kept, moves, order[:, None])
 
 
 def _pair(constraint: Constraint, moves: _Moves, kept: IntArray) -> IntArray | None:
-    """The feasible change of two sites that lowers the damage most, among pairs that look feasible one by one."""
+    """The feasible change of two groups that lowers the damage most, among pairs that look feasible one by one."""
     up = np.flatnonzero((moves.gain > SMALLEST_GAIN) & moves.near)
     down = np.flatnonzero((moves.cost < 0).any(axis=0) & moves.near)
     room = [limit - constraint.costing.one(cost, kept) for cost, limit in constraint.budgets]
     gain = moves.gain[up][:, None] + moves.gain[down][None, :]
-    gain[moves.site[up][:, None] == moves.site[down][None, :]] = 0
+    gain[moves.group[up][:, None] == moves.group[down][None, :]] = 0
     for change, slack in zip(moves.cost, room, strict=True):
         gain[change[up][:, None] + change[down][None, :] > slack] = 0
     rows, columns = np.nonzero(gain > SMALLEST_GAIN)
@@ -190,30 +190,31 @@ def _first_legal(constraint: Constraint, kept: IntArray, moves: _Moves, order: I
     if not len(order):
         return None
     rows = np.repeat(kept[None, :], len(order), axis=0)
-    np.put_along_axis(rows, moves.site[order], moves.width[order], axis=1)
+    for part in order.T:
+        rows = np.where(moves.after[part] >= 0, moves.after[part], rows)
     legal = np.flatnonzero(constraint.keeps(rows))
     return np.asarray(rows[legal[0]]) if len(legal) else None
 
 
-def _by_multipliers(constraint: Constraint, damages: Sequence[FloatArray]) -> IntArray:
-    """Linearize at the current policy, weigh budgets by multipliers, solve per site, repeat; best feasible kept.
+def _by_multipliers(constraint: Constraint, groups: Sequence[Group]) -> IntArray:
+    """Linearize at the current policy, weigh budgets by multipliers, solve per group, repeat; best feasible kept.
 
-    With multipliers fixed, each site minimizes damage + sum of multiplier x cost / budget on its own. One
+    With multipliers fixed, each group minimizes damage + sum of multiplier x cost / budget on its own. One
     common factor is bisected to the largest feasible policy; the balance between budgets follows how full
     they are (a multiplicative-weights step).
     """
-    costing, sites = constraint.costing, constraint.costing.sites
-    best, best_damage = constraint.fallback, _total(damages, sites_index(costing, constraint.fallback))
+    costing = constraint.costing
+    best, best_damage = constraint.fallback, _total(groups, constraint.fallback)
     kept, weights = constraint.fallback, np.full(len(constraint.budgets), 1 / len(constraint.budgets))
     for _ in range(ROUNDS):
-        shares = [np.zeros(len(site.choices)) for site in sites]
+        shares = [np.zeros(len(group.options)) for group in groups]
         for weight, (cost, limit) in zip(weights, constraint.budgets, strict=True):
-            for share, table in zip(shares, linearize(costing, cost, kept)[1], strict=True):
+            for share, table in zip(shares, linearize(costing, cost, kept, groups)[1], strict=True):
                 share += weight * table / limit
-        candidate = _bisect(constraint, damages, shares)
+        candidate = _bisect(constraint, groups, shares)
         if candidate is None:
             break
-        total = _total(damages, sites_index(costing, candidate))
+        total = _total(groups, candidate)
         if total < best_damage:
             best, best_damage = candidate, total
         fullness = np.asarray([costing.one(cost, candidate) / limit for cost, limit in constraint.budgets])
@@ -225,13 +226,13 @@ def _by_multipliers(constraint: Constraint, damages: Sequence[FloatArray]) -> In
     return best
 
 
-def _bisect(constraint: Constraint, damages: Sequence[FloatArray], shares: Sequence[FloatArray]) -> IntArray | None:
+def _bisect(constraint: Constraint, groups: Sequence[Group], shares: Sequence[FloatArray]) -> IntArray | None:
     """The feasible policy of the smallest common multiplier, found by bisection; None if none is feasible."""
     low, high, found = -12.0, 12.0, None
     for _ in range(40):
         middle = (low + high) / 2
-        picks = [int(np.argmin(d + 10**middle * s)) for d, s in zip(damages, shares, strict=True)]
-        candidate = _kept(constraint.costing, picks)
+        picks = [int(np.argmin(g.damage + 10**middle * s)) for g, s in zip(groups, shares, strict=True)]
+        candidate = constraint.costing.fitted(_kept(constraint.costing, groups, picks)[None, :])[0]
         if constraint.keeps(candidate)[0]:
             found, high = candidate, middle
         else:
@@ -239,22 +240,21 @@ def _bisect(constraint: Constraint, damages: Sequence[FloatArray], shares: Seque
     return found
 
 
-def sites_index(costing: Costing, kept: IntArray) -> list[int]:
-    """Index of the choice that each width is."""
-    return [int(np.flatnonzero(s.kept() == width)[0]) for s, width in zip(costing.sites, kept, strict=True)]
-
-
-def _best(costing: Costing, damages: Sequence[FloatArray], candidates: Sequence[IntArray]) -> IntArray:
+def _best(groups: Sequence[Group], candidates: Sequence[IntArray]) -> IntArray:
     """The candidate of least total damage, the first one on a tie."""
-    return min(candidates, key=lambda kept: _total(damages, sites_index(costing, kept)))
+    return min(candidates, key=lambda kept: _total(groups, kept))
 
 
-def _total(damages: Sequence[FloatArray], picks: Sequence[int]) -> float:
-    return float(sum(damage[pick] for damage, pick in zip(damages, picks, strict=True)))
+def _total(groups: Sequence[Group], kept: IntArray) -> float:
+    return float(sum(group.damage[group.index(kept)] for group in groups))
 
 
-def _kept(costing: Costing, picks: Sequence[int]) -> IntArray:
-    return np.asarray([s.choices[pick].kept for s, pick in zip(costing.sites, picks, strict=True)], dtype=np.int64)
+def _kept(costing: Costing, groups: Sequence[Group], picks: Sequence[int] | IntArray) -> IntArray:
+    """[S] what an option per group makes of the sites."""
+    kept = costing.heaviest()
+    for group, pick in zip(groups, picks, strict=True):
+        kept[group.steps] = group.options[pick]
+    return kept
 
 
 def _pareto(cost: FloatArray, loss: FloatArray) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ layer with its choice of nearest density. Units stay whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -83,6 +84,22 @@ def wherever_legal(sites: Sequence[Site], pattern: str) -> IntArray:
     """[S] the pattern in every layer that may choose it, all else dense (uniform N:M)."""
     ranks = [next((c.kept for c in site.choices if c.pattern == pattern), site.channels) for site in sites]
     return np.asarray(ranks, dtype=np.int64)
+
+
+def narrowed(constraint: Constraint, pattern: str) -> Constraint:
+    """The same budgets where every layer that may choose the pattern must have it, at widths that let it.
+
+    Raises:
+        InfeasibleBudget: If the budgets cannot be kept so.
+    """
+    costing, group = constraint.costing, parse_pattern(pattern).group
+    sites = []
+    for site in costing.sites:
+        named = [choice for choice in site.choices if choice.pattern == pattern]
+        whole = [choice for choice in site.choices if choice.kept % max(group, 1) == 0]
+        choices = (named if site.layer else whole) or site.choices
+        sites.append(replace(site, choices=tuple(choices)))
+    return Constraint.create(replace(costing, sites=tuple(sites)), constraint.budgets)
 
 
 def _nearest(site: Site, densities: FloatArray) -> IntArray:

@@ -52,18 +52,30 @@ def bind(config: SearchConfig, costing: Costing, table: LatencyTable | None) -> 
     Raises:
         InfeasibleBudget: If they cannot be kept.
     """
-    shapes = costing.shapes
+    skips = skipped_patterns(costing.shapes, table)
     budgets = []
     for name, value in config.constraint.items():
         if name == COVERAGE:
             budgets.append(Budget(Uncovered(), 1 - value))
             continue
         cost: Cost = table if table and name in LATENCY else COSTS[name]
-        if isinstance(cost, Macs) and shapes is not None:
-            cost = Macs(skips=shapes.skips)
+        if isinstance(cost, Macs):
+            cost = Macs(skips=skips)
+            if config.choose in ("patterns", "unstructured") and not skips:
+                raise ValueError(
+                    f"only patterns can lower macs under --choose {config.choose}, but nothing says that the hardware "
+                    "skips their zeros: add --constraint sparsity=2:4@RULES, a profile with `skips`, or bound params"
+                )
         dense = cost_of(cost, costing.family.dense)
         budgets.append(Budget(cost, value if name == "latency_ms" else resolve_budget(cost, value, dense)))
     return Constraint.create(costing, budgets)
+
+
+def skipped_patterns(shapes: ShapeRules | None, table: LatencyTable | None) -> tuple[str, ...]:
+    """Patterns whose zeros the hardware does not multiply: the profile says it, or without one the shape rules."""
+    if table is not None:
+        return tuple(table.profile.skips)
+    return shapes.skips if shapes is not None else ()
 
 
 def recount(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amc.anatomy import dissect
 from amc.backend import Agreement, choose_backend, repairs_alike
-from amc.bounds import bind, choose_sites, recount
+from amc.bounds import bind, choose_sites, recount, skipped_patterns
 from amc.cache import cached_tensors
 from amc.config import SearchConfig
 from amc.config_parts import BackendConfig
@@ -284,7 +284,8 @@ class Problem:
             network: Whose weights keep to their patterns: they are checked before they are counted.
             patterns: Layer name -> pattern.
         """
-        wanted: list[Cost] = [Macs(), Params(), *(budget.cost for budget in self.constraint.budgets)]
+        macs = Macs(skips=skipped_patterns(self.shapes, self.table))
+        wanted: list[Cost] = [macs, Params(), *(budget.cost for budget in self.constraint.budgets)]
         wanted += [self.table] if self.table is not None else []
         return recount(network, self.task.example_input, wanted, patterns or {})
 

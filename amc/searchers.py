@@ -11,8 +11,9 @@ from agents.cma_es import CMAES
 from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
 from agents.random_search import RandomSearch
 from agents.searcher import Searcher
-from amc.allocate import linearize, sites_index
+from amc.allocate import linearize
 from amc.config import learning_settings
+from amc.groups import alone
 from amc.problem import Problem
 from envs.observation import FEATURES
 from hw_profiles.layers import IntArray
@@ -44,9 +45,11 @@ def make_searcher(problem: Problem, starts: Mapping[str, Sequence[int]]) -> Sear
 def budget_shares(problem: Problem, widths: Sequence[int] | IntArray) -> list[float]:
     """[S] change of the first budget's cost per unit of preserve ratio, between each site's neighbouring choices."""
     costing, kept = problem.constraint.costing, np.asarray(widths)
-    tables = linearize(costing, problem.constraint.budgets[0].cost, kept)[1]
+    groups = alone(costing, [np.zeros(len(site.choices)) for site in costing.sites])
+    tables = linearize(costing, problem.constraint.budgets[0].cost, kept, groups)[1]
     shares = []
-    for site, table, index in zip(costing.sites, tables, sites_index(costing, kept), strict=True):
+    for site, group, table in zip(costing.sites, groups, tables, strict=True):
+        index = group.index(kept)
         low, high = max(index - 1, 0), min(index + 1, len(table) - 1)
         distance = site.choices[high].ratio - site.choices[low].ratio
         shares.append(float(table[high] - table[low]) / distance if distance else 0.0)

@@ -14,6 +14,7 @@ from amc.allocate import knapsack
 from amc.evaluate import read
 from amc.problem import Problem
 from amc.sensitivity import DAMAGES, forward, mean_damage
+from envs.constraint import Constraint
 from envs.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
 from hw_profiles.layers import IntArray
@@ -29,9 +30,14 @@ def starting_widths(problem: Problem) -> dict[str, tuple[int, ...]]:
     return {name: tuple(solve[name]().tolist()) for name in wanted}
 
 
-def best_knapsack(problem: Problem) -> IntArray:
-    """[S] kept channels of the best knapsack solution, by audition if there are several."""
-    constraint = problem.constraint
+def best_knapsack(problem: Problem, constraint: Constraint | None = None) -> IntArray:
+    """[S] kept channels of the best knapsack solution, by audition if there are several.
+
+    Args:
+        problem: Whose damage curves are used.
+        constraint: A narrower one over the same sites, None for the problem's own.
+    """
+    constraint = constraint or problem.constraint
     solutions = [knapsack(constraint, curves) for curves in problem.damage_curves().values()]
     if len(solutions) > 1:
         solutions.append(constraint.scaled(np.mean([problem.actions(solution) for solution in solutions], axis=0)))

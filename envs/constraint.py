@@ -75,20 +75,38 @@ class Costing:
 
     def _codes(self, kept: IntArray) -> IntArray | None:
         """[K, N] pattern of each operator, None where all are dense."""
-        rows = {layer.name: row for row, layer in enumerate(self.family.dense.layers)}
-        codes = np.zeros((len(kept), len(rows)), dtype=np.int64)
+        rows = self._rows()
+        codes = np.zeros((len(kept), len(self.family.dense.layers)), dtype=np.int64)
         for step, site in enumerate(self.sites):
             if site.layer:
                 table = np.asarray([parse_pattern(choice.pattern).code for choice in site.choices], dtype=np.int64)
                 codes[:, rows[site.layer]] = table[kept[:, step] - site.choices[0].kept]
         return codes if codes.any() else None
 
-    def misfits(self, kept: IntArray) -> FloatArray:
-        """[K] how many layers of [K, S] assignments have a pattern that their shape does not take."""
+    def _rows(self) -> dict[str, int]:
+        return {layer.name: row for row, layer in enumerate(self.family.dense.layers)}
+
+    def unfit(self, kept: IntArray) -> NDArray[np.bool_]:
+        """[K, N] bool: layers of [K, S] assignments that have a pattern which their shape does not take."""
         widths = self.widths(kept) if any(site.layer for site in self.sites) else None
         if widths is None or widths.patterns is None:
-            return np.zeros(len(np.atleast_2d(kept)))
-        return np.asarray(misfits(self.family.dense, widths, self.shapes).sum(axis=1), dtype=np.float64)
+            return np.zeros((len(np.atleast_2d(kept)), len(self.family.dense.layers)), dtype=bool)
+        return misfits(self.family.dense, widths, self.shapes)
+
+    def misfits(self, kept: IntArray) -> FloatArray:
+        """[K] how many layers of [K, S] assignments have a pattern that their shape does not take."""
+        return np.asarray(self.unfit(kept).sum(axis=1), dtype=np.float64)
+
+    def fitted(self, kept: IntArray, first: int = 0) -> IntArray:
+        """[K, S] assignments with each pattern, from site `first` on, that its layer does not take made dense."""
+        unfit = self.unfit(kept)
+        if not unfit.any():
+            return kept
+        fitted, rows = kept.copy(), self._rows()
+        for step, site in enumerate(self.sites):
+            if site.layer and step >= first and site.choices[-1].pattern == "dense":
+                fitted[unfit[:, rows[site.layer]], step] = site.channels
+        return fitted
 
     def one(self, cost: Cost, kept: IntArray) -> float:
         """Cost of one [S] assignment."""
@@ -148,6 +166,9 @@ class Constraint:
     def allowed(self, prefix: Sequence[int]) -> IntArray:
         """Indices of the choices of site `len(prefix)` that can still end within every budget.
 
+        A pattern of the fallback's tail that the widths so far do not fit is dense: a pattern that is yet to be
+        chosen forbids no width. Deciding as that tail does leads to the same end, so some choice is always left.
+
         Args:
             prefix: Kept channels of the sites decided so far, each an allowed choice.
 
@@ -159,7 +180,7 @@ class Constraint:
         kept = np.repeat(self.fallback[None, :], len(options), axis=0)
         kept[:, :step] = prefix
         kept[:, step] = options
-        return np.flatnonzero(self.keeps(kept))
+        return np.flatnonzero(self.keeps(self.costing.fitted(kept, step + 1)))
 
     def project(self, ratios: Sequence[float]) -> IntArray:
         """[S] kept channels after walking the sites with wanted preserve ratios."""
@@ -192,6 +213,7 @@ class Constraint:
                 for own, ratio in zip(steps, ratios, strict=True)
             ]
             kept = np.stack([site.kept()[index] for site, index in zip(sites, every, strict=True)], axis=1)
+            kept = self.costing.fitted(kept)
             legal = np.flatnonzero(self.keeps(kept))
             if len(legal):
                 return np.asarray(kept[legal[0]])
@@ -207,7 +229,9 @@ class Constraint:
 
 
 def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
-    """Lightest choices everywhere, improved by coordinate descent where a cost is not monotone.
+    """Lightest choices everywhere, improved by coordinate descent where a cost is not monotone or a shape not taken.
+
+    Widths go first: a wider unit that takes the pattern leaves more to choose from than a layer made dense.
 
     Raises:
         InfeasibleBudget: If the descent ends above a budget.
@@ -223,7 +247,7 @@ def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
     improved = True
     while best > 0 and improved:
         improved = False
-        for step, site in enumerate(costing.sites):
+        for step, site in sorted(enumerate(costing.sites), key=lambda pair: bool(pair[1].layer)):
             options = np.repeat(kept[None, :], len(site.choices), axis=0)
             options[:, step] = site.kept()
             values = excess(options)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hw_profiles.graphs import Probe
 from hw_profiles.kernels import Formats, Kernel, Mode, Op
+from hw_profiles.patterns import parse_pattern
 
 SCHEMA_VERSION: Literal[1] = 1
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -130,6 +131,7 @@ class Profile(Part):
     sessions: list[Session] = Field(min_length=1)
     kernels: list[KernelTimes]
     corrections: list[Correction] = []
+    skips: dict[str, str] = Field({}, description="pattern whose zeros are not multiplied -> source; unstructured: any")
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
@@ -138,6 +140,9 @@ class Profile(Part):
             _same_device(first, session)
         if any(session.device.cores_used != self.threads for session in self.sessions):
             raise ValueError("`cores_used` of every session must equal `threads`: it was measured otherwise")
+        for text in self.skips:
+            if text != "unstructured":
+                parse_pattern(text)
         seen: set[Kernel] = set()
         for times in self.kernels:
             key = times.key()
@@ -160,6 +165,8 @@ class Profile(Part):
         """The file's content: one entry per line, kernels in a fixed order, so that versions can be compared."""
         data = self.model_dump(mode="json")
         kernels = data.pop("kernels")
+        if not self.skips:
+            del data["skips"]  # as files were before there were patterns
         blocks = [
             f'    {{\n      "kernel": {json.dumps(times["kernel"])},\n      "entries": [\n'
             + ",\n".join(f"        {json.dumps(entry)}" for entry in times["entries"])

@@ -11,16 +11,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from amc import allocate
 from amc.allocate import exchange, is_additive, knapsack, linearize, solve_additive
 from amc.anatomy import dissect
+from amc.groups import Group, alone, together
 from amc.models.resnet_cifar import resnet20
 from amc.sensitivity import Curve
 from envs.constraint import Budget, Constraint, Costing, FloatArray
+from envs.pattern_sites import interleaved, pattern_sites
 from envs.rules import Rules
 from hw_profiles.cost import COSTS, Cost, Macs, Memory, Params
 from hw_profiles.layers import IntArray
+from hw_profiles.shape_rules import load_rules
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -50,6 +54,26 @@ def make_curves(costing: Costing, seed: int) -> list[Curve]:
         damage = [*np.cumsum(steps[::-1])[::-1], 0.0]
         curves.append(Curve(unit=site.unit, kept=tuple(site.kept().tolist()), damage=tuple(damage)))
     return curves
+
+
+def undamaged(costing: Costing) -> list[Group]:
+    return alone(costing, [np.zeros(len(site.choices)) for site in costing.sites])
+
+
+class Block(nn.Module):
+    """A residual block whose inner channels alone can be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.conv2(torch.relu(self.conv1(x)))
+        return out
+
+
+def small_blocks() -> nn.Module:
+    return nn.Sequential(Block(), Block()).eval()  # the stream of channels begins at the input: none of it is a unit
 
 
 def total(curves: Sequence[Curve], kept: IntArray) -> float:
@@ -125,18 +149,19 @@ def inner_channels() -> Costing:
 
 def test_macs_over_inner_channels_of_residual_blocks_are_additive(inner_channels: Costing) -> None:
     assert len(inner_channels.sites) == 9
-    assert is_additive(inner_channels, Macs())
+    assert is_additive(inner_channels, Macs(), undamaged(inner_channels))
 
 
 @pytest.mark.parametrize("cost", [Macs(), Params(), Memory()], ids=lambda cost: cost.name)
 def test_no_cost_of_a_plain_chain_is_additive(cost: Cost, zoo: Callable[[str], Specimen]) -> None:
-    assert not is_additive(zoo("chain").costing(), cost)
+    costing = zoo("chain").costing()
+    assert not is_additive(costing, cost, undamaged(costing))
 
 
 def test_linearized_costs_are_exact_for_every_single_change(zoo: Callable[[str], Specimen]) -> None:
     costing = zoo("chain").costing()
     kept = np.asarray([4, 3, 7, 2])
-    base, changes = linearize(costing, Params(), kept)
+    base, changes = linearize(costing, Params(), kept, undamaged(costing))
     for step, site in enumerate(costing.sites):
         for index, width in enumerate(site.kept()):
             moved = kept.copy()
@@ -147,7 +172,7 @@ def test_linearized_costs_are_exact_for_every_single_change(zoo: Callable[[str],
 def test_the_knapsack_over_an_additive_cost_is_optimal(inner_channels: Costing) -> None:
     curves = make_curves(inner_channels, seed=3)
     constraint = make_constraint(inner_channels, ["macs"], 0.5)
-    base, changes = linearize(inner_channels, Macs(), inner_channels.dense())
+    base, changes = linearize(inner_channels, Macs(), inner_channels.dense(), undamaged(inner_channels))
     # The same problem by dynamic programming over an integer budget: all changes are multiples of the least one.
     unit = float(np.gcd.reduce([int(-c) for change in changes for c in change if c < 0]))
     room = int((constraint.budgets[0].limit - base) // unit)
@@ -160,6 +185,24 @@ def test_the_knapsack_over_an_additive_cost_is_optimal(inner_channels: Costing) 
             fresh[saved:] = np.minimum(fresh[saved:], best[: len(best) - saved] + loss)
         best = fresh
     assert total(curves, knapsack(constraint, curves)) == pytest.approx(best[-room:].min(), abs=1e-9)
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 99), share=st.floats(0.1, 0.6))
+def test_widths_and_patterns_together_are_allocated_optimally(seed: int, share: float) -> None:
+    anatomy, rules = dissect(small_blocks(), torch.zeros(1, 8, 8, 8)), load_rules("multiple-of-4")
+    layers, _ = pattern_sites(small_blocks(), anatomy.graph, anatomy.family.dense, ["2:4"], shapes=rules)
+    widths = Rules(min_ratio=0.4).sites(anatomy.units)[0]
+    sites = interleaved(widths, layers, anatomy.units)
+    costing = Costing(anatomy.family, tuple(sites), rules)
+    macs = Macs(skips=rules.skips)
+    low, high = costing.one(macs, costing.lightest()), costing.one(macs, costing.dense())
+    constraint = Constraint.create(costing, [Budget(macs, low + share * (high - low))])
+    curves = make_curves(costing, seed)
+    groups = together(costing, [curve.at(site.kept()) for curve, site in zip(curves, sites, strict=True)])
+    assert is_additive(costing, macs, groups)
+    assert not is_additive(costing, macs, undamaged(costing))
+    assert total(curves, knapsack(constraint, curves)) == pytest.approx(brute_force(constraint, curves), abs=1e-9)
 
 
 # Any costs, any number of budgets
@@ -181,15 +224,15 @@ def test_the_knapsack_keeps_every_budget_and_is_never_worse_than_uniform_or_the_
 def test_multipliers_alone_already_beat_uniform_by_far(
     names: tuple[str, ...], stacked: Stacked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allocate, "exchange", lambda constraint, damages, kept: kept)
+    monkeypatch.setattr(allocate, "exchange", lambda constraint, groups, kept: kept)
     costing = stacked(("conv", "projection", "inverted", "dense"), 8).costing()
     constraint, curves = make_constraint(costing, names, 0.5), make_curves(costing, 0)
     assert total(curves, knapsack(constraint, curves)) < 0.7 * total(curves, constraint.uniform())
 
 
 def test_uniform_is_returned_where_nothing_better_is_found(stacked: Stacked, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocate, "exchange", lambda constraint, damages, kept: kept)
-    monkeypatch.setattr(allocate, "_by_multipliers", lambda constraint, damages: constraint.fallback)
+    monkeypatch.setattr(allocate, "exchange", lambda constraint, groups, kept: kept)
+    monkeypatch.setattr(allocate, "_by_multipliers", lambda constraint, groups: constraint.fallback)
     costing = stacked(("conv", "projection"), 8).costing()
     constraint, curves = make_constraint(costing, ["macs"], 0.5), make_curves(costing, 0)
     assert knapsack(constraint, curves).tolist() == constraint.uniform().tolist()
@@ -219,7 +262,7 @@ def test_an_exchange_of_two_sites_is_found_where_no_single_change_helps(stacked:
     constraint = Constraint.create(costing, [Budget(Params(), costing.one(Params(), np.asarray([3, 5])))])
     # The first site hurts a lot, the second hardly: widening one means narrowing the other.
     damages = [np.linspace(10, 0, len(costing.sites[0].choices)), np.linspace(1, 0, len(costing.sites[1].choices))]
-    better = exchange(constraint, damages, np.asarray([3, 5]))
+    better = exchange(constraint, alone(costing, damages), np.asarray([3, 5]))
     assert better[0] > 3
     assert better[1] < 5
     assert constraint.keeps(better).all()

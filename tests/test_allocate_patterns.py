@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from amc.allocate_patterns import ALLOCATIONS, allocate, erk, global_magnitude, lamp, wherever_legal
+from amc.allocate import knapsack
+from amc.allocate_patterns import ALLOCATIONS, allocate, erk, global_magnitude, lamp, narrowed, wherever_legal
 from amc.config import load_config
 from amc.problem import Problem
+from amc.sensitivity import Curve
 from envs.constraint import InfeasibleBudget
 
 
@@ -52,6 +54,19 @@ def test_a_pattern_wherever_it_is_legal_leaves_the_rest_dense() -> None:
     assert set(problem.patterns(kept).values()) == {"2:4"}
     widths = [(site.channels, value) for site, value in zip(problem.sites, kept, strict=True) if not site.layer]
     assert all(full == value for full, value in widths)
+
+
+def test_narrowed_to_a_pattern_every_allocation_has_it_wherever_it_is_legal() -> None:
+    problem = Problem(load_config(None, {
+        "task": "digits", "choose": "mixed", "constraint": {"macs": 0.35, "sparsity": "2:4@multiple-of-4"},
+    }))  # fmt: skip
+    narrow = narrowed(problem.constraint, "2:4")
+    everywhere = problem.patterns(wherever_legal(problem.sites, "2:4"))
+    curves = [Curve(unit=s.unit, kept=(s.choices[0].kept, s.channels), damage=(1.0, 0.0)) for s in problem.sites]
+    for kept in (narrow.uniform(), narrow.fallback, knapsack(narrow, curves)):
+        assert problem.constraint.keeps(kept).all()
+        assert problem.patterns(kept) == everywhere
+    assert narrow.costs(narrow.uniform())["macs"] > 0.25 / 0.35 * narrow.limits()["macs"]
 
 
 def test_a_budget_below_the_sparsest_choice_is_refused(fine_grained: Problem) -> None:

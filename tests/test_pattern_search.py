@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from amc.allocate_patterns import wherever_legal
+from amc.bounds import skipped_patterns
 from amc.check import check_file
 from amc.config import load_config, parse_constraints
 from amc.export import load_applied, write_applied, write_onnx
@@ -28,9 +31,12 @@ from envs.patterns import PatternMismatch, verify_network
 from envs.policy import Policy
 from envs.rules import Rules
 from envs.sites import decode, encode, pattern_site
-from hw_profiles.cost import COSTS, Macs
+from hw_profiles.cost import COSTS, Macs, cost_of
+from hw_profiles.layers import Layout
 from hw_profiles.patterns import parse_pattern
+from hw_profiles.profile import Device, FormatsKey, Profile, Session, parse
 from hw_profiles.shape_rules import Uncovered, known_rules, load_rules
+from hw_profiles.table import LatencyTable
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -125,6 +131,56 @@ def test_a_unit_comes_before_the_layers_that_it_feeds(zoo: Callable[[str], Speci
         for member in unit.role("consumer"):
             if f"{member.module}.weight" in order:
                 assert order.index(name) < order.index(f"{member.module}.weight")
+
+
+@pytest.mark.parametrize("choose", ["patterns", "mixed"])
+def test_macs_count_what_is_left_where_the_rules_say_that_zeros_are_skipped(choose: str) -> None:
+    one = Problem(load_config(None, {
+        "task": "digits", "choose": choose, "constraint": {"macs": 0.8, "sparsity": "2:4@multiple-of-4"},
+        "compression": {"repair": "none", "importance": "l1"},
+    }))  # fmt: skip
+    kept = wherever_legal(one.sites, "2:4")
+    policy = one.policy(kept)
+    layout = one.anatomy.family.dense
+    halved = [layer for layer in layout.layers if layer.name in policy.patterns()]
+    saved = sum(cost_of(Macs(), Layout(layers=(replace(layer, inputs=()),))) for layer in halved) / 2
+    assert saved > 0
+    real = one.real_costs(one.compressor.compress(policy).network, policy.patterns())
+    assert real["macs"] == one.policy_costs(policy)["macs"] == cost_of(Macs(), layout) - saved
+
+
+def test_a_profile_decides_whether_zeros_are_skipped() -> None:
+    device = Device(name="", cpu="", machine="", system="", cores=1, cores_used=1)
+    session = Session(date="", device=device, runtime_version="1", yardstick_ms=1.0, overhead_ms=0.0)
+    profile = Profile(runtime="onnxruntime", dtype="fp32", batch=1, threads=1, sessions=[session], kernels=[],
+                      formats=FormatsKey(block=0, align=1, fuses=True))  # fmt: skip
+    skipping = profile.model_copy(update={"skips": {"1:4": "its manual"}})
+    rules = load_rules("multiple-of-4")
+    assert parse(skipping.text(), "mine.json") == skipping
+    assert skipped_patterns(rules, LatencyTable(profile, "mine")) == ()
+    assert skipped_patterns(rules, LatencyTable(skipping, "mine")) == ("1:4",)
+    assert skipped_patterns(rules, None) == ("2:4",)
+    assert skipped_patterns(None, None) == ()
+
+
+def test_macs_that_no_pattern_can_lower_are_refused_with_the_cure() -> None:
+    with pytest.raises(ValueError, match="sparsity=2:4@RULES"):
+        Problem(load_config(None, {"task": "digits", "choose": "patterns", "constraint": {"macs": 0.7}}))
+
+
+@pytest.mark.parametrize("rules", ["multiple-of-4", "cutlass-int8"])
+def test_a_pattern_that_is_yet_to_be_chosen_forbids_no_width(zoo: Callable[[str], Specimen], rules: str) -> None:
+    constraint = mixed(zoo("chain"), ("2:4",), rules, params=0.95)
+    sites, generator = constraint.costing.sites, np.random.default_rng(0)
+    widths = {site.unit: set(site.kept().tolist()) for site in sites if not site.layer}
+    for _ in range(200):
+        kept = constraint.project(generator.random(len(sites)).tolist())
+        assert constraint.keeps(kept).all()
+        assert np.array_equal(constraint.project([s.action(k) for s, k in zip(sites, kept, strict=True)]), kept)
+        for site, value in zip(sites, kept, strict=True):
+            if not site.layer:
+                widths[site.unit].discard(int(value))
+    assert not any(len(missed) > 1 for missed in widths.values())
 
 
 def test_coverage_bounds_what_stays_dense() -> None:
