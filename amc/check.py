@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from amc.files import read_json
+from amc.semi_structured import TOLERANCE, difference_on_cuda
 from envs.patterns import PatternMismatch, tightest, verify, verify_network
 from envs.policy import Policy
 from hw_profiles.patterns import DENSE, Pattern, parse_pattern
@@ -82,9 +83,25 @@ def _table(title: str, weights: Mapping[str, Tensor], wanted: Mapping[str, str])
         pattern = parse_pattern(wanted[name]) if name in wanted else tightest(weight)
         verify(weight, pattern, what=repr(name))
         share = float((weight != 0).double().mean())
+        products = _on_cuda(name, weight) if str(pattern) == "2:4" else ""
         said = "as the policy says" if name in wanted else "found" if pattern != DENSE else "-"
-        table.add_row(name, "x".join(map(str, weight.shape)), f"{share:.1%}", str(pattern), said)
+        table.add_row(name, "x".join(map(str, weight.shape)), f"{share:.1%}", str(pattern), said + products)
     return table
+
+
+def _on_cuda(name: str, weight: Tensor) -> str:
+    """What a CUDA device makes of a 2:4 weight, '' without one.
+
+    Raises:
+        PatternMismatch: If its products differ from the dense ones.
+    """
+    difference = difference_on_cuda(weight)
+    if difference is not None and not difference <= TOLERANCE:
+        raise PatternMismatch(
+            f"2:4 products on CUDA must agree with dense ones, but {name!r} differs by {difference:.2g} of the largest "
+            "output: use another version of torch"
+        )
+    return "" if difference is None else f"; 2:4 products on CUDA differ by {difference:.1e}"
 
 
 def _patterns(path: Path) -> dict[str, str]:

@@ -102,7 +102,7 @@ def config_of(options: argparse.Namespace, repair: str) -> SearchConfig:
     """The search that is timed: the defaults, but for the images and an early end of warm-up."""
     cifar = options.task.startswith("cifar10-")
     weights = options.weights / f"{options.task.removeprefix('cifar10-')}_cifar10.safetensors" if cifar else None
-    repairing = {"repair": repair, "images": max(options.images, 1000), "quick_images": options.images}
+    repairing = {"repair": repair, "images": max(options.images, 1000)}
     return SearchConfig(
         task=options.task, data=options.data, checkpoint=weights, reward_images=options.images, warmup=4,
         starts=("uniform",), compression=repairing,
