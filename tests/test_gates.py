@@ -182,7 +182,7 @@ def gradient_times_weight(network: nn.Module, unit: Unit, image: Tensor, signs: 
         without = deepcopy(network)
         zero_inputs(without, unit, [channel])
         read = [weight - without.get_parameter(name) for name, weight in zip(names, weights, strict=True)]
-        values.append(sum(float((g * w).sum()) for g, w in zip(gradients, read, strict=True)))
+        values.append(sum(float((g * w.detach()).sum()) for g, w in zip(gradients, read, strict=True)))
     return values
 
 

@@ -60,7 +60,9 @@ def test_a_fraction_of_the_dense_latency_is_kept_beside_another_budget(profile: 
     assert found["latency_ms"] <= result["budgets"]["latency_ms"]
     assert found["params"] <= result["budgets"]["params"]
     layers = result["measured"]["layers"]["found"]
-    assert all(layer["predicted_ms"] > 0 and layer["measured_ms"] > 0 for layer in layers)
+    assert all(layer["predicted_ms"] > 0 for layer in layers)
+    measured = [layer["measured_ms"] for layer in layers]  # whole microseconds: small layers may have none
+    assert min(measured) >= 0 < sum(measured)
     report = (out / "report.html").read_text()
     assert "Latency, predicted and measured" in report
     assert layers[0]["layer"] in report
