@@ -82,7 +82,7 @@ def paper_section() -> str:
     cells = [[f"{100 * result[name]['accuracy'][split]:.2f}" for name in names] for split in ("validation", "test")]
     return "\n".join([
         "## ResNet-56, 50 % MACs, `--preset paper` (layer-wise repair, no starts)", "",
-        f"{result['episodes']} episodes, {result['seconds']:.0f} s, seed 0.", "",
+        f"{result['episodes']} episodes, {result['measured']['seconds']:.0f} s, seed 0.", "",
         f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names),
         f"| validation | {' | '.join(cells[0])} |", f"| test | {' | '.join(cells[1])} |",
     ])  # fmt: skip
