@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amc import semi_structured
 from amc.semi_structured import TOLERANCE, as_matrix, difference_on_cuda
 from envs.patterns import best_mask
 from envs.rows import as_weight, kernel_size, weight_rows
@@ -19,7 +18,11 @@ def pruned(layer: torch.nn.Conv2d | torch.nn.Linear) -> torch.Tensor:
     return as_weight(layer, rows * mask).detach()
 
 
-LAYERS = {"linear": torch.nn.Linear(128, 64), "1x1": torch.nn.Conv2d(64, 32, 1), "3x3": torch.nn.Conv2d(64, 32, 3)}
+LAYERS: dict[str, torch.nn.Conv2d | torch.nn.Linear] = {
+    "linear": torch.nn.Linear(128, 64),
+    "1x1": torch.nn.Conv2d(64, 32, 1),
+    "3x3": torch.nn.Conv2d(64, 32, 3),
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -36,7 +39,7 @@ def test_the_matrix_is_the_convolution_on_patches_of_whole_pixels() -> None:
 
 
 def test_without_cuda_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semi_structured.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert difference_on_cuda(pruned(LAYERS["linear"])) is None
 
 
