@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from amc.sensitivity import DAMAGES
 from envs.compress import CompressionSettings, Repair
@@ -47,18 +47,12 @@ class CompressionConfig(Part):
     reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")
     memory_gb: float = Field(1.0, gt=0, description="bound on activations and rows held by repair, GB")
 
-    @field_validator("importance")
+    @field_validator("importance", "selection")
     @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in IMPORTANCES:
-            raise ValueError(f"must be one of {', '.join(IMPORTANCES)}, but got {value!r}")
-        return value
-
-    @field_validator("selection")
-    @classmethod
-    def _selecting(cls, value: str) -> str:
-        if value not in SELECTIONS:
-            raise ValueError(f"must be one of {', '.join(SELECTIONS)}, but got {value!r}")
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        known = IMPORTANCES if info.field_name == "importance" else SELECTIONS
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}, but got {value!r}")
         return value
 
     def settings(self, seed: int) -> CompressionSettings:
