@@ -211,12 +211,13 @@ class Measurement:
         first = self._score(small, 0, len(self.images) if self.race is None else self.race.first)
         if self.race is None:
             return first.evaluation(costs, len(first.each) + repair_forwards)
-        blocks = first.blocks(BLOCKS)
-        begun = replace(first.evaluation(costs, len(first.each) + repair_forwards), blocks=blocks)
-        if self.race.lost(begun):
-            return self.race.estimate(begun)
-        score = first.followed_by(self._score(small, self.race.first, len(self.images)))
-        return replace(score.evaluation(costs, len(score.each) + repair_forwards), blocks=blocks)
+        begun = replace(first.evaluation(costs, len(first.each) + repair_forwards), blocks=first.blocks(BLOCKS))
+
+        def finish() -> Evaluation:
+            score = first.followed_by(self._score(small, len(first.each), len(self.images)))
+            return score.evaluation(costs, len(score.each) + repair_forwards)
+
+        return self.race.settled(begun, finish)
 
     def against(self, bar: Evaluation | None) -> Measurement:
         """The same, sparing policies that cannot pass the bar some images."""

@@ -8,7 +8,7 @@ difference on the first ones (a control variate), so that all rewards stand on t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -58,6 +58,15 @@ class Race:
             loss=_moved(bar.loss, here.loss, there.loss),
             output_error=_moved(bar.output_error, here.output_error, there.output_error),
         )  # fmt: skip
+
+    def settled(self, begun: Evaluation, finish: Callable[[], Evaluation]) -> Evaluation:
+        """What is told of a policy: an estimate where it has lost, otherwise its evaluation on all images.
+
+        Args:
+            begun: On the first images, with their blocks.
+            finish: Scores the others too.
+        """
+        return self.estimate(begun) if self.lost(begun) else replace(finish(), blocks=begun.blocks)
 
     def _reward(self, evaluation: Evaluation, blocks: Sequence[Block]) -> float:
         block = mean_block(blocks)

@@ -66,10 +66,9 @@ def replayed(config: SearchConfig, problem: Problem, scores: Sequence[Score]) ->
         race = Race(first=IMAGES, error=config.savings.error, reward=reward, bar=bar(known, config.confirm, images))
         for score in scores[start : start + config.round_size]:
             first = score.at(range(IMAGES))
-            blocks = first.blocks(BLOCKS)
-            begun = replace(first.evaluation({}, 0), blocks=blocks)
-            plain = replace(score.evaluation({}, 0), blocks=blocks)
-            told.append(Told(plain, race.estimate(begun) if race.lost(begun) else plain))
+            begun = replace(first.evaluation({}, 0), blocks=first.blocks(BLOCKS))
+            plain = score.evaluation({}, 0)
+            told.append(Told(plain, race.settled(begun, lambda plain=plain: plain)))  # type: ignore[misc]
     return told
 
 
