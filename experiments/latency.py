@@ -135,31 +135,30 @@ def solved(problem: Problem) -> tuple[int, ...]:
     return next(iter(starting_widths(problem).values()))
 
 
+def by_table(place: Place, fraction: float, seed: int) -> dict[str, Any]:
+    """What the search by the table finds under a budget of the dense latency, repaired in full and timed."""
+
+    def run() -> dict[str, Any]:
+        problem = problem_for(place, seed, {"latency": fraction})
+        table = problem.table
+        p95 = table.correction.p95_relative_error if table is not None and table.correction else 0.0
+        return outcome(problem, solved(problem)) | {"budget": fraction, "p95": p95}
+
+    return once(f"budget-{fraction}-{seed}", run)
+
+
 def budgets(place: Place) -> None:
     """Searches under latency budgets; the found network is timed alternating with dense."""
-    for fraction in FRACTIONS:
-        for seed in BUDGET_SEEDS:
-
-            def run(fraction: float = fraction, seed: int = seed) -> dict[str, Any]:
-                problem = problem_for(place, seed, {"latency": fraction})
-                found = outcome(problem, solved(problem))
-                table = problem.table
-                p95 = table.correction.p95_relative_error if table is not None and table.correction else 0.0
-                return {k: v for k, v in found.items() if k != "each"} | {"budget": fraction, "p95": p95}
-
-            once(f"budget-{fraction}-{seed}", run)
+    for seed in BUDGET_SEEDS:
+        for fraction in FRACTIONS:
+            by_table(place, fraction, seed)
 
 
 def rivals(place: Place) -> None:
     """At the measured latency of the search by the table: uniform widths, and the same agent counting MACs."""
-    for fraction in FRACTIONS:
-        for seed in RIVAL_SEEDS:
-
-            def ours(fraction: float = fraction, seed: int = seed) -> dict[str, Any]:
-                problem = problem_for(place, seed, {"latency": fraction})
-                return outcome(problem, solved(problem))
-
-            target = once(f"rival-table-{fraction}-{seed}", ours)["measured"]
+    for seed in RIVAL_SEEDS:
+        for fraction in FRACTIONS:
+            target = by_table(place, fraction, seed)["measured"]
             for agent in ("uniform", "knapsack"):
 
                 def other(agent: str = agent, seed: int = seed, target: float = target) -> dict[str, Any]:
@@ -236,7 +235,7 @@ def _rivals() -> list[str]:
         for rival in ("uniform", "knapsack"):
             pairs = []
             for seed in RIVAL_SEEDS:
-                files = [RUNS / f"rival-{who}-{fraction}-{seed}.json" for who in ("table", rival)]
+                files = [RUNS / f"{who}-{fraction}-{seed}.json" for who in ("budget", f"rival-{rival}")]
                 if all(file.exists() for file in files):
                     pairs.append([json.loads(file.read_text()) for file in files])
             if pairs:
