@@ -68,12 +68,13 @@ def run(line: Line, seed: int, data: Path, weights: Path) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is being measured, marked if anything but the results differs from it."""
+    """The commit that is being measured, marked if anything but results and measured profiles differs from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results",
+                  ":!hw_profiles/data")  # fmt: skip
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
