@@ -25,6 +25,7 @@ FEWEST = 8
 SHRINK = 0.3
 """Usual relative error of a prediction (0.03) over the share of time that changes of format may take beside (0.1)."""
 FEWEST_ROUNDS, MOST_ROUNDS, PRECISION = 21, 101, 0.004
+FEWEST_RUNS, BLOCK_SECONDS = 2, 2e-3
 
 Progress = Callable[[str, int, int], None]
 
@@ -183,17 +184,20 @@ def whole_network(network: nn.Module, example: Tensor, setting: Setting) -> Any:
 
 
 def alternate(one: Any, other: Any) -> tuple[float, float]:
-    """Times two networks in turn: the median ratio, and the median of the other one in milliseconds."""
-    rows: list[tuple[float, float]] = []
-    for graph in (one, other):
+    """Times two networks in turn: the median ratio, and the median of the other one in milliseconds.
+
+    Every block begins with a run that does not count: it finds the weights of the other network in the cache.
+    """
+    graphs, rows = (one, other), list[tuple[float, float]]()
+    for graph in graphs:
         graph.seconds(3)
-    runs = [max(1, round(2e-3 / max(graph.seconds(2), 1e-7))) for graph in (one, other)]
+    runs = [max(FEWEST_RUNS, round(BLOCK_SECONDS / max(graph.seconds(2), 1e-7))) for graph in graphs]
     while len(rows) < MOST_ROUNDS:
-        if len(rows) % 2:
-            a, b = one.seconds(runs[0]), other.seconds(runs[1])
-        else:
-            b, a = other.seconds(runs[1]), one.seconds(runs[0])
-        rows.append((a, b))
+        row = [0.0, 0.0]
+        for k in (0, 1) if len(rows) % 2 else (1, 0):
+            graphs[k].seconds(1)
+            row[k] = graphs[k].seconds(runs[k])
+        rows.append((row[0], row[1]))
         ratios = np.asarray([x / y for x, y in rows])
         if len(rows) >= FEWEST_ROUNDS and standard_error(ratios) < PRECISION * float(np.median(ratios)):
             break
