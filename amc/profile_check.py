@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -16,14 +17,14 @@ from amc.profile_measure import Setting
 from envs.slicing import slice_network
 from hw_profiles.device_script import Graph, now, standard_error
 from hw_profiles.layers import IntArray
-from hw_profiles.profile import Correction, FloatArray, Profile
+from hw_profiles.profile import Correction, Profile
 from hw_profiles.table import LatencyTable, network_digest
+
+FloatArray = NDArray[np.float64]
 
 POOL = 4000
 """Random networks among which those at evenly spread latencies are picked."""
 FEWEST = 8
-SHRINK = 0.3
-"""Usual relative error of a prediction (0.03) over the share of time that changes of format may take beside (0.1)."""
 FEWEST_ROUNDS, MOST_ROUNDS, PRECISION = 21, 101, 0.004
 FEWEST_RUNS, BLOCK_SECONDS = 2, 2e-3
 
@@ -53,7 +54,7 @@ class Checked:
         return {
             "task": c.task, "networks": c.networks, "median_relative_error": c.median_relative_error,
             "p95_relative_error": c.p95_relative_error, "spearman": c.spearman, "intercept_ms": c.intercept_ms,
-            "slope": c.slope, "conversion_ms": c.conversion_ms, "dense_ms": c.dense_ms,
+            "slope": c.slope, "dense_ms": c.dense_ms,
             "points": [{"predicted_ms": p, "held_out_ms": h, "measured_ms": m} for p, h, m in columns],
         }  # fmt: skip
 
@@ -82,7 +83,7 @@ def check_profile(
         raise ValueError(f"--networks must be at least {FEWEST}, since a half of them fits the correction, got {count}")
     table = LatencyTable(profile.model_copy(update={"corrections": []}), title)
     kept = spread_networks(table, anatomy, count, seed)
-    predicted, conversions = table.sums(anatomy.family.dense, anatomy.family.widths(kept))
+    predicted = table.many(anatomy.family.dense, anatomy.family.widths(kept))
     setting = Setting(runtime=profile.runtime, threads=profile.threads, batch=profile.batch, dtype=profile.dtype)
     dense = whole_network(network, example, setting)
     ratios, dense_ms = np.zeros(count), np.zeros(count)
@@ -92,54 +93,40 @@ def check_profile(
         ratios[index], dense_ms[index] = alternate(small, dense)
         progress("timing networks", index + 1, count)
     usual = float(np.median(dense_ms))
-    digest = network_digest(anatomy.family.dense)
-    return judge(predicted, conversions, ratios * usual, usual, task, digest)
+    return judge(predicted, ratios * usual, usual, task, network_digest(anatomy.family.dense))
 
 
-def judge(
-    predicted: FloatArray, conversions: IntArray, measured: FloatArray, dense_ms: float, task: str, network: str
-) -> Checked:
+def judge(predicted: FloatArray, measured: FloatArray, dense_ms: float, task: str, network: str) -> Checked:
     """Fits the correction on each half and judges it on the other."""
-    columns = np.stack([np.ones(len(predicted)), predicted, conversions], axis=1)
     held_out = np.zeros(len(predicted))
     for half in (0, 1):
         fit = np.arange(len(predicted)) % 2 == half
-        held_out[~fit] = columns[~fit] @ fit_correction(columns[fit], measured[fit])
+        intercept, slope = fit_correction(predicted[fit], measured[fit])
+        held_out[~fit] = intercept + slope * predicted[~fit]
     errors = np.abs(held_out / measured - 1)
-    intercept, slope, conversion = fit_correction(columns, measured).tolist()
+    intercept, slope = fit_correction(predicted, measured)
     correction = Correction(
-        network=network, task=task, intercept_ms=intercept, slope=slope, conversion_ms=conversion,
-        networks=len(predicted), median_relative_error=float(np.median(errors)),
-        p95_relative_error=float(np.quantile(errors, 0.95)),
+        network=network, task=task, intercept_ms=intercept, slope=slope, networks=len(predicted),
+        median_relative_error=float(np.median(errors)), p95_relative_error=float(np.quantile(errors, 0.95)),
         spearman=float(spearmanr(held_out, measured).statistic), dense_ms=dense_ms, date=now(),
     )  # fmt: skip
     return Checked(predicted=predicted, measured=measured, held_out=held_out, correction=correction)
 
 
-def fit_correction(columns: FloatArray, measured: FloatArray) -> FloatArray:
-    """Least squared *relative* error of columns [N, 3]: ones, sums of kernels, changes of format.
-
-    A change of format in a whole network misses the cache more often than among copies of itself. What it takes
-    beside its measured time is shrunk towards nothing, since some families hardly vary in their number of changes.
-
-    Returns:
-        [3] intercept, slope, milliseconds per change of format (none below zero).
+def fit_correction(predicted: FloatArray, measured: FloatArray) -> tuple[float, float]:
+    """Intercept and slope of least squared *relative* error.
 
     Raises:
         ValueError: If longer predictions go with shorter times.
     """
-    relative = columns / measured[:, None]
-    shrink = SHRINK * relative[:, 2].mean()
-    rows = np.vstack([relative, [0.0, 0.0, shrink]])
-    found = np.linalg.lstsq(rows, np.append(np.ones(len(measured)), 0.0), rcond=None)[0]
-    if found[2] <= 0:
-        found = np.append(np.linalg.lstsq(relative[:, :2], np.ones(len(measured)), rcond=None)[0], 0.0)
-    if not found[1] > 0:
+    columns = np.stack([np.ones(len(predicted)), predicted], axis=1) / measured[:, None]
+    intercept, slope = np.linalg.lstsq(columns, np.ones(len(measured)), rcond=None)[0]
+    if not slope > 0:
         raise ValueError(
-            f"measured latencies must grow with predicted ones, but the fitted slope is {found[1]:.3g}: measure again "
-            "on a quiet machine, with more --networks"
+            f"measured latencies must grow with predicted ones, but the fitted slope is {slope:.3g}: measure again on "
+            "a quiet machine, with more --networks"
         )
-    return np.asarray(found)
+    return float(intercept), float(slope)
 
 
 def spread_networks(table: LatencyTable, anatomy: Anatomy, count: int, seed: int) -> IntArray:

@@ -174,9 +174,8 @@ def check(
         f"{c.p95_relative_error:.1%}, rank correlation {c.spearman:.3f}; dense {c.dense_ms:.3f} ms", highlight=False
     )  # fmt: skip
     console.print(
-        f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels "
-        f"+ {c.conversion_ms:.4f} ms for each change of a tensor's format", highlight=False
-    )  # fmt: skip
+        f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels", highlight=False
+    )
 
 
 def _network(task: str, data: Path | None, checkpoint: Path | None) -> tuple[Task, Anatomy]:

@@ -38,6 +38,7 @@ MOBILENET = "experiments.mobilenet:mobilenet_v2"
 TASKS = ("cifar10-resnet56", MOBILENET, "digits")
 SETTINGS = tuple(Setting(threads=threads, batch=batch) for batch in (1, 8) for threads in (1, 2))
 FRACTIONS, BUDGET_SEEDS, RIVAL_SEEDS = (0.65, 0.8), range(5), range(3)
+SITTINGS = 3
 EQUAL, BISECTIONS = 0.02, 12
 """Measured latencies count as equal within this."""
 
@@ -112,13 +113,14 @@ def problem_for(place: Place, seed: int, constraint: dict[str, float], agent: st
 
 
 def measured_ratio(problem: Problem, widths: Sequence[int]) -> float:
-    """Latency of the pruned network over that of the dense one, timed whole, in turn."""
+    """Latency of the pruned network over that of the dense one, timed whole, in turn; median of fresh sessions."""
     example, setting = problem.task.example_input, SETTINGS[0]
     kept = {site.unit: int(width) for site, width in zip(problem.sites, widths, strict=True)}
     full = {unit.name: unit.channels for unit in problem.anatomy.units}
     small = sliced(problem.task.network, problem.anatomy, full | kept)
-    dense = whole_network(problem.task.network, example, setting)
-    return alternate(whole_network(small, example, setting), dense)[0]
+    pairs = ([whole_network(network, example, setting) for network in (small, problem.task.network)]
+             for _ in range(SITTINGS))  # fmt: skip
+    return float(np.median([alternate(*pair)[0] for pair in pairs]))
 
 
 def outcome(problem: Problem, widths: Sequence[int]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ Mode = Literal["plain", "direct", "blocked"]
 """How a kernel meets its tensors: plain (channels one after the other), blocked (channels in blocks of a vector
 register), or direct (reads plain, writes blocked: a convolution of few input channels)."""
 
-CONVERSIONS = ("to_blocked", "to_plain")
 ELEMENTWISE = ("add", "mul", "norm", "activation")
 
 

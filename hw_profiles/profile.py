@@ -9,16 +9,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hw_profiles.graphs import Probe
 from hw_profiles.kernels import Formats, Kernel, Mode, Op
-from hw_profiles.layers import IntArray
 from hw_profiles.patterns import parse_pattern
-
-FloatArray = NDArray[np.float64]
 
 SCHEMA_VERSION: Literal[1] = 1
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -109,24 +104,18 @@ class FormatsKey(Part):
 
 
 class Correction(Part):
-    """From the sum of kernels to the whole network, for one network; with its held-out error."""
+    """Whole network = intercept + slope x (overhead + sum of kernels), for one network; with its held-out error."""
 
     network: str = Field(description="digest of the dense network's layout")
     task: str
     intercept_ms: float
     slope: Annotated[float, Field(gt=0)]
-    conversion_ms: Annotated[float, Field(ge=0)] = Field(0.0, description="added per change of a tensor's format")
     networks: Size = Field(description="pruned networks timed whole")
     median_relative_error: Annotated[float, Field(ge=0)] = Field(description="held out")
     p95_relative_error: Annotated[float, Field(ge=0)] = Field(description="held out")
     spearman: Annotated[float, Field(ge=-1, le=1)]
     dense_ms: Annotated[float, Field(gt=0)] = Field(description="the dense network, timed in the same sitting")
     date: str
-
-    def whole(self, total_ms: FloatArray, conversions: IntArray) -> FloatArray:
-        """[K] milliseconds of whole networks, of their sums of call and kernels and their changes of format."""
-        found = self.intercept_ms + self.slope * total_ms + self.conversion_ms * conversions
-        return np.maximum(found, 1e-9)
 
 
 class Profile(Part):

@@ -11,8 +11,8 @@ from math import hypot
 import numpy as np
 
 from hw_profiles.execution import Work, executed
-from hw_profiles.kernels import CONVERSIONS, Kernel
-from hw_profiles.layers import IntArray, Layout, Widths
+from hw_profiles.kernels import Kernel
+from hw_profiles.layers import Layout, Widths
 from hw_profiles.profile import Correction, Profile
 from hw_profiles.surface import FloatArray, MissingProfileEntry, Surface
 
@@ -45,22 +45,13 @@ class LatencyTable:
         Raises:
             MissingProfileEntry: If a kernel or a width was not measured; names the command that measures it.
         """
-        total, conversions = self.sums(layout, widths)
-        return total if self.correction is None else self.correction.whole(total, conversions)
-
-    def sums(self, layout: Layout, widths: Widths) -> tuple[FloatArray, IntArray]:
-        """[K] milliseconds of call and kernels, uncorrected; [K] how often a tensor changes its format.
-
-        Raises:
-            MissingProfileEntry: If a kernel or a width was not measured; names the command that measures it.
-        """
         total = np.full(len(widths.outputs), self.overhead_ms)
-        conversions = np.zeros(len(total), dtype=np.int64)
         for work in executed(layout, widths, self.profile.formats.formats()):
             times = self._surface(work).at(work.inputs[work.where], work.outputs[work.where])
             total[work.where] += times
-            conversions[work.where] += work.kernel.op in CONVERSIONS
-        return total, conversions
+        if self.correction is None:
+            return total
+        return np.maximum(self.correction.intercept_ms + self.correction.slope * total, 1e-9)
 
     def layers(self, layout: Layout) -> FloatArray:
         """[N] milliseconds of each operator itself, without conversions of format; uncorrected.
@@ -69,7 +60,7 @@ class LatencyTable:
         """
         found = np.zeros(len(layout.layers))
         for work in executed(layout, layout.widths(), self.profile.formats.formats()):
-            if work.where[0] and work.kernel.op not in CONVERSIONS:
+            if work.where[0] and work.kernel.op not in ("to_plain", "to_blocked"):
                 found[work.layer] += float(self._surface(work).at(work.inputs, work.outputs)[0])
         return found
 
