@@ -15,7 +15,7 @@ from amc.anatomy import Anatomy
 from amc.export import onnx_bytes
 from amc.profile_measure import Setting
 from envs.slicing import slice_network
-from hw_profiles.device_script import Graph, now, standard_error
+from hw_profiles.device_script import Graph, block_seconds, now, standard_error
 from hw_profiles.layers import IntArray
 from hw_profiles.profile import Correction, Profile
 from hw_profiles.table import LatencyTable, network_digest
@@ -171,10 +171,7 @@ def whole_network(network: nn.Module, example: Tensor, setting: Setting) -> Any:
 
 
 def alternate(one: Any, other: Any) -> tuple[float, float]:
-    """Times two networks in turn: the median ratio, and the median of the other one in milliseconds.
-
-    Every block begins with a run that does not count: it finds the weights of the other network in the cache.
-    """
+    """Times two networks in turn: the median ratio, and the median of the other one in milliseconds."""
     graphs, rows = (one, other), list[tuple[float, float]]()
     for graph in graphs:
         graph.seconds(3)
@@ -182,8 +179,7 @@ def alternate(one: Any, other: Any) -> tuple[float, float]:
     while len(rows) < MOST_ROUNDS:
         row = [0.0, 0.0]
         for k in (0, 1) if len(rows) % 2 else (1, 0):
-            graphs[k].seconds(1)
-            row[k] = graphs[k].seconds(runs[k])
+            row[k] = block_seconds(graphs[k], runs[k])
         rows.append((row[0], row[1]))
         ratios = np.asarray([x / y for x, y in rows])
         if len(rows) >= FEWEST_ROUNDS and standard_error(ratios) < PRECISION * float(np.median(ratios)):
