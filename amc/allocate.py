@@ -24,6 +24,8 @@ FloatArray = NDArray[np.float64]
 STATES = 20_000
 """Most partial solutions the dynamic program keeps; beyond, one per cell of a grid (still feasible)."""
 ROUNDS = 40
+SECTIONS, MULTIPLIERS = 6, 25
+"""Rounds in which multipliers from 1e-12 to 1e12 are narrowed down, and how many are tried in each."""
 SMALLEST_GAIN = 1e-12
 TRIES = 4096
 """Pairs of moves whose true costs are looked at in one round."""
@@ -65,7 +67,9 @@ def is_additive(costing: Costing, cost: Cost, groups: Sequence[Group], draws: in
 def linearize(costing: Costing, cost: Cost, kept: IntArray, groups: Sequence[Group]) -> tuple[float, list[FloatArray]]:
     """Cost of `kept`, and for each group the change when it alone takes each of its options."""
     base = costing.one(cost, kept)
-    return base, [costing.many(cost, group.put(kept)) - base for group in groups]
+    changes = costing.many(cost, np.concatenate([group.put(kept) for group in groups])) - base
+    ends = np.cumsum([len(group.options) for group in groups])
+    return base, np.split(changes, ends[:-1])
 
 
 def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], budget: float) -> list[int] | None:
@@ -200,7 +204,7 @@ def _by_multipliers(constraint: Constraint, groups: Sequence[Group]) -> IntArray
     """Linearize at the current policy, weigh budgets by multipliers, solve per group, repeat; best feasible kept.
 
     With multipliers fixed, each group minimizes damage + sum of multiplier x cost / budget on its own. One
-    common factor is bisected to the largest feasible policy; the balance between budgets follows how full
+    common factor is narrowed down to the largest feasible policy; the balance between budgets follows how full
     they are (a multiplicative-weights step).
     """
     costing = constraint.costing
@@ -211,7 +215,7 @@ def _by_multipliers(constraint: Constraint, groups: Sequence[Group]) -> IntArray
         for weight, (cost, limit) in zip(weights, constraint.budgets, strict=True):
             for share, table in zip(shares, linearize(costing, cost, kept, groups)[1], strict=True):
                 share += weight * table / limit
-        candidate = _bisect(constraint, groups, shares)
+        candidate = _least_multiplier(constraint, groups, shares)
         if candidate is None:
             break
         total = _total(groups, candidate)
@@ -226,17 +230,25 @@ def _by_multipliers(constraint: Constraint, groups: Sequence[Group]) -> IntArray
     return best
 
 
-def _bisect(constraint: Constraint, groups: Sequence[Group], shares: Sequence[FloatArray]) -> IntArray | None:
-    """The feasible policy of the smallest common multiplier, found by bisection; None if none is feasible."""
+def _least_multiplier(constraint: Constraint, groups: Sequence[Group], shares: Sequence[FloatArray]) -> IntArray | None:
+    """The feasible policy of the smallest common multiplier; None if none is feasible.
+
+    Each round asks for a whole grid of multipliers at once and closes in on the gap below the first feasible one.
+    """
     low, high, found = -12.0, 12.0, None
-    for _ in range(40):
-        middle = (low + high) / 2
-        picks = [int(np.argmin(g.damage + 10**middle * s)) for g, s in zip(groups, shares, strict=True)]
-        candidate = constraint.costing.fitted(_kept(constraint.costing, groups, picks)[None, :])[0]
-        if constraint.keeps(candidate)[0]:
-            found, high = candidate, middle
-        else:
-            low = middle
+    for _ in range(SECTIONS):
+        grid = np.linspace(low, high, MULTIPLIERS)
+        totals = [g.damage + 10 ** grid[:, None] * s for g, s in zip(groups, shares, strict=True)]
+        picks = np.stack([np.argmin(total, axis=1) for total in totals], axis=1)
+        candidates = constraint.costing.fitted(np.stack([_kept(constraint.costing, groups, row) for row in picks]))
+        feasible = np.flatnonzero(constraint.keeps(candidates))
+        if not len(feasible):
+            break
+        first = int(feasible[0])
+        found = candidates[first]
+        if first == 0:
+            break
+        low, high = grid[first - 1], grid[first]
     return found
 
 

@@ -10,10 +10,8 @@ import io
 import logging
 import statistics
 import time
-import timeit
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +65,7 @@ def verify_onnx(model: bytes, network: nn.Module, inputs: Tensor) -> float:
     if not len(inputs):
         raise ValueError("an ONNX model must be compared on at least one input, but got none: give it real inputs")
     twin = _portable(network)
-    session = _session(model, threads=1)
+    session = _session(model)
     several = inputs if len(inputs) > 1 else torch.cat([inputs, inputs])
     pairs: list[tuple[Tensor, Tensor]] = []
     for batch in (inputs[:1].cpu(), *torch.split(several.cpu(), CHUNK)):
@@ -143,21 +141,20 @@ def latency_ms(
     Raises:
         ValueError: If a network cannot be exported.
     """
-    feed = example_input.detach().cpu().repeat(batch, *[1] * (example_input.ndim - 1)).numpy()
-    runs: dict[str, Callable[[], Any]] = {}
-    for name, network in networks.items():
-        session = _session(onnx_bytes(network, example_input), threads)
-        runs[name] = partial(session.run, None, {session.get_inputs()[0].name: feed})
-    single = {name: _warm_up(run, seconds / 10 / len(runs)) for name, run in runs.items()}
-    share = {name: max(1, int(0.9 * seconds / rounds / len(runs) / single[name])) for name in runs}
-    blocks: dict[str, list[float]] = {name: [] for name in runs}
+    from hw_profiles.device_script import Graph, block_seconds  # onnxruntime takes a second to import
+
+    feed = {"input": example_input.detach().cpu().repeat(batch, *[1] * (example_input.ndim - 1)).numpy()}
+    graphs = {name: Graph(onnx_bytes(network, example_input), threads, feed) for name, network in networks.items()}
+    single = {name: _warm_up(graph.seconds, seconds / 10 / len(graphs)) for name, graph in graphs.items()}
+    share = {name: max(1, int(0.9 * seconds / rounds / len(graphs) / single[name])) for name in graphs}
+    blocks: dict[str, list[float]] = {name: [] for name in graphs}
     until = time.perf_counter() + 0.9 * seconds
     for number in range(rounds):
         if number >= FEWEST_ROUNDS and time.perf_counter() > until:
             break
-        for name in sorted(runs, reverse=bool(number % 2)):
-            blocks[name].append(timeit.timeit(runs[name], number=share[name]) / share[name])
-    return {name: 1e3 * statistics.median(blocks[name]) for name in runs}
+        for name in sorted(graphs, reverse=bool(number % 2)):
+            blocks[name].append(block_seconds(graphs[name], share[name]))
+    return {name: 1e3 * statistics.median(blocks[name]) for name in graphs}
 
 
 def write_applied(policy: Policy, network: nn.Module, folder: Path) -> None:
@@ -301,7 +298,7 @@ def _portable(network: nn.Module) -> nn.Module:
     return functional_copy(copy.deepcopy(network).cpu())
 
 
-def _session(model: bytes, threads: int) -> Any:
+def _session(model: bytes) -> Any:
     """An onnxruntime session on the CPU.
 
     Raises:
@@ -310,7 +307,7 @@ def _session(model: bytes, threads: int) -> Any:
     from hw_profiles.device_script import make_session
 
     try:
-        return make_session(model, threads)
+        return make_session(model, threads=1)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise ValueError(
             f"an ONNX model must load in onnxruntime, but it refuses this one ({_one_line(error)}): export it again"
@@ -333,14 +330,13 @@ def _run(session: Any, batch: Tensor) -> Tensor:
         ) from error
 
 
-def _warm_up(run: Callable[[], Any], seconds: float) -> float:
+def _warm_up(seconds_of: Callable[[int], float], seconds: float) -> float:
     """Runs at least twice, for a while; the seconds that one run took after the first."""
-    run()
-    clock, count = time.perf_counter(), 0
-    while not count or time.perf_counter() - clock < seconds:
-        run()
-        count += 1
-    return (time.perf_counter() - clock) / count
+    seconds_of(1)
+    clock, times = time.perf_counter(), [seconds_of(1)]
+    while time.perf_counter() - clock < seconds:
+        times.append(seconds_of(1))
+    return statistics.fmean(times)
 
 
 def _one_line(error: Exception, limit: int = 200) -> str:

@@ -60,7 +60,8 @@ def test_a_fraction_of_the_dense_latency_is_kept_beside_another_budget(profile: 
     assert found["latency_ms"] <= result["budgets"]["latency_ms"]
     assert found["params"] <= result["budgets"]["params"]
     layers = result["measured"]["layers"]["found"]
-    assert all(layer["predicted_ms"] > 0 for layer in layers)
+    predicted = [layer["predicted_ms"] for layer in layers]  # a coarse profile may find the smallest to take nothing
+    assert min(predicted) >= 0 < sum(predicted)
     measured = [layer["measured_ms"] for layer in layers]  # whole microseconds: small layers may have none
     assert min(measured) >= 0 < sum(measured)
     report = (out / "report.html").read_text()

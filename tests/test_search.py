@@ -29,8 +29,8 @@ QUICK = {
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
+def common_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def quick(**changes: object) -> SearchConfig:
@@ -69,6 +69,7 @@ def test_the_second_budget_finds_sensitivities_on_disk_and_pays_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = quick(agent="knapsack", constraint={"macs": 0.4})
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cold"))
     computed = search(Problem(other))
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "warm"))
     search(Problem(quick(agent="knapsack")))
