@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -43,11 +45,23 @@ def return_memory() -> None:
 
 
 def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yields `function(item)` in order, computed on one thread per core."""
+    """Yields `function(item)` in order, computed on one thread per core; within such a thread, one after another."""
     single_threaded()
-    items = list(items)
-    if cores() == 1 or len(items) < 2:
+    items, threads = list(items), cores()
+    if threads == 1 or len(items) < 2 or getattr(_local, "inside", False):
         yield from map(function, items)
-        return
-    with ThreadPoolExecutor(cores()) as pool:
-        yield from pool.map(function, items)
+    else:
+        yield from _pool(threads).map(function, items)
+
+
+_local = threading.local()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: new ones begin with cold heaps, and sequential repair asks a hundred times."""
+
+    def mark() -> None:
+        _local.inside = True
+
+    return ThreadPoolExecutor(threads, initializer=mark)
