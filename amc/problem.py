@@ -32,7 +32,7 @@ from amc.tasks import Task, load_task, top1
 from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
 from envs.compress import Compressor
 from envs.constraint import Costing
-from envs.parallel import single_threaded
+from envs.parallel import return_memory, single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
 from envs.reward import REWARDS, Evaluation, Reward, accuracy_latency
@@ -299,7 +299,9 @@ class Problem:
         """Scores a network on a whole split."""
         data = self.task.validation if split == "validation" else self.task.test
         dense = self._dense_outputs(data, range(len(data))) if split == "validation" else None
-        return self.scorer(network, data, range(len(data)), dense)
+        score = self.scorer(network, data, range(len(data)), dense)
+        return_memory()
+        return score
 
     def damage_curves(self) -> dict[str, list[Curve]]:
         """For each kind of damage, the damage per unit and width; remembered on disk by weights, data and settings."""

@@ -28,6 +28,8 @@ FEWEST_RANKED = 30
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 CONFIRMING = 2.0
 """Time of an image-forward of confirmation (fp32, full repair) over that of an episode, about."""
+REPORTING = 3.0
+"""Time of the reports (dense, uniform, test images) over that of confirming one policy, about."""
 MOST_FAILURES = 8
 """A search whose first so many evaluations all fail ends there."""
 
@@ -85,7 +87,7 @@ def search(
         ))  # fmt: skip
         _check_success(lines, problem.config.planned_episodes)
     episodes = [line for line in lines if isinstance(line, Episode)]
-    start, found = confirm(problem, [] if problem.config.single else list(starts), episodes)
+    start, found = confirm(problem, [] if problem.config.single else list(starts), episodes, clock.left(problem))
     result = conclude(problem, start, found, len(lines), stopped, clock)
     scored = sum(episode.evaluation.images for episode in episodes if episode.evaluation.image_forwards)
     images = Images(scored, len(lines) * len(problem.draws.reward()))
@@ -104,6 +106,11 @@ class _Clock:
 
     def here(self) -> float:
         return time.perf_counter() - self._began
+
+    def left(self, problem: Problem) -> float:
+        """Seconds until the search should end, infinite without a limit."""
+        minutes = problem.config.max_minutes
+        return math.inf if minutes is None else 60 * minutes - self.here()
 
 
 def _bar(problem: Problem, lines: Sequence[Line]) -> Evaluation | None:
@@ -127,8 +134,7 @@ def _stopped(problem: Problem, lines: Sequence[Line], timings: Sequence[Timing],
         if max(problem.effort.image_forwards + problem.confirmation_forwards(), at_least) >= config.effort:
             return "effort"
     # The clock is the one exception to "time decides nothing"; a resumed run gets its minutes again.
-    limit = math.inf if config.max_minutes is None else 60 * config.max_minutes
-    if episodes and clock.here() + _confirming(problem, lines, timings) >= limit:
+    if episodes and _confirming(problem, lines, timings) >= clock.left(problem):
         return "time"
     return None
 
@@ -186,7 +192,9 @@ class Confirmed(NamedTuple):
     score: Score
 
 
-def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]) -> tuple[Confirmed | None, Confirmed]:
+def confirm(
+    problem: Problem, starts: Sequence[str], episodes: Sequence[Episode], seconds: float = math.inf
+) -> tuple[Confirmed | None, Confirmed]:
     """Repairs the best start, the best policies and their mean in full; the best on unseen images wins.
 
     A search that kept the best of many noisy rewards would keep the luckiest: the winner is decided by its
@@ -197,6 +205,7 @@ def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]
         problem: Task and settings.
         starts: Labels of the solutions that the search started from.
         episodes: All episodes.
+        seconds: Time left; fewer are confirmed (but the first two) where it would not do for the reports as well.
 
     Returns:
         The best start (None without starts) and the winner.
@@ -206,7 +215,12 @@ def confirm(problem: Problem, starts: Sequence[str], episodes: Sequence[Episode]
     middle = [_middle(problem, ranked[: len(ranked) // 10])] if len(ranked) >= FEWEST_RANKED else []
     widths = dict.fromkeys([*([start.widths] if start else []), *middle, *(episode.widths for episode in ranked)])
     count = problem.config.confirm + (start is not None) + len(middle)
-    candidates = [confirmed(problem, one) for one in list(widths)[:count]]
+    candidates, began = list[Confirmed](), time.perf_counter()
+    for one in list(widths)[:count]:
+        spent = time.perf_counter() - began
+        if len(candidates) >= 2 and spent + (1 + REPORTING) * spent / len(candidates) > seconds:
+            break
+        candidates.append(confirmed(problem, one))
     if start is not None:
         candidates = [one for one in candidates if one.score.accuracy >= candidates[0].score.accuracy]
     unseen = problem.draws.confirm()

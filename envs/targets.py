@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from envs.graph import BATCH_NORMS, Graph, execute, functional_copy, last_readers, make_channels_last
 from envs.inference import channels_last
-from envs.parallel import map_chunks
+from envs.parallel import map_chunks, return_memory
 from envs.rows import Positions, can_gather, draw_positions, output_places, take_outputs
 from envs.statistics import Sampling
 
@@ -110,6 +110,7 @@ def record_targets(network: nn.Module, graph: Graph, chunks: Sequence[Tensor], s
                         module = twin.get_submodule(str(layer.target))
                         found[layer] = replace(found[layer], other=take_outputs(module, other, found[layer].at))
                 release(node, values, last)
+        return_memory()  # what is kept lies scattered between activations that are gone
         return found
 
     return Targets(chunks=inputs, addends=addends, rows=tuple(map_chunks(one, range(len(inputs)))))

@@ -134,6 +134,10 @@ def test_confirmation_decides_by_the_reward_on_unseen_images_among_those_no_less
     fit = [one for one in candidates if one.score.accuracy >= start.score.accuracy]
     best = max(fit, key=lambda one: problem.reward(one.score.at(unseen).evaluation({}, 0)))
     assert found.widths == best.widths
+    before = problem.effort.image_forwards
+    confirm(problem, ["uniform"], episodes, seconds=0)  # no time left: the start and the best policy all the same
+    each = problem.compressor.repair_forwards + len(problem.task.validation)
+    assert problem.effort.image_forwards - before == 2 * each
 
 
 EVALUATION = Evaluation(accuracy=0.5, loss=1.0, costs={"macs": 100.0}, images=1, image_forwards=1)
