@@ -252,6 +252,8 @@ class Compressor:
                 self._refit_consumers(small, axes, weights=repair == "layerwise")
             self._sparsify(small, axes, finishes, shifted=compensated)
         else:
+            if not quick:
+                return_memory()
             sequential = SequentialRepair(
                 network=self.network, graph=self.graph, targets=self._targets(quick),
                 ridge=self.settings.ridge, producers=self.settings.producers, half=half, sparse=finishes,
