@@ -25,15 +25,19 @@ SAME = ("episodes.jsonl", "policy.json", "network.safetensors", "scores.safetens
 
 MORTAL = '''
 """The digits; what a file named `kills` in the current directory counts, workers do not survive."""
-import os, random, signal, time
+import os, signal, time
 from dataclasses import replace
 from pathlib import Path
 from amc.tasks import Task, load_task, top1
 
+calls = 0
+
 def metric(outputs, targets):
+    global calls
     time.sleep(0.02)
+    calls += 1
     left = Path(os.environ["MORTAL"], "kills")
-    if "AMC_THREADS" in os.environ and left.exists() and random.random() < 0.1:
+    if "AMC_THREADS" in os.environ and left.exists() and calls == 4:
         count = int(left.read_text())
         if count:
             left.write_text(str(count - 1))
