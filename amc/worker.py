@@ -14,7 +14,7 @@ from agents.searcher import Plan
 from amc.evaluate import Key
 from amc.parcel import unpack
 from amc.rollout import Outcome, perform
-from envs.parallel import THREADS, single_threaded
+from envs.parallel import THREADS, keep_memory, single_threaded
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation
 
@@ -45,6 +45,7 @@ class Worker:
         """Limits this process to its share of the machine's cores."""
         os.environ[THREADS] = str(threads)
         single_threaded()
+        keep_memory()
         self._held: dict[str, tuple[str, Any]] = {}
 
     def about(self) -> About:
