@@ -68,13 +68,13 @@ def pairs(options: argparse.Namespace) -> tuple[list[float], list[float], float]
     plans = RandomSearch(len(problem.sites), seed=0).propose(options.pairs + 1)
     serial = SerialRollouts(problem.environment(problem.measurement), Evaluator(problem.measurement, Effort()))
     here, there = list[float](), list[float]()
+    os.environ[THREADS] = "1"  # here and, because it is hired after this, in the worker
     with connected(None, 1):
         one = RayRollouts(
             problem.portable_environment(), Evaluator(problem.measurement, Effort()), WorkersConfig(workers=1), 1
         )
         serial.play(plans[:1])  # warm
         one.play(plans[:1])
-        os.environ[THREADS] = "1"
         for number, plan in enumerate(plans[1:]):
             order: list[tuple[Rollouts, list[float]]] = [(serial, here), (one, there)]
             for rollouts, seconds in order[:: -1 if number % 2 else 1]:
@@ -83,6 +83,7 @@ def pairs(options: argparse.Namespace) -> tuple[list[float], list[float], float]
                 seconds.append(time.perf_counter() - began)
         megabytes = one.peak_megabytes()
         one.close()
+    del os.environ[THREADS]  # whole searches use all cores
     return here, there, megabytes
 
 
