@@ -28,7 +28,10 @@ class Round(NamedTuple):
 
     def knows(self, key: Key) -> bool:
         """Whether widths were evaluated before this round."""
-        return len(self.known) > 0 and bool((self.known == np.asarray(key, dtype=np.int32)).all(axis=1).any())
+        missing = self.known.shape[-1] - len(key)  # keys of dense layers are short, and zeros fill their rows
+        if not len(self.known) or missing < 0:
+            return False
+        return bool((self.known == np.asarray([*key, *[0] * missing], dtype=np.int32)).all(axis=1).any())
 
 
 class About(NamedTuple):
