@@ -21,7 +21,7 @@ from amc.config_parts import WorkersConfig
 from amc.evaluate import Evaluator
 from amc.parcel import pack
 from amc.rollout import Outcome, Played, Rollouts, SerialRollouts, Timing, Usage, conclude, failed
-from amc.worker import About, Round, Worker
+from amc.worker import About, Round, Worker, processor
 from envs.parallel import cores
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation
@@ -162,11 +162,10 @@ class RayRollouts:
                 return None, None
             kind = "hung"
         except RayTaskError as error:
-            raise ValueError(
-                f"a worker must be able to load the task, but raised {' '.join(str(error.cause).split())}: "
-                "see docs/ray.md on what must be installed where"
-            ) from error
+            raise _unable(str(error.cause)) from error
         except RayError as error:
+            if getattr(error, "actor_init_failed", False):  # on that node no other would fare better
+                raise _unable(str(error).strip().splitlines()[-1]) from error
             logger.info("a worker is lost: %s", error)
             kind = "died"
         else:
@@ -204,12 +203,12 @@ class RayRollouts:
 
     def _join(self, hand: _Hand, about: About) -> None:
         hand.about = about
-        models = {other.about.processor for other in self._hands if other.about is not None}
+        models = {processor(), *(other.about.processor for other in self._hands if other.about is not None)}
         if len(models) > 1 and not self._warned:
             self._warned = True
             logger.warning(
-                "workers run on different processors (%s): their last digits may differ, so another run with the "
-                "same seed may end elsewhere", ", ".join(sorted(models)),
+                "driver and workers run on different processors (%s): their last digits may differ, so another run "
+                "with the same seed may end elsewhere", ", ".join(sorted(models)),
             )  # fmt: skip
 
     def _hire(self) -> _Hand:
@@ -229,6 +228,13 @@ class RayRollouts:
         import ray
 
         ray.kill(hand.actor, no_restart=True)
+
+
+def _unable(reason: str) -> ValueError:
+    return ValueError(
+        f"a worker must be able to load the task, but raised {' '.join(reason.split())}: "
+        "see docs/ray.md on what must be installed where"
+    )
 
 
 @contextmanager
@@ -260,6 +266,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         ValueError: If there is no cluster at the address.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         yield
@@ -272,10 +279,11 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     else:
         try:
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError, AuthenticationError) as error:
             raise ValueError(
-                f"--ray must name a cluster that runs, but {address!r} does not answer ({error}): "
-                "start one by `ray start --head`, with the same RAY_AUTH_MODE as here"
+                f"--ray must name a cluster that runs, but {address!r} does not answer "
+                f"({' '.join(str(error).split())}): start one by `ray start --head`, with the same RAY_AUTH_MODE and "
+                "token as here (docs/ray.md)"
             ) from error
     try:
         yield

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from amc.problem import Problem
 from amc.record import RunFolder
 from amc.rollout import Episode, Failure, Played, Rollouts, SerialRollouts
 from amc.search import search
-from amc.worker import About
+from amc.worker import About, Round
 from amc.workers import MOST_DEATHS, RayRollouts
 from envs.policy import Policy
 from envs.pruning_env import PruningEnv
@@ -253,6 +254,9 @@ def test_a_search_in_which_every_evaluation_fails_stops_with_the_reason(monkeypa
     monkeypatch.setattr(type(broken.compressor), "compress", fall)
     with pytest.raises(ValueError, match=r"all 8 failed, the last because: RuntimeError: the disk is full"):
         search(broken)
+    broken.config = broken.config.model_copy(update={"max_minutes": 1e-9})  # ends after the first round of four
+    with pytest.raises(ValueError, match=r"all 4 failed, the last because: RuntimeError: the disk is full"):
+        search(broken)
 
 
 def test_a_failed_episode_is_written_down_and_read_back(bare: None, tmp_path: Path) -> None:
@@ -275,11 +279,55 @@ def test_a_failed_episode_is_written_down_and_read_back(bare: None, tmp_path: Pa
     assert (result.failures, result.episodes) == (1, 10)
 
 
-def test_workers_on_different_processors_are_warned_about(own_ray: None, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("models", [("one", "other"), ("other", "other")])
+def test_different_processors_are_warned_about(
+    own_ray: None, models: tuple[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amc.workers.processor", lambda: "one")
     environment = troubled("none", 0, Path())
     rollouts = RayRollouts(environment, counted(environment)[0], WorkersConfig(workers=2), 2)
     with caplog.at_level(logging.WARNING):
-        for hand, model in zip(rollouts._hands, ("one", "other"), strict=True):
+        for hand, model in zip(rollouts._hands, models, strict=True):
             rollouts._join(hand, About("host", model))
     rollouts.close()
     assert "different processors (one, other)" in caplog.text
+
+
+def test_a_node_on_which_workers_cannot_be_made_is_told_once(
+    own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unmade:
+        def __init__(self, threads: int) -> None:
+            raise ModuleNotFoundError("No module named 'amc'")
+
+        def about(self) -> None: ...
+
+    monkeypatch.setattr("amc.workers.Worker", Unmade)
+    environment = troubled("none", 0, tmp_path / "marks")
+    rollouts = RayRollouts(environment, counted(environment)[0], WorkersConfig(workers=2), 2)
+    with pytest.raises(ValueError, match=r"No module named 'amc': see docs/ray\.md"):
+        rollouts.play(plans())
+    rollouts.close()
+
+
+def test_widths_are_known_whether_or_not_others_have_patterns() -> None:
+    both, dense = Round((), np.array([[8, 8, 0, 0], [8, 8, 0, 3]])), Round((), np.array([[8, 8]]))
+    assert [both.knows(key) for key in ((8, 8), (8, 8, 0, 3), (8, 7), (8, 8, 3, 0))] == [True, True, False, False]
+    assert [dense.knows(key) for key in ((8, 8), (8, 8, 0, 3))] == [True, False]
+    assert not Round((), Evaluator(lambda policy: policy, Effort()).known()).knows((8, 8))  # type: ignore[arg-type, return-value]
+
+
+def test_policies_with_and_without_patterns_are_played_on_workers(own_ray: None) -> None:
+    mixed = Problem(SearchConfig(**{**SETTINGS, "choose": "mixed", "constraint": {"macs": 1.0}, "agent": "random"}))
+    rounds = [[FixedPlan((level,) * len(mixed.sites), f"{level}") for level in levels]
+              for levels in ((0.3, 0.4), (1.0, 0.3), (0.5, 1.0))]  # fmt: skip
+
+    def lines(rollouts: Rollouts) -> list[object]:
+        return [[one.line for one in rollouts.play(plans)] for plans in rounds]
+
+    measure = mixed.measurement
+    alone = lines(SerialRollouts(mixed.environment(measure), Evaluator(measure, Effort())))
+    both = RayRollouts(mixed.portable_environment(), Evaluator(measure, Effort()), WorkersConfig(workers=2), 2)
+    assert lines(both) == alone
+    both.close()
+    assert {any(one.evaluation.image_forwards == 0 for one in played) for played in alone} == {True, False}  # type: ignore[attr-defined]
