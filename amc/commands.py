@@ -173,9 +173,11 @@ def run_on(
     config: SearchConfig, path: Path, console: Console, workers: WorkersConfig = HERE, *watchers: Watcher
 ) -> Problem:
     """One run, from where an earlier process stopped."""
+    started = (path / CONFIG).exists()
+    if started:  # the backend stays, whatever this machine would choose
+        config = config.model_copy(update={"backend": RunFolder.reopen(path).config().backend})
     with live(console) as screen:
         problem = Problem(config, screen.step)
-        started = (path / CONFIG).exists()
         folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
         _search(problem, folder, folder.snapshot() if started else None, screen, console, workers, *watchers)
     return problem

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from amc.commands import run_resume, run_search
+from amc.commands import run_on, run_resume, run_search
 from amc.config import SearchConfig, load_config
-from amc.record import EPISODES, RESULT, SNAPSHOT, RunFolder
+from amc.record import CONFIG, EPISODES, RESULT, SNAPSHOT, RunFolder
 
 SETTINGS = {
     "task": "digits", "constraint": {"macs": 0.3}, "reward_images": 150, "round_size": 2, "episodes": 8, "warmup": 2,
@@ -88,6 +88,22 @@ def test_a_stopped_run_ends_as_one_left_alone(
     run_resume(tmp_path / "stopped", 0, quiet())
     assert equal(alone, tmp_path / "stopped")
     assert learned(alone) == learned(tmp_path / "stopped")
+
+
+def test_a_run_that_another_machine_goes_on_with_keeps_its_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, wanted = tmp_path / "run", config("random")
+    with monkeypatch.context() as patch:
+        stop_at(patch, "round", 2)
+        with pytest.raises(Killed):
+            run_on(wanted, path, quiet())
+    settled = load_config(path / CONFIG, {}).backend
+    assert settled.name != "auto"
+    monkeypatch.setattr("amc.problem.choose_backend", None)
+    run_on(wanted, path, quiet())
+    assert load_config(path / CONFIG, {}).backend == settled
+    assert json.loads((path / RESULT).read_text())["episodes"] == 8
 
 
 def test_two_stops_in_a_row_change_nothing(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
