@@ -86,7 +86,7 @@ def search(
             evaluations=problem.effort.evaluations, elapsed=clock.elapsed(),
         ))  # fmt: skip
         _check_success(lines, problem.config.planned_episodes)
-    episodes = [line for line in lines if isinstance(line, Episode)]
+    episodes = _successful(problem, lines)
     start, found = confirm(problem, [] if problem.config.single else list(starts), episodes, clock.left(problem))
     result = conclude(problem, start, found, len(lines), stopped, clock)
     scored = sum(episode.evaluation.images for episode in episodes if episode.evaluation.image_forwards)
@@ -162,8 +162,30 @@ def _check_success(lines: Sequence[Line], planned: int) -> None:
         ValueError: With the reason of the last one.
     """
     if len(lines) >= min(planned, MOST_FAILURES) and all(isinstance(line, Failure) for line in lines):
-        reason = lines[-1].reason if isinstance(lines[-1], Failure) else ""
-        raise ValueError(f"some evaluation must succeed, but all {len(lines)} failed, the last because: {reason}")
+        raise _all_failed(lines)
+
+
+def _successful(problem: Problem, lines: Sequence[Line]) -> list[Episode]:
+    """The episodes that did not fail.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    episodes = [line for line in lines if isinstance(line, Episode)]
+    if not lines:
+        raise ValueError(
+            f"an effort must leave room for an episode, but of {problem.config.effort:,} image-forwards preparation "
+            f"took {problem.effort.image_forwards:,} and confirmation may take {problem.confirmation_forwards():,}: "
+            "raise it, or lower compression.images or knapsack.images"
+        )
+    if not episodes:
+        raise _all_failed(lines)
+    return episodes
+
+
+def _all_failed(lines: Sequence[Line]) -> ValueError:
+    reason = lines[-1].reason if isinstance(lines[-1], Failure) else ""
+    return ValueError(f"some evaluation must succeed, but all {len(lines)} failed, the last because: {reason}")
 
 
 def _restore(problem: Problem, searcher: Searcher, snapshot: Snapshot) -> tuple[list[Line], list[Timing]]:

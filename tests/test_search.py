@@ -169,6 +169,11 @@ def test_effort_ends_a_search() -> None:
     assert result.image_forwards <= 8_000 + 200 + 2 * 128
 
 
+def test_an_effort_that_leaves_no_room_for_an_episode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"of 1,000 image-forwards preparation took .* raise it"):
+        search(Problem(quick(agent="random", effort=1_000)))
+
+
 def test_a_user_reward_guides_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(cheap=lambda evaluation: -evaluation.costs["macs"]))
     result = search(Problem(quick(agent="random", reward="mine:cheap")))
