@@ -39,9 +39,10 @@ def forward_seconds(network: nn.Module, inputs: Tensor, batch: int) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    images = torch.randn(int((*sys.argv, "1000", "1000")[2]), 3, 32, 32)
-    module, _, function = sys.argv[1].partition(":")
+    path, count, arithmetic = sys.argv[1:] + ["", "1000", "bf16"][len(sys.argv) - 1 :]
+    images = torch.randn(int(count), 3, 32, 32)
+    module, _, function = path.partition(":")
     network = getattr(importlib.import_module(module), function)()
-    made = ready(network, images, (*sys.argv, "", "", "bf16")[3])
+    made = ready(network, images, arithmetic)
     times = [1000 * forward_seconds(*made, batch=int(size)) for size in (32, 64, 125, 250)]
     print("CPU ms at batches of 32, 64, 125, 250:", *(f"{ms:.0f}" for ms in times))

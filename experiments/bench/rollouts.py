@@ -1,6 +1,6 @@
 """What one driver sustains: the real search on workers of several nodes, with an evaluation that only sleeps.
 
-Command: python -m experiments.bench.rollouts [--quick]; writes experiments/results/rollouts.md. The network is
+Command: python -m experiments.bench.rollouts [--quick] [--json]; writes experiments/results/rollouts.md. The network is
 ResNet-56 (27 sites), untrained; rounds hold 64 episodes. The nodes are `ray.cluster_utils.Cluster`'s, all on this
 machine: they share its cores, so what counts is the driver's own CPU time per episode, not the episodes per second.
 """
@@ -8,6 +8,7 @@ machine: they share its cores, so what counts is the driver's own CPU time per e
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import platform
@@ -138,7 +139,15 @@ def cluster(nodes: int, workers: int) -> Iterator[None]:
         made.shutdown()  # type: ignore[no-untyped-call]
 
 
-def measure(line: Line) -> str:
+class Sustained(NamedTuple):
+    """What one line came to: CPU milliseconds of the driver per episode, episodes per second, and those of ideal."""
+
+    milliseconds: float
+    rate: float
+    ideal: float | None
+
+
+def measure(line: Line) -> Sustained:
     """One line of the table."""
     learning = {"learning": "light"} if line.learning == "light" else {}
     problem = Problem(SearchConfig(
@@ -157,11 +166,15 @@ def measure(line: Line) -> str:
     # The first round starts the workers, and the second begins with the end of warm-up.
     episodes = ROUND * (line.rounds - 2)
     cpu, wall = 1000 * (clock.cpu[-1] - clock.cpu[1]) / episodes, clock.wall[-1] - clock.wall[1]
-    rate, ideal = episodes / wall, line.workers / line.seconds if line.seconds else float("nan")
-    share = f"{rate / ideal:.0%}" if line.seconds else "-"
+    return Sustained(cpu, episodes / wall, line.workers / line.seconds if line.seconds else None)
+
+
+def row(line: Line, found: Sustained) -> str:
+    """One line of the table in Markdown."""
+    share = f"{found.rate / found.ideal:.0%}" if found.ideal else "-"
     return (
-        f"| {line.agent} | {line.learning} | {line.nodes} | {line.workers} | {line.seconds:g} | **{cpu:.1f}** | "
-        f"{rate:.1f} | {share} |"
+        f"| {line.agent} | {line.learning} | {line.nodes} | {line.workers} | {line.seconds:g} | "
+        f"**{found.milliseconds:.1f}** | {found.rate:.1f} | {share} |"
     )
 
 
@@ -169,7 +182,12 @@ def main() -> None:
     """Writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one line, printed and not written")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead, write nothing")
     arguments = parser.parse_args()
+    if arguments.json:
+        found = [{**line._asdict(), **measure(line)._asdict()} for line in lines(arguments.quick)]
+        print(json.dumps({"processor": processor(), "lines": found}))
+        return
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     written = [
         "# What one driver sustains", "",
@@ -180,7 +198,7 @@ def main() -> None:
     ]  # fmt: skip
     print("\n".join(written), flush=True)
     for line in lines(arguments.quick):
-        written.append(measure(line))
+        written.append(row(line, measure(line)))
         print(written[-1], flush=True)
     if not arguments.quick:
         TABLE.write_text("\n".join(written) + "\n")

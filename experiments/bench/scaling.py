@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,13 +72,16 @@ def measure(size: Size, repair: str, backend: str) -> Cost:
     from experiments.bench import scaling  # the task is found there, not in __main__
 
     scaling.SIZE = size
-    images = {"images": size.images, "quick_images": size.images, "importance": "l1", "repair": repair}
+    images = {
+        "images": size.images, "quick_images": size.images, "importance": "l1", "repair": repair, "memory_gb": 64.0,
+    }  # fmt: skip
     problem = Problem(SearchConfig(
         task=NAME, reward_images=size.images, reward="accuracy", compression=images, backend={"name": backend},
     ))  # fmt: skip
     policy, indices = problem.policy(problem.constraint.uniform()), problem.draws.reward()
     scorer, half = problem.measurement.scorer, backend == "bf16"
-    problem.compressor.compress(policy, quick=True, half=half)
+    forwards = problem.compressor.compress(policy, quick=True, half=half).image_forwards
+    assert repair != "sequential" or forwards == size.images, "fewer images were repaired on than asked for"
     began = time.process_time()
     small = problem.compressor.compress(policy, quick=True, half=half).network
     between = time.process_time()
@@ -100,7 +103,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     options = parser.parse_args()
     os.environ[THREADS] = "1"
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    if not options.json:
+        print("| what grows | size | compression, CPU s | scoring, CPU s |\n|---|---|---|---|")
     for what, sizes in sweeps(options.quick).items():
         costs = [measure(size, options.repair, options.backend) for size in sizes]
         ran = [int(getattr(size, what)) for size in sizes]
@@ -109,8 +114,9 @@ def main() -> None:
             "scoring": exponent(ran, [cost.scoring for cost in costs]),
         }  # fmt: skip
         if not options.json:
-            each = ", ".join(f"{n}: {c.compression:.2f} + {c.scoring:.2f} s" for n, c in zip(ran, costs, strict=True))
-            print(f"{what}: {each}; exponents {found[what]['compression']:.2f} and {found[what]['scoring']:.2f}")
+            for size, cost in zip(ran, costs, strict=True):
+                print(f"| {what} | {size:,} | {cost.compression:.2f} | {cost.scoring:.2f} |")
+            print(f"| **exponent** | | **{found[what]['compression']:.2f}** | **{found[what]['scoring']:.2f}** |")
     if options.json:
         print(json.dumps(found))
 

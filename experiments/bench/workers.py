@@ -1,6 +1,7 @@
 """Two workers against one core, and one worker against none, alternating in one session on a quiet machine.
 
 Command: python -m experiments.bench.workers --data DIR --weights DIR [--searches 3] [--pairs 20] [--episodes 60]
+    [--json]
 DIR holds cifar10_*.npz and resnet56_cifar10.safetensors; writes experiments/results/workers.md. Searches are whole
 commands, timed from outside with a warm cache of sensitivities; pairs are single episodes of the same plan.
 """
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from agents.random_search import RandomSearch
 from amc.config import SearchConfig
@@ -97,11 +99,16 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=60)
     parser.add_argument("--round", type=int, default=16)
     parser.add_argument("--learning", default="light")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead, write nothing")
     options = parser.parse_args()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     here, there, megabytes = pairs(options)
     more = statistics.median(b / a for a, b in zip(here, there, strict=True)) - 1
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if options.json:
+        about = {"one_worker": more, "worker_megabytes": megabytes, "driver_megabytes": own}
+        print(json.dumps({**about, "searches": [found._asdict() for found in searches(options)]}))
+        return
     text = [
         "# Workers against one core", "",
         f"`python -m {__spec__.name} {' '.join(sys.argv[1:])}`, commit {commit.stdout.strip()}, {processor()},",
@@ -112,26 +119,39 @@ def main() -> None:
     ]  # fmt: skip
     print("\n".join(text), flush=True)
     if options.searches:
-        text += searches(options)
+        text += table(options)
         TABLE.write_text("\n".join(text) + "\n")
 
 
-def searches(options: argparse.Namespace) -> list[str]:
+class Pair(NamedTuple):
+    """(command, search) seconds in process on one core, and on two workers."""
+
+    alone: tuple[float, float]
+    both: tuple[float, float]
+
+
+def searches(options: argparse.Namespace) -> Iterator[Pair]:
     """Whole searches, alternating."""
+    with tempfile.TemporaryDirectory() as cache:
+        if options.searches:
+            whole(argparse.Namespace(**{**vars(options), "episodes": 4}), 0, Path(cache))  # fills the cache
+        for _ in range(options.searches):
+            yield Pair(whole(options, 0, Path(cache)), whole(options, 2, Path(cache)))
+
+
+def table(options: argparse.Namespace) -> list[str]:
+    """Markdown of the whole searches, printed as they end."""
     lines = [
         f"Whole searches of {options.episodes} episodes, rounds of {options.round}, learning {options.learning!r}:", "",
         "| | in process, one core: command / search, s | 2 workers: command / search, s | throughput of the command |",
         "|---|---|---|---|",
     ]  # fmt: skip
     ratios = []
-    with tempfile.TemporaryDirectory() as cache:
-        whole(argparse.Namespace(**{**vars(options), "episodes": 4}), 0, Path(cache))  # fills the cache
-        for number in range(1, options.searches + 1):
-            alone, both = whole(options, 0, Path(cache)), whole(options, 2, Path(cache))
-            ratios.append(alone[0] / both[0])
-            cells = [f"{command:.0f} / {search:.0f}" for command, search in (alone, both)]
-            lines.append(f"| {number} | {' | '.join(cells)} | {ratios[-1]:.2f} x |")
-            print(lines[-1], flush=True)
+    for number, found in enumerate(searches(options), start=1):
+        ratios.append(found.alone[0] / found.both[0])
+        cells = [f"{command:.0f} / {search:.0f}" for command, search in found]
+        lines.append(f"| {number} | {' | '.join(cells)} | {ratios[-1]:.2f} x |")
+        print(lines[-1], flush=True)
     return [*lines, "", f"Median: **{statistics.median(ratios):.2f} x**."]
 
 
