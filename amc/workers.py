@@ -266,7 +266,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         ValueError: If there is no cluster at the address.
     """
     import ray
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import RayError
 
     if ray.is_initialized():
         yield
@@ -279,7 +279,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     else:
         try:
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, AuthenticationError) as error:
+        except (ConnectionError, ValueError, RayError) as error:
             raise ValueError(
                 f"--ray must name a cluster that runs, but {address!r} does not answer "
                 f"({' '.join(str(error).split())}): start one by `ray start --head`, with the same RAY_AUTH_MODE and "
