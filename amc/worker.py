@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +85,7 @@ class Worker:
         return self._held[what][1]
 
 
+@cache
 def processor() -> str:
     """Model of the CPU."""
     try:
