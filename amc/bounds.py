@@ -29,7 +29,7 @@ def choose_sites(
     Raises:
         ValueError: If the rules leave nothing to decide.
     """
-    rules = config.rules.rules()
+    rules = config.rules.rules(profiled=config.profile is not None)
     widths, skipped = rules.sites(anatomy.units) if config.choose in ("channels", "mixed") else ([], [])
     if config.choose == "channels":
         return tuple(widths), tuple(skipped)

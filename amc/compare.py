@@ -11,11 +11,11 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from amc.confirm import confirmed
 from amc.files import read_json, write_json, write_text
 from amc.paired import Difference, mean_interval, paired_difference
 from amc.problem import Problem
 from amc.record import RESULT, SCORES
-from amc.search import confirmed
 from amc.snapshot import Snapshot
 
 TRACE, PAGE, DATA, PICTURE = "trace.json", "compare.md", "compare.json", "compare.svg"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -22,14 +23,18 @@ class Part(BaseModel):
 class RulesConfig(Part):
     """What may be chosen at all."""
 
-    round_to: int = Field(1, ge=1, description="kept channels are a multiple of this, or all")
+    round_to: int | None = Field(
+        None, ge=1, description="kept channels are a multiple of this, or all; left out: of 8 in units of 96 channels and "
+        "more, unless a profile tells what widths cost",
+    )  # fmt: skip
     min_ratio: float = Field(0.0, ge=0, le=1, description="smallest preserve ratio")
     max_ratio: float = Field(1.0, gt=0, le=1, description="largest preserve ratio")
     skip: tuple[str, ...] = Field((), description="layer name patterns that stay dense")
 
-    def rules(self) -> Rules:
-        """The rules of the environment."""
-        return Rules(**self.model_dump())
+    def rules(self, *, profiled: bool = False) -> Rules:
+        """The rules of the environment; with a profile every width stands for itself, unless rounding is asked for."""
+        rules = Rules(**self.model_dump())
+        return replace(rules, round_to=1) if profiled and rules.round_to is None else rules
 
 
 class CompressionConfig(Part):
@@ -38,10 +43,16 @@ class CompressionConfig(Part):
     importance: str = Field("obs", description=f"channel score: {', '.join(IMPORTANCES)}")
     repair: Repair = Field("sequential", description="closed-form refit of what stays")
     images: int = Field(2000, ge=16, description="calibration images")
-    positions: int = Field(16, ge=1, description="output positions sampled per image")
+    positions: int | None = Field(
+        None, ge=1, description="output positions sampled per image; left out: as many as make 32,000 rows and fit"
+    )
     quick_images: int = Field(500, ge=16, description="calibration images of sequential repair during the search")
-    quick_positions: int = Field(8, ge=1, description="output positions per image during the search")
-    ridge: float = Field(3e-2, gt=0, description="penalty relative to the Gram matrix's mean diagonal")
+    quick_positions: int | None = Field(
+        None, ge=1, description="output positions per image during the search; left out: as many as make 4,000 rows"
+    )
+    ridge: float | None = Field(
+        None, gt=0, description="penalty relative to the Gram matrix's mean diagonal; left out: chosen for each fit"
+    )
     producers: bool = Field(True, description="sequential repair refits every layer whose input drifted")
     selection: str = Field("magnitude", description=f"which weights go under a pattern: {', '.join(SELECTIONS)}")
     reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +13,12 @@ from amc.config import SearchConfig
 from amc.data import Split
 from amc.evaluate import read
 
-FEWEST_UNSEEN = 64
-"""Calibration images that repair must leave over, or it is not asked to."""
+MIN_UNSEEN = 64
+"""Fewer calibration images than these judge nothing."""
+RESERVED = 4
+"""One calibration image in so many is kept from repair where the reward needs some."""
+
+Role = Literal["calibration", "validation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,15 @@ class Draws:
         """All calibration images in the seed's order."""
         return keyed_order(self.calibration_count, self.config.seed)
 
+    def repair(self) -> list[int]:
+        """The images that statistics and repair may see: all that the configuration asks for, but some must be left
+        where a reward on calibration images needs images that repair does not see.
+        """
+        count = self.config.compression.images
+        if self.config.reward_split == "calibration":
+            count = min(count, self.calibration_count - max(1, self.calibration_count // RESERVED))
+        return self.calibration()[:count]
+
     def reward(self) -> list[int]:
         """The fixed images that the reward sees: at most half of validation, or calibration images repair does not see.
 
@@ -52,18 +66,21 @@ class Draws:
         seen = set(self.reward()) if self.config.reward_split == "validation" else set()
         return [index for index in range(self.validation_count) if index not in seen]
 
-    def audition(self) -> list[int]:
-        """Calibration images that neither repair nor the reward sees, for judging the starts."""
+    def audition(self) -> tuple[Role, list[int]]:
+        """Images that repair does not see, for judging the starts, and the split that they are from.
+
+        Calibration images that the reward does not see either; where hardly any are left, the reward's own.
+        """
         unseen = self._unseen()
-        if self.config.reward_split == "calibration" and len(unseen) - self.config.reward_images >= FEWEST_UNSEEN:
+        if self.config.reward_split == "calibration":
             unseen = unseen[self.config.reward_images :]
-        return unseen[: self.config.knapsack.audition_images]
+        if len(unseen) >= MIN_UNSEEN:
+            return "calibration", unseen[: self.config.knapsack.audition_images]
+        return self.config.reward_split, self.reward()[: self.config.knapsack.audition_images]
 
     def _unseen(self) -> list[int]:
-        """Calibration images that repair does not see (all of them again, if hardly any are left)."""
-        order = self.calibration()
-        unseen = order[self.config.compression.images :]
-        return unseen if len(unseen) >= FEWEST_UNSEEN else order
+        """Calibration images that repair does not see."""
+        return self.calibration()[len(self.repair()) :]
 
 
 def keyed_order(count: int, seed: int) -> list[int]:

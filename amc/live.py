@@ -35,7 +35,8 @@ class Live:
     def round(self, snapshot: Snapshot, wanted: int) -> None:
         """After each round of a search."""
         played, rewards = len(snapshot.lines), [episode.reward for episode in snapshot.episodes]
-        note = f", best {snapshot.best.evaluation.accuracy:.2%} by {snapshot.best.searcher}" if rewards else ""
+        best = snapshot.best if rewards else None
+        note = f", best {best.evaluation.accuracy:.2%} after quick repair, by {best.searcher}" if best else ""
         if len(rewards) < played:
             note += f", {played - len(rewards)} failed"
         self.step("searching", played, max(wanted, played), note)

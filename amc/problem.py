@@ -27,15 +27,16 @@ from amc.evaluate import Backend, Effort, Evaluator, Measurement, Score, Scorer
 from amc.plugins import describe, find_function
 from amc.profiles import load_table
 from amc.savings import Race
-from amc.sensitivity import DAMAGES, Curve, measure_damage, sensitivity_forwards
+from amc.sensitivity import DAMAGES, Batch, Curve, damage_images, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
-from envs.calibration import FEWEST_IMAGES, live_bytes, plan_calibration
+from envs.calibration import MAX_CHUNK, MIN_CHUNKS, CalibrationPlan, plan_calibration
 from envs.compress import Compressor
 from envs.constraint import Costing
 from envs.parallel import return_memory, single_threaded
 from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
 from envs.pruning_env import PruningEnv
 from envs.reward import REWARDS, Evaluation, Reward, accuracy_latency
+from envs.shrinkage import FOLDS
 from envs.sites import decode, encode
 from hw_profiles.cost import Cost, Macs, Params
 from hw_profiles.layers import IntArray
@@ -163,11 +164,9 @@ class Problem:
         """The compressor, with its calibration statistics."""
         if self._compressor is None:
             self._progress("calibrating", 0, 1)
-            settings = self.config.compression.settings(self.config.seed)
-            anatomy = self.anatomy
-            plan = plan_calibration(anatomy.family, settings, len(self.task.calibration))
-            indices = self.draws.calibration()[: plan.images]
-            batches = read_batches(self.task.calibration, indices, plan.chunk)
+            anatomy, plan = self.anatomy, self.calibration_plan
+            settings = replace(self.config.compression.settings(self.config.seed), positions=plan.positions)
+            batches = read_batches(self.task.calibration, self.draws.repair()[: plan.images], plan.chunk)
             self._compressor = Compressor(
                 self.task.network, anatomy.graph, anatomy.family, anatomy.units,
                 [inputs for inputs, _ in batches], settings, cached_tensors,
@@ -176,6 +175,12 @@ class Problem:
             self.effort.image_forwards += self._compressor.preparation_forwards
             self._progress("calibrating", 1, 1)
         return self._compressor
+
+    @property
+    def calibration_plan(self) -> CalibrationPlan:
+        """How many images repair takes, in what chunks."""
+        settings = self.config.compression.settings(self.config.seed)
+        return plan_calibration(self.anatomy.family, settings, len(self.draws.repair()))
 
     @property
     def measurement(self) -> Measurement:
@@ -260,7 +265,7 @@ class Problem:
 
     def confirmation_forwards(self) -> int:
         """Image-forwards that confirmation will take at most, which an effort must leave room for."""
-        repaired = (self.config.confirm + 2) * (self.compressor.repair_forwards + len(self.task.validation))
+        repaired = (self.config.confirm + 3) * (self.compressor.repair_forwards + len(self.task.validation))
         return repaired + len(self.task.validation) * self._outputs_fit()
 
     def policy(self, kept: IntArray) -> Policy:
@@ -306,12 +311,10 @@ class Problem:
     def damage_curves(self) -> dict[str, list[Curve]]:
         """For each kind of damage, the damage per unit and width; remembered on disk by weights, data and settings."""
         settings, knapsack = self.config.compression, self.config.knapsack
-        fitting = int(settings.memory_gb * 1e9 / (2 * live_bytes(self.anatomy.family.dense)))  # dense and pruned
-        images = self.draws.calibration()[: min(knapsack.images, max(FEWEST_IMAGES, fitting))]
-        batches = read_batches(self.task.calibration, images, min(125, self.scorer.chunk))
+        batches = self._damage_batches()
         key: Mapping[str, object] = {
             "weights": weights_fingerprint(self.task.network),
-            "images": tensors_fingerprint(tensor for batch in batches for tensor in batch),
+            "images": tensors_fingerprint(tensor for batch in batches for tensor in batch[:2]),
             "calibration": self.compressor.calibration_fingerprint,
             "compression": settings.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
             "knapsack": knapsack.model_dump(mode="json"),
@@ -330,11 +333,24 @@ class Problem:
                 for curve in kind
             }
 
-        self.effort.image_forwards += sensitivity_forwards(self.sites, knapsack.widths, len(images))
+        images = sum(len(batch.inputs) for batch in batches)
+        self.effort.image_forwards += sensitivity_forwards(self.sites, knapsack.widths, images)
         tables = cached_tensors("damage", key, measure)
         return {
             name: [_curve(site.unit, tables[f"{name}|{site.unit}"]) for site in self.sites] for name in knapsack.damages
         }
+
+    def _damage_batches(self) -> list[Batch]:
+        """Repair's own images by their folds: what is fitted to one is judged on the other."""
+        plan, knapsack = self.calibration_plan, self.config.knapsack
+        images = damage_images(self.anatomy.family.dense, self.sites, knapsack.widths, knapsack.images)
+        chunks = np.arange(max(MIN_CHUNKS, images // plan.chunk) * plan.chunk).reshape(-1, plan.chunk)
+        indices, batches = self.draws.repair()[: plan.images], list[Batch]()
+        for number, chunk in enumerate(chunks):
+            part = [indices[place] for place in chunk if place < len(indices)]
+            for inputs, targets in read_batches(self.task.calibration, part, min(MAX_CHUNK, self.scorer.chunk)):
+                batches.append(Batch(inputs, targets, number % FOLDS))
+        return batches
 
 
 def _curve(unit: str, table: Tensor) -> Curve:

@@ -69,6 +69,7 @@ class SearchResult:
         images: Images that the episodes were scored on.
         workers: How many, and how much of their time they waited.
         patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
+        remarks: What a reader must know of this result, in sentences.
     """
 
     task: str
@@ -86,6 +87,7 @@ class SearchResult:
     images: Images = NOTHING_SCORED
     workers: Usage = IN_PROCESS
     patterns: tuple[LayerPattern, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def to_json(
         self,

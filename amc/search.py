@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-from torch import nn
 
 from agents.searcher import Searcher
-from amc.evaluate import Score
+from amc.confirm import Confirmation, Confirmed, confirm
 from amc.pattern_view import layer_patterns
 from amc.problem import Problem
 from amc.result import Images, NetworkReport, SearchResult, Stopped, with_provenance
@@ -23,13 +22,9 @@ from amc.snapshot import Snapshot
 from amc.starts import starting_widths
 from envs.reward import Evaluation
 
-FEWEST_RANKED = 30
-"""Episodes from which on the mean of the best tenth is a candidate too."""
 SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 CONFIRMING = 2.0
 """Time of an image-forward of confirmation (fp32, full repair) over that of an episode, about."""
-REPORTING = 3.0
-"""Time of the reports (dense, uniform, test images) over that of confirming one policy, about."""
 MOST_FAILURES = 8
 """A search whose first so many evaluations all fail ends there."""
 
@@ -87,8 +82,8 @@ def search(
         ))  # fmt: skip
         _check_success(lines, problem.config.planned_episodes)
     episodes = _successful(problem, lines)
-    start, found = confirm(problem, [] if problem.config.single else list(starts), episodes, clock.left(problem))
-    result = conclude(problem, start, found, len(lines), stopped, clock)
+    confirmation = confirm(problem, [] if problem.config.single else list(starts), episodes, clock.left(problem))
+    result = conclude(problem, confirmation, len(lines), stopped, clock)
     scored = sum(episode.evaluation.images for episode in episodes if episode.evaluation.image_forwards)
     images = Images(scored, len(lines) * len(problem.draws.reward()))
     return replace(result, failures=len(lines) - len(episodes), images=images, workers=rollouts.usage())
@@ -206,81 +201,19 @@ def _restore(problem: Problem, searcher: Searcher, snapshot: Snapshot) -> tuple[
     return list(snapshot.lines), list(snapshot.timings)
 
 
-class Confirmed(NamedTuple):
-    """A policy repaired in full and scored on the whole validation split."""
-
-    widths: tuple[int, ...]
-    network: nn.Module
-    score: Score
-
-
-def confirm(
-    problem: Problem, starts: Sequence[str], episodes: Sequence[Episode], seconds: float = math.inf
-) -> tuple[Confirmed | None, Confirmed]:
-    """Repairs the best start, the best policies and their mean in full; the best on unseen images wins.
-
-    A search that kept the best of many noisy rewards would keep the luckiest: the winner is decided by its
-    reward on validation images that were not seen before, and must not be less accurate than the start on the
-    whole split.
-
-    Args:
-        problem: Task and settings.
-        starts: Labels of the solutions that the search started from.
-        episodes: All episodes.
-        seconds: Time left; fewer are confirmed (but the first two) where it would not do for the reports as well.
-
-    Returns:
-        The best start (None without starts) and the winner.
-    """
-    ranked = sorted(episodes, key=lambda episode: -episode.reward)
-    start = next((episode for episode in ranked if episode.searcher in starts), None)
-    middle = [_middle(problem, ranked[: len(ranked) // 10])] if len(ranked) >= FEWEST_RANKED else []
-    widths = dict.fromkeys([*([start.widths] if start else []), *middle, *(episode.widths for episode in ranked)])
-    count = problem.config.confirm + (start is not None) + len(middle)
-    candidates, began = list[Confirmed](), time.perf_counter()
-    for one in list(widths)[:count]:
-        spent = time.perf_counter() - began
-        if len(candidates) >= 2 and spent + (1 + REPORTING) * spent / len(candidates) > seconds:
-            break
-        candidates.append(confirmed(problem, one))
-    if start is not None:
-        candidates = [one for one in candidates if one.score.accuracy >= candidates[0].score.accuracy]
-    unseen = problem.draws.confirm()
-
-    def reward(one: Confirmed) -> float:
-        costs = problem.constraint.costs(np.asarray(one.widths))
-        return problem.reward(one.score.at(unseen).evaluation(costs, 0))
-
-    return (candidates[0] if start else None), max(candidates, key=reward)
-
-
-def _middle(problem: Problem, best: Sequence[Episode]) -> tuple[int, ...]:
-    """The mean of the best policies, within the budget: what they have in common is less luck than any one of them."""
-    ratios = np.mean([problem.actions(episode.widths) for episode in best], axis=0)
-    return tuple(problem.constraint.scaled(ratios).tolist())
-
-
-def confirmed(problem: Problem, widths: Sequence[int]) -> Confirmed:
-    """Repairs a policy in full and scores it on the whole validation split; charged."""
-    small, forwards = problem.compressor.compress(problem.policy(np.asarray(widths)))
-    score = problem.score(small, "validation")
-    problem.effort.image_forwards += forwards + len(score.each)
-    return Confirmed(tuple(widths), small, score)
-
-
 def conclude(
-    problem: Problem, start: Confirmed | None, found: Confirmed, episodes: int, stopped: Stopped, clock: _Clock
+    problem: Problem, confirmation: Confirmation, episodes: int, stopped: Stopped, clock: _Clock
 ) -> SearchResult:
     """Reports dense, uniform, start and found on validation and, once each, on test.
 
     Raises:
         AssertionError: If the recount on the real network exceeds a budget (our mistake, never the user's).
     """
-    effort = (problem.effort.evaluations, problem.effort.image_forwards)
+    start, found = confirmation.start, confirmation.found
     dense = tuple(problem.constraint.costing.dense().tolist())
     shown = {
         "dense": Confirmed(dense, problem.task.network, problem.score(problem.task.network, "validation")),
-        "uniform": confirmed(problem, problem.constraint.uniform().tolist()),
+        "uniform": confirmation.uniform,
         **({"start": start} if start else {}),
         "found": found,
     }
@@ -293,8 +226,9 @@ def conclude(
         task=problem.task.name, budgets=dict(problem.constraint.limits()), seed=problem.config.seed,
         reports={name: reports[one.widths] for name, one in shown.items()},
         policy=with_provenance(policy, problem.config), networks={name: one.network for name, one in shown.items()},
-        episodes=episodes, stopped=stopped, evaluations=effort[0], image_forwards=effort[1], seconds=clock.elapsed(),
-        patterns=layer_patterns(problem, found.widths),
+        episodes=episodes, stopped=stopped, evaluations=problem.effort.evaluations,
+        image_forwards=problem.effort.image_forwards, seconds=clock.elapsed(),
+        patterns=layer_patterns(problem, found.widths), remarks=confirmation.remarks,
     )  # fmt: skip
 
 

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from envs.compress import Compressor
-from envs.graph import execute, last_readers
+from envs.compress import HELD_SHARE, Compressor
+from envs.graph import last_readers
 from envs.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
+from envs.shrinkage import FOLDS
 from envs.sites import Site, decode
+from envs.targets import Values, release, step
+from hw_profiles.cost import Macs, cost_of
+from hw_profiles.layers import Layout
 
 FloatArray = NDArray[np.float64]
 OVERFLOW = 1e6
+DAMAGE_MACS, MIN_DAMAGE_IMAGES = 1e13, 64
+"""Multiply-accumulates that all damage curves together should not take more than, and images below which they tell
+little.
+"""
 Damage = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps new outputs, dense outputs and targets of one batch to one value per image."""
 
@@ -57,20 +65,35 @@ def measured_widths(site: Site, count: int) -> list[int]:
     return [kept[index] for index in picks]
 
 
+def damage_images(dense: Layout, sites: Sequence[Site], widths: int, most: int) -> int:
+    """Images per variant: `most`, fewer where a network is so large that the curves would take hours."""
+    variants = sum(len(measured_widths(site, widths)) for site in sites)
+    affordable = 2 * DAMAGE_MACS / (cost_of(Macs(), dense) * max(variants, 1))  # a variant runs half of the network
+    return int(min(most, max(MIN_DAMAGE_IMAGES, affordable)))
+
+
 def sensitivity_forwards(sites: Sequence[Site], widths: int, images: int) -> int:
     """Image-forwards that `measure_damage` is charged: one per image and variant, and the dense ones."""
     return images * (1 + sum(len(measured_widths(site, widths)) for site in sites))
 
 
+class Batch(NamedTuple):
+    """Calibration images with their targets, and the fold that fits must leave out to be judged on them."""
+
+    inputs: Tensor
+    targets: Tensor
+    fold: int
+
+
 def measure_damage(
     compressor: Compressor,
     sites: Sequence[Site],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[Batch],
     widths: int,
     damages: Mapping[str, Damage],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Curve]]:
-    """Measures each unit's damage curve, with the compressor's repair of that unit alone.
+    """Measures each unit's damage curve on images that the repair of that unit did not see (cross-fitting).
 
     Only what a unit changes is computed again: a traced network is walked once, and every variant starts
     from the values in front of its unit. With one unit pruned, sequential repair of its consumers is the
@@ -79,7 +102,7 @@ def measure_damage(
     Args:
         compressor: Of the dense network.
         sites: The units to measure, in execution order.
-        batches: Calibration (inputs, targets).
+        batches: Calibration images.
         widths: Widths per unit.
         damages: What to measure, by name; all of them on the same outputs.
         progress: Called with (variants done, all variants).
@@ -87,35 +110,45 @@ def measure_damage(
     Returns:
         For each damage one curve per site, in site order.
     """
-    repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
     dense = inference_copy(compressor.network, compressor.graph)
-    inputs = [channels_last(batch) for batch, _ in batches]
-    outputs = list(map_chunks(lambda batch: forward(dense, batch), inputs))
-    runner = _Prefix(compressor, dense, inputs) if compressor.graph.traced else _Whole(inputs)
+    batches = [batch._replace(inputs=channels_last(batch.inputs)) for batch in batches]
+    outputs = list(map_chunks(lambda batch: forward(dense, batch.inputs), batches))
+    runner = (_Prefix if compressor.graph.traced else _Whole)(compressor, dense, [batch.inputs for batch in batches])
     plan = {site.unit: measured_widths(site, widths) for site in sites}
     total, done = sum(map(len, plan.values())), 0
     curves: dict[str, list[Curve]] = {name: [] for name in damages}
     for site in sites:
-        values: dict[str, list[float]] = {name: [] for name in damages}
-        for kept in plan[site.unit]:
-            policy = compressor.policy(*decode((site,), (kept,)))
-            variant = inference_copy(compressor.compress(policy, repair).network, compressor.graph)
-            found = list(runner.outputs(variant, site.unit))
-            for name, damage in damages.items():
-                values[name].append(mean_damage(damage, found, outputs, [targets for _, targets in batches]))
-            done += 1
-            progress(done, total)
-        for name, measured in values.items():
-            points = (*np.maximum(measured, 0.0).tolist(), 0.0)
+        variants = [_variants(compressor, site, plan[site.unit], fold) for fold in range(FOLDS)]
+
+        def one(index: int, site: Site = site, variants: list[list[nn.Module]] = variants) -> list[list[float]]:
+            batch = batches[index]
+            return [
+                [total_damage(damage, new, outputs[index], batch.targets) for damage in damages.values()]
+                for new in runner.outputs(variants[batch.fold], site.unit, index)
+            ]
+
+        sums = np.asarray(list(map_chunks(one, range(len(batches))))).sum(axis=0).reshape(-1, len(damages))
+        means = np.clip(sums / sum(len(batch.inputs) for batch in batches), 0.0, OVERFLOW)
+        for name, measured in zip(damages, means.T, strict=True):
+            points = (*measured.tolist(), 0.0)
             curves[name].append(Curve(unit=site.unit, kept=(*plan[site.unit], site.channels), damage=points))
+        done += len(plan[site.unit])
+        progress(done, total)
     return curves
 
 
-def mean_damage(damage: Damage, new: Sequence[Tensor], old: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-    """Mean over all images of a list of batches; a network that overflows is as bad as it gets."""
-    parts = [damage(a.double(), b.double(), y).sum() for a, b, y in zip(new, old, targets, strict=True)]
-    value = float(torch.stack(parts).sum()) / sum(map(len, new))
-    return value if np.isfinite(value) else OVERFLOW
+def _variants(compressor: Compressor, site: Site, widths: Sequence[int], fold: int) -> list[nn.Module]:
+    """The network with one unit at each width, repaired on all images but those of one fold."""
+    repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
+    policies = [compressor.policy(*decode((site,), (kept,))) for kept in widths]
+    small = [compressor.compress(policy, repair, unseen=fold).network for policy in policies]
+    return [inference_copy(network, compressor.graph) for network in small]
+
+
+def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor) -> float:
+    """Sum over the images of a batch; a network that overflows is as bad as it gets."""
+    value = float(damage(new.double(), old.double(), targets).sum())
+    return value if np.isfinite(value) else OVERFLOW * len(new)
 
 
 def forward(network: nn.Module, inputs: Tensor) -> Tensor:
@@ -173,16 +206,17 @@ DAMAGES: dict[str, Damage] = {"kl": divergence(4.0), "kl1": divergence(1.0), "lo
 class _Whole:
     """Runs every variant from the start (networks that could not be traced)."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
         self._inputs = inputs
 
-    def outputs(self, variant: nn.Module, unit: str) -> Iterator[Tensor]:
-        """The variant's output for each batch, in order."""
-        return map_chunks(lambda batch: forward(variant, batch), self._inputs)
+    def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
+        """Each variant's output for one batch."""
+        for variant in variants:
+            yield forward(variant, self._inputs[index])
 
 
 class _Prefix:
-    """Runs a variant from its unit's first layer on, on dense values kept at that cut."""
+    """Runs variants from their unit's first layer on; dense values are kept at the last cut that is small enough."""
 
     def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
         program = compressor.graph.program
@@ -190,9 +224,9 @@ class _Prefix:
         self._nodes = list(program.nodes)
         self._last = last_readers(program)
         self._dense = dense
-        self._cut = 0
-        self._values: list[dict[fx.Node, Any]] = [{} for _ in inputs]
         self._inputs = inputs
+        self._cuts: list[tuple[int, Values]] = [(0, {}) for _ in inputs]
+        self._held_bytes = HELD_SHARE * 1e9 * compressor.settings.memory_gb / sum(map(len, inputs))
         first: dict[str, int] = {}
         for index, node in enumerate(self._nodes):
             if node.op == "call_module":
@@ -201,31 +235,23 @@ class _Prefix:
             unit.name: min(first.get(member.module, 0) for member in unit.members) for unit in compressor.units
         } | {f"{name}.weight": index for name, index in first.items()}
 
-    def outputs(self, variant: nn.Module, unit: str) -> Iterator[Tensor]:
-        """The variant's output for each batch, in order; units must come in execution order."""
+    def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
+        """Each variant's output for one batch; units must come in execution order, or the walk begins again."""
         start = self._starts[unit]
-        if start < self._cut:
-            self._cut, self._values = 0, [{} for _ in self._inputs]
-        if start > self._cut:
-            list(map_chunks(lambda i: self._run(self._dense, self._values[i], i, self._cut, start), self._chunks()))
-            self._cut = start
-        return map_chunks(
-            lambda i: self._run(variant, dict(self._values[i]), i, start, len(self._nodes)), self._chunks()
-        )
+        place, kept = self._cuts[index] if self._cuts[index][0] <= start else (0, {})
+        values = dict(kept)
+        self._run(self._dense, values, index, place, start)
+        held = sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
+        if held <= self._held_bytes * len(self._inputs[index]):
+            self._cuts[index] = (start, dict(values))
+        for variant in variants:
+            yield self._run(variant, dict(values), index, start, len(self._nodes))
 
-    def _chunks(self) -> range:
-        return range(len(self._inputs))
-
-    def _run(self, network: nn.Module, values: dict[fx.Node, Any], chunk: int, start: int, stop: int) -> Any:
+    def _run(self, network: nn.Module, values: Values, index: int, start: int, stop: int) -> Any:
         with torch.no_grad():
             for node in self._nodes[start:stop]:
-                if node.op == "placeholder":
-                    values[node] = self._inputs[chunk] if not values else (node.args[0] if node.args else None)
-                else:
-                    values[node] = execute(node, network, values)
-                for source in node.all_input_nodes:
-                    if self._last[source] is node:
-                        values.pop(source, None)
+                step(node, network, values, self._inputs[index])
                 if node.op == "output":
                     return values[node]
+                release(node, values, self._last)
         return None

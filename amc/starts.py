@@ -13,7 +13,7 @@ import numpy as np
 from amc.allocate import knapsack
 from amc.evaluate import read
 from amc.problem import Problem
-from amc.sensitivity import DAMAGES, forward, mean_damage
+from amc.sensitivity import DAMAGES, forward, total_damage
 from envs.constraint import Constraint
 from envs.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
@@ -48,14 +48,15 @@ def best_knapsack(problem: Problem, constraint: Constraint | None = None) -> Int
 
 
 def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
-    """Damage of whole networks: the first kind of damage, on calibration images that repair has not seen.
+    """Damage of whole networks: the first kind of damage, on images that repair has not seen.
 
     Args:
         problem: Task and settings; charged with the images and the repairs.
         candidates: [S] kept channels each.
     """
     damage = DAMAGES[problem.config.knapsack.damages[0]]
-    indices, graph = problem.draws.audition(), problem.anatomy.graph
+    (role, indices), graph = problem.draws.audition(), problem.anatomy.graph
+    split = problem.task.calibration if role == "calibration" else problem.task.validation
     networks = [problem.task.network]
     for widths in candidates:
         small, forwards = problem.compressor.compress(problem.policy(widths))
@@ -64,9 +65,9 @@ def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
     fast = [inference_copy(network, graph) for network in networks]
 
     def one(part: list[int]) -> list[float]:
-        inputs, targets = read(problem.task.calibration, part)
+        inputs, targets = read(split, part)
         dense, *rest = [forward(network, channels_last(inputs)) for network in fast]
-        return [len(part) * mean_damage(damage, [outputs], [dense], [targets]) for outputs in rest]
+        return [total_damage(damage, outputs, dense, targets) for outputs in rest]
 
     size = problem.scorer.chunk
     parts = list(map_chunks(one, [indices[k : k + size] for k in range(0, len(indices), size)]))

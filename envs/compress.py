@@ -31,17 +31,23 @@ from envs.policy import (
     tensors_fingerprint,
     weights_fingerprint,
 )
-from envs.ridge import Finish, Sums
+from envs.ridge import Finish
 from envs.rows import weight_rows
 from envs.sequential import SequentialRepair, write_fit
+from envs.shrinkage import FOLDS
 from envs.slicing import Axes, kept_axes, sliced
 from envs.sparsify import NEEDS_CURVATURE, SELECTIONS, refit
-from envs.statistics import Sampling, first_chunks, input_moments, pack, unpack
+from envs.statistics import Moments, Sampling, first_chunks, input_moments, pack, totals, unpack
 from envs.targets import Targets, record_targets
 from envs.units import Unit
 from hw_profiles.patterns import parse_pattern
 
 logger = logging.getLogger(__name__)
+
+ROWS, QUICK_ROWS = 32_000, 4_000
+"""Rows of a fit (images x positions) where positions are not set, of full and of quick repair."""
+HELD_SHARE = 0.4
+"""Of the memory setting, what sequential repair may hold of activations at a cut."""
 
 Repair = Literal["none", "layerwise", "sequential"]
 Remember = Callable[[str, Mapping[str, object], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
@@ -55,10 +61,10 @@ class CompressionSettings:
         importance: Name of the channel score.
         repair: Closed-form refit of the remaining weights.
         images: Calibration images wanted (fewer if the memory setting says so).
-        positions: Output positions sampled per image.
+        positions: Output positions sampled per image; None: `ROWS` over all images.
         quick_images: Calibration images of a quick sequential repair (whole chunks).
-        quick_positions: Output positions per image of a quick sequential repair.
-        ridge: Penalty relative to the mean diagonal of a Gram matrix.
+        quick_positions: Output positions per image of a quick sequential repair; None: `QUICK_ROWS` over its images.
+        ridge: Penalty relative to the mean diagonal of a Gram matrix; None: chosen for each fit.
         producers: Sequential repair refits every layer whose input drifted, not only consumers.
         selection: Which weights go under a pattern (`envs.sparsify`).
         reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
@@ -69,15 +75,27 @@ class CompressionSettings:
     importance: str = "obs"
     repair: Repair = "sequential"
     images: int = 1000
-    positions: int = 48
+    positions: int | None = None
     quick_images: int = 500
-    quick_positions: int = 8
-    ridge: float = 3e-2
+    quick_positions: int | None = None
+    ridge: float | None = None
     producers: bool = True
     selection: str = "magnitude"
     reestimate_images: int = 0
     memory_gb: float = 1.0
     seed: int = 0
+
+
+def positions_for(images: int, rows: int = ROWS) -> int:
+    """Output positions per image that make about so many rows; few images are looked at in more places."""
+    return -(-rows // max(images, 1))
+
+
+def divided(chunks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The chunks; a single one is cut in two, so that one half can judge what was fitted to the other."""
+    if len(chunks) == 1 and len(chunks[0]) > 1:
+        return tuple(chunks[0].tensor_split(2))
+    return tuple(chunks)
 
 
 class Compressed(NamedTuple):
@@ -119,43 +137,48 @@ class Compressor:
             sparse: Layers that may take a pattern.
         """
         self.network, self.graph, self.units, self.settings = network, graph, tuple(units), settings
-        self._chunks = tuple(chunks)
+        self._chunks = divided(chunks)
         self._images = sum(len(chunk) for chunk in chunks)
         self._family = family
-        self._sampling = Sampling(positions=settings.positions, seed=settings.seed)
-        self._quick = Sampling(positions=min(settings.positions, settings.quick_positions), seed=settings.seed)
+        positions = settings.positions or positions_for(self._images)
+        self._sampling = Sampling(positions=positions, seed=settings.seed)
         self._quick_chunks = first_chunks(self._chunks, settings.quick_images)
+        quick = settings.quick_positions or positions_for(sum(map(len, self._quick_chunks)), QUICK_ROWS)
+        self._quick = Sampling(positions=min(positions, quick), seed=settings.seed)
         self._recorded: dict[bool, Targets] = {}
+        self._quick_ridges: Mapping[str, float] | None = None
         self._folds = graph.folds()
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
         moments = self._moments(remember, sparse)
         backward = FORWARDS * (settings.importance in NEEDS_GRADIENTS)
         self.preparation_forwards = self._images * (bool(moments) + backward)
-        self.preparation_forwards += self._walked((*self._chunks, *self._quick_chunks))
+        chosen = self._quick_chunks if settings.ridge is None else ()
+        self.preparation_forwards += self._walked((*self._chunks, *self._quick_chunks, *chosen))
         self.orders = self._orders(moments, remember)
         self._bank = LayerwiseBank(network, moments, settings.ridge)
+        self._fold_banks = [self._bank.leaving_out(fold) for fold in range(FOLDS)]
         self._input_orders = input_orders(self.units, self.orders)
 
-    def _moments(self, remember: Remember, sparse: Sequence[str]) -> dict[str, Sums]:
+    def _moments(self, remember: Remember, sparse: Sequence[str]) -> Moments:
         """Input moments of all layers that importance, selection or repair look at, {} where none does."""
         needed, settings = bool(sparse) and self.settings.selection in NEEDS_CURVATURE, self.settings
         if settings.importance not in NEEDS_MOMENTS and settings.repair == "none" and not needed:
             return {}
         consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
-        key = {**self._key(), "positions": self.settings.positions, "consumers": list(consumers)}
+        key = {**self._key(), "positions": self._sampling.positions, "consumers": list(consumers)}
 
         def compute() -> dict[str, Tensor]:
             return pack(input_moments(self.network, list(consumers), self._chunks, self._sampling))
 
         return unpack(remember("moments", key, compute))
 
-    def _orders(self, moments: Mapping[str, Sums], remember: Remember) -> dict[str, list[int]]:
+    def _orders(self, moments: Moments, remember: Remember) -> dict[str, list[int]]:
         """Channels of each unit by descending importance."""
         settings = self.settings
         score = IMPORTANCES[settings.importance]
         units = [[unit.name, unit.channels, unit.granule] for unit in self.units]
-        key = {**self._key(), "positions": settings.positions, "importance": settings.importance, "units": units}
+        key = {**self._key(), "positions": self._sampling.positions, "importance": settings.importance, "units": units}
 
         def compute() -> dict[str, Tensor]:
             evidence = self._evidence(moments)
@@ -164,7 +187,7 @@ class Compressor:
         found = remember("orders", key, compute) if self.units else {}
         return {name: order.tolist() for name, order in found.items()}
 
-    def _evidence(self, moments: Mapping[str, Sums]) -> Evidence:
+    def _evidence(self, moments: Moments) -> Evidence:
         settings, sensitivities = self.settings, dict[str, Tensor]()
         if settings.importance in NEEDS_GRADIENTS:
             at_once = images_at_once(self._family.dense, settings.memory_gb)
@@ -173,14 +196,14 @@ class Compressor:
             )
         scales = output_scales(self.network, self._folds)
         return Evidence(
-            network=self.network, moments=moments, output_scales=scales, sensitivities=sensitivities,
+            network=self.network, moments=totals(moments), output_scales=scales, sensitivities=sensitivities,
             seed=settings.seed,
         )  # fmt: skip
 
     def _key(self) -> dict[str, object]:
         """What determines everything computed from the calibration images."""
         return {
-            "version": 2,
+            "version": 3,
             "structure": self._fingerprints[0],
             "weights": self._fingerprints[1],
             "calibration": self.calibration_fingerprint,
@@ -219,7 +242,13 @@ class Compressor:
         return Policy(structure=structure, weights=weights, units=entries, layers=layers)
 
     def compress(
-        self, policy: Policy, repair: Repair | None = None, *, quick: bool = False, half: bool = False
+        self,
+        policy: Policy,
+        repair: Repair | None = None,
+        *,
+        quick: bool = False,
+        half: bool = False,
+        unseen: int | None = None,
     ) -> Compressed:
         """The smaller network of a policy, repaired.
 
@@ -228,6 +257,7 @@ class Compressor:
             repair: Overrides the setting; "sequential" falls back to "layerwise" without a traced graph.
             quick: Sequential repair on fewer images and positions, to compare policies with each other.
             half: Sequential repair walks and multiplies in bfloat16.
+            unseen: Fold of calibration images (`chunk_folds`) that layer-wise repair does not see, None: it sees all.
 
         Raises:
             PolicyMismatch: If the policy was made for another network.
@@ -247,17 +277,16 @@ class Compressor:
         finishes = self._finishes(policy.patterns(), refitted=repair != "none")
         forwards = 0
         if repair != "sequential":
+            bank = self._bank if unseen is None else self._fold_banks[unseen]
             compensated = repair == "layerwise" or self.settings.importance in COMPENSATED
             if compensated:
-                self._refit_consumers(small, axes, weights=repair == "layerwise")
-            self._sparsify(small, axes, finishes, shifted=compensated)
+                self._refit_consumers(small, axes, bank, weights=repair == "layerwise")
+            self._sparsify(small, axes, finishes, bank, shifted=compensated)
         else:
             if not quick:
                 return_memory()
-            sequential = SequentialRepair(
-                network=self.network, graph=self.graph, targets=self._targets(quick),
-                ridge=self.settings.ridge, producers=self.settings.producers, half=half, sparse=finishes,
-            )  # fmt: skip
+            ridges = self._ridges() if quick else {}
+            sequential = self._sequential(quick, ridges, half=half, sparse=finishes)
             sequential(small, axes)
             return_memory()
             forwards += sequential.images
@@ -290,17 +319,45 @@ class Compressor:
 
         return {name: finish(name, text) for name, text in patterns.items()}
 
+    def _sequential(
+        self, quick: bool, ridges: Mapping[str, float], *, half: bool, sparse: Mapping[str, Finish]
+    ) -> SequentialRepair:
+        return SequentialRepair(
+            network=self.network, graph=self.graph, targets=self._targets(quick), ridge=self.settings.ridge,
+            ridges=ridges, held_bytes=HELD_SHARE * 1e9 * self.settings.memory_gb, producers=self.settings.producers,
+            half=half, sparse=sparse,
+        )  # fmt: skip
+
+    def _ridges(self) -> Mapping[str, float]:
+        """Penalties of quick repair by layer, chosen once with half of every unit gone: choosing takes longer than
+        fitting, and how much is shrunk depends on data and layer far more than on a policy.
+        """
+        if self._quick_ridges is None:
+            self._quick_ridges = {}
+            if self.settings.ridge is None:
+                kept = {unit.name: -(-len(unit.granules) // 2) * unit.granule for unit in self.units}
+                axes = kept_axes(self.network, self.units, self.policy(kept).kept())
+                sequential = self._sequential(True, {}, half=False, sparse={})
+                self._quick_ridges = sequential(sliced(self.network, axes), axes)
+        return self._quick_ridges
+
     def _sparsify(
-        self, small: nn.Module, axes: Mapping[str, Axes], finishes: Mapping[str, Finish], *, shifted: bool
+        self,
+        small: nn.Module,
+        axes: Mapping[str, Axes],
+        finishes: Mapping[str, Finish],
+        bank: LayerwiseBank,
+        *,
+        shifted: bool,
     ) -> None:
         """Brings layers to their patterns by what they read in the dense network."""
         for name, finish in finishes.items():
             before = weight_rows(small.get_submodule(name)).double()
             normalization, intercept = self._intercept(small, name)
             curvature, mean = torch.ones(before.shape[:2], dtype=torch.float64), torch.zeros(before.shape[:2])
-            if self._bank.fits(name):
+            if bank.fits(name):
                 kept = axes.get(name, Axes()).inputs
-                curvature, mean = self._bank.curvature(name, kept, intercept=intercept and shifted)
+                curvature, mean = bank.curvature(name, kept, intercept=intercept and shifted)
             after = finish(before, curvature)
             write_fit(
                 small, name, normalization, after, torch.einsum("gn,gno->go", mean.double(), before - after).flatten()
@@ -323,22 +380,27 @@ class Compressor:
 
     def quick_only(self) -> Compressor:
         """A twin that holds what quick compression needs, and nothing that full repair does; for workers."""
-        twin = copy.copy(self)
         sequential = self._walked(self._chunks) > 0
+        if sequential:
+            self._ridges()
+        twin = copy.copy(self)
         twin._recorded = {True: self._targets(quick=True)} if sequential else {}
         twin._bank = LayerwiseBank(self.network, {}, self.settings.ridge) if sequential else self._bank
+        twin._fold_banks = []
         return twin
 
-    def _refit_consumers(self, small: nn.Module, axes: Mapping[str, Axes], *, weights: bool) -> None:
+    def _refit_consumers(
+        self, small: nn.Module, axes: Mapping[str, Axes], bank: LayerwiseBank, *, weights: bool
+    ) -> None:
         """Fits every consumer's weights and intercept, or its intercept alone, to the dense outputs."""
         for name, touched in axes.items():
-            if touched.inputs is None or not self._bank.fits(name):
+            if touched.inputs is None or not bank.fits(name):
                 continue
             normalization, intercept = self._intercept(small, name)
             if weights:
-                fit = self._bank.fit(name, touched.inputs, self._input_orders.get(name), intercept=intercept)
+                fit = bank.fit(name, touched.inputs, self._input_orders.get(name), intercept=intercept)
             else:
-                fit = self._bank.compensation(name, touched.inputs)
+                fit = bank.compensation(name, touched.inputs)
             new, shift = fit.weights, fit.shift.flatten()
             if touched.outputs is not None:
                 groups = len(new)

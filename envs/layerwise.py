@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from envs.importance import column_indices
-from envs.ridge import Fit, Sums, curvature_of, dual, factor, penalty_of
+from envs.ridge import Fit, Sums, add, curvature_of, dual, factor, penalty_of
 from envs.rows import weight_rows
-from envs.statistics import gram_of
+from envs.shrinkage import UNDIVIDED_RIDGE, best_ridge
+from envs.statistics import Moments, gram_of
 from envs.units import Unit
 
 
@@ -26,18 +27,28 @@ class LayerwiseBank:
     penalty = ridge x mean diagonal of the Gram matrix of *all* columns, so that every width has the same one.
     """
 
-    def __init__(self, network: nn.Module, moments: Mapping[str, Sums], ridge: float) -> None:
+    def __init__(
+        self, network: nn.Module, moments: Moments, ridge: float | None = None, unseen: int | None = None
+    ) -> None:
         """Holds moments; factors are computed when first needed.
 
         Args:
             network: The dense network.
             moments: Input moments per layer, from `input_moments`.
-            ridge: Penalty relative to the mean diagonal of the Gram matrix.
+            ridge: Penalty relative to the mean diagonal of the Gram matrix; None: chosen for each layer.
+            unseen: Fold of images that no fit sees, None: all are fitted to.
         """
         self._network = network
         self._moments = moments
         self._ridge = ridge
+        self._unseen = unseen
+        self._ridges: dict[tuple[str, bool, bool], float] = {}
         self._factors: dict[tuple[str, tuple[int, ...], bool], tuple[Tensor, Tensor]] = {}
+
+    def leaving_out(self, fold: int) -> LayerwiseBank:
+        """A bank whose fits do not see one fold; of undivided images the same."""
+        divided = all(len(folds) > 1 for folds in self._moments.values())
+        return LayerwiseBank(self._network, self._moments, self._ridge, fold if divided else None)
 
     def fits(self, name: str) -> bool:
         """Whether the layer's moments are known."""
@@ -54,24 +65,26 @@ class LayerwiseBank:
             intercept: Fit an intercept as well.
         """
         module = self._network.get_submodule(name)
-        sums = self._moments[name]
+        ridge = self.ridge(name, order, intercept=intercept)
         weights = weight_rows(module).double()
         kernel = _kernel(module)
         groups, per_group = len(weights), weights.shape[1] // kernel
         places = kept[kept < per_group].tolist() if groups > 1 else kept.tolist()
         columns = column_indices(places, kernel)
-        mean = sums.x.double() / sums.count if intercept else torch.zeros_like(sums.x, dtype=torch.float64)
-        if sums.xx is None:
-            x = torch.cat([x for x, _ in sums.rows], dim=1).double() - mean[:, None, :]
-            missing = x @ weights - x[:, :, columns] @ weights[:, columns]
-            new = weights[:, columns] + dual(x[:, :, columns], x, missing, self._ridge)
-        elif order is not None and groups == 1 and set(order[: len(places)]) == set(places):
+        mean = self._mean(name) if intercept else torch.zeros(weights.shape[:2], dtype=torch.float64)
+        gathered = self._moments[name][0].xx is not None
+        if gathered and order is not None and groups == 1 and set(order[: len(places)]) == set(places):
             new = self._nested(name, order, len(places), intercept)[:, column_indices(_ranks(places, order), kernel)]
+        elif not gathered:
+            x = torch.cat([x for x, _ in self._sums(name).rows], dim=1).double() - mean[:, None, :]
+            lost = x @ weights - x[:, :, columns] @ weights[:, columns]
+            new = weights[:, columns] + dual(x[:, :, columns], x, lost, ridge)
         else:
+            sums = self._sums(name)
             gram = gram_of(sums) - mean[:, :, None] * mean[:, None, :]
             inner = gram[:, columns[:, None], columns]
             residual = gram[:, columns] @ weights - inner @ weights[:, columns]
-            lower, _ = factor(inner, penalty_of(gram, self._ridge))
+            lower, _ = factor(inner, penalty_of(gram, ridge))
             new = weights[:, columns] + torch.cholesky_solve(residual, lower)
         shift = torch.einsum("gn,gno->go", mean, weights) - torch.einsum("gn,gno->go", mean[:, columns], new)
         return Fit(weights=new, shift=shift)
@@ -83,11 +96,11 @@ class LayerwiseBank:
             name: Layer name.
             kept: Kept positions on its input axis, ascending.
         """
-        module, sums = self._network.get_submodule(name), self._moments[name]
+        module = self._network.get_submodule(name)
         weights, per_group = weight_rows(module).double(), _inputs_per_group(module)
         places = kept[kept < per_group] if len(weights) > 1 else kept
         columns = column_indices(places.tolist(), _kernel(module))
-        gone = sums.x.double() / sums.count
+        gone = self._mean(name)
         gone[:, columns] = 0
         return Fit(weights=weights[:, columns], shift=torch.einsum("gn,gno->go", gone, weights))
 
@@ -99,13 +112,54 @@ class LayerwiseBank:
             kept: Kept positions on its input axis, None for all.
             intercept: Whether an intercept follows the weights; otherwise the means are 0.
         """
-        module, sums = self._network.get_submodule(name), self._moments[name]
+        module, sums = self._network.get_submodule(name), self._sums(name)
         groups, per_group = len(sums.x), _inputs_per_group(module)
         places = torch.arange(per_group) if kept is None else kept[kept < per_group] if groups > 1 else kept
         columns = column_indices(places.tolist(), sums.x.shape[1] // per_group)
         mean = sums.x.double() / sums.count if intercept else torch.zeros_like(sums.x, dtype=torch.float64)
-        full = curvature_of(sums, mean, self._ridge)
+        full = curvature_of(sums, mean, self.ridge(name, None, intercept=intercept))
         return full[:, columns] if full.ndim == 2 else full[:, columns[:, None], columns], mean[:, columns]
+
+    def ridge(self, name: str, order: Sequence[int] | None, *, intercept: bool) -> float:
+        """Penalty of a layer's fits: that which serves best when half of its inputs are gone.
+
+        Args:
+            name: Layer name.
+            order: All input positions by descending importance; None: every second one is taken to be gone.
+            intercept: Whether an intercept is fitted.
+        """
+        if self._ridge is not None:
+            return self._ridge
+        key = (name, order is None, intercept)
+        if key not in self._ridges:
+            self._ridges[key] = self._chosen(name, order, intercept)
+        return self._ridges[key]
+
+    def _chosen(self, name: str, order: Sequence[int] | None, intercept: bool) -> float:
+        module, folds = self._network.get_submodule(name), self._moments[name]
+        per_group = _inputs_per_group(module)
+        if len(folds) < 2 or per_group < 2:
+            return UNDIVIDED_RIDGE
+        weights = weight_rows(module).double()
+        places = list(range(0, per_group, 2))
+        if order is not None and len(weights) == 1:
+            places = sorted(order[: -(-per_group // 2)])
+        columns = column_indices(places, _kernel(module))
+        best = best_ridge([missing(sums, weights, columns) for sums in folds], intercept=intercept)
+        used = len(folds) - (self._unseen is not None)
+        return best * len(folds) / used  # fewer images, more shrinkage
+
+    def _seen(self, name: str) -> list[Sums]:
+        return [fold for index, fold in enumerate(self._moments[name]) if index != self._unseen]
+
+    def _sums(self, name: str) -> Sums:
+        return add(self._seen(name))
+
+    def _mean(self, name: str) -> Tensor:
+        """[G, n] float64 mean input."""
+        seen = self._seen(name)
+        total = torch.stack([sums.x.double() for sums in seen]).sum(dim=0)
+        return total / sum(sums.count for sums in seen)
 
     def _nested(self, name: str, order: Sequence[int], width: int, intercept: bool) -> Tensor:
         """[1, width x kernel, o] fit for the first `width` inputs of `order`, in that order."""
@@ -124,16 +178,35 @@ class LayerwiseBank:
         The leading block of the factor is the factor of the leading block, and forward substitution of the
         first rows does not look at later ones: that is what makes one factorization serve every width.
         """
-        module, sums = self._network.get_submodule(name), self._moments[name]
+        module, sums = self._network.get_submodule(name), self._sums(name)
         columns = column_indices(list(order), _kernel(module))
         weights = weight_rows(module).double()[:, columns]
         gram = gram_of(sums)[:, columns[:, None], columns]
         if intercept:
             mean = (sums.x.double() / sums.count)[:, columns]
             gram = gram - mean[:, :, None] * mean[:, None, :]
-        lower, penalty = factor(gram, penalty_of(gram, self._ridge))
+        lower, penalty = factor(gram, penalty_of(gram, self.ridge(name, order, intercept=intercept)))
         cross = gram @ weights + penalty[:, None, None] * weights
         return lower, torch.linalg.solve_triangular(lower, cross, upper=False)
+
+
+def missing(sums: Sums, weights: Tensor, columns: Tensor) -> Sums:
+    """Sums over the kept columns, with what the other columns gave the outputs as residual.
+
+    Args:
+        sums: Over all columns.
+        weights: [G, n, o] float64 weights on all columns.
+        columns: [k] columns that are kept.
+    """
+    gone = weights.clone()
+    gone[:, columns] = 0
+    x = sums.x[:, columns]
+    r = torch.einsum("gn,gno->go", sums.x.double(), gone)
+    if sums.xx is not None:
+        xx, xr = sums.xx[:, columns[:, None], columns], sums.xx[:, columns].double() @ gone
+        return Sums(count=sums.count, x=x, r=r, xx=xx, xr=xr)
+    rows = tuple((rows[:, :, columns], rows.double() @ gone) for rows, _ in sums.rows)
+    return Sums(count=sums.count, x=x, r=r, xx=None, xr=None, rows=rows)
 
 
 def input_orders(units: Sequence[Unit], orders: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

@@ -9,26 +9,32 @@ from fnmatch import fnmatchcase
 from envs.sites import Choice, Site
 from envs.units import Fixed, Unit
 
+KERNEL_WIDTH, MIN_ROUNDED = 8, 96
+"""Channels that the kernels of runtimes compute together (onnxruntime: 8 with AVX2, 16 with AVX-512), and the narrowest
+unit whose widths keep to that unasked: there it costs no accuracy (experiments/results/rounding.md).
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What may be chosen at all.
 
     Attributes:
-        round_to: Kept channels are a multiple of this, or all channels.
+        round_to: Kept channels are a multiple of this, or all channels; None: of `KERNEL_WIDTH` in units of at least
+            `MIN_ROUNDED` channels, as runtimes' kernels work in blocks of channels.
         min_ratio: Smallest preserve ratio.
         max_ratio: Largest preserve ratio.
         skip: Patterns (as in a shell) of layer names; a unit with such a member stays dense.
     """
 
-    round_to: int = 1
+    round_to: int | None = 1
     min_ratio: float = 0.0
     max_ratio: float = 1.0
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses rules that cannot hold."""
-        if self.round_to < 1:
+        if self.round_to is not None and self.round_to < 1:
             raise ValueError(f"`round_to >= 1` must hold, but got {self.round_to}: write 1 for no rounding")
         if not 0 <= self.min_ratio <= self.max_ratio <= 1 or self.max_ratio == 0:
             raise ValueError(
@@ -38,14 +44,19 @@ class Rules:
 
     def choices(self, unit: Unit) -> tuple[Choice, ...]:
         """The unit's widths under these rules, lightest first; never zero channels."""
-        steps = range(unit.granule, unit.channels + 1, unit.granule)
+        steps, multiple = range(unit.granule, unit.channels + 1, unit.granule), self._multiple(unit.channels)
         kept = [
             count
             for count in steps
-            if (count % self.round_to == 0 or count == unit.channels)
+            if (count % multiple == 0 or count == unit.channels)
             and self.min_ratio - 1e-9 <= count / unit.channels <= self.max_ratio + 1e-9
         ]
         return tuple(Choice(count, unit.channels) for count in kept)
+
+    def _multiple(self, channels: int) -> int:
+        if self.round_to is not None:
+            return self.round_to
+        return KERNEL_WIDTH if channels >= MIN_ROUNDED else 1
 
     def sites(self, units: Sequence[Unit]) -> tuple[list[Site], list[Fixed]]:
         """One site per unit that may change, in order, and the skipped ones with the reason.

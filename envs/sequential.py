@@ -9,6 +9,7 @@ of He, Zhang & Sun, ICCV 2017, section 3.2, for whole residual networks).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -21,10 +22,13 @@ from envs.inference import converted, folded, inference_copy
 from envs.parallel import map_chunks
 from envs.ridge import Finish, Sums, add, solve, summarize
 from envs.rows import as_weight, gather_patches, kernel_size, regrouped, take_outputs, weight_rows
+from envs.shrinkage import FOLDS, UNDIVIDED_RIDGE, best_ridge, folded_sums
 from envs.slicing import Axes
 from envs.statistics import GRAM_LIMIT
 from envs.targets import Target, Targets, Values, release, step
 
+WIDE = 2048
+"""Columns beyond which Gram matrices are so large that only few of them are kept."""
 DEAD_SCALE = 1e-3
 """Per-channel scales below this fraction of the largest cannot be divided by: the channel is left as it is."""
 
@@ -48,6 +52,23 @@ class _Refit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Walk:
+    """The nodes in the order of execution, the last reader of each, and the network that executes them."""
+
+    order: Sequence[fx.Node]
+    last: Mapping[fx.Node, fx.Node]
+    walked: nn.Module
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Where in the order one chunk stands, and the values that later nodes read."""
+
+    place: int
+    values: Values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SequentialRepair:
     """Repairs sliced copies of one network.
 
@@ -55,7 +76,10 @@ class SequentialRepair:
         network: The dense network.
         graph: Its graph, with a program.
         targets: What the dense network has at the sampled positions.
-        ridge: Penalty relative to the mean diagonal of the Gram matrix.
+        ridge: Penalty relative to the mean diagonal of the Gram matrix; None: chosen for each fit.
+        ridges: Penalties of layers for which they are known, by name.
+        held_bytes: Activations that are kept at a cut, for all images; where a cut would hold more, the walk to the
+            next layer begins again at the last cut that held less.
         producers: Refit every layer whose input drifted, not only the consumers of pruned units.
         half: Walk and multiply in bfloat16; sums, factors and the weights that are written stay as they are.
         sparse: What brings layers to their patterns, by layer name; each on the inputs that it really has.
@@ -64,7 +88,9 @@ class SequentialRepair:
     network: nn.Module
     graph: Graph
     targets: Targets
-    ridge: float
+    ridge: float | None = None
+    ridges: Mapping[str, float] = field(default_factory=dict)
+    held_bytes: float = math.inf
     producers: bool = True
     half: bool = False
     sparse: Mapping[str, Finish] = field(default_factory=dict)
@@ -74,7 +100,7 @@ class SequentialRepair:
         """Image-forwards of one repair (those of the targets come once, before)."""
         return sum(len(chunk) for chunk in self.targets.chunks)
 
-    def __call__(self, small: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
+    def __call__(self, small: nn.Module, axes: Mapping[str, Axes]) -> dict[str, float]:
         """Refits the layers of a sliced network, in place.
 
         Args:
@@ -82,27 +108,24 @@ class SequentialRepair:
             axes: What stays of each touched module (`kept_axes`).
 
         Returns:
-            `small`.
+            The ridge of each refitted layer.
         """
         program = self.graph.program
         assert program is not None
         if not axes and not self.sparse:
-            return small
+            return {}
         walked = self._walked(small)
         pending = self._refits(program, axes)
         order = _schedule(program, pending)
-        last = {source: node for node in order for source in node.all_input_nodes}
-        states: list[Values] = [{} for _ in self.targets.chunks]
-        segment: list[fx.Node] = []
-        for node in order:
-            if not pending:
-                break
-            if node in pending:
-                self._advance(segment, states, walked, last)
-                segment = []
-                self._refit(pending.pop(node), states, walked, small)
-            segment.append(node)
-        return small
+        walk = _Walk(
+            order=order, last={source: node for node in order for source in node.all_input_nodes}, walked=walked
+        )
+        cuts = [_Cut(0, {}) for _ in self.targets.chunks]
+        return {
+            str(node.target): self._refit(pending[node], place, walk, cuts, small)
+            for place, node in enumerate(order)
+            if node in pending
+        }
 
     def _walked(self, small: nn.Module) -> nn.Module:
         """The twin that walks: normalization folded, in the precision asked for."""
@@ -126,25 +149,22 @@ class SequentialRepair:
             refits[node] = _Refit(node, touched.outputs, None if addend is None else addend.other, scale)
         return refits
 
-    def _advance(
-        self, segment: Sequence[fx.Node], states: Sequence[Values], walked: nn.Module, last: Mapping[fx.Node, fx.Node]
-    ) -> None:
-        """Executes a run of nodes for every chunk."""
+    def _to(self, place: int, walk: _Walk, cuts: list[_Cut], index: int) -> Values:
+        """The values in front of a node for one chunk; they become its cut where they are small enough."""
+        cut, inputs = cuts[index], self.targets.chunks[index]
+        values = dict(cut.values)
+        if self.half and inputs.is_floating_point():
+            inputs = inputs.to(torch.bfloat16)
+        for node in walk.order[cut.place : place]:
+            step(node, walk.walked, values, inputs)
+            release(node, values, walk.last)
+        held = sum(value.nbytes for value in values.values() if isinstance(value, Tensor)) / len(inputs)
+        if held * self.images <= self.held_bytes:
+            cuts[index] = _Cut(place, values)
+        return values
 
-        def one(index: int) -> None:
-            with torch.no_grad():
-                inputs = self.targets.chunks[index]
-                if self.half and inputs.is_floating_point():
-                    inputs = inputs.to(torch.bfloat16)
-                for node in segment:
-                    step(node, walked, states[index], inputs)
-                    release(node, states[index], last)
-
-        for _ in map_chunks(one, range(len(states))):
-            pass
-
-    def _refit(self, refit: _Refit, states: Sequence[Values], walked: nn.Module, small: nn.Module) -> None:
-        """Fits one layer and writes it to the walked twin and to the result."""
+    def _refit(self, refit: _Refit, place: int, walk: _Walk, cuts: list[_Cut], small: nn.Module) -> float:
+        """Fits one layer and writes it to the walked twin and to the result; returns its ridge."""
         layer = small.get_submodule(refit.name)
         prior = weight_rows(layer)
         by_kernel = regrouped(prior, prior.shape[1] // kernel_size(layer))
@@ -153,14 +173,15 @@ class SequentialRepair:
 
         def one(index: int) -> Sums:
             with torch.no_grad():
-                return self._rows(refit, states[index], self.targets.rows[index][refit.node], layer, by_kernel)
+                values = self._to(place, walk, cuts, index)
+                return self._rows(refit, values, self.targets.rows[index][refit.node], layer, by_kernel)
 
+        folds = folded_sums(map_chunks(one, range(len(cuts))), FOLDS if prior.shape[1] > WIDE else 2 * FOLDS)
         normalization = self._normalization(refit.name)
-        has_bias = isinstance(getattr(layer, "bias", None), Tensor)
-        fit = solve(
-            add(map_chunks(one, range(len(states)))), by_kernel, self.ridge,
-            intercept=has_bias or normalization is not None, finish=self._finish(refit, prior, kernel_size(layer)),
-        )  # fmt: skip
+        intercept = isinstance(getattr(layer, "bias", None), Tensor) or normalization is not None
+        ridge = self._ridge(refit.name, folds, intercept)
+        finish = self._finish(refit, prior, kernel_size(layer))
+        fit = solve(add(folds), by_kernel, ridge, intercept=intercept, finish=finish)
         weights, shift = regrouped(fit.weights, kernel_size(layer)), fit.shift.flatten()
         if refit.scale is not None:
             live = _live(refit.scale)
@@ -168,7 +189,16 @@ class SequentialRepair:
                 weights = torch.where(live.view(len(weights), 1, -1), weights, prior.double())
             shift = torch.where(live, shift, torch.zeros_like(shift))
         write_fit(small, refit.name, normalization, weights, shift)
-        self._follow(walked, small, refit.name)
+        self._follow(walk.walked, small, refit.name)
+        return ridge
+
+    def _ridge(self, name: str, folds: Sequence[Sums], intercept: bool) -> float:
+        """The penalty of one fit: the one asked for, the known one, or that which serves unseen images best."""
+        if self.ridge is not None:
+            return self.ridge
+        if name in self.ridges:
+            return self.ridges[name]
+        return best_ridge(folds, intercept=intercept) if len(folds) > 1 else UNDIVIDED_RIDGE
 
     def _finish(self, refit: _Refit, before: Tensor, kernel: int) -> Finish | None:
         """Brings a layer to its pattern, but for outputs that the network hardly hears; None without a pattern.

@@ -14,6 +14,10 @@ from envs.graph import copy_network
 from envs.parallel import map_chunks
 from envs.ridge import Sums, add, summarize
 from envs.rows import can_gather, draw_positions, gather_inputs, output_places
+from envs.shrinkage import FOLDS
+
+Moments = Mapping[str, tuple[Sums, ...]]
+"""Layer name -> sums over each fold of the calibration images (every second chunk)."""
 
 GRAM_LIMIT = 8192
 """Columns up to which a Gram matrix is kept (512 MB in fp32); beyond, the sampled rows are."""
@@ -49,8 +53,8 @@ def first_chunks(chunks: Sequence[Tensor], images: int) -> tuple[Tensor, ...]:
 
 def input_moments(
     network: nn.Module, names: Sequence[str], chunks: Sequence[Tensor], sampling: Sampling
-) -> dict[str, Sums]:
-    """Sums of the sampled input rows of the named layers (with empty residuals).
+) -> dict[str, tuple[Sums, ...]]:
+    """Sums of the sampled input rows of the named layers (with empty residuals), by folds of chunks.
 
     Args:
         network: The dense network in eval mode.
@@ -80,36 +84,49 @@ def input_moments(
             twin(chunks[index])
         return found
 
-    parts = map_chunks(one, range(len(chunks)))
-    totals: dict[str, Sums] = {}
-    for part in parts:
-        totals = {name: add([totals[name], sums] if name in totals else [sums]) for name, sums in part.items()}
-    return totals
+    folds: list[dict[str, Sums]] = [{} for _ in range(min(FOLDS, len(chunks)))]
+    for index, part in enumerate(map_chunks(one, range(len(chunks)))):
+        total = folds[index % FOLDS]
+        for name, sums in part.items():
+            total[name] = add([total[name], sums]) if name in total else sums
+    return {name: tuple(fold[name] for fold in folds) for name in folds[0]}
 
 
-def pack(moments: Mapping[str, Sums]) -> dict[str, Tensor]:
+def totals(moments: Moments) -> dict[str, Sums]:
+    """Sums over all folds."""
+    return {name: add(folds) for name, folds in moments.items()}
+
+
+def pack(moments: Moments) -> dict[str, Tensor]:
     """Moments as named tensors, for a file."""
     tensors: dict[str, Tensor] = {}
-    for name, sums in moments.items():
-        tensors[f"{name}|count"], tensors[f"{name}|x"] = torch.tensor(sums.count), sums.x.contiguous()
-        if sums.xx is not None:
-            tensors[f"{name}|xx"] = sums.xx.contiguous()
-        else:
-            tensors[f"{name}|rows"] = torch.cat([x for x, _ in sums.rows], dim=1)
+    for name, folds in moments.items():
+        for fold, sums in enumerate(folds):
+            key = f"{name}|{fold}"
+            tensors[f"{key}|count"], tensors[f"{key}|x"] = torch.tensor(sums.count), sums.x.contiguous()
+            if sums.xx is not None:
+                tensors[f"{key}|xx"] = sums.xx.contiguous()
+            else:
+                tensors[f"{key}|rows"] = torch.cat([x for x, _ in sums.rows], dim=1)
     return tensors
 
 
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Sums]:
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Sums, ...]]:
     """Reads `pack` back."""
-    moments: dict[str, Sums] = {}
-    for name in dict.fromkeys(key.rsplit("|", 1)[0] for key in tensors):
-        x, xx, rows = tensors[f"{name}|x"], tensors.get(f"{name}|xx"), tensors.get(f"{name}|rows")
-        moments[name] = Sums(
-            count=int(tensors[f"{name}|count"]), x=x, r=x.new_zeros((len(x), 0)), xx=xx,
-            xr=None if xx is None else x.new_zeros((*x.shape, 0)),
-            rows=() if rows is None else ((rows, rows.new_zeros((*rows.shape[:2], 0))),),
-        )  # fmt: skip
+    moments: dict[str, tuple[Sums, ...]] = {}
+    for key in sorted({key.rsplit("|", 1)[0] for key in tensors}):
+        name = key.rsplit("|", 1)[0]
+        moments[name] = (*moments.get(name, ()), _unpacked(tensors, key))
     return moments
+
+
+def _unpacked(tensors: Mapping[str, Tensor], key: str) -> Sums:
+    x, xx, rows = tensors[f"{key}|x"], tensors.get(f"{key}|xx"), tensors.get(f"{key}|rows")
+    return Sums(
+        count=int(tensors[f"{key}|count"]), x=x, r=x.new_zeros((len(x), 0)), xx=xx,
+        xr=None if xx is None else x.new_zeros((*x.shape, 0)),
+        rows=() if rows is None else ((rows, rows.new_zeros((*rows.shape[:2], 0))),),
+    )  # fmt: skip
 
 
 def gram_of(sums: Sums) -> Tensor:

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amc.config import load_config
+from amc.confirm import confirmed
 from amc.paired import paired_difference
 from amc.problem import Problem
 from amc.profile_check import alternate, sliced, whole_network
 from amc.profile_measure import Setting
-from amc.search import confirmed
 from amc.starts import starting_widths
 from experiments.chain import commit, processor
 

@@ -117,7 +117,8 @@ def repaired(problem: Problem, kept: NDArray[np.int64], targets: Targets) -> nn.
     repair = SequentialRepair(
         network=compressor.network, graph=compressor.graph, ridge=compressor.settings.ridge, targets=targets
     )
-    return repair(small, kept_axes(compressor.network, compressor.units, policy.kept()))
+    repair(small, kept_axes(compressor.network, compressor.units, policy.kept()))
+    return small
 
 
 def draw(problem: Problem, start: NDArray[np.int64], index: int) -> NDArray[np.int64]:
@@ -143,7 +144,7 @@ def play(
         network = repaired(problem, kept, targets[name])
         whole = range(len(problem.task.validation)) if name == FULL else range(IMAGES)
         found[f"{name}|validation"] = logits(problem, network, "validation", whole)
-        found[f"{name}|training"] = logits(problem, network, "training", problem.draws.audition()[:IMAGES])
+        found[f"{name}|training"] = logits(problem, network, "training", problem.draws.audition()[1][:IMAGES])
     write_bytes(path, safetensors.torch.save(found))
     return found
 
@@ -165,11 +166,11 @@ def main() -> None:
     start, aims = best_knapsack(problem), recorded(problem)
     targets = {
         "validation": read(problem.task.validation, range(len(problem.task.validation)))[1],
-        "training": read(problem.task.calibration, problem.draws.audition()[:IMAGES])[1],
+        "training": read(problem.task.calibration, problem.draws.audition()[1][:IMAGES])[1],
     }
     dense = {
         "validation": logits(problem, problem.task.network, "validation", range(len(problem.task.validation))),
-        "training": logits(problem, problem.task.network, "training", problem.draws.audition()[:IMAGES]),
+        "training": logits(problem, problem.task.network, "training", problem.draws.audition()[1][:IMAGES]),
     }
     rows: list[dict[str, float]] = []
     whole: list[Seen] = []

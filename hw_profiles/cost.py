@@ -107,13 +107,18 @@ class Memory:
                 "a `memory=` budget needs the network's data flow, but torch.fx could not trace it: "
                 "use macs= or params=, or make its forward traceable"
             )
-        maps = np.asarray([prod(a.out_map) for a in layout.layers], dtype=np.int64)
-        sizes = widths.outputs * maps
-        change = np.concatenate([sizes, np.zeros((len(sizes), 1), dtype=np.int64)], axis=1)
-        np.subtract.at(change.T, _ends(layout), sizes.T)
-        live = change.cumsum(axis=1).max(axis=1)
+        live = live_values(layout, widths).max(axis=1)
         weights = Params().many(layout, widths)
         return np.asarray((live + weights) * BYTES_PER_VALUE, dtype=np.float64)
+
+
+def live_values(layout: Layout, widths: Widths) -> IntArray:
+    """[K, N + 1] values alive while each operator runs, at batch 1, and behind the last one."""
+    maps = np.asarray([prod(a.out_map) for a in layout.layers], dtype=np.int64)
+    sizes = widths.outputs * maps
+    change = np.concatenate([sizes, np.zeros((len(sizes), 1), dtype=np.int64)], axis=1)
+    np.subtract.at(change.T, _ends(layout), sizes.T)
+    return np.asarray(change.cumsum(axis=1))
 
 
 def _ends(layout: Layout) -> IntArray:

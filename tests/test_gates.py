@@ -14,7 +14,7 @@ from envs.compress import CompressionSettings, Compressor
 from envs.gates import STREAM, gate_sensitivities
 from envs.importance import Evidence, fluctuation, fpgm, l2
 from envs.slicing import zero_inputs
-from envs.statistics import Sampling, input_moments
+from envs.statistics import Sampling, input_moments, totals
 from envs.units import Member, Role, Unit
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def test_filters_of_a_transposed_convolution_are_those_of_its_outputs() -> None:
 
 def fluctuation_of(reader: nn.Module, inputs: Tensor, channels: int) -> Tensor:
     network = nn.Sequential(nn.Identity(), reader)
-    moments = input_moments(network, ["1"], [inputs], Sampling(positions=1000))
+    moments = totals(input_moments(network, ["1"], [inputs], Sampling(positions=1000)))
     return fluctuation(unit_of(channels, ("1", "consumer")), Evidence(network=network, moments=moments))
 
 

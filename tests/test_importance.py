@@ -17,7 +17,7 @@ from envs.compress import CompressionSettings, Compressor
 from envs.gates import gate_sensitivities
 from envs.importance import IMPORTANCES, Evidence, channel_order, obs
 from envs.slicing import slice_network
-from envs.statistics import Sampling, input_moments
+from envs.statistics import Sampling, input_moments, totals
 from envs.units import Member, Unit
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def evidence_of(specimen: Specimen, seed: int = 0) -> Evidence:
     consumers = sorted({m.module for unit in specimen.anatomy.units for m in unit.role("consumer")})
-    moments = input_moments(specimen.network, consumers, [specimen.inputs(24)], Sampling(positions=32))
+    moments = totals(input_moments(specimen.network, consumers, [specimen.inputs(24)], Sampling(positions=32)))
     sensitivities = gate_sensitivities(
         specimen.network, specimen.anatomy.units, [specimen.inputs(8)], at_once=8, seed=seed
     )
@@ -161,7 +161,7 @@ def obs_order(reader: nn.Module, inputs: Tensor, width: int = 1) -> list[int]:
     """The elimination order's survivors first, for a reader that sees exactly `inputs`."""
     network, unit = pair(reader, channels=inputs.shape[1] // width, width=width)
     alone = nn.Sequential(nn.Identity(), reader)
-    moments = input_moments(alone, ["1"], [inputs], Sampling(positions=10_000))
+    moments = totals(input_moments(alone, ["1"], [inputs], Sampling(positions=10_000)))
     return channel_order(unit, obs(unit, Evidence(network=network, moments=moments)))
 
 

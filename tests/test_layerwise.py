@@ -15,7 +15,7 @@ from envs.compress import CompressionSettings, Compressor
 from envs.layerwise import LayerwiseBank
 from envs.ridge import Fit
 from envs.rows import draw_positions, gather_inputs, output_places, weight_rows
-from envs.statistics import Sampling, energy_of, gram_of, input_moments, pack, unpack
+from envs.statistics import Sampling, energy_of, gram_of, input_moments, pack, totals, unpack
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -141,14 +141,14 @@ def test_moments_come_back_from_a_file(limit: int, monkeypatch: pytest.MonkeyPat
         fits = [LayerwiseBank(network, m, ridge).fit("0", torch.tensor([0, 3]), None, intercept=True)
                 for m in (moments, back)]  # fmt: skip
         assert torch.equal(fits[0].weights, fits[1].weights)
-    torch.testing.assert_close(energy_of(moments["0"]), energy_of(back["0"]))
+    torch.testing.assert_close(energy_of(totals(moments)["0"]), energy_of(totals(back)["0"]))
 
 
 def test_a_gram_matrix_of_a_layer_that_kept_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "GRAM_LIMIT", 3)
     layer, inputs = layers()["conv"]
     with pytest.raises(ValueError, match="a Gram matrix needs at most 3 columns, but got 54"):
-        gram_of(input_moments(nn.Sequential(layer), ["0"], [inputs], EVERYWHERE)["0"])
+        gram_of(totals(input_moments(nn.Sequential(layer), ["0"], [inputs], EVERYWHERE))["0"])
 
 
 # In the compressor

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from amc.config import SearchConfig, load_config
+from amc.confirm import confirm, confirmed
 from amc.live import curve
 from amc.problem import Problem
 from amc.rollout import Episode
-from amc.search import confirm, confirmed, search
+from amc.search import search
 from envs.reward import REWARDS, Evaluation
 
 QUICK = {
@@ -126,18 +127,32 @@ def test_confirmation_decides_by_the_reward_on_unseen_images_among_those_no_less
         Episode(searcher=name, actions=(), widths=tuple(kept.tolist()), reward=-rank, evaluation=EVALUATION)
         for rank, (name, kept) in enumerate(zip(["uniform", "ddpg", "ddpg", "ddpg"], widths, strict=True))
     ]
-    start, found = confirm(problem, ["uniform"], episodes)
+    start, uniform, found, _ = confirm(problem, ["uniform"], episodes)
     assert start is not None
-    assert start.widths == episodes[0].widths
+    assert start.widths == uniform.widths == episodes[0].widths
     unseen = problem.draws.confirm()
     candidates = [confirmed(problem, episode.widths) for episode in episodes[:3]]  # confirm = 2, and the start
-    fit = [one for one in candidates if one.score.accuracy >= start.score.accuracy]
+    fit = [one for one in candidates if one.score.at(unseen).accuracy >= start.score.at(unseen).accuracy]
     best = max(fit, key=lambda one: problem.reward(one.score.at(unseen).evaluation({}, 0)))
     assert found.widths == best.widths
     before = problem.effort.image_forwards
-    confirm(problem, ["uniform"], episodes, seconds=0)  # no time left: the start and the best policy all the same
+    confirm(problem, ["uniform"], episodes, seconds=0)  # no time left: the start all the same, here uniform and best
     each = problem.compressor.repair_forwards + len(problem.task.validation)
-    assert problem.effort.image_forwards - before == 2 * each
+    assert problem.effort.image_forwards - before == each
+
+
+@pytest.mark.parametrize("agent", ["knapsack", "ddpg"])
+def test_what_is_returned_is_never_worse_than_uniform_widths_and_says_so_where_nothing_beats_them(agent: str) -> None:
+    problem = Problem(quick(agent=agent, constraint={"macs": 0.6}))
+    lightest = tuple(problem.constraint.costing.lightest().tolist())  # within every budget, and of no use
+    worse = Episode(searcher="knapsack", actions=(), widths=lightest, reward=1.0, evaluation=EVALUATION)
+    start, uniform, found, remarks = confirm(problem, ["knapsack"] if agent == "ddpg" else [], [worse])
+    unseen = problem.draws.confirm()
+    assert confirmed(problem, lightest).score.at(unseen).accuracy < uniform.score.at(unseen).accuracy
+    assert found.widths == uniform.widths == tuple(problem.constraint.uniform().tolist())
+    assert any("found is uniform" in remark for remark in remarks)
+    assert any("the damage curves and confirmation disagree" in remark for remark in remarks)
+    assert (start is not None) == (agent == "ddpg")
 
 
 EVALUATION = Evaluation(accuracy=0.5, loss=1.0, costs={"macs": 100.0}, images=1, image_forwards=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from envs.graph import Graph
 from envs.normalization import reestimate_batch_norm
 from envs.policy import Policy, PolicyMismatch
 from envs.ridge import summarize
+from envs.sequential import SequentialRepair
+from envs.slicing import kept_axes, sliced
 from envs.statistics import Sampling
 from envs.targets import Targets, record_targets
 from envs.units import TRANSPOSED, Unit
@@ -246,7 +249,7 @@ def test_unequal_chunks_give_the_fit_of_one_chunk(sizes: list[int]) -> None:
     network = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
     inputs = torch.randn(48, 12)
     whole, parts = (
-        compressor_of(network, inputs[:1], chunks) for chunks in ([inputs], list(torch.split(inputs, sizes)))
+        compressor_of(network, inputs[:1], chunks, ridge=0.1) for chunks in ([inputs], list(torch.split(inputs, sizes)))
     )
     networks = [c.compress(c.policy({"0": 30, "2": 20}), "sequential").network for c in (whole, parts)]
     torch.testing.assert_close(run(networks[0], inputs), run(networks[1], inputs), atol=1e-4, rtol=1e-4)
@@ -289,7 +292,7 @@ def test_repair_counts_both_networks_and_every_image(zoo: Callable[[str], Specim
 def test_enough_memory_uses_every_image(zoo: Callable[[str], Specimen]) -> None:
     plan = plan_calibration(zoo("residual").anatomy.family, CompressionSettings(images=500), available=300)
     assert plan.images == 300
-    assert plan.chunk == 125
+    assert plan.chunk == 75  # four chunks at least, so that folds can be left out
 
 
 def test_less_memory_means_fewer_images_but_never_below_16(zoo: Callable[[str], Specimen]) -> None:
@@ -310,10 +313,31 @@ def test_planned_images_fit_what_repair_holds(zoo: Callable[[str], Specimen]) ->
     live = float((Memory().many(layout, widths) - 4 * Params().many(layout, widths))[0])
     plan = plan_calibration(zoo("residual").anatomy.family, CompressionSettings(memory_gb=1e-3, images=500), 500)
     assert live * plan.images <= 1e6
-    compressor = compressor_for(zoo("residual"), images=plan.images, repair="sequential", positions=48)
+    compressor = compressor_for(zoo("residual"), images=plan.images, repair="sequential", positions=plan.positions)
     rows = [target for chunk in compressor._targets(quick=False).rows for target in chunk.values()]
     held = sum(4 * (t.own.numel() + (0 if t.other is None else t.other.numel())) for t in rows)
     assert live * plan.images + held <= 1e6
+
+
+def test_few_images_are_sampled_at_more_positions(zoo: Callable[[str], Specimen]) -> None:
+    family = zoo("residual").anatomy.family
+    plans = [plan_calibration(family, CompressionSettings(images=2000), available) for available in (2000, 250, 32)]
+    assert [plan.positions for plan in plans] == [16, 128, 1000]
+
+
+def test_a_walk_that_begins_again_at_every_layer_gives_the_same_weights(zoo: Callable[[str], Specimen]) -> None:
+    specimen = zoo("residual")
+    compressor, chunks = compressor_for(specimen), torch.split(specimen.inputs(96), 32)
+    targets = record_targets(specimen.network, compressor.graph, chunks, Sampling(positions=16))
+    axes = kept_axes(specimen.network, compressor.units, halved(compressor).kept())
+    networks = [sliced(specimen.network, axes), sliced(specimen.network, axes)]
+    for network, held_bytes in zip(networks, (math.inf, 0.0), strict=True):
+        repair = SequentialRepair(
+            network=specimen.network, graph=compressor.graph, targets=targets, held_bytes=held_bytes
+        )
+        assert all(ridge > 0 for ridge in repair(network, axes).values())
+    assert equal_states(*networks)
+    assert not equal_states(networks[0], sliced(specimen.network, axes))
 
 
 def test_a_network_that_cannot_be_traced_is_planned_for_too(zoo: Callable[[str], Specimen]) -> None:
