@@ -67,7 +67,8 @@ def input_moments(
         def note(position: int, name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
                 places = output_places(module, tuple(output.shape))
-                at = draw_positions(len(output), places, sampling.positions, sampling.generator(position, index))
+                generator = sampling.generator(position, index)
+                at = draw_positions(len(output), places, sampling.positions, generator, output.device)
                 rows = gather_inputs(module, inputs[0], at)
                 empty = rows.new_zeros((*rows.shape[:2], 0))
                 found[name] = summarize(rows, empty, gram=rows.shape[2] <= GRAM_LIMIT)
@@ -91,7 +92,7 @@ def pack(moments: Mapping[str, Sums]) -> dict[str, Tensor]:
     """Moments as named tensors, for a file."""
     tensors: dict[str, Tensor] = {}
     for name, sums in moments.items():
-        tensors[f"{name}|count"], tensors[f"{name}|x"] = torch.tensor(sums.count), sums.x.contiguous()
+        tensors[f"{name}|count"], tensors[f"{name}|x"] = torch.tensor(sums.count, device="cpu"), sums.x.contiguous()
         if sums.xx is not None:
             tensors[f"{name}|xx"] = sums.xx.contiguous()
         else:
