@@ -59,14 +59,15 @@ class LayerwiseBank:
         kernel = _kernel(module)
         groups, per_group = len(weights), weights.shape[1] // kernel
         places = kept[kept < per_group].tolist() if groups > 1 else kept.tolist()
-        columns = column_indices(places, kernel)
+        columns = column_indices(places, kernel, sums.x.device)
         mean = sums.x.double() / sums.count if intercept else torch.zeros_like(sums.x, dtype=torch.float64)
         if sums.xx is None:
             x = torch.cat([x for x, _ in sums.rows], dim=1).double() - mean[:, None, :]
             missing = x @ weights - x[:, :, columns] @ weights[:, columns]
             new = weights[:, columns] + dual(x[:, :, columns], x, missing, self._ridge)
         elif order is not None and groups == 1 and set(order[: len(places)]) == set(places):
-            new = self._nested(name, order, len(places), intercept)[:, column_indices(_ranks(places, order), kernel)]
+            ranks = column_indices(_ranks(places, order), kernel, sums.x.device)
+            new = self._nested(name, order, len(places), intercept)[:, ranks]
         else:
             gram = gram_of(sums) - mean[:, :, None] * mean[:, None, :]
             inner = gram[:, columns[:, None], columns]
@@ -86,7 +87,7 @@ class LayerwiseBank:
         module, sums = self._network.get_submodule(name), self._moments[name]
         weights, per_group = weight_rows(module).double(), _inputs_per_group(module)
         places = kept[kept < per_group] if len(weights) > 1 else kept
-        columns = column_indices(places.tolist(), _kernel(module))
+        columns = column_indices(places.tolist(), _kernel(module), sums.x.device)
         gone = sums.x.double() / sums.count
         gone[:, columns] = 0
         return Fit(weights=weights[:, columns], shift=torch.einsum("gn,gno->go", gone, weights))
@@ -101,8 +102,9 @@ class LayerwiseBank:
         """
         module, sums = self._network.get_submodule(name), self._moments[name]
         groups, per_group = len(sums.x), _inputs_per_group(module)
-        places = torch.arange(per_group) if kept is None else kept[kept < per_group] if groups > 1 else kept
-        columns = column_indices(places.tolist(), sums.x.shape[1] // per_group)
+        every = torch.arange(per_group, device=sums.x.device)
+        places = every if kept is None else kept[kept < per_group] if groups > 1 else kept
+        columns = column_indices(places.tolist(), sums.x.shape[1] // per_group, sums.x.device)
         mean = sums.x.double() / sums.count if intercept else torch.zeros_like(sums.x, dtype=torch.float64)
         full = curvature_of(sums, mean, self._ridge)
         return full[:, columns] if full.ndim == 2 else full[:, columns[:, None], columns], mean[:, columns]
@@ -125,7 +127,7 @@ class LayerwiseBank:
         first rows does not look at later ones: that is what makes one factorization serve every width.
         """
         module, sums = self._network.get_submodule(name), self._moments[name]
-        columns = column_indices(list(order), _kernel(module))
+        columns = column_indices(list(order), _kernel(module), sums.x.device)
         weights = weight_rows(module).double()[:, columns]
         gram = gram_of(sums)[:, columns[:, None], columns]
         if intercept:
