@@ -163,7 +163,7 @@ class Problem:
         """The compressor, with its calibration statistics."""
         if self._compressor is None:
             self._progress("calibrating", 0, 1)
-            settings = self.config.compression.settings(self.config.seed)
+            settings = replace(self.config.compression.settings(self.config.seed), device=self.config.device)
             anatomy = self.anatomy
             plan = plan_calibration(anatomy.family, settings, len(self.task.calibration))
             indices = self.draws.calibration()[: plan.images]
@@ -317,6 +317,7 @@ class Problem:
             "knapsack": knapsack.model_dump(mode="json"),
             "sites": [[site.unit, site.kept().tolist(), *site.patterns()] for site in self.sites],
             "seed": self.config.seed,
+            **({} if self.config.device == "cpu" else {"device": self.config.device}),
         }
 
         def measure() -> dict[str, Tensor]:

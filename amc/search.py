@@ -21,6 +21,7 @@ from amc.savings import bar
 from amc.searchers import make_searcher
 from amc.snapshot import Snapshot
 from amc.starts import starting_widths
+from envs.inference import placed
 from envs.reward import Evaluation
 
 FEWEST_RANKED = 30
@@ -265,7 +266,7 @@ def confirmed(problem: Problem, widths: Sequence[int]) -> Confirmed:
     small, forwards = problem.compressor.compress(problem.policy(np.asarray(widths)))
     score = problem.score(small, "validation")
     problem.effort.image_forwards += forwards + len(score.each)
-    return Confirmed(tuple(widths), small, score)
+    return Confirmed(tuple(widths), placed(small, "cpu"), score)
 
 
 def conclude(

@@ -89,7 +89,9 @@ def measure_damage(
     """
     repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
     dense = inference_copy(compressor.network, compressor.graph)
-    inputs = [channels_last(batch) for batch, _ in batches]
+    device = compressor.settings.device
+    inputs = [channels_last(batch.to(device)) for batch, _ in batches]
+    targets = [wanted.to(device) for _, wanted in batches]
     outputs = list(map_chunks(lambda batch: forward(dense, batch), inputs))
     runner = _Prefix(compressor, dense, inputs) if compressor.graph.traced else _Whole(inputs)
     plan = {site.unit: measured_widths(site, widths) for site in sites}
@@ -102,7 +104,7 @@ def measure_damage(
             variant = inference_copy(compressor.compress(policy, repair).network, compressor.graph)
             found = list(runner.outputs(variant, site.unit))
             for name, damage in damages.items():
-                values[name].append(mean_damage(damage, found, outputs, [targets for _, targets in batches]))
+                values[name].append(mean_damage(damage, found, outputs, targets))
             done += 1
             progress(done, total)
         for name, measured in values.items():

@@ -56,7 +56,7 @@ def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
     """
     damage = DAMAGES[problem.config.knapsack.damages[0]]
     indices, graph = problem.draws.audition(), problem.anatomy.graph
-    networks = [problem.task.network]
+    networks = [problem.compressor.network]
     for widths in candidates:
         small, forwards = problem.compressor.compress(problem.policy(widths))
         networks.append(small)
@@ -64,7 +64,7 @@ def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
     fast = [inference_copy(network, graph) for network in networks]
 
     def one(part: list[int]) -> list[float]:
-        inputs, targets = read(problem.task.calibration, part)
+        inputs, targets = (tensor.to(problem.config.device) for tensor in read(problem.task.calibration, part))
         dense, *rest = [forward(network, channels_last(inputs)) for network in fast]
         return [len(part) * mean_damage(damage, [outputs], [dense], [targets]) for outputs in rest]
 
