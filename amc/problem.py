@@ -155,7 +155,7 @@ class Problem:
         largest = 4 * max(
             layer.out_channels * int(np.prod(layer.out_map)) for layer in self.anatomy.family.dense.layers
         )
-        cached = max(FEWEST_CHUNK, CACHED_BYTES / largest)
+        cached = max(FEWEST_CHUNK, CACHED_BYTES / largest) if self.config.device == "cpu" else MOST_CHUNK
         return int(max(1, min(MOST_CHUNK, cached, SCORING_BYTES / (3 * largest))))
 
     @property
