@@ -88,7 +88,12 @@ def _pieces(tensor: Tensor) -> tuple[NDArray[np.uint8], torch.dtype, tuple[int, 
 
 
 def _tensor(
-    raw: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], device: str, mapped: bool
+    raw: NDArray[np.uint8],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    device: str,
+    mapped: bool,
 ) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of read-only memory, which is meant
