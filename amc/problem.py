@@ -326,7 +326,7 @@ class Problem:
                 lambda done, total: self._progress("measuring damage", done, total),
             )  # fmt: skip
             return {
-                f"{name}|{curve.unit}": torch.tensor([curve.kept, curve.damage], dtype=torch.float64)
+                f"{name}|{curve.unit}": torch.tensor([curve.kept, curve.damage], dtype=torch.float64, device="cpu")
                 for name, kind in curves.items()
                 for curve in kind
             }
