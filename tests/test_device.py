@@ -52,9 +52,8 @@ def homeless(source: str) -> Iterator[tuple[str, int]]:
     tree = ast.parse(source)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        name = call.func
-        ours = isinstance(name, ast.Attribute) and isinstance(name.value, ast.Name) and name.value.id == "torch"
-        if ours and name.attr in CONSTRUCTORS and "device" not in {keyword.arg for keyword in call.keywords}:
+        made = ast.unparse(call.func).removeprefix("torch.") if ast.unparse(call.func).startswith("torch.") else ""
+        if made in CONSTRUCTORS and "device" not in {keyword.arg for keyword in call.keywords}:
             around = [f for f in functions if f.lineno <= call.lineno <= (f.end_lineno or f.lineno)]
             outermost = min(around, key=lambda f: f.lineno).name if around else ""
             yield outermost, call.lineno
@@ -86,7 +85,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "sequential": {"importance": "obs", "repair": "sequential"},
     "layerwise": {"importance": "taylor", "repair": "layerwise"},
     "fluctuation": {"importance": "fluctuation", "repair": "none"},
@@ -128,7 +127,7 @@ def test_compression_makes_nothing_on_the_default_device(kind: str, name: str, z
     assert found[0] == found[1]
 
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "task": "digits", "constraint": {"macs": 0.3}, "reward_images": 200, "episodes": 6, "warmup": 3, "confirm": 2,
     "compression": {"images": 128, "positions": 16}, "knapsack": {"images": 64, "widths": 4},
     "backend": {"name": "fp32"},
