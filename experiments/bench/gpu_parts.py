@@ -224,7 +224,11 @@ def _compared(layer: Found) -> str:
     if "failed" in layer:
         return str(layer["failed"])
     conv = f", dense convolution {layer['conv_ms']:.3f} ms" if "conv_ms" in layer else ""
-    return f"dense {layer['dense_ms']:.3f} ms, 2:4 {layer['sparse_ms']:.3f} ms, ratio {layer['ratio']:.2f}{conv}"
+    dense, sparse = layer["dense_kernels_ms"], layer["sparse_kernels_ms"]
+    kernels = f", kernels alone {sparse / dense:.2f}" if dense and sparse else ""
+    return (
+        f"dense {layer['dense_ms']:.3f} ms, 2:4 {layer['sparse_ms']:.3f} ms, ratio {layer['ratio']:.2f}{kernels}{conv}"
+    )
 
 
 # Profile

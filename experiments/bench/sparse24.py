@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from amc.profile_torch import Loop
 from amc.semi_structured import compressed
 
-BLOCK_SECONDS, BLOCKS = 4e-3, 9
+BLOCK_SECONDS, BLOCKS, PROFILED = 4e-3, 9, 20
 
 
 class Product(NamedTuple):
@@ -74,11 +75,26 @@ def weights_of(product: Product) -> Tensor:
     return (values * stays).half()
 
 
-def milliseconds(run: Callable[[], Any]) -> float:
-    """Median over blocks of what one call takes."""
-    loop = Loop(run)
-    runs = max(1, round(BLOCK_SECONDS / max(loop.seconds(3), 1e-7)))
-    return 1e3 * float(np.median([loop.seconds(runs) for _ in range(BLOCKS)]))
+def milliseconds(*calls: Callable[[], Any]) -> list[float]:
+    """Median over blocks of what each call takes, in turn, so that a drifting clock slows all alike."""
+    loops = [Loop(call) for call in calls]
+    for loop in loops:
+        loop.seconds(10)
+    runs = [max(1, round(BLOCK_SECONDS / max(loop.seconds(3), 1e-7))) for loop in loops]
+    rows = [[loop.seconds(count) for loop, count in zip(loops, runs, strict=True)] for _ in range(BLOCKS)]
+    return [1e3 * float(median) for median in np.median(rows, axis=0)]
+
+
+def kernel_milliseconds(call: Callable[[], Any]) -> float | None:
+    """What a call's kernels take on the GPU, without the launching, which small layers wait for; None if unknown."""
+    if not torch.cuda.is_available():
+        return None
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CUDA]) as watched:
+        for _ in range(PROFILED):
+            call()
+        torch.cuda.synchronize()
+    total = sum(float(event.self_device_time_total) for event in watched.key_averages())
+    return total / 1e3 / PROFILED if total else None
 
 
 def timed(product: Product, device: str, compress: Callable[[Tensor], Tensor] = compressed) -> dict[str, Any]:
@@ -101,16 +117,16 @@ def timed(product: Product, device: str, compress: Callable[[Tensor], Tensor] = 
     with torch.inference_mode():
         expected = multiply(weight)
         difference = (multiply(sparse) - expected).abs().max() / expected.abs().max()
-    dense_ms, sparse_ms = (milliseconds(partial(multiply, matrix)) for matrix in (weight, sparse))
-    found = {
+    calls: list[Callable[[], Any]] = [partial(multiply, weight), partial(multiply, sparse)]
+    calls += [_dense_convolution(product, device)] if product.images else []
+    dense_ms, sparse_ms, *conv_ms = milliseconds(*calls)
+    kernels = [kernel_milliseconds(call) for call in calls[:2]]
+    return {
         "name": product.name, "outputs": product.outputs, "inputs": product.inputs, "columns": product.columns,
         "dense_ms": dense_ms, "sparse_ms": sparse_ms, "ratio": sparse_ms / dense_ms, "difference": float(difference),
-        "format": type(sparse).__name__,
+        "format": type(sparse).__name__, "dense_kernels_ms": kernels[0], "sparse_kernels_ms": kernels[1],
+        **({"conv_ms": conv_ms[0]} if conv_ms else {}),
     }  # fmt: skip
-    if product.images:
-        conv_ms = milliseconds(_dense_convolution(product, device))
-        found |= {"conv_ms": conv_ms, "ratio_to_conv": sparse_ms / conv_ms}
-    return found
 
 
 def _dense_convolution(product: Product, device: str) -> Callable[[], Tensor]:
