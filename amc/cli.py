@@ -121,7 +121,7 @@ def search(
     min_ratio: MinOption = None,
     max_ratio: MaxOption = None,
     skip: SkipOption = None,
-    device: Annotated[str | None, typer.Option(help="Where networks are scored: cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where networks are repaired and scored: cpu or cuda.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every draw.")] = None,
     settings: SetOption = None,
     workers: WorkersOption = 0,

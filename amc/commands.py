@@ -26,6 +26,7 @@ from amc.search import Watcher, search
 from amc.show import comparison, stored_comparison
 from amc.snapshot import Snapshot
 from amc.workers import staffed
+from envs.inference import placed
 from envs.policy import Policy, weights_fingerprint
 from hw_profiles.device_script import describe_device
 
@@ -228,7 +229,7 @@ def _rebuild(
             console.print("[yellow]warning:[/] the policy was made for other weights of this network")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            small = problem.compressor.compress(policy).network
+            small = placed(problem.compressor.compress(policy).network, "cpu")
     return policy, problem, small
 
 

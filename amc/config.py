@@ -76,7 +76,7 @@ class SearchConfig(Part):
     reward_images: int = Field(2500, ge=16, description="images that the reward sees, at most half of validation")
     confirm: int = Field(5, ge=1, description="best policies repaired in full and scored on unseen images")
     seed: int = Field(0, ge=0, description="seed of every draw")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are scored")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are measured, repaired and scored")
     backend: BackendConfig = BackendConfig()
     learning: dict[str, Any] = Field(
         default_factory=dict, description='"light" (large rounds), or settings of agents.ddpg.DDPGSettings'

@@ -24,8 +24,8 @@ class RulesConfig(Part):
     """What may be chosen at all."""
 
     round_to: int | None = Field(
-        None, ge=1, description="kept channels are a multiple of this, or all; left out: of 8 in units of 96 channels and "
-        "more, unless a profile tells what widths cost",
+        None, ge=1, description="kept channels are a multiple of this, or all; left out: of 8 in units of 96 channels "
+        "and more, unless a profile tells what widths cost",
     )  # fmt: skip
     min_ratio: float = Field(0.0, ge=0, le=1, description="smallest preserve ratio")
     max_ratio: float = Field(1.0, gt=0, le=1, description="largest preserve ratio")

@@ -14,6 +14,7 @@ from amc.evaluate import Score
 from amc.paired import paired_difference
 from amc.problem import Problem
 from amc.rollout import Episode
+from envs.inference import placed
 
 MIN_RANKED = 30
 """Episodes from which on the mean of the best tenth is a candidate too."""
@@ -82,7 +83,7 @@ def confirmed(problem: Problem, widths: Sequence[int]) -> Confirmed:
     small, forwards = problem.compressor.compress(problem.policy(np.asarray(widths)))
     score = problem.score(small, "validation")
     problem.effort.image_forwards += forwards + len(score.each)
-    return Confirmed(tuple(widths), small, score)
+    return Confirmed(tuple(widths), placed(small, "cpu"), score)
 
 
 def _winner(problem: Problem, candidates: Sequence[Confirmed], floor: Sequence[Confirmed]) -> Confirmed:

@@ -72,7 +72,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
             return _graph, (_operators(value),)
         if isinstance(value, fx.Node):
             return _node, (value.graph, list(value.graph.nodes).index(value))
-        plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type in ("cpu", "cuda")
         if plain and type(value) is nn.Parameter:
             return _parameter, (*_pieces(value), value.requires_grad)
         if plain and type(value) is Tensor and not value.requires_grad:
@@ -80,31 +80,37 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         return super().reducer_override(value)
 
 
-def _pieces(tensor: Tensor) -> tuple[NDArray[np.uint8], torch.dtype, tuple[int, ...], tuple[int, ...]]:
-    """Bytes in the order of the values, and how to lay them out: other strides may give other last digits."""
-    values = tensor.detach().contiguous()
+def _pieces(tensor: Tensor) -> tuple[NDArray[np.uint8], torch.dtype, tuple[int, ...], tuple[int, ...], str]:
+    """Bytes in the order of the values, and how to lay them out where: other strides may give other last digits."""
+    values = tensor.detach().cpu().contiguous()
     raw = values.flatten().view(torch.uint8).numpy() if values.numel() else np.zeros(0, np.uint8)
-    return raw, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride())
+    return raw, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), tensor.device.type
 
 
 def _tensor(
-    raw: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], mapped: bool
+    raw: NDArray[np.uint8],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    device: str,
+    mapped: bool,
 ) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of read-only memory, which is meant
         arrived = torch.from_numpy(raw)
     if not mapped:
         arrived = arrived.clone()
-    values = arrived.view(dtype).view(shape) if arrived.numel() else torch.empty(shape, dtype=dtype)
+    values = arrived.view(dtype).view(shape) if arrived.numel() else torch.empty(shape, dtype=dtype, device="cpu")
+    values = values.to(device)
     if values.stride() == stride or 0 in stride:
         return values
-    return torch.empty_strided(shape, stride, dtype=dtype).copy_(values)
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(values)
 
 
 def _parameter(
-    raw: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool
+    raw: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], device: str, grad: bool
 ) -> nn.Parameter:
-    return nn.Parameter(_tensor(raw, dtype, shape, stride, mapped=False), requires_grad=requires_grad)
+    return nn.Parameter(_tensor(raw, dtype, shape, stride, device, mapped=False), requires_grad=grad)
 
 
 @dataclass(frozen=True, slots=True)

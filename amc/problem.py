@@ -156,7 +156,7 @@ class Problem:
         largest = 4 * max(
             layer.out_channels * int(np.prod(layer.out_map)) for layer in self.anatomy.family.dense.layers
         )
-        cached = max(FEWEST_CHUNK, CACHED_BYTES / largest)
+        cached = max(FEWEST_CHUNK, CACHED_BYTES / largest) if self.config.device == "cpu" else MOST_CHUNK
         return int(max(1, min(MOST_CHUNK, cached, SCORING_BYTES / (3 * largest))))
 
     @property
@@ -165,7 +165,9 @@ class Problem:
         if self._compressor is None:
             self._progress("calibrating", 0, 1)
             anatomy, plan = self.anatomy, self.calibration_plan
-            settings = replace(self.config.compression.settings(self.config.seed), positions=plan.positions)
+            settings = replace(
+                self.config.compression.settings(self.config.seed), positions=plan.positions, device=self.config.device
+            )
             batches = read_batches(self.task.calibration, self.draws.repair()[: plan.images], plan.chunk)
             self._compressor = Compressor(
                 self.task.network, anatomy.graph, anatomy.family, anatomy.units,
@@ -320,6 +322,7 @@ class Problem:
             "knapsack": knapsack.model_dump(mode="json"),
             "sites": [[site.unit, site.kept().tolist(), *site.patterns()] for site in self.sites],
             "seed": self.config.seed,
+            **({} if self.config.device == "cpu" else {"device": self.config.device}),
         }
 
         def measure() -> dict[str, Tensor]:
@@ -328,7 +331,7 @@ class Problem:
                 lambda done, total: self._progress("measuring damage", done, total),
             )  # fmt: skip
             return {
-                f"{name}|{curve.unit}": torch.tensor([curve.kept, curve.damage], dtype=torch.float64)
+                f"{name}|{curve.unit}": torch.tensor([curve.kept, curve.damage], dtype=torch.float64, device="cpu")
                 for name, kind in curves.items()
                 for curve in kind
             }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amc.profile_measure import Bench, Setting
 from envs.graph import trace
-from envs.inference import inference_copy
+from envs.inference import converted, inference_copy
 from hw_profiles.graphs import YARDSTICK, YARDSTICK_COPIES, Probe
 from hw_profiles.kernels import Formats
 from hw_profiles.profile import Device
@@ -70,7 +70,7 @@ class TorchBench(Bench):
 
 def torch_network(network: nn.Module, example: Tensor, setting: Setting) -> Loop:
     """A whole network with folded normalization."""
-    folded = inference_copy(network, trace(network, example)).to(_device(), DTYPES[setting.dtype])
+    folded = converted(inference_copy(network, trace(network, example)), _device(), DTYPES[setting.dtype])
     inputs = _random(setting, setting.batch, *example.shape[1:])
     return Loop(lambda: folded(inputs))
 

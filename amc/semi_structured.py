@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,19 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.movedim(1, -1).reshape(len(weight), -1)
 
 
+def compressed(dense: Tensor) -> Tensor:
+    """[O, n] float16 with zeros in torch's 2:4 format, whose products with matrices [n, k] are what `dense` gives.
+
+    Raises:
+        RuntimeError: If torch's kernels do not take this shape on this device.
+    """
+    from torch.sparse import to_sparse_semi_structured
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the format a prototype
+        return to_sparse_semi_structured(dense)
+
+
 def difference_on_cuda(weight: Tensor, seed: int = 0) -> float | None:
     """Largest relative difference between torch's 2:4 product and the dense one, in float16.
 
@@ -31,12 +46,10 @@ def difference_on_cuda(weight: Tensor, seed: int = 0) -> float | None:
     """
     if not torch.cuda.is_available() or not _taken(weight):
         return None
-    from torch.sparse import to_sparse_semi_structured
-
     dense = as_matrix(weight).half().cuda().contiguous()
     inputs = torch.randn(dense.shape[1], BATCH, generator=torch.Generator().manual_seed(seed)).half().cuda()
     expected = dense @ inputs
-    got = torch.mm(to_sparse_semi_structured(dense), inputs)
+    got = torch.mm(compressed(dense), inputs)
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 

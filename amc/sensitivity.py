@@ -84,6 +84,10 @@ class Batch(NamedTuple):
     targets: Tensor
     fold: int
 
+    def on(self, device: str) -> Batch:
+        """The same where the network is, in the layout that it prefers."""
+        return Batch(channels_last(self.inputs.to(device)), self.targets.to(device), self.fold)
+
 
 def measure_damage(
     compressor: Compressor,
@@ -111,7 +115,7 @@ def measure_damage(
         For each damage one curve per site, in site order.
     """
     dense = inference_copy(compressor.network, compressor.graph)
-    batches = [batch._replace(inputs=channels_last(batch.inputs)) for batch in batches]
+    batches = [batch.on(compressor.settings.device) for batch in batches]
     outputs = list(map_chunks(lambda batch: forward(dense, batch.inputs), batches))
     runner = (_Prefix if compressor.graph.traced else _Whole)(compressor, dense, [batch.inputs for batch in batches])
     plan = {site.unit: measured_widths(site, widths) for site in sites}

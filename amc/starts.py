@@ -57,7 +57,7 @@ def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
     damage = DAMAGES[problem.config.knapsack.damages[0]]
     (role, indices), graph = problem.draws.audition(), problem.anatomy.graph
     split = problem.task.calibration if role == "calibration" else problem.task.validation
-    networks = [problem.task.network]
+    networks = [problem.compressor.network]
     for widths in candidates:
         small, forwards = problem.compressor.compress(problem.policy(widths))
         networks.append(small)
@@ -65,7 +65,7 @@ def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
     fast = [inference_copy(network, graph) for network in networks]
 
     def one(part: list[int]) -> list[float]:
-        inputs, targets = read(split, part)
+        inputs, targets = (tensor.to(problem.config.device) for tensor in read(split, part))
         dense, *rest = [forward(network, channels_last(inputs)) for network in fast]
         return [total_damage(damage, outputs, dense, targets) for outputs in rest]
 

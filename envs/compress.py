@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from envs.gates import FORWARDS, gate_sensitivities, images_at_once
 from envs.graph import BATCH_NORMS, Graph
 from envs.importance import COMPENSATED, IMPORTANCES, NEEDS_GRADIENTS, NEEDS_MOMENTS, Evidence, channel_order
+from envs.inference import placed
 from envs.layerwise import LayerwiseBank, input_orders
 from envs.layout import LayoutFamily, kept_counts
 from envs.normalization import output_scales, reestimate_batch_norm
@@ -70,6 +71,7 @@ class CompressionSettings:
         reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
         memory_gb: Bound on the activations and rows that repair holds, in GB.
         seed: Seed of the calibration draw and of random scores.
+        device: Where statistics, importance, selection and repair are computed: "cpu" or "cuda".
     """
 
     importance: str = "obs"
@@ -84,6 +86,7 @@ class CompressionSettings:
     reestimate_images: int = 0
     memory_gb: float = 1.0
     seed: int = 0
+    device: str = "cpu"
 
 
 def positions_for(images: int, rows: int = ROWS) -> int:
@@ -136,8 +139,9 @@ class Compressor:
             remember: Gives back earlier results of the same (kind, key), or computes them.
             sparse: Layers that may take a pattern.
         """
-        self.network, self.graph, self.units, self.settings = network, graph, tuple(units), settings
-        self._chunks = divided(chunks)
+        self.network, self.graph = placed(network, settings.device), graph
+        self.units, self.settings = tuple(units), settings
+        self._chunks = tuple(chunk.to(settings.device) for chunk in divided(chunks))
         self._images = sum(len(chunk) for chunk in chunks)
         self._family = family
         positions = settings.positions or positions_for(self._images)
@@ -156,7 +160,7 @@ class Compressor:
         chosen = self._quick_chunks if settings.ridge is None else ()
         self.preparation_forwards += self._walked((*self._chunks, *self._quick_chunks, *chosen))
         self.orders = self._orders(moments, remember)
-        self._bank = LayerwiseBank(network, moments, settings.ridge)
+        self._bank = LayerwiseBank(self.network, moments, settings.ridge)
         self._fold_banks = [self._bank.leaving_out(fold) for fold in range(FOLDS)]
         self._input_orders = input_orders(self.units, self.orders)
 
@@ -171,7 +175,8 @@ class Compressor:
         def compute() -> dict[str, Tensor]:
             return pack(input_moments(self.network, list(consumers), self._chunks, self._sampling))
 
-        return unpack(remember("moments", key, compute))
+        found = remember("moments", key, compute)
+        return unpack({name: tensor.to(self.settings.device) for name, tensor in found.items()})
 
     def _orders(self, moments: Moments, remember: Remember) -> dict[str, list[int]]:
         """Channels of each unit by descending importance."""
@@ -182,7 +187,7 @@ class Compressor:
 
         def compute() -> dict[str, Tensor]:
             evidence = self._evidence(moments)
-            return {u.name: torch.tensor(channel_order(u, score(u, evidence))) for u in self.units}
+            return {u.name: torch.tensor(channel_order(u, score(u, evidence)), device="cpu") for u in self.units}
 
         found = remember("orders", key, compute) if self.units else {}
         return {name: order.tolist() for name, order in found.items()}
@@ -190,14 +195,11 @@ class Compressor:
     def _evidence(self, moments: Moments) -> Evidence:
         settings, sensitivities = self.settings, dict[str, Tensor]()
         if settings.importance in NEEDS_GRADIENTS:
-            at_once = images_at_once(self._family.dense, settings.memory_gb)
-            sensitivities = gate_sensitivities(
-                self.network, self.units, self._chunks, at_once=at_once, seed=settings.seed
-            )
-        scales = output_scales(self.network, self._folds)
+            size = images_at_once(self._family.dense, settings.memory_gb)
+            sensitivities = gate_sensitivities(self.network, self.units, self._chunks, at_once=size, seed=settings.seed)
         return Evidence(
-            network=self.network, moments=totals(moments), output_scales=scales, sensitivities=sensitivities,
-            seed=settings.seed,
+            network=self.network, moments=totals(moments), output_scales=output_scales(self.network, self._folds),
+            sensitivities=sensitivities, seed=settings.seed,
         )  # fmt: skip
 
     def _key(self) -> dict[str, object]:
@@ -209,6 +211,7 @@ class Compressor:
             "calibration": self.calibration_fingerprint,
             "chunks": [len(chunk) for chunk in self._chunks],
             "seed": self.settings.seed,
+            **({} if self.settings.device == "cpu" else {"device": self.settings.device}),
         }
 
     def _walked(self, chunks: Sequence[Tensor]) -> int:
@@ -250,7 +253,7 @@ class Compressor:
         half: bool = False,
         unseen: int | None = None,
     ) -> Compressed:
-        """The smaller network of a policy, repaired.
+        """The smaller network of a policy, repaired; it is where the settings' device says.
 
         Args:
             policy: A policy for this network.
@@ -354,14 +357,13 @@ class Compressor:
         for name, finish in finishes.items():
             before = weight_rows(small.get_submodule(name)).double()
             normalization, intercept = self._intercept(small, name)
-            curvature, mean = torch.ones(before.shape[:2], dtype=torch.float64), torch.zeros(before.shape[:2])
+            curvature, mean = before.new_ones(before.shape[:2]), before.new_zeros(before.shape[:2])
             if bank.fits(name):
                 kept = axes.get(name, Axes()).inputs
                 curvature, mean = bank.curvature(name, kept, intercept=intercept and shifted)
             after = finish(before, curvature)
-            write_fit(
-                small, name, normalization, after, torch.einsum("gn,gno->go", mean.double(), before - after).flatten()
-            )
+            shift = torch.einsum("gn,gno->go", mean.double(), before - after).flatten()
+            write_fit(small, name, normalization, after, shift)
 
     def _intercept(self, small: nn.Module, name: str) -> tuple[str | None, bool]:
         """The batch normalization that can take up a shift of a layer's output, and whether anything can."""

@@ -60,9 +60,9 @@ def gate_sensitivities(
         twin, taken = functional_copy(network), dict[str, Tensor]()
         for name in consumers:
             twin.get_submodule(name).register_forward_pre_hook(_take(name, taken))
-        generator = Sampling(seed=seed).generator(STREAM, index)
-        totals = {unit.name: torch.zeros(unit.channels, dtype=torch.float64) for unit in units}
-        for batch in torch.split(chunks[index], at_once):
+        generator, inputs = Sampling(seed=seed).generator(STREAM, index), chunks[index]
+        totals = {unit.name: torch.zeros(unit.channels, dtype=torch.float64, device=inputs.device) for unit in units}
+        for batch in torch.split(inputs, at_once):
             changes = _changes(twin, batch, taken, generator)
             for unit in units:
                 totals[unit.name] += _gate_gradients(unit, changes, len(batch)).square().sum(dim=0)
@@ -95,7 +95,7 @@ def _changes(
     try:
         with torch.enable_grad():
             outputs: Tensor = twin(batch)
-        signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs.dtype) * 2 - 1
+        signs = torch.randint(0, 2, outputs.shape, generator=generator, device="cpu").to(outputs) * 2 - 1
         found = torch.autograd.grad(outputs, list(taken.values()), signs, allow_unused=True)
     except RuntimeError as error:  # no gradient flows, or an operator in place has overwritten what it needs
         raise ValueError(_refusal(str(error).splitlines()[0])) from error
@@ -111,12 +111,13 @@ def _product(x: Tensor, gradient: Tensor | None) -> Tensor:
 
 def _gate_gradients(unit: Unit, changes: Mapping[str, tuple[Tensor, int]], images: int) -> Tensor:
     """[B, C] gradient by the gate of each channel in each image."""
-    total = torch.zeros(images, unit.channels, dtype=torch.float64)
+    device = next(iter(changes.values()))[0].device
+    total = torch.zeros(images, unit.channels, dtype=torch.float64, device=device)
     for member in unit.role("consumer"):
         values, axis = changes[member.module]
         each = values.movedim(axis, -1)
         each = each.reshape(images, -1, each.shape[-1]).sum(dim=1)  # tokens may stand in the first axis, too
-        total += each[:, torch.tensor(member.positions)].sum(dim=2)
+        total += each[:, torch.tensor(member.positions, device=device)].sum(dim=2)
     return total
 
 

@@ -43,12 +43,18 @@ class Evidence:
     sensitivities: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and so its scores."""
+        return next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+
 
 Importance = Callable[[Unit, Evidence], Tensor]
 
 
 def channel_order(unit: Unit, scores: Tensor) -> list[int]:
     """Channels by descending score, whole granules at a time (a granule scores the sum of its channels)."""
+    scores = scores.cpu()  # one transfer, and the same order among equals on every device
     totals = torch.stack([scores[list(granule)].double().sum() for granule in unit.granules])
     ranked = torch.sort(totals, descending=True, stable=True).indices.tolist()
     return [channel for granule in ranked for channel in unit.granules[granule]]
@@ -56,12 +62,12 @@ def channel_order(unit: Unit, scores: Tensor) -> list[int]:
 
 def l1(unit: Unit, evidence: Evidence) -> Tensor:
     """Sum of |W| over the consumers' weights that read a channel (AMC's criterion): [C] float64."""
-    return _consumer_norm(unit, evidence.network, torch.abs)
+    return _consumer_norm(unit, evidence, torch.abs)
 
 
 def l2(unit: Unit, evidence: Evidence) -> Tensor:
     """Sum of W^2 over the consumers' weights that read a channel: [C] float64."""
-    return _consumer_norm(unit, evidence.network, torch.square)
+    return _consumer_norm(unit, evidence, torch.square)
 
 
 def bn_scale(unit: Unit, evidence: Evidence) -> Tensor:
@@ -70,7 +76,7 @@ def bn_scale(unit: Unit, evidence: Evidence) -> Tensor:
     Raises:
         ValueError: If the unit has no batch normalization with a scale.
     """
-    scores = torch.zeros(unit.channels, dtype=torch.float64)
+    scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
     found = False
     for member in unit.role("carrier"):
         module = evidence.network.get_submodule(member.module)
@@ -92,10 +98,10 @@ def fpgm(unit: Unit, evidence: Evidence) -> Tensor:
     The filter nearest to the geometric median is the one that the others replace best (He et al., Filter Pruning
     via Geometric Median, CVPR 2019, equation 8).
     """
-    scores = torch.zeros(unit.channels, dtype=torch.float64)
+    scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
     for member in unit.role("producer"):
         filters = _filters(evidence.network.get_submodule(member.module))
-        own = filters[torch.tensor(member.positions)].flatten(1)
+        own = filters[torch.tensor(member.positions, device=filters.device)].flatten(1)
         total = torch.cdist(own, own, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
         scores += _relative(total)
     return scores
@@ -116,7 +122,7 @@ def fluctuation(unit: Unit, evidence: Evidence) -> Tensor:
     `Compressor` puts it there, if no repair does. Weights count as the network sees them, behind the layer's
     normalization. Consumers whose inputs cannot be gathered do not count; with none left it is `l2`.
     """
-    scores, found = torch.zeros(unit.channels, dtype=torch.float64), False
+    scores, found = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device), False
     for member in unit.role("consumer"):
         sums, module = evidence.moments.get(member.module), evidence.network.get_submodule(member.module)
         if sums is not None and can_gather(module):
@@ -131,7 +137,7 @@ def random(unit: Unit, evidence: Evidence) -> Tensor:
     """Seeded random scores: [C]."""
     key = sum((index + 1) * ord(letter) for index, letter in enumerate(unit.name))
     generator = torch.Generator().manual_seed(evidence.seed * 1_000_003 + key)
-    return torch.rand(unit.channels, generator=generator, dtype=torch.float64)
+    return torch.rand(unit.channels, generator=generator, dtype=torch.float64, device="cpu").to(evidence.device)
 
 
 def obs(unit: Unit, evidence: Evidence) -> Tensor:
@@ -146,8 +152,8 @@ def obs(unit: Unit, evidence: Evidence) -> Tensor:
     if not blocks:
         return l2(unit, evidence)
     count = len(unit.granules)
-    alive = torch.ones(count, dtype=torch.bool)
-    rank = torch.zeros(count, dtype=torch.float64)
+    alive = torch.ones(count, dtype=torch.bool, device=evidence.device)
+    rank = torch.zeros(count, dtype=torch.float64, device=evidence.device)
     per_round = -(-count // ELIMINATIONS)
     step = 0
     while int(alive.sum()) > 1:
@@ -160,7 +166,7 @@ def obs(unit: Unit, evidence: Evidence) -> Tensor:
         for index in gone.tolist():
             rank[index], step = step, step + 1
     rank[alive] = step
-    scores = torch.zeros(unit.channels, dtype=torch.float64)
+    scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
     for index, granule in enumerate(unit.granules):
         scores[list(granule)] = rank[index]
     return scores
@@ -198,7 +204,8 @@ class _Block:
         if self.inverse is None:
             return self.fixed / self.scale
         corner = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
-        corner = torch.where(alive[:, None, None], corner, torch.eye(corner.shape[1], dtype=corner.dtype))
+        eye = torch.eye(corner.shape[1], dtype=corner.dtype, device=corner.device)
+        corner = torch.where(alive[:, None, None], corner, eye)
         block = self.weights[:, self.columns].permute(1, 2, 0)  # [R, w, o]
         solved: Tensor = torch.linalg.solve(corner, block)
         return (solved * block).sum(dim=(1, 2)) / self.scale
@@ -226,28 +233,29 @@ def _blocks(unit: Unit, member: Member, evidence: Evidence) -> list[_Block]:
         columns = []
         for granule in unit.granules:
             places = sorted(p % channels for c in granule for p in member.positions[c] if p // channels == group)
-            columns.append(column_indices(places, kernel_size(module)))
+            columns.append(column_indices(places, kernel_size(module), weights.device))
         blocks.append(_Block(weights[group].T, gram[group], torch.stack(columns)))
     return blocks
 
 
-def column_indices(places: list[int], kernel: int) -> Tensor:
+def column_indices(places: list[int], kernel: int, device: torch.device) -> Tensor:
     """Columns of a channel-major unfolding that belong to input channels `places`."""
-    return (torch.tensor(places)[:, None] * kernel + torch.arange(kernel)).flatten()
+    return (torch.tensor(places, device=device)[:, None] * kernel + torch.arange(kernel, device=device)).flatten()
 
 
 def _heard_weights(member: Member, evidence: Evidence) -> Tensor:
     """[G, n, o] float64 weights of a consumer, times what the normalization behind it makes of its outputs."""
     weights = weight_rows(evidence.network.get_submodule(member.module)).double()
-    scales = evidence.output_scales.get(member.module, torch.ones(weights.shape[0] * weights.shape[2]))
+    even = torch.ones(weights.shape[0] * weights.shape[2], device=weights.device)
+    scales = evidence.output_scales.get(member.module, even)
     return weights * scales.double().reshape(len(weights), 1, -1)
 
 
-def _consumer_norm(unit: Unit, network: nn.Module, norm: Callable[[Tensor], Tensor]) -> Tensor:
+def _consumer_norm(unit: Unit, evidence: Evidence, norm: Callable[[Tensor], Tensor]) -> Tensor:
     """[C] sum of `norm` of each weight over the weights that read a channel."""
-    scores = torch.zeros(unit.channels, dtype=torch.float64)
+    scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
     for member in unit.role("consumer"):
-        module = network.get_submodule(member.module)
+        module = evidence.network.get_submodule(member.module)
         if can_gather(module):
             own = _per_channel(member, norm(weight_rows(module).double()).sum(dim=2), kernel_size(module))
         else:  # transposed and 3-D convolutions
@@ -260,7 +268,8 @@ def _consumer_norm(unit: Unit, network: nn.Module, norm: Callable[[Tensor], Tens
 
 def _per_channel(member: Member, values: Tensor, kernel: int) -> Tensor:
     """[C] sum of [G, n] values (one per column of `weight_rows`) over the columns that read a channel."""
-    return values.reshape(-1, kernel).sum(dim=1)[torch.tensor(member.positions)].sum(dim=1)
+    places = torch.tensor(member.positions, device=values.device)
+    return values.reshape(-1, kernel).sum(dim=1)[places].sum(dim=1)
 
 
 def _relative(own: Tensor) -> Tensor:

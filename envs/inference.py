@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from envs.graph import BATCH_NORMS, Graph, functional_copy, make_channels_last
+from envs.graph import BATCH_NORMS, Graph, copy_network, functional_copy, make_channels_last
 
 
 def inference_copy(network: nn.Module, graph: Graph) -> nn.Module:
@@ -57,7 +57,7 @@ def folded(network: nn.Module, name: str, reader: str) -> tuple[nn.Parameter, nn
         )  # fmt: skip
 
 
-def converted(network: nn.Module, device: str, dtype: torch.dtype | None = None) -> nn.Module:
+def converted(network: nn.Module, device: torch.device | str, dtype: torch.dtype | None = None) -> nn.Module:
     """Gives a copy that shares tensors with its original tensors of its own, elsewhere or in another precision.
 
     `Module.to` would change the shared parameters in place, and so the original.
@@ -74,6 +74,12 @@ def converted(network: nn.Module, device: str, dtype: torch.dtype | None = None)
                 module, name, nn.Parameter(tensor, requires_grad=False) if isinstance(value, nn.Parameter) else tensor
             )
     return network
+
+
+def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """The network on a device: itself where it is there already, else a copy."""
+    here = {tensor.device.type for tensor in (*network.parameters(), *network.buffers())}
+    return network if here <= {torch.device(device).type} else converted(copy_network(network), device)
 
 
 def channels_last(inputs: Tensor) -> Tensor:

@@ -70,11 +70,12 @@ class LayerwiseBank:
         kernel = _kernel(module)
         groups, per_group = len(weights), weights.shape[1] // kernel
         places = kept[kept < per_group].tolist() if groups > 1 else kept.tolist()
-        columns = column_indices(places, kernel)
-        mean = self._mean(name) if intercept else torch.zeros(weights.shape[:2], dtype=torch.float64)
+        columns = column_indices(places, kernel, weights.device)
+        mean = self._mean(name) if intercept else weights.new_zeros(weights.shape[:2])
         gathered = self._moments[name][0].xx is not None
         if gathered and order is not None and groups == 1 and set(order[: len(places)]) == set(places):
-            new = self._nested(name, order, len(places), intercept)[:, column_indices(_ranks(places, order), kernel)]
+            ranks = column_indices(_ranks(places, order), kernel, weights.device)
+            new = self._nested(name, order, len(places), intercept)[:, ranks]
         elif not gathered:
             x = torch.cat([x for x, _ in self._sums(name).rows], dim=1).double() - mean[:, None, :]
             lost = x @ weights - x[:, :, columns] @ weights[:, columns]
@@ -99,7 +100,7 @@ class LayerwiseBank:
         module = self._network.get_submodule(name)
         weights, per_group = weight_rows(module).double(), _inputs_per_group(module)
         places = kept[kept < per_group] if len(weights) > 1 else kept
-        columns = column_indices(places.tolist(), _kernel(module))
+        columns = column_indices(places.tolist(), _kernel(module), weights.device)
         gone = self._mean(name)
         gone[:, columns] = 0
         return Fit(weights=weights[:, columns], shift=torch.einsum("gn,gno->go", gone, weights))
@@ -114,8 +115,9 @@ class LayerwiseBank:
         """
         module, sums = self._network.get_submodule(name), self._sums(name)
         groups, per_group = len(sums.x), _inputs_per_group(module)
-        places = torch.arange(per_group) if kept is None else kept[kept < per_group] if groups > 1 else kept
-        columns = column_indices(places.tolist(), sums.x.shape[1] // per_group)
+        every = torch.arange(per_group, device=sums.x.device)
+        places = every if kept is None else kept[kept < per_group] if groups > 1 else kept
+        columns = column_indices(places.tolist(), sums.x.shape[1] // per_group, sums.x.device)
         mean = sums.x.double() / sums.count if intercept else torch.zeros_like(sums.x, dtype=torch.float64)
         full = curvature_of(sums, mean, self.ridge(name, None, intercept=intercept))
         return full[:, columns] if full.ndim == 2 else full[:, columns[:, None], columns], mean[:, columns]
@@ -144,7 +146,7 @@ class LayerwiseBank:
         places = list(range(0, per_group, 2))
         if order is not None and len(weights) == 1:
             places = sorted(order[: -(-per_group // 2)])
-        columns = column_indices(places, _kernel(module))
+        columns = column_indices(places, _kernel(module), weights.device)
         best = best_ridge([missing(sums, weights, columns) for sums in folds], intercept=intercept)
         used = len(folds) - (self._unseen is not None)
         return best * len(folds) / used  # fewer images, more shrinkage
@@ -179,7 +181,7 @@ class LayerwiseBank:
         first rows does not look at later ones: that is what makes one factorization serve every width.
         """
         module, sums = self._network.get_submodule(name), self._sums(name)
-        columns = column_indices(list(order), _kernel(module))
+        columns = column_indices(list(order), _kernel(module), sums.x.device)
         weights = weight_rows(module).double()[:, columns]
         gram = gram_of(sums)[:, columns[:, None], columns]
         if intercept:

@@ -34,7 +34,7 @@ def reestimate_batch_norm(network: nn.Module, chunks: Sequence[Tensor], images: 
     for norm in norms:
         assert norm.running_mean is not None
         norm.running_mean, norm.running_var = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_mean)
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.long)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=norm.running_mean.device)
         norm.momentum, norm.training = None, True  # cumulative average
     used = 0
     with torch.no_grad():

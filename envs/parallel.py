@@ -31,6 +31,12 @@ def single_threaded() -> None:
         torch.set_num_threads(1)
 
 
+def full_precision() -> None:
+    """Lets convolutions of float32 on a GPU multiply in float32, as matrix products do by default, not in TF32."""
+    if torch.backends.cudnn.allow_tf32:
+        torch.backends.cudnn.allow_tf32 = False
+
+
 def cores() -> int:
     """Cores this process may use; fewer, if the environment says so."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -63,6 +69,7 @@ def _glibc(name: str, *numbers: int) -> None:
 def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yields `function(item)` in order, computed on one thread per core; within such a thread, one after another."""
     single_threaded()
+    full_precision()
     items, threads = list(items), cores()
     if threads == 1 or len(items) < 2 or getattr(_local, "inside", False):
         yield from map(function, items)

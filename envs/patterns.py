@@ -82,7 +82,7 @@ def best_mask(scores: Tensor, pattern: Pattern, kernel: int) -> Tensor:
     if not pattern.structured:
         keep = pattern.allowed(scores.numel())
         order = torch.sort(scores.flatten(), descending=True, stable=True).indices
-        flat = torch.zeros(scores.numel(), dtype=torch.bool)
+        flat = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
         flat[order[:keep]] = True
         return flat.view_as(scores)
     groups = grouped(scores, pattern, kernel)

@@ -137,7 +137,7 @@ def curvature_of(sums: Sums, x_mean: Tensor, ridge: float) -> Tensor:
         return diagonal + _penalty(diagonal.mean(dim=1), ridge)[:, None]
     gram = sums.xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
     _, penalty = factor(gram, penalty_of(gram, ridge))
-    return gram + penalty[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
+    return gram + penalty[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
 
 
 def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
@@ -188,7 +188,7 @@ def factor(gram: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [G, n, n] factor and [G] penalty used.
     """
-    eye = torch.eye(gram.shape[1], dtype=gram.dtype)
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     for _ in range(8):
         lower: Tensor
         lower, info = torch.linalg.cholesky_ex(gram + penalty[:, None, None] * eye)

@@ -25,21 +25,24 @@ def can_gather(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
 
 
-def draw_positions(images: int, places: int, per_image: int, generator: torch.Generator) -> Positions:
+def draw_positions(
+    images: int, places: int, per_image: int, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Positions:
     """`per_image` distinct positions in each image (all of them if there are fewer).
 
     Args:
         images: Images in the chunk.
         places: Positions of the output map.
         per_image: Positions wanted per image.
-        generator: Source of randomness.
+        generator: Source of randomness on the CPU, so that the draw is the same for every device.
+        device: Where the positions go.
     """
     count = min(per_image, places)
     if count == places:
-        place = torch.arange(places).repeat(images, 1)
+        place = torch.arange(places, device=device).repeat(images, 1)
     else:
-        place = torch.rand(images, places, generator=generator).topk(count, dim=1).indices
-    return Positions(torch.arange(images).repeat_interleave(count), place.flatten())
+        place = torch.rand(images, places, generator=generator, device="cpu").topk(count, dim=1).indices.to(device)
+    return Positions(torch.arange(images, device=device).repeat_interleave(count), place.flatten())
 
 
 def output_places(module: nn.Module, output_shape: tuple[int, ...]) -> int:
@@ -80,8 +83,9 @@ def gather_patches(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
     height, width = inputs.shape[2:]
     reach = dilation[1] * (kernel[1] - 1) + 1
     across = (width + pads[0] + pads[1] - reach) // stride[1] + 1
-    down = (at.place // across * stride[0] - pads[2])[:, None] + torch.arange(kernel[0]) * dilation[0]
-    along = (at.place % across * stride[1] - pads[0])[:, None] + torch.arange(kernel[1]) * dilation[1]
+    down, along = (torch.arange(k, device=at.place.device) * d for k, d in zip(kernel, dilation, strict=True))
+    down = (at.place // across * stride[0] - pads[2])[:, None] + down
+    along = (at.place % across * stride[1] - pads[0])[:, None] + along
     places = (at.image[:, None] * height + down.clamp(0, height - 1))[:, :, None] * width
     places = (places + along.clamp(0, width - 1)[:, None]).flatten()
     patches = inputs.permute(0, 2, 3, 1).reshape(-1, inputs.shape[1]).index_select(0, places)

@@ -130,7 +130,7 @@ class SequentialRepair:
     def _walked(self, small: nn.Module) -> nn.Module:
         """The twin that walks: normalization folded, in the precision asked for."""
         twin = inference_copy(small, self.graph)
-        return converted(twin, "cpu", torch.bfloat16) if self.half else twin
+        return converted(twin, self.targets.chunks[0].device, torch.bfloat16) if self.half else twin
 
     def _refits(self, program: fx.Graph, axes: Mapping[str, Axes]) -> dict[fx.Node, _Refit]:
         drifted, layers = _drifted(program, {*axes, *self.sparse}), self.targets.layers
@@ -211,7 +211,7 @@ class SequentialRepair:
 
         def finish(weights: Tensor, curvature: Tensor) -> Tensor:
             count = weights.shape[1]
-            order = regrouped(torch.arange(count).view(1, count, 1), kernel).flatten()
+            order = regrouped(torch.arange(count, device=weights.device).view(1, count, 1), kernel).flatten()
             stored = regrouped(weights, kernel)
             if refit.scale is not None:
                 stored = torch.where(_live(refit.scale).view(len(weights), 1, -1), stored, before.double())

@@ -22,6 +22,7 @@ RIDGES = tuple(10.0**power for power in range(-3, 3))
 STEPS = 16
 """Between two of them, where the error is interpolated."""
 import os
+
 GIVEN_UP = float(os.environ.get("GIVEN_UP", 0.03))
 FOLDS = 2
 UNDIVIDED_RIDGE = 0.1

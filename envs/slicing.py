@@ -44,9 +44,11 @@ def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str
             mask = masks.get((member.module, axis))
             if mask is None:
                 size = _axis_size(network.get_submodule(member.module), axis)
-                mask = masks.setdefault((member.module, axis), torch.ones(size, dtype=torch.bool))
+                mask = torch.ones(size, dtype=torch.bool, device="cpu")  # written to channel by channel
+                masks[member.module, axis] = mask
             mask[[position for channel in dropped for position in member.positions[channel]]] = False
-    positions = {key: mask.nonzero().flatten() for key, mask in masks.items()}
+    device = next((parameter.device for parameter in network.parameters()), "cpu")
+    positions = {key: mask.nonzero().flatten().to(device) for key, mask in masks.items()}
     names = dict.fromkeys(name for name, _ in positions)
     return {name: Axes(positions.get((name, "in")), positions.get((name, "out"))) for name in names}
 
@@ -87,12 +89,14 @@ def zero_inputs(network: nn.Module, unit: Unit, dropped: Sequence[int]) -> None:
     for member in unit.role("consumer"):
         module = network.get_submodule(member.module)
         weight = module.get_parameter("weight").detach().clone()
-        gone = torch.tensor([p for channel in dropped for p in member.positions[channel]], dtype=torch.long)
+        places = [p for channel in dropped for p in member.positions[channel]]
+        gone = torch.tensor(places, dtype=torch.long, device=weight.device)
         if isinstance(module, TRANSPOSED):
             weight[gone] = 0
         else:
             per_group = weight.shape[1]
-            group_of_row = torch.arange(weight.shape[0]) // (weight.shape[0] // getattr(module, "groups", 1))
+            rows = torch.arange(weight.shape[0], device=weight.device)
+            group_of_row = rows // (weight.shape[0] // getattr(module, "groups", 1))
             for position in gone.tolist():
                 weight[group_of_row == position // per_group, position % per_group] = 0
         _assign(module, "weight", weight)

@@ -54,7 +54,7 @@ def sparsegpt(weights: Tensor, curvature: Tensor, pattern: Pattern, kernel: int)
     """Column by column the cheapest weights go, and those to the right make up for them."""
     if curvature.ndim == 2:
         return wanda(weights, curvature, pattern, kernel)
-    columns = torch.arange(weights.shape[1])
+    columns = torch.arange(weights.shape[1], device=weights.device)
     if pattern.structured:
         columns = grouped(columns[None, :, None], pattern, kernel).flatten()
     back = torch.argsort(columns)
@@ -94,7 +94,7 @@ def _refit_group(weights: Tensor, keep: Tensor, curvature: Tensor) -> Tensor:
     wanted = ((weights * ~keep) @ curvature).gather(1, stays) * valid
     new = weights * keep
     band = max(1, int(BAND_BYTES / (8 * max(most, 1) ** 2)))
-    eye = torch.eye(most, dtype=curvature.dtype)
+    eye = torch.eye(most, dtype=curvature.dtype, device=curvature.device)
     for start in range(0, len(weights), band):
         part, real = stays[start : start + band], valid[start : start + band]
         systems = curvature[part[:, :, None], part[:, None, :]]
@@ -124,7 +124,7 @@ def _sweep(weights: Tensor, curvature: Tensor, pattern: Pattern) -> tuple[Tensor
 def _best(scores: Tensor, pattern: Pattern, start: int) -> Tensor:
     """[o, b] bool: the best of a block; under a density so many that blocks add up to what is allowed."""
     outputs, width = scores.shape
-    mask = torch.zeros(outputs, width, dtype=torch.bool)
+    mask = torch.zeros(outputs, width, dtype=torch.bool, device=scores.device)
     if pattern.structured:
         order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, : pattern.keep]
         return mask.scatter_(1, order, True)

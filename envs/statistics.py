@@ -71,7 +71,8 @@ def input_moments(
         def note(position: int, name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
                 places = output_places(module, tuple(output.shape))
-                at = draw_positions(len(output), places, sampling.positions, sampling.generator(position, index))
+                generator = sampling.generator(position, index)
+                at = draw_positions(len(output), places, sampling.positions, generator, output.device)
                 rows = gather_inputs(module, inputs[0], at)
                 empty = rows.new_zeros((*rows.shape[:2], 0))
                 found[name] = summarize(rows, empty, gram=rows.shape[2] <= GRAM_LIMIT)
@@ -103,7 +104,7 @@ def pack(moments: Moments) -> dict[str, Tensor]:
     for name, folds in moments.items():
         for fold, sums in enumerate(folds):
             key = f"{name}|{fold}"
-            tensors[f"{key}|count"], tensors[f"{key}|x"] = torch.tensor(sums.count), sums.x.contiguous()
+            tensors[f"{key}|count"], tensors[f"{key}|x"] = torch.tensor(sums.count, device="cpu"), sums.x.contiguous()
             if sums.xx is not None:
                 tensors[f"{key}|xx"] = sums.xx.contiguous()
             else:

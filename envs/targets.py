@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from envs.graph import BATCH_NORMS, Graph, execute, functional_copy, last_readers, make_channels_last
 from envs.inference import channels_last
 from envs.parallel import map_chunks, return_memory
-from envs.rows import Positions, can_gather, draw_positions, output_places, take_outputs
+from envs.rows import Positions, can_gather, draw_positions, output_places, take_outputs, weight_of
 from envs.statistics import Sampling
 
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -102,7 +102,7 @@ def record_targets(network: nn.Module, graph: Graph, chunks: Sequence[Tensor], s
                     module, output = twin.get_submodule(str(node.target)), values[node]
                     generator = sampling.generator(keys[str(node.target)], index)
                     places = output_places(module, tuple(output.shape))
-                    at = draw_positions(len(output), places, sampling.positions, generator)
+                    at = draw_positions(len(output), places, sampling.positions, generator, output.device)
                     found[node], shapes[node] = Target(at=at, own=take_outputs(module, output, at)), output.shape
                 for layer in (layer for layer, addend in addends.items() if addend.sum is node):
                     other = values[addends[layer].other]
@@ -148,7 +148,8 @@ def _refittable(node: fx.Node, network: nn.Module, graph: Graph) -> bool:
 def _addend(layer: fx.Node, network: nn.Module) -> Addend | None:
     """How a layer's output reaches an addition; only single-use per-channel affine operators may stand in between."""
     module = network.get_submodule(str(layer.target))
-    scale = torch.ones(getattr(module, "out_channels", getattr(module, "out_features", 1)))
+    width = getattr(module, "out_channels", getattr(module, "out_features", 1))
+    scale = torch.ones(width, device=weight_of(module).device)
     current = layer
     while len(current.users) == 1:
         reader = next(iter(current.users))

@@ -25,6 +25,12 @@ settings.load_profile("amc")
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a CUDA device where there is none."""
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @dataclass(frozen=True)
 class Specimen:
     """A test network with everything that the core finds out about it."""

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from envs.patterns import verify
 from experiments.bench.floor import ready
+from experiments.bench.gpu import notebook, run
+from experiments.bench.gpu_parts import Phases, read_report, tell_tests
 from experiments.bench.released import cached_features, fit
 from experiments.bench.scaling import exponent
+from experiments.bench.sparse24 import linear, timed, weights_of
 from experiments.bench.stopwatch import Stopwatch
+from hw_profiles.patterns import parse_pattern
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -69,3 +79,48 @@ def test_the_released_fit_leaves_dropped_inputs_at_zero() -> None:
 
 def test_an_exponent_is_the_slope_in_logarithms() -> None:
     assert np.isclose(exponent([1, 2, 4], [3.0, 12.0, 48.0]), 2.0)
+
+
+def test_damage_takes_all_the_time_within_it() -> None:
+    phases = Phases("cpu")
+    with phases.timing("damage curves"), phases.timing("repair"):
+        pass
+    with phases.timing("scoring"):
+        pass
+    assert set(phases.seconds) == {"damage curves", "scoring"}
+
+
+def test_a_part_that_fails_or_lasts_too_long_says_so_in_a_line(tmp_path: Path) -> None:
+    assert run([sys.executable, "-c", "pass"], tmp_path / "log", 60) == ""
+    assert run([sys.executable, "-c", "raise SystemExit('broken')"], tmp_path / "log", 60) == "exit status 1: broken"
+    began = time.monotonic()
+    assert run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log", 1) == "out of time after 1 s"
+    assert time.monotonic() - began < 30
+
+
+def test_what_a_part_noted_is_kept(tmp_path: Path) -> None:
+    note = notebook(tmp_path / "found.json")
+    note({"first": 1})
+    note({"second": 2})
+    assert json.loads((tmp_path / "found.json").read_text()) == {"first": 1, "second": 2}
+
+
+def test_a_report_of_tests_is_read() -> None:
+    root = ElementTree.fromstring(
+        "<testsuites><testsuite><testcase name='a' time='1'><system-out>widths (1, 2)\nmore</system-out></testcase>"
+        "<testcase name='b' time='2'><failure message='law&#10;long'/></testcase>"
+        "<testcase name='c' time='0'><skipped message='no device'/></testcase></testsuite></testsuites>"
+    )
+    found = read_report(root)
+    assert found["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
+    assert found["tests"][0]["printed"] == ["widths (1, 2)"]
+    assert found["tests"][1]["reason"] == "law"
+    assert tell_tests(found) == ["1 passed, 1 failed, 1 skipped", "b: law"]
+
+
+def test_weights_of_the_2_4_benchmark_are_2_4_and_products_agree() -> None:
+    layer = linear(64, 32, 8)
+    verify(weights_of(layer), parse_pattern("2:4"))
+    found = timed(layer, "cpu", compress=lambda dense: dense)
+    assert found["difference"] == 0
+    assert found["ratio"] > 0

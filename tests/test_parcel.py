@@ -36,6 +36,17 @@ def test_tensors_keep_values_type_and_layout(dtype: torch.dtype, size: int) -> N
     assert torch.equal(arrived, tensor)
 
 
+@pytest.mark.cuda
+def test_tensors_of_a_gpu_arrive_on_the_gpu() -> None:
+    layer = nn.Linear(300, 300).cuda()
+    sent = {"it": layer, "rows": torch.ones(100, 100, device="cuda").T}
+    arrived = unpack(read_only(pack(sent)))
+    assert torch.equal(arrived["it"].weight, layer.weight)
+    assert arrived["it"].weight.is_cuda
+    assert arrived["rows"].is_cuda
+    assert arrived["rows"].stride() == (1, 100)
+
+
 def test_weights_arrive_in_memory_of_their_own() -> None:
     arrived = unpack(read_only(pack(nn.Linear(300, 300))))
     with torch.no_grad():

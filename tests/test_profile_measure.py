@@ -152,3 +152,12 @@ def test_torch_is_measured_without_fusion(tmp_path: Path, zoo: Callable[[str], S
     profile = measure_profile(specimen.anatomy, Setting(runtime="torch"), QUICK, tmp_path / "torch.json", silent)
     assert not profile.formats.fuses
     assert cost_of(LatencyTable(profile, "torch"), specimen.anatomy.family.dense) > 0
+
+
+def test_a_network_timed_in_half_precision_stays_as_it_is(zoo: Callable[[str], Specimen]) -> None:
+    s = zoo("chain")  # layers without normalization behind them share their weights with the copy that is timed
+    before = {name: tensor.clone() for name, tensor in s.network.state_dict().items()}
+    whole_network(s.network, s.example, Setting(runtime="torch", dtype="fp16"))
+    for name, tensor in s.network.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])

@@ -1,6 +1,8 @@
 """The whole chain on the embedded default, through the functions that the command line calls."""
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +47,18 @@ def test_every_agent_ends_within_the_budget_of_the_real_network(agent: str) -> N
         assert result.reports[name].costs["macs"] <= result.budgets["macs"]
     counted = sum(parameter.numel() for parameter in result.networks["found"].parameters())
     assert counted == result.reports["found"].costs["params"] < result.reports["dense"].costs["params"]
+
+
+def test_a_search_without_workers_needs_no_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from amc.config import SearchConfig; from amc.problem import Problem; from amc.search import search\n"
+        "import amc.commands\n"
+        f"search(Problem(SearchConfig(**{ {**QUICK, 'agent': 'knapsack'} })))"
+    )
+    environment = {**os.environ, "AMC_CACHE": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_several_budgets_hold_at_once() -> None:

@@ -43,7 +43,7 @@ def test_without_cuda_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference_on_cuda(pruned(LAYERS["linear"])) is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", LAYERS)
 def test_sparse_products_agree_with_dense_ones(name: str) -> None:
     difference = difference_on_cuda(pruned(LAYERS[name]))
