@@ -16,10 +16,11 @@ def latency_section(networks: Mapping[str, NetworkFacts], layers: Mapping[str, S
     """HTML of the section; networks without a prediction are left out."""
     rows = []
     for name, facts in networks.items():
-        predicted, measured = facts.costs.get("latency_ms"), facts.latency_ms
+        predicted, measured = facts.costs.get("latency_ms"), facts.latency
         if predicted is None:
             continue
-        cells = [_ms(predicted), _ms(measured), f"{predicted / measured - 1:+.1%}" if measured else "-"]
+        error = f"{predicted / measured.median_ms - 1:+.1%}" if measured else "-"
+        cells = [f"{predicted:.3f} ms", f"{measured} ms" if measured else "-", error]
         rows.append(_row(name, cells))
     whole = _table(("network", "predicted", "measured", "difference"), rows)
     return (
@@ -48,10 +49,6 @@ def _table(heads: Sequence[str], rows: Sequence[str], style: str = "") -> str:
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f} ms"
 
 
 def _us(value: float | None) -> str:

@@ -180,6 +180,17 @@ def describe_device(threads: int) -> Record:
     }  # fmt: skip
 
 
+def others_ready() -> float | None:
+    """Programs beside this one that are ready to run now; None where the system does not tell.
+
+    The load average would not do: it follows a minute late, and holds what this program itself did before.
+    """
+    try:
+        return max(0, int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def now() -> str:
     """The time in UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017 (devices may have an old Python)
