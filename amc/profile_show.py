@@ -33,7 +33,20 @@ def summary(profile: Profile) -> str:
             f"checked on {c.task}: median error {c.median_relative_error:.1%}, 95 % below {c.p95_relative_error:.1%}, "
             f"rank correlation {c.spearman:.3f} ({c.networks} networks, held out)"
         )
+    lines += disturbances(profile)
     return "\n".join(lines)
+
+
+def disturbances(profile: Profile) -> list[str]:
+    """How disturbed the sittings and checks of a profile were, where that is known; more than a tenth is a warning."""
+    known = [(f"measured {s.date}", s.disturbed, "entries") for s in profile.sessions]
+    known += [(f"checked on {c.task}", c.disturbed, "networks") for c in profile.corrections]
+    lines = []
+    for when, found, what in known:
+        if found is not None:
+            warning = "" if found.trusted else "; do not trust it: measure again when the machine is quiet"
+            lines.append(f"{when}: {found.in_words(what)}{warning}")
+    return lines
 
 
 def kernels_table(profile: Profile) -> Table:
