@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amc.anatomy import Anatomy
 from amc.export import onnx_bytes
 from amc.profile_measure import Setting
+from amc.timing import Timing
 from envs.slicing import slice_network
 from hw_profiles.device_script import Graph, block_seconds, median_known, now, others_ready, standard_error
 from hw_profiles.layers import IntArray
@@ -85,12 +86,14 @@ class Checked:
         measured: [N] milliseconds of the whole networks, drift taken out.
         held_out: [N] corrected predictions, each by the correction fitted on the other half.
         correction: Fitted on all of them, with the held-out error.
+        dense: The dense network's time, a round being its median beside one network; None if not known.
     """
 
     predicted: FloatArray
     measured: FloatArray
     held_out: FloatArray
     correction: Correction
+    dense: Timing | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary."""
@@ -100,6 +103,7 @@ class Checked:
             "task": c.task, "networks": c.networks, "median_relative_error": c.median_relative_error,
             "p95_relative_error": c.p95_relative_error, "spearman": c.spearman, "intercept_ms": c.intercept_ms,
             "slope": c.slope, "dense_ms": c.dense_ms,
+            "dense_spread": self.dense.spread() if self.dense is not None else None,
             "disturbed": c.disturbed.model_dump() if c.disturbed is not None else None,
             "points": [{"predicted_ms": p, "held_out_ms": h, "measured_ms": m} for p, h, m in columns],
         }  # fmt: skip
@@ -151,9 +155,10 @@ def check_profile(
     )  # fmt: skip
     if not care.keep_disturbed:
         check_trust(found, "networks")
-    usual = float(np.median([record["yardstick_ms"] for record in records]))
-    measured = usual * np.asarray([record["median_ms"] for record in records])
-    return judge(predicted, measured, usual, task, digest, Disturbance(**found))
+    dense_time = Timing.of([1e-3 * record["yardstick_ms"] for record in records])
+    measured = dense_time.median_ms * np.asarray([record["median_ms"] for record in records])
+    judged = judge(predicted, measured, dense_time.median_ms, task, digest, Disturbance(**found))
+    return replace(judged, dense=dense_time)
 
 
 def judge(

@@ -120,8 +120,10 @@ def list_() -> None:
             continue
         checked = ", ".join(f"{c.task} ({c.median_relative_error:.1%})" for c in p.corrections) or "-"
         entries = sum(len(times.entries) for times in p.kernels)
+        marks = " [yellow](hidden)[/]" if hidden else ""
+        marks += "" if all(found.trusted for _, found, _ in p.disturbances()) else " [yellow](disturbed)[/]"
         table.add_row(
-            name + (" [yellow](hidden)[/]" if hidden else ""), p.sessions[0].device.cpu,
+            name + marks, p.sessions[0].device.cpu,
             f"{p.runtime} {p.version} {p.dtype}", str(p.threads), str(p.batch), str(entries), checked, str(path),
         )  # fmt: skip
     console.print(table)
@@ -191,8 +193,12 @@ def check(
     c = checked.correction
     console.print(
         f"{c.networks} networks, held out: median error {c.median_relative_error:.1%}, 95 % below "
-        f"{c.p95_relative_error:.1%}, rank correlation {c.spearman:.3f}; dense {c.dense_ms:.3f} ms", highlight=False
+        f"{c.p95_relative_error:.1%}, rank correlation {c.spearman:.3f}", highlight=False
     )  # fmt: skip
+    if (dense := checked.dense) is not None:
+        console.print(
+            f"dense {dense} ms (median ± median absolute deviation, beside {dense.rounds} networks)", highlight=False
+        )
     if c.disturbed is not None:
         console.print(c.disturbed.in_words("networks"), highlight=False)
     console.print(

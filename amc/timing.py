@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from hw_profiles.device_script import block_seconds, others_ready
 
-FEWEST_ROUNDS = 3
+FEWEST_ROUNDS, FEW_ROUNDS = 3, 7
 SCATTER = 0.05
 """Median absolute deviation over median from which on a time is said to scatter; a quiet machine stays below 0.02."""
 
@@ -116,6 +116,7 @@ def timing_remarks(
     said = (
         _busy(timings.values(), threads, cores or os.cpu_count() or 1),
         _scattered(timings),
+        _few(timings.values()),
         _not_faster(timings, pruned, cures),
     )
     return tuple(sentence for sentence in said if sentence)
@@ -152,6 +153,11 @@ def _scattered(timings: Mapping[str, Timing]) -> str:
         f"Times scatter (median absolute deviation over median above {SCATTER:.0%}: {which}): "
         "`amc apply` times them again when the machine is quiet."
     )
+
+
+def _few(timings: Iterable[Timing]) -> str:
+    rounds = min((timing.rounds for timing in timings), default=FEW_ROUNDS)
+    return "" if rounds >= FEW_ROUNDS else f"Only {rounds} rounds were timed, so the spread says little."
 
 
 def _not_faster(timings: Mapping[str, Timing], pruned: str, cures: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from math import sqrt
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -83,6 +84,11 @@ class Entry(Part):
     p95_ms: Milliseconds
     yardstick_ms: Annotated[float, Field(gt=0)] = Field(description="the yardstick, timed alternately with this entry")
     session: Annotated[int, Field(ge=0)] = Field(description="index of the sitting")
+
+    @property
+    def standard_error_ms(self) -> float:
+        """Of the median, were the repeats normally distributed."""
+        return 1.2533 * sqrt(self.variance / self.n)
 
 
 class KernelKey(Part):
@@ -176,6 +182,12 @@ class Profile(Part):
     def version(self) -> str:
         """Version of the runtime."""
         return self.sessions[0].runtime_version
+
+    def disturbances(self) -> list[tuple[str, Disturbance, str]]:
+        """When and how each sitting and check was disturbed, and what was timed; only where that is known."""
+        found = [(f"measured {s.date}", s.disturbed, "entries") for s in self.sessions]
+        found += [(f"checked on {c.task}", c.disturbed, "networks") for c in self.corrections]
+        return [(when, disturbed, what) for when, disturbed, what in found if disturbed is not None]
 
     def probes(self) -> dict[Probe, Entry]:
         """All entries by what they measure."""

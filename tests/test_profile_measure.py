@@ -207,6 +207,7 @@ def test_a_check_times_disturbed_networks_again_and_says_so(
     assert found.correction.disturbed.in_words("networks") == "2 of 8 networks were disturbed, 0 still are"
     assert found.to_json()["disturbed"] == {"entries": 8, "at_first": 2, "left": 0}
     assert found.correction.slope == pytest.approx(1)
+    assert found.to_json()["dense_spread"] == {"mad_ms": 0.0, "rounds": 8, "others": None}
 
 
 def test_a_check_on_a_busy_machine_is_refused_and_goes_on_later(

@@ -92,7 +92,7 @@ def test_time_that_is_up_ends_the_rounds_but_not_before_the_fewest() -> None:
 def test_a_platform_that_does_not_tell_its_load_gives_none() -> None:
     clock = Clock()
     timings = side_by_side(
-        {"dense": Scripted(clock, repeat(0.01))}, rounds=3, seconds=0.1, clock=clock, others=lambda: None
+        {"dense": Scripted(clock, repeat(0.01))}, rounds=9, seconds=0.1, clock=clock, others=lambda: None
     )
     assert timings["dense"].others is None
     assert timing_remarks(timings, "found", cores=1) == ()
@@ -115,6 +115,11 @@ def test_scatter_is_a_remark_that_names_the_networks() -> None:
     (said,) = timing_remarks({"dense": timing(9.0, 1.8), "found": timing(5.0, 0.01)}, "found", cores=2)
     assert "dense by 20%" in said
     assert "found" not in said
+
+
+def test_few_rounds_are_a_remark() -> None:
+    few = {"dense": replace(timing(9.0), rounds=3), "found": replace(timing(5.0), rounds=3)}
+    assert timing_remarks(few, "found", cores=2) == ("Only 3 rounds were timed, so the spread says little.",)
 
 
 @pytest.mark.parametrize(
