@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from amc.layer_times import LayerTime
+from amc.layer_times import COUNTED, LayerTime
 
 if TYPE_CHECKING:
     from amc.report import NetworkFacts
@@ -38,7 +38,7 @@ def _layers(name: str, times: Sequence[LayerTime]) -> str:
     table = _table(("layer", "predicted, us", "measured, us"), rows, "small")
     return (
         f"<details><summary>{escape(name)}: all {len(times)} layers with a weight, by the profile and by the runtime's "
-        f"own profiler inside the network</summary>{table}</details>"
+        f"own profiler inside the network (mean of {COUNTED} runs, whole microseconds)</summary>{table}</details>"
     )
 
 

@@ -59,11 +59,12 @@ def kernels_table(profile: Profile) -> Table:
             f"{axis[0]}-{axis[-1]}" if len(axis) > 1 else f"{axis[0]}" for axis in (surface.inputs, surface.outputs)
         ]
         error = f"{surface.interpolation_error:.1%}" if surface.left_out() else "-"
+        times = f"{low:.2f}-{high:.2f}" if high > low else f"{low:.2f}"
         repeats = f"{median(entry.n for entry in entries[kernel]):g}"
         scatter = [entry.standard_error_ms / entry.median_ms for entry in entries[kernel] if entry.median_ms]
         table.add_row(
-            kernel.label, "=" if kernel.square else spans[0], spans[1], str(surface.times.size),
-            f"{low:.2f}-{high:.2f}" if high > low else f"{low:.2f}", repeats, f"{median(scatter):.1%}" if scatter else "-", error,
+            kernel.label, "=" if kernel.square else spans[0], spans[1], str(surface.times.size), times, repeats,
+            f"{median(scatter):.1%}" if scatter else "-", error,
         )  # fmt: skip
     return table
 

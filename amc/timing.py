@@ -13,7 +13,7 @@ from hw_profiles.device_script import block_seconds, others_ready
 
 FEWEST_ROUNDS, FEW_ROUNDS = 3, 7
 SCATTER = 0.05
-"""Median absolute deviation over median from which on a time is said to scatter; a quiet machine stays below 0.02."""
+"""Median absolute deviation over median from which on a time is said to scatter."""
 
 BY_LATENCY = "a budget of measured latency (`--constraint latency=0.7 --profile FILE`)"
 BY_WIDTH = "widths that the runtime's kernels take (`--round-to 8`)"

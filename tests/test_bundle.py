@@ -126,6 +126,35 @@ def test_an_interrupted_device_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert kept["median_ms"] == json.loads(before[1])["median_ms"]
 
 
+class Steady:
+    """A graph whose runs always take the same."""
+
+    def __init__(self, seconds: float) -> None:
+        self.takes = seconds
+
+    def seconds(self, runs: int) -> float:
+        return self.takes
+
+
+def test_an_entry_knows_how_many_programs_ran_beside_it() -> None:
+    beside = iter([0.0, 3.0, 9.0, 3.0, 9.0, 3.0, None])
+    found = device_script.measure(Steady(1e-3), Steady(4e-3), 4, Steady(2e-3), 0.01, 7, others=lambda: next(beside))
+    assert found["median_ms"] == pytest.approx(1.0)
+    assert found["yardstick_ms"] == pytest.approx(2.0)
+    assert (found["n"], found["others"]) == (7, 3.0)
+
+
+@pytest.mark.skipif(device_script.others_ready() is None, reason="this system does not tell")
+def test_a_program_that_computes_is_seen() -> None:
+    code = "print('ready', flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        seen = [device_script.others_ready() for _ in range(9)]
+        process.kill()
+    assert all(count is not None and count >= 1 for count in seen)
+
+
 # Disturbed entries, with made-up times: the entry at index 1 is disturbed as often as is said.
 
 

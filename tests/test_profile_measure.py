@@ -169,6 +169,23 @@ def test_a_machine_that_stays_busy_is_refused_and_nothing_is_lost(
     assert "do not trust it" in summary(kept)
 
 
+class Steady:
+    """A network whose runs always take the same."""
+
+    def __init__(self, seconds: float) -> None:
+        self.takes = seconds
+
+    def seconds(self, runs: int) -> float:
+        """Seconds per run."""
+        return self.takes
+
+
+def test_networks_timed_in_turn_know_their_scatter_and_what_ran_beside() -> None:
+    found = alternate(Steady(1e-3), Steady(2e-3), others=lambda: 4.0)
+    assert found == Alternation(ratio=0.5, other_ms=2.0, n=21, variance=0.0, others=4.0)
+    assert found.record()["yardstick_ms"] == 2.0
+
+
 class MadeUpTimer:
     """Networks take what the profile predicts; the machine is busy at the calls named."""
 

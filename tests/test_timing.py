@@ -92,7 +92,7 @@ def test_time_that_is_up_ends_the_rounds_but_not_before_the_fewest() -> None:
 def test_a_platform_that_does_not_tell_its_load_gives_none() -> None:
     clock = Clock()
     timings = side_by_side(
-        {"dense": Scripted(clock, repeat(0.01))}, rounds=9, seconds=0.1, clock=clock, others=lambda: None
+        {"dense": Scripted(clock, repeat(0.01))}, rounds=9, seconds=9, clock=clock, others=lambda: None
     )
     assert timings["dense"].others is None
     assert timing_remarks(timings, "found", cores=1) == ()
