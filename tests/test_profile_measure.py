@@ -284,7 +284,8 @@ def test_a_check_reports_held_out_errors_and_a_correction(tmp_path: Path) -> Non
     anatomy, path = dissect(network.eval(), example), tmp_path / "resnet20.json"
     profile = measure_profile(anatomy, Setting(), QUICK, path, silent)
     check_here(profile, path)
-    checked = check_profile(profile, "here", "resnet20", network, example, anatomy, 8)
+    care = Care(again_minutes=0, keep_disturbed=True)
+    checked = check_profile(profile, "here", "resnet20", network, example, anatomy, 8, care=care)
     data = checked.to_json()
     assert data["networks"] == len(data["points"]) == 8
     assert data["slope"] > 0
