@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from torch import nn
 
 from amc.compare import PAGE, read_run, trace, write_comparison, write_trace
@@ -23,8 +23,9 @@ from amc.record import CONFIG, REPORT, RESULT, RunFolder
 from amc.report import write_report
 from amc.result import SearchResult
 from amc.search import Watcher, search
-from amc.show import comparison, stored_comparison
+from amc.show import comparison, remarks_below, stored_comparison
 from amc.snapshot import Snapshot
+from amc.timing import BY_LATENCY, BY_WIDTH, LESS, Timing, rounds_in_words, timing_remarks
 from amc.workers import staffed
 from envs.inference import placed
 from envs.policy import Policy, weights_fingerprint
@@ -102,7 +103,8 @@ def _search(
     with staffed(problem, workers) as rollouts:
         result = search(problem, watcher, snapshot, rollouts)
     screen.step("timing networks", 0, 1)
-    latency = _latency(result.networks, problem, console)
+    latency, remarks = _latency(result.networks, problem, "found")
+    result = replace(result, remarks=(*result.remarks, *remarks))
     layers = _layers(result, problem)
     folder.finish(result, latency, layers)
     last = folder.snapshot()
@@ -235,22 +237,31 @@ def _rebuild(
 
 def _side_by_side(problem: Problem, policy: Policy, small: nn.Module, console: Console) -> None:
     networks = {"dense": problem.task.network, "pruned": small}
-    latency = _latency(networks, problem, console)
+    latency, remarks = _latency(networks, problem, "pruned")
     for name, network in networks.items():
         patterns = policy.patterns() if name == "pruned" else {}
         costs = ", ".join(f"{cost} {value:,.6g}" for cost, value in problem.real_costs(network, patterns).items())
-        timed = f"{latency[name]:.3f} ms in onnxruntime, " if name in latency else ""
+        timed = f"{latency[name]} ms, " if name in latency else ""
         console.print(f"{name:>8}: {timed}{costs}", highlight=False)
+    if latency:
+        console.print(Text(rounds_in_words([timing.rounds for timing in latency.values()]), style="dim"))
+    for remark in remarks_below(remarks):
+        console.print(remark)
 
 
-def _latency(networks: Mapping[str, nn.Module], problem: Problem, console: Console) -> dict[str, float]:
-    """Latencies side by side; {} with a warning where onnxruntime cannot run the network, which loses nothing else."""
-    settings = {} if problem.table is None else {k: getattr(problem.table.profile, k) for k in ("threads", "batch")}
+def _latency(
+    networks: Mapping[str, nn.Module], problem: Problem, pruned: str
+) -> tuple[dict[str, Timing], tuple[str, ...]]:
+    """Latencies side by side, and what has to be said of them; none where onnxruntime cannot run a network."""
+    profile = problem.table.profile if problem.table else None
+    setting = {"threads": profile.threads, "batch": profile.batch} if profile else {}
     try:
-        return latency_ms(networks, problem.task.example_input, **settings)
+        timings = latency_ms(networks, problem.task.example_input, **setting)
     except ValueError as error:
-        console.print(f"[yellow]warning:[/] no latency was measured: {escape(str(error))}")
-        return {}
+        return {}, (f"No latency was measured: {error}.",)
+    cures = [BY_LATENCY] if "latency_ms" not in problem.constraint.limits() else []
+    cures += [BY_WIDTH] if problem.config.rules.round_to % 8 else []
+    return timings, timing_remarks(timings, pruned, threads=setting.get("threads", 1), cures=cures or [LESS])
 
 
 def _layers(result: SearchResult, problem: Problem) -> dict[str, tuple[LayerTime, ...]]:

@@ -8,10 +8,8 @@ import contextlib
 import copy
 import io
 import logging
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from amc.check import verify_model
 from amc.files import read_json, write_bytes, write_json
+from amc.timing import Timing, side_by_side
 from envs.graph import functional_copy
 from envs.patterns import verify_network
 from envs.policy import Policy
@@ -32,7 +31,7 @@ POLICY, WEIGHTS = "policy.json", "network.safetensors"
 TOLERANCE = 1e-3
 """Largest accepted difference between onnxruntime and torch, relative to the largest output."""
 
-OPSET, CHUNK, FEWEST_ROUNDS = 17, 32, 3
+OPSET, CHUNK = 17, 32
 
 
 def onnx_bytes(network: nn.Module, example_input: Tensor) -> bytes:
@@ -121,11 +120,8 @@ def latency_ms(
     batch: int = 1,
     rounds: int = 40,
     seconds: float = 3.0,
-) -> dict[str, float]:
-    """Latency in onnxruntime, all networks timed side by side.
-
-    After a warm-up every round times one block of runs of each network, in alternating order, so that whatever
-    else the machine does falls on all of them alike. The median block counts.
+) -> dict[str, Timing]:
+    """Latency in onnxruntime, all networks timed side by side (`timing.side_by_side`).
 
     Args:
         networks: Name -> network.
@@ -136,25 +132,16 @@ def latency_ms(
         seconds: Time spent measuring, roughly; exporting comes on top.
 
     Returns:
-        Name -> milliseconds per run.
+        Name -> milliseconds per run: median, median absolute deviation, number of rounds.
 
     Raises:
         ValueError: If a network cannot be exported.
     """
-    from hw_profiles.device_script import Graph, block_seconds  # onnxruntime takes a second to import
+    from hw_profiles.device_script import Graph  # onnxruntime takes a second to import
 
     feed = {"input": example_input.detach().cpu().repeat(batch, *[1] * (example_input.ndim - 1)).numpy()}
     graphs = {name: Graph(onnx_bytes(network, example_input), threads, feed) for name, network in networks.items()}
-    single = {name: _warm_up(graph.seconds, seconds / 10 / len(graphs)) for name, graph in graphs.items()}
-    share = {name: max(1, int(0.9 * seconds / rounds / len(graphs) / single[name])) for name in graphs}
-    blocks: dict[str, list[float]] = {name: [] for name in graphs}
-    until = time.perf_counter() + 0.9 * seconds
-    for number in range(rounds):
-        if number >= FEWEST_ROUNDS and time.perf_counter() > until:
-            break
-        for name in sorted(graphs, reverse=bool(number % 2)):
-            blocks[name].append(block_seconds(graphs[name], share[name]))
-    return {name: 1e3 * statistics.median(blocks[name]) for name in graphs}
+    return side_by_side(graphs, rounds=rounds, seconds=seconds)
 
 
 def write_applied(policy: Policy, network: nn.Module, folder: Path) -> None:
@@ -328,15 +315,6 @@ def _run(session: Any, batch: Tensor) -> Tensor:
             f"an ONNX model must run at every batch size, but this one fails at {len(batch)} ({_one_line(error)}): "
             "take the batch size from the input in forward"
         ) from error
-
-
-def _warm_up(seconds_of: Callable[[int], float], seconds: float) -> float:
-    """Runs at least twice, for a while; the seconds that one run took after the first."""
-    seconds_of(1)
-    clock, times = time.perf_counter(), [seconds_of(1)]
-    while time.perf_counter() - clock < seconds:
-        times.append(seconds_of(1))
-    return statistics.fmean(times)
 
 
 def _one_line(error: Exception, limit: int = 200) -> str:

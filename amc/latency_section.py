@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from amc.layer_times import LayerTime
+from amc.layer_times import COUNTED, LayerTime
 
 if TYPE_CHECKING:
     from amc.report import NetworkFacts
@@ -16,10 +16,11 @@ def latency_section(networks: Mapping[str, NetworkFacts], layers: Mapping[str, S
     """HTML of the section; networks without a prediction are left out."""
     rows = []
     for name, facts in networks.items():
-        predicted, measured = facts.costs.get("latency_ms"), facts.latency_ms
+        predicted, measured = facts.costs.get("latency_ms"), facts.latency
         if predicted is None:
             continue
-        cells = [_ms(predicted), _ms(measured), f"{predicted / measured - 1:+.1%}" if measured else "-"]
+        error = f"{predicted / measured.median_ms - 1:+.1%}" if measured else "-"
+        cells = [f"{predicted:.3f} ms", f"{measured} ms" if measured else "-", error]
         rows.append(_row(name, cells))
     whole = _table(("network", "predicted", "measured", "difference"), rows)
     return (
@@ -37,7 +38,7 @@ def _layers(name: str, times: Sequence[LayerTime]) -> str:
     table = _table(("layer", "predicted, us", "measured, us"), rows, "small")
     return (
         f"<details><summary>{escape(name)}: all {len(times)} layers with a weight, by the profile and by the runtime's "
-        f"own profiler inside the network</summary>{table}</details>"
+        f"own profiler inside the network (mean of {COUNTED} runs, whole microseconds)</summary>{table}</details>"
     )
 
 
@@ -48,10 +49,6 @@ def _table(heads: Sequence[str], rows: Sequence[str], style: str = "") -> str:
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f} ms"
 
 
 def _us(value: float | None) -> str:

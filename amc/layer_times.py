@@ -16,8 +16,8 @@ from hw_profiles.device_script import recorded
 from hw_profiles.layers import LayerShape
 from hw_profiles.table import LatencyTable
 
-RUNS = 80
-"""Runs recorded by the runtime's profiler, the first quarter of them to warm up."""
+RUNS, COUNTED = 80, 60
+"""Runs recorded by the runtime's profiler, the first quarter of them to warm up; those that count."""
 
 WEIGHTED_OPS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
@@ -85,7 +85,7 @@ def measured_layers(
     rows = [row for row in runs[0] if row["op"] in WEIGHTED_OPS]
     if len(rows) != len(layers) or not all(_same_map(r, layer) for r, layer in zip(rows, layers, strict=True)):
         return None
-    times = [[row["us"] for row in run if row["op"] in WEIGHTED_OPS] for run in runs[RUNS // 4 :]]
+    times = [[row["us"] for row in run if row["op"] in WEIGHTED_OPS] for run in runs[-COUNTED:]]
     low, high = np.quantile(times, (0.1, 0.9), axis=0)  # whole microseconds: a mean says more than a median
     return [float(value) for value in np.clip(times, low, high).mean(axis=0) / 1e3]
 

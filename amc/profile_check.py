@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from amc.anatomy import Anatomy
 from amc.export import onnx_bytes
 from amc.profile_measure import Setting
+from amc.timing import Timing
 from envs.slicing import slice_network
-from hw_profiles.device_script import Graph, block_seconds, now, standard_error
+from hw_profiles.device_script import Graph, block_seconds, median_known, now, others_ready, standard_error
 from hw_profiles.layers import IntArray
-from hw_profiles.profile import Correction, Profile
+from hw_profiles.passes import AGAIN, AGAIN_MINUTES, FIRST, Journal, Law, Record, check_trust, in_passes
+from hw_profiles.profile import Correction, Disturbance, Profile
 from hw_profiles.table import LatencyTable, network_digest
 
 FloatArray = NDArray[np.float64]
@@ -27,8 +30,51 @@ POOL = 4000
 FEWEST = 8
 FEWEST_ROUNDS, MOST_ROUNDS, PRECISION = 21, 101, 0.004
 FEWEST_RUNS, BLOCK_SECONDS = 2, 2e-3
+SCATTER = 0.02
+"""Standard error of a network's time over it from which on it is timed again."""
+STEPS = {FIRST: "timing networks", AGAIN: "timing disturbed ones again"}
 
 Progress = Callable[[str, int, int], None]
+
+
+class Alternation(NamedTuple):
+    """Two networks timed in turn.
+
+    Attributes:
+        ratio: Median of one's time over the other's.
+        other_ms: Median of the other one's, in milliseconds.
+        n: Rounds.
+        variance: Of the rounds' ratios.
+        others: Programs beside this one that were ready to run, median over the rounds; None if unknown.
+    """
+
+    ratio: float
+    other_ms: float
+    n: int
+    variance: float
+    others: float | None
+
+    def record(self) -> Record:
+        """The same as a record of `passes`; the other network is the yardstick."""
+        return {
+            "n": self.n, "median_ms": self.ratio, "variance": self.variance, "yardstick_ms": self.other_ms,
+            "others": self.others,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """What is done about networks during which the machine was disturbed.
+
+    Attributes:
+        journal: File that holds every timed network until the check is stored; None: nowhere.
+        again_minutes: Time for timing disturbed ones again.
+        keep_disturbed: Whether to go on with what stays too disturbed to be trusted.
+    """
+
+    journal: Path | None = None
+    again_minutes: float = AGAIN_MINUTES
+    keep_disturbed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +86,14 @@ class Checked:
         measured: [N] milliseconds of the whole networks, drift taken out.
         held_out: [N] corrected predictions, each by the correction fitted on the other half.
         correction: Fitted on all of them, with the held-out error.
+        dense: The dense network's time, a round being its median beside one network; None if not known.
     """
 
     predicted: FloatArray
     measured: FloatArray
     held_out: FloatArray
     correction: Correction
+    dense: Timing | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary."""
@@ -55,13 +103,16 @@ class Checked:
             "task": c.task, "networks": c.networks, "median_relative_error": c.median_relative_error,
             "p95_relative_error": c.p95_relative_error, "spearman": c.spearman, "intercept_ms": c.intercept_ms,
             "slope": c.slope, "dense_ms": c.dense_ms,
+            "dense_spread": self.dense.spread() if self.dense is not None else None,
+            "disturbed": c.disturbed.model_dump() if c.disturbed is not None else None,
             "points": [{"predicted_ms": p, "held_out_ms": h, "measured_ms": m} for p, h, m in columns],
         }  # fmt: skip
 
 
 def check_profile(
     profile: Profile, title: str, task: str, network: nn.Module, example: Tensor, anatomy: Anatomy, count: int,
-    progress: Progress = lambda what, done, total: None, seed: int = 0,
+    progress: Progress = lambda what, done, total: None, seed: int = 0, care: Care = Care(),
+    timer: Callable[[Any, Any], Alternation] | None = None,
 ) -> Checked:  # fmt: skip
     """Times random pruned networks whole and compares.
 
@@ -75,9 +126,12 @@ def check_profile(
         count: Networks to time.
         progress: Told what is done.
         seed: Of the random networks.
+        care: What is done about disturbed ones.
+        timer: Times a network and the dense one in turn; None: `alternate`.
 
     Raises:
-        ValueError: If fewer networks are asked for than a fit on halves needs, or an entry is missing.
+        ValueError: If fewer networks are asked for than a fit on halves needs, an entry is missing, or too many
+            networks stay disturbed.
     """
     if count < FEWEST:
         raise ValueError(f"--networks must be at least {FEWEST}, since a half of them fits the correction, got {count}")
@@ -86,17 +140,31 @@ def check_profile(
     predicted = table.many(anatomy.family.dense, anatomy.family.widths(kept))
     setting = Setting(runtime=profile.runtime, threads=profile.threads, batch=profile.batch, dtype=profile.dtype)
     dense = whole_network(network, example, setting)
-    ratios, dense_ms = np.zeros(count), np.zeros(count)
-    for index, row in enumerate(kept):
-        widths = dict(zip(anatomy.family.units, row.tolist(), strict=True))
+
+    def timed(index: int) -> Record:
+        widths = dict(zip(anatomy.family.units, kept[index].tolist(), strict=True))
         small = whole_network(sliced(network, anatomy, widths), example, setting)
-        ratios[index], dense_ms[index] = alternate(small, dense)
-        progress("timing networks", index + 1, count)
-    usual = float(np.median(dense_ms))
-    return judge(predicted, ratios * usual, usual, task, network_digest(anatomy.family.dense))
+        return (timer or alternate)(small, dense).record()
+
+    digest = network_digest(anatomy.family.dense)
+    header = {"network": digest, "sessions": len(profile.sessions), "kept": kept.tolist()}
+    law = Law(profile.sessions[0].device.cores - profile.threads, SCATTER)
+    records, found = in_passes(
+        timed, count, Journal(care.journal, header), law, seconds=60 * care.again_minutes,
+        report=lambda what, done, total, left: progress(STEPS[what], done, total),
+    )  # fmt: skip
+    if not care.keep_disturbed:
+        check_trust(found, "networks")
+    dense_time = Timing.of([1e-3 * record["yardstick_ms"] for record in records])
+    measured = dense_time.median_ms * np.asarray([record["median_ms"] for record in records])
+    judged = judge(predicted, measured, dense_time.median_ms, task, digest, Disturbance(**found))
+    return replace(judged, dense=dense_time)
 
 
-def judge(predicted: FloatArray, measured: FloatArray, dense_ms: float, task: str, network: str) -> Checked:
+def judge(
+    predicted: FloatArray, measured: FloatArray, dense_ms: float, task: str, network: str,
+    disturbed: Disturbance | None = None,
+) -> Checked:  # fmt: skip
     """Fits the correction on each half and judges it on the other."""
     held_out = np.zeros(len(predicted))
     for half in (0, 1):
@@ -109,6 +177,7 @@ def judge(predicted: FloatArray, measured: FloatArray, dense_ms: float, task: st
         network=network, task=task, intercept_ms=intercept, slope=slope, networks=len(predicted),
         median_relative_error=float(np.median(errors)), p95_relative_error=float(np.quantile(errors, 0.95)),
         spearman=float(spearmanr(held_out, measured).statistic), dense_ms=dense_ms, date=now(),
+        disturbed=disturbed,
     )  # fmt: skip
     return Checked(predicted=predicted, measured=measured, held_out=held_out, correction=correction)
 
@@ -170,18 +239,22 @@ def whole_network(network: nn.Module, example: Tensor, setting: Setting) -> Any:
     return Graph(onnx_bytes(network, example), setting.threads, {"input": feed})
 
 
-def alternate(one: Any, other: Any) -> tuple[float, float]:
-    """Times two networks in turn: the median ratio, and the median of the other one in milliseconds."""
-    graphs, rows = (one, other), list[tuple[float, float]]()
+def alternate(one: Any, other: Any, others: Callable[[], float | None] = others_ready) -> Alternation:
+    """Times two networks in turn; `others` tells how many other programs are ready to run now."""
+    graphs, rows, beside = (one, other), list[tuple[float, float]](), list[float | None]()
     for graph in graphs:
         graph.seconds(3)
     runs = [max(FEWEST_RUNS, round(BLOCK_SECONDS / max(graph.seconds(2), 1e-7))) for graph in graphs]
     while len(rows) < MOST_ROUNDS:
         row = [0.0, 0.0]
+        beside.append(others())
         for k in (0, 1) if len(rows) % 2 else (1, 0):
             row[k] = block_seconds(graphs[k], runs[k])
         rows.append((row[0], row[1]))
         ratios = np.asarray([x / y for x, y in rows])
         if len(rows) >= FEWEST_ROUNDS and standard_error(ratios) < PRECISION * float(np.median(ratios)):
             break
-    return float(np.median(ratios)), 1e3 * float(np.median([y for _, y in rows]))
+    return Alternation(
+        ratio=float(np.median(ratios)), other_ms=1e3 * float(np.median([y for _, y in rows])), n=len(rows),
+        variance=float(ratios.var()), others=median_known(beside),
+    )  # fmt: skip

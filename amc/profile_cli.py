@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from hw_profiles.passes import AGAIN_MINUTES
 
 if TYPE_CHECKING:
     from amc.anatomy import Anatomy
@@ -28,6 +31,8 @@ RuntimeOption = Annotated[str, typer.Option(help="onnxruntime or torch.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads within an operator.")]
 BatchOption = Annotated[int, typer.Option(help="Batch size.")]
 DtypeOption = Annotated[str, typer.Option(help="fp32 or fp16.")]
+AgainOption = Annotated[float, typer.Option("--again-minutes", min=0.0, help="Time for timing disturbed ones again.")]
+KeepOption = Annotated[bool, typer.Option("--keep-disturbed", help="Store it however disturbed it stays.")]
 ProfileArgument = Annotated[str, typer.Argument(help="File or name of a profile.")]
 
 
@@ -42,6 +47,8 @@ def measure(
     batch: BatchOption = 1,
     dtype: DtypeOption = "fp32",
     coarse: Annotated[bool, typer.Option("--coarse", help="Fewer widths, in a minute or two.")] = False,
+    again_minutes: AgainOption = AGAIN_MINUTES,
+    keep_disturbed: KeepOption = False,
 ) -> None:
     """Measure this device for a task; goes on where it was stopped, adds to a profile what is missing."""
     from amc.live import live
@@ -49,9 +56,12 @@ def measure(
     from hw_profiles.measure import COARSE, Effort
 
     setting = Setting(runtime=runtime, threads=threads, batch=batch, dtype=dtype)
+    effort = replace(COARSE if coarse else Effort(), again_minutes=again_minutes, keep_disturbed=keep_disturbed)
     with live(console) as screen:
         _, anatomy = _network(task, data, checkpoint)
-        profile = measure_profile(anatomy, setting, COARSE if coarse else Effort(), out, screen.step)
+        profile = measure_profile(anatomy, setting, effort, out, screen.step)
+    if (found := profile.sessions[-1].disturbed) is not None:
+        console.print(found.in_words(), highlight=False, soft_wrap=True)
     entries = sum(len(times.entries) for times in profile.kernels)
     console.print(f"wrote {out}: {entries} entries of {len(profile.kernels)} kernels", highlight=False, soft_wrap=True)
     console.print(f"next: amc profile check {out} --task {task}", highlight=False, soft_wrap=True)
@@ -83,13 +93,17 @@ def bundle(
 def import_(
     file: Annotated[Path, typer.Argument(help="The file that the device wrote, or a profile.")],
     name: Annotated[str | None, typer.Option(help="Name of the profile; default: the file's.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a profile of this name.")] = False,
+    replace_: Annotated[bool, typer.Option("--replace", help="Replace a profile of this name.")] = False,
 ) -> None:
     """Check what a device measured and add it to your profiles."""
     from amc.profile_import import import_profile
+    from amc.profile_show import disturbances
+    from amc.profiles import read_profile
 
-    path, entries = import_profile(file, name, replace=replace)
+    path, entries = import_profile(file, name, replace=replace_)
     console.print(f"wrote {path}: {entries} entries; use it as --profile {path.stem}", highlight=False, soft_wrap=True)
+    for line in disturbances(read_profile(path)):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -106,8 +120,10 @@ def list_() -> None:
             continue
         checked = ", ".join(f"{c.task} ({c.median_relative_error:.1%})" for c in p.corrections) or "-"
         entries = sum(len(times.entries) for times in p.kernels)
+        marks = " [yellow](hidden)[/]" if hidden else ""
+        marks += "" if all(found.trusted for _, found, _ in p.disturbances()) else " [yellow](disturbed)[/]"
         table.add_row(
-            name + (" [yellow](hidden)[/]" if hidden else ""), p.sessions[0].device.cpu,
+            name + marks, p.sessions[0].device.cpu,
             f"{p.runtime} {p.version} {p.dtype}", str(p.threads), str(p.batch), str(entries), checked, str(path),
         )  # fmt: skip
     console.print(table)
@@ -149,30 +165,42 @@ def check(
     checkpoint: CheckpointOption = None,
     networks: Annotated[int, typer.Option(help="Random pruned networks to time.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    again_minutes: AgainOption = AGAIN_MINUTES,
+    keep_disturbed: KeepOption = False,
 ) -> None:
     """Time random pruned networks whole on this device, and store the correction with its held-out error."""
     from amc.live import live
-    from amc.profile_check import check_profile
+    from amc.profile_check import Care, check_profile
     from amc.profile_measure import check_here
     from amc.profiles import write_profile
 
     path, found = _read(profile)
     check_here(found, path)
+    journal = path.with_name(f"{path.name}.check.partial")
+    care = Care(journal, again_minutes, keep_disturbed)
     with live(Console(stderr=True) if as_json else console) as screen:
         loaded, anatomy = _network(task, data, checkpoint)
         checked = check_profile(
-            found, str(path), loaded.name, loaded.network, loaded.example_input, anatomy, networks, screen.step
-        )
+            found, str(path), loaded.name, loaded.network, loaded.example_input, anatomy, networks, screen.step,
+            care=care,
+        )  # fmt: skip
     others = [c for c in found.corrections if c.network != checked.correction.network]
     write_profile(path, found.model_copy(update={"corrections": [*others, checked.correction]}))
+    journal.unlink()
     if as_json:
         typer.echo(json.dumps(checked.to_json(), indent=2))
         return
     c = checked.correction
     console.print(
         f"{c.networks} networks, held out: median error {c.median_relative_error:.1%}, 95 % below "
-        f"{c.p95_relative_error:.1%}, rank correlation {c.spearman:.3f}; dense {c.dense_ms:.3f} ms", highlight=False
+        f"{c.p95_relative_error:.1%}, rank correlation {c.spearman:.3f}", highlight=False
     )  # fmt: skip
+    if (dense := checked.dense) is not None:
+        console.print(
+            f"dense {dense} ms (median ± median absolute deviation, beside {dense.rounds} networks)", highlight=False
+        )
+    if c.disturbed is not None:
+        console.print(c.disturbed.in_words("networks"), highlight=False)
     console.print(
         f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels", highlight=False
     )

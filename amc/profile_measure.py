@@ -21,13 +21,14 @@ from hw_profiles.bundle import (
     write_bundle,
     yardstick_graph,
 )  # fmt: skip
-from hw_profiles.device_script import Graph, Journal, describe_device, detect_formats, measure, now
+from hw_profiles.device_script import Graph, describe_device, detect_formats, measure, now
 from hw_profiles.graphs import Probe, micrograph
 from hw_profiles.kernels import Formats, Kernel
 from hw_profiles.layers import IntArray, Widths
 from hw_profiles.measure import Effort, Survey
+from hw_profiles.passes import Journal, Law, check_trust
 from hw_profiles.plan import reachable
-from hw_profiles.profile import Correction, Device, FormatsKey, Profile, Session, kernel_times
+from hw_profiles.profile import Correction, Device, Disturbance, FormatsKey, Profile, Session, kernel_times
 
 SWEPT = 96
 """Widths of a unit that are all tried; of wider ones the ends and a random choice."""
@@ -68,10 +69,12 @@ class Setting:
             )
 
 
-def measure_profile(anatomy: Anatomy, setting: Setting, effort: Effort, out: Path, progress: Progress) -> Profile:
+def measure_profile(
+    anatomy: Anatomy, setting: Setting, effort: Effort, out: Path, progress: Progress, bench: Bench | None = None
+) -> Profile:
     """Measures what the network needs and `out` does not hold yet, and writes it there.
 
-    An interrupted measurement left `out`.partial and goes on from it.
+    An interrupted or refused measurement leaves `out`.partial and goes on from it.
 
     Args:
         anatomy: The network's units and layouts.
@@ -79,39 +82,48 @@ def measure_profile(anatomy: Anatomy, setting: Setting, effort: Effort, out: Pat
         effort: How carefully.
         out: File of the profile; measured entries are added to an existing one.
         progress: Told what is done.
+        bench: What times; None: that of the setting's runtime.
 
     Raises:
-        ValueError: If `out` holds a profile of another device, runtime version or setting.
+        ValueError: If `out` holds a profile of another device, runtime version or setting, or if too many entries
+            stay disturbed and `effort` does not keep them.
     """
     single_threaded()
-    bench = make_bench(setting)
+    bench = make_bench(setting) if bench is None else bench
     device = bench.device()
     old = read_profile(out) if out.exists() else None
     if old is not None:
         check_same(old, device, setting, bench, out)
     reaches = reachable(anatomy.family.dense, sample_widths(anatomy), bench.formats)
     journal = Journal(out.with_name(out.name + ".partial"), _header(device, setting, bench, effort, old))
-    remembered = {_probe(row): row["raw"] for row in journal.records}
+    remembered = {_probe(row): row["raw"] for row in journal.records if not row.get("again")}
+    earlier = [(_probe(row), row["raw"]) for row in journal.records if row.get("again")]
 
-    def timed(probe: Probe) -> dict[str, Any]:
+    def timed(probe: Probe, **mark: bool) -> dict[str, Any]:
         raw: dict[str, Any] | None = remembered.pop(probe, None)
         if raw is None:
             raw = bench.time(probe, effort)
-            journal.add(
-                {"kernel": probe.kernel.to_json(), "inputs": probe.inputs, "outputs": probe.outputs, "raw": raw}
-            )
+            place = {"kernel": probe.kernel.to_json(), "inputs": probe.inputs, "outputs": probe.outputs}
+            journal.add({**place, "raw": raw, **mark})
         return raw
 
     survey = Survey(bench.formats, timed, old.probes() if old else {})
     survey.progress = lambda done, planned: progress("timing kernels", done, planned)
+    survey.repeated = lambda done, planned: progress("timing disturbed ones again", done, planned)
     survey.cover(reaches, effort)
-    profile = _joined(old, survey, device, setting, bench)
+    law = Law(device.cores - setting.threads)
+    found = survey.settle(lambda probe: timed(probe, again=True), law, 60 * effort.again_minutes, earlier)
+    if found is not None and not effort.keep_disturbed:
+        check_trust(found.model_dump())
+    profile = _joined(old, survey, device, setting, bench, found)
     write_profile(out, profile)
-    journal.path.unlink()
+    journal.remove()
     return profile
 
 
-def _joined(old: Profile | None, survey: Survey, device: Device, setting: Setting, bench: Bench) -> Profile:
+def _joined(
+    old: Profile | None, survey: Survey, device: Device, setting: Setting, bench: Bench, found: Disturbance | None
+) -> Profile:
     """The old profile with a new session, or a new profile."""
     sessions = list(old.sessions) if old else []
     entries = survey.entries(len(sessions))
@@ -119,7 +131,7 @@ def _joined(old: Profile | None, survey: Survey, device: Device, setting: Settin
         usual = {
             k: float(np.median([raw[k] for raw in survey.timed.values()])) for k in ("yardstick_ms", "overhead_ms")
         }
-        sessions.append(Session(date=now(), device=device, runtime_version=bench.version, **usual))
+        sessions.append(Session(date=now(), device=device, runtime_version=bench.version, disturbed=found, **usual))
     formats = FormatsKey(block=bench.formats.block, align=bench.formats.align, fuses=bench.formats.fuses)
     corrections: Iterable[Correction] = old.corrections if old else []
     return Profile.model_validate({

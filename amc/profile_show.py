@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from statistics import median
 
+from rich import box
 from rich.table import Table
 
 from hw_profiles.profile import Profile
@@ -33,20 +35,37 @@ def summary(profile: Profile) -> str:
             f"checked on {c.task}: median error {c.median_relative_error:.1%}, 95 % below {c.p95_relative_error:.1%}, "
             f"rank correlation {c.spearman:.3f} ({c.networks} networks, held out)"
         )
+    lines += disturbances(profile)
     return "\n".join(lines)
 
 
+def disturbances(profile: Profile) -> list[str]:
+    """How disturbed the sittings and checks of a profile were, where that is known."""
+    warning = "; do not trust it: measure again when the machine is quiet"
+    return [
+        f"{when}: {found.in_words(what)}{'' if found.trusted else warning}"
+        for when, found, what in profile.disturbances()
+    ]
+
+
 def kernels_table(profile: Profile) -> Table:
-    """One row per kernel: widths, times, error of interpolation."""
-    table = Table("kernel", "in", "out", "entries", "us, least", "us, most", "between widths")
+    """One row per kernel: widths, times, repeats and scatter of an entry (medians), error between the widths."""
+    columns = ("kernel", "in", "out", "entries", "us", "repeats", "scatter", "between")
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    entries = {times.key(): times.entries for times in profile.kernels}
     for kernel, surface in LatencyTable(profile, "").surfaces.items():
         low, high = (1e3 * float(value) for value in (surface.times.min(), surface.times.max()))
         spans = [
             f"{axis[0]}-{axis[-1]}" if len(axis) > 1 else f"{axis[0]}" for axis in (surface.inputs, surface.outputs)
         ]
         error = f"{surface.interpolation_error:.1%}" if surface.left_out() else "-"
-        inputs = "=" if kernel.square else spans[0]
-        table.add_row(kernel.label, inputs, spans[1], str(surface.times.size), f"{low:.2f}", f"{high:.2f}", error)
+        times = f"{low:.2f}-{high:.2f}" if high > low else f"{low:.2f}"
+        repeats = f"{median(entry.n for entry in entries[kernel]):g}"
+        scatter = [entry.standard_error_ms / entry.median_ms for entry in entries[kernel] if entry.median_ms]
+        table.add_row(
+            kernel.label, "=" if kernel.square else spans[0], spans[1], str(surface.times.size), times, repeats,
+            f"{median(scatter):.1%}" if scatter else "-", error,
+        )  # fmt: skip
     return table
 
 

@@ -58,15 +58,19 @@ def locate(name: str) -> tuple[Path, tuple[Path, ...]]:
 
 
 def find_profile(name: str, warn: Callable[[str], None]) -> tuple[Path, Profile]:
-    """A profile by file or name; `warn` is told which others of the name are not used.
+    """A profile by file or name; `warn` is told which others of the name are not used, and if it was too disturbed.
 
     Raises:
         ValueError: If there is none, or it is not valid.
     """
     path, hidden = locate(name)
+    profile = read_profile(path)
+    for when, found, what in profile.disturbances():
+        if not found.trusted:
+            warn(f"{path}, {when}: {found.in_words(what)}; its times are not to be trusted")
     if hidden:
         warn(f"{len(hidden) + 1} profiles are called {name!r}: {path} is used, not {', '.join(map(str, hidden))}")
-    return path, read_profile(path)
+    return path, profile
 
 
 def load_table(name: str, warn: Callable[[str], None]) -> LatencyTable:

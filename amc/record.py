@@ -19,6 +19,7 @@ from amc.layer_times import LayerTime
 from amc.result import SearchResult
 from amc.rollout import Episode, Failure
 from amc.snapshot import Snapshot, read_snapshot, write_snapshot
+from amc.timing import Timing
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -127,7 +128,7 @@ class RunFolder:
     def finish(
         self,
         result: SearchResult,
-        latency_ms: Mapping[str, float],
+        latency: Mapping[str, Timing],
         layers: Mapping[str, Sequence[LayerTime]] | None = None,
     ) -> None:
         """Writes policy, weights, each image's score and, last, the result."""
@@ -136,7 +137,7 @@ class RunFolder:
         write_bytes(self.path / WEIGHTS, safetensors.torch.save(state))
         scores = {f"{name}|{split}": each for name, r in result.reports.items() for split, each in r.each.items()}
         write_bytes(self.path / SCORES, safetensors.numpy.save(scores))
-        write_json(self.path / RESULT, result.to_json(versions(), latency_ms, layers))
+        write_json(self.path / RESULT, result.to_json(versions(), latency, layers))
         if self._events is not None:
             self._events.close()
 

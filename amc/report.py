@@ -16,6 +16,7 @@ from amc.pattern_view import LayerPattern, pattern_section
 from amc.pictures import bullets, choices, progress
 from amc.report_style import CSS
 from amc.result import NETWORKS, NetworkReport, SearchResult
+from amc.timing import Timing, rounds_in_words
 from envs.layout import LayoutFamily, kept_counts
 from envs.sites import decode
 from hw_profiles.cost import COSTS, Cost, Macs, Memory, cost_of
@@ -43,7 +44,7 @@ class NetworkFacts:
         costs: Cost name -> value, the same names for every network.
         widths: Kept channels per unit.
         layer_costs: Cost of each layer with a weight.
-        latency_ms: Measured latency, None if it was not measured.
+        latency: Measured latency, None if it was not measured.
         patterns: Pattern of each layer that had a choice.
     """
 
@@ -51,7 +52,7 @@ class NetworkFacts:
     costs: Mapping[str, float]
     widths: tuple[int, ...]
     layer_costs: tuple[float, ...]
-    latency_ms: float | None = None
+    latency: Timing | None = None
     patterns: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -76,6 +77,7 @@ class ReportData:
         configuration: The complete configuration as TOML.
         layer_times: Network name -> predicted and measured time of each layer; {} without a profile.
         layer_patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
+        remarks: What a reader of the table has to know, one sentence each.
     """
 
     task: str
@@ -94,6 +96,7 @@ class ReportData:
     configuration: str
     layer_times: Mapping[str, Sequence[LayerTime]] = field(default_factory=dict)
     layer_patterns: tuple[LayerPattern, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -102,7 +105,7 @@ class ReportData:
 
 
 def write_report(
-    path: Path, problem: Problem, result: SearchResult, latency_ms: Mapping[str, float], episodes: Sequence[Episode],
+    path: Path, problem: Problem, result: SearchResult, latency: Mapping[str, Timing], episodes: Sequence[Episode],
     layers: Mapping[str, Sequence[LayerTime]] | None = None,
 ) -> None:  # fmt: skip
     """Writes the report of a finished search, atomically.
@@ -111,18 +114,18 @@ def write_report(
         path: The HTML file.
         problem: What was searched on.
         result: What was found.
-        latency_ms: Network name -> milliseconds; networks without an entry show none.
+        latency: Network name -> its time; networks without an entry show none.
         episodes: All episodes in order.
         layers: Network name -> predicted and measured time of each layer, where a profile tells it.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    write_text(path, render(replace(gather(problem, result, latency_ms, episodes), layer_times=layers or {})))
+    write_text(path, render(replace(gather(problem, result, latency, episodes), layer_times=layers or {})))
 
 
 def gather(
-    problem: Problem, result: SearchResult, latency_ms: Mapping[str, float], episodes: Sequence[Episode]
+    problem: Problem, result: SearchResult, latency: Mapping[str, Timing], episodes: Sequence[Episode]
 ) -> ReportData:
     """Collects what `render` shows."""
     family, first = problem.anatomy.family, problem.constraint.budgets[0].cost
@@ -133,13 +136,14 @@ def gather(
         kept, patterns = decode(problem.sites, report.widths)
         return NetworkFacts(
             accuracy=report.accuracy, costs=report.costs, widths=tuple(kept[unit] for unit in units),
-            layer_costs=layer_costs(family, cost, kept, patterns), latency_ms=latency_ms.get(name), patterns=patterns,
+            layer_costs=layer_costs(family, cost, kept, patterns), latency=latency.get(name), patterns=patterns,
         )  # fmt: skip
 
     return ReportData(
         task=result.task, agent=problem.config.agent, budgets=result.budgets,
         networks={name: facts(name, report) for name, report in result.reports.items()},
         sites=tuple(site.unit for site in problem.sites), units=units, layer_patterns=result.patterns,
+        remarks=result.remarks,
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight), layer_cost=cost.name,
         images={"validation": len(problem.task.validation), "test": len(problem.task.test)},
         rewards=tuple(episode.reward for episode in episodes),
@@ -243,9 +247,9 @@ def _cards(data: ReportData) -> str:
          f"{amount(name, found.costs[name])} of {amount(name, value)}")
         for name, value in dense.costs.items()
     ]  # fmt: skip
-    if dense.latency_ms and found.latency_ms:
-        ratio = dense.latency_ms / found.latency_ms
-        times = f"{found.latency_ms:.3g} ms, dense {dense.latency_ms:.3g} ms"
+    if dense.latency and found.latency:
+        ratio = dense.latency.median_ms / found.latency.median_ms
+        times = f"{found.latency} ms, dense {dense.latency} ms"
         cards.append((f"{ratio:.2f} times", "as fast in onnxruntime", times))
     blocks = (
         f'<div class="card"><b>{value}</b><span>{escape(label)}</span><small>{escape(detail)}</small></div>'
@@ -263,17 +267,20 @@ def _table(data: ReportData) -> str:
         cells = [f"{facts.accuracy[split]:.2%}" for split in ("validation", "test")]
         for cost, value in facts.costs.items():
             cells.append(f'<span title="{value:,.0f}">{amount(cost, value)}</span> <i>{value / costs[cost]:.1%}</i>')
-        cells.append("-" if facts.latency_ms is None else f"{facts.latency_ms:.3f} ms")
+        cells.append("-" if facts.latency is None else f"{facts.latency} ms")
         who = f'<th scope="row"><span class="dot {name}"></span>{name}<small>{MEANING[name]}</small></th>'
         rows.append(f'<tr class="{name}">{who}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     spread = {split: _standard_error(data.networks["found"].accuracy[split], n) for split, n in data.images.items()}
     errors = ", ".join(f"{split} {spread[split]:.2f} ({n:,} images)" for split, n in data.images.items())
+    rounds = [facts.latency.rounds for facts in data.networks.values() if facts.latency]
+    timed = f"; {rounds_in_words(rounds)}" if rounds else ""
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>\n'
         f'<p class="note">Accuracy in per cent, nothing fine-tuned; test images were looked at once, after the policy '
-        f"was fixed. Standard error of one accuracy in points: {errors}. Measured: latency in onnxruntime, all "
-        "networks timed side by side where the search ran.</p>"
+        f"was fixed. Standard error of one accuracy in points: {errors}. Latency: all networks timed side by side "
+        f"where the search ran{timed}.</p>"
+        + "".join(f'\n<p class="remark">{escape(sentence)}</p>' for sentence in data.remarks)
     )
 
 

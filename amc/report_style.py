@@ -19,6 +19,7 @@ p {{ margin: 0 0 14px; max-width: 72ch; }}
   text-transform: uppercase; }}
 .lead {{ font-size: 19px; }}
 .note, h2 + p {{ color: var(--soft); font-size: 14px; max-width: 100ch; }}
+.remark {{ border-left: 3px solid #d9822b; padding-left: 12px; font-size: 14px; max-width: 100ch; }}
 .cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 16px; }}
 .card, figure, .wide, pre, dl {{ background: #fff; border: 1px solid var(--line); border-radius: 12px; }}
 .card {{ padding: 18px 20px; display: flex; flex-direction: column; }}

@@ -14,6 +14,7 @@ from amc.config import SearchConfig
 from amc.layer_times import LayerTime
 from amc.pattern_view import LayerPattern
 from amc.rollout import IN_PROCESS, Usage
+from amc.timing import Timing
 from envs.policy import Policy
 
 SCHEMA_VERSION = 1
@@ -69,7 +70,7 @@ class SearchResult:
         images: Images that the episodes were scored on.
         workers: How many, and how much of their time they waited.
         patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
-        remarks: What a reader must know of this result, in sentences.
+        remarks: What a reader of these numbers has to know, one sentence each.
     """
 
     task: str
@@ -92,7 +93,7 @@ class SearchResult:
     def to_json(
         self,
         versions: Mapping[str, str],
-        latency_ms: Mapping[str, float],
+        latency: Mapping[str, Timing],
         layers: Mapping[str, Sequence[LayerTime]] | None = None,
     ) -> dict[str, Any]:
         """The content of `result.json`."""
@@ -104,9 +105,11 @@ class SearchResult:
             **reports, **({"patterns": patterns} if patterns else {}),
             "episodes": self.episodes, "failures": self.failures, "stopped": self.stopped,
             "evaluations": self.evaluations, "images": self.images._asdict(),
-            "image_forwards": self.image_forwards, "versions": dict(versions),
+            "image_forwards": self.image_forwards, "versions": dict(versions), "remarks": list(self.remarks),
             "measured": {
-                "seconds": round(self.seconds, 2), "latency_ms": dict(latency_ms),
+                "seconds": round(self.seconds, 2),
+                "latency_ms": {name: timing.median_ms for name, timing in latency.items()},
+                "latency_spread": {name: timing.spread() for name, timing in latency.items()},
                 "workers": {"number": self.workers.workers, "idle": round(self.workers.idle, 4)},
                 **({"layers": each} if each else {}),
             },

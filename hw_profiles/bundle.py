@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from hw_profiles import device_script
+from hw_profiles import device_script, passes
 from hw_profiles.graphs import YARDSTICK, YARDSTICK_COPIES, Probe, micrograph
 from hw_profiles.kernels import Formats, Kernel
 from hw_profiles.measure import Survey
 from hw_profiles.plan import Reach, first_knots, probes, with_parts
 from hw_profiles.profile import (
     Device,
+    Disturbance,
     Dtype,
     FormatsKey,
     KernelKey,
@@ -96,6 +97,7 @@ def write_bundle(plans: Mapping[Formats, Sequence[Probe]], batch: int, dtype: st
     manifest["digest"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     files[device_script.MANIFEST] = json.dumps(manifest).encode()
     files["__main__.py"] = Path(device_script.__file__).read_bytes()
+    files |= {"hw_profiles/__init__.py": b"", "hw_profiles/passes.py": Path(passes.__file__).read_bytes()}
     files["README.txt"] = README.encode()
     return _zipped(files)
 
@@ -122,6 +124,7 @@ class RawEntry(Part):
     p95_ms: float
     overhead_ms: Milliseconds
     yardstick_ms: Annotated[float, Field(gt=0)]
+    others: float | None = None
 
 
 class Measured(Part):
@@ -138,6 +141,7 @@ class Measured(Part):
     date: str
     yardstick_ms: Annotated[float, Field(gt=0)]
     overhead_ms: Milliseconds
+    disturbed: Disturbance | None = None
     entries: list[RawEntry] = Field(min_length=1)
 
     def profile(self) -> Profile:
@@ -164,7 +168,7 @@ class Measured(Part):
         survey.take(list(raw))
         session = Session(
             date=self.date, device=self.device, runtime_version=self.runtime_version, yardstick_ms=self.yardstick_ms,
-            overhead_ms=self.overhead_ms,
+            overhead_ms=self.overhead_ms, disturbed=self.disturbed,
         )  # fmt: skip
         return Profile(
             runtime=self.runtime, dtype=self.dtype, batch=self.batch, threads=self.threads, formats=self.formats,

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Times micro-graphs on this device: needs only Python, numpy and onnxruntime; writes one JSON file.
 
-`amc profile bundle` puts this file into an archive as its main program: `python bundle.zip --help`. On the machine that
-made the bundle the same functions measure directly, so that there is one way of timing.
+`amc profile bundle` puts this file into an archive as its main program, with `passes` beside it: `python bundle.zip
+--help`. On the machine that made the bundle the same functions measure directly, so that there is one way of timing.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from hw_profiles.passes import AGAIN_MINUTES, Journal, Law, Record, Report, check_trust, in_passes, in_words
+
 FATAL = 4  # onnxruntime's quietest level
 BLOCK_SECONDS = 1.5e-3  # one block of runs of one graph
 FEWEST_BLOCKS = 7
 SMALLEST_ERROR = 5e-5  # ms: below this a better standard error says nothing about a network
-DISTURBED = 0.1  # relative distance of the yardstick from its usual time at which an entry is timed again
 CONFIDENCE, MOST_BLOCKS = 0.01, 61
 MANIFEST = "manifest.json"
-
-Record = dict[str, Any]
 
 
 class Graph:
@@ -97,7 +96,21 @@ def detect_formats(models: dict[int, bytes]) -> Record:
     return {"block": block, "align": min((c - block for c in converted if c > block), default=block), "fuses": True}
 
 
-def measure(one: Any, many: Any, copies: int, yardstick: Any, confidence: float, most_blocks: int) -> Record:
+def others_ready() -> float | None:
+    """Programs beside this one that are ready to run now; None where the system does not tell.
+
+    The load average would not do: it follows a minute late, and holds what this program itself did before.
+    """
+    try:
+        return max(0, int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def measure(
+    one: Any, many: Any, copies: int, yardstick: Any, confidence: float, most_blocks: int,
+    others: Callable[[], float | None] = others_ready,
+) -> Record:  # fmt: skip
     """Times one entry: blocks of the small graph, the large graph and the yardstick in turn, in alternating order.
 
     Stops when the standard error of the median slope is below `confidence` of it.
@@ -109,16 +122,19 @@ def measure(one: Any, many: Any, copies: int, yardstick: Any, confidence: float,
         yardstick: The fixed graph.
         confidence: Relative standard error to reach.
         most_blocks: Blocks at most.
+        others: Tells how many other programs are ready to run now.
 
     Returns:
         n; median, mean, variance and p95 of the slope per copy; what a call takes beside ("overhead_ms"); the
-        yardstick's median; all in milliseconds.
+        yardstick's median; all in milliseconds; and the median of `others`.
     """
     graphs = (one, many, yardstick)
     runs = [_warm_up(graph) for graph in graphs]
     rows: list[list[float]] = []
+    beside: list[float | None] = []
     while len(rows) < most_blocks:
         row = [0.0, 0.0, 0.0]
+        beside.append(others())
         for index in (0, 1, 2) if len(rows) % 2 else (2, 1, 0):
             row[index] = 1e3 * block_seconds(graphs[index], runs[index])
         rows.append(row)
@@ -131,8 +147,14 @@ def measure(one: Any, many: Any, copies: int, yardstick: Any, confidence: float,
         "n": len(rows), "median_ms": max(0.0, float(np.median(slopes))), "mean_ms": float(slopes.mean()),
         "variance": float(slopes.var(ddof=1)), "p95_ms": float(np.quantile(slopes, 0.95)),
         "overhead_ms": max(0.0, float(np.median(table[:, 0] - slopes))),
-        "yardstick_ms": float(np.median(table[:, 2])),
+        "yardstick_ms": float(np.median(table[:, 2])), "others": median_known(beside),
     }  # fmt: skip
+
+
+def median_known(values: Sequence[float | None]) -> float | None:
+    """Median of what is known; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 def block_seconds(graph: Any, runs: int) -> float:
@@ -156,18 +178,6 @@ def standard_error(values: Any) -> float:
     """Standard error of a median, from the quartiles (a busy machine has outliers)."""
     low, high = np.quantile(values, (0.25, 0.75))
     return float(1.2533 * (high - low) / 1.349 / np.sqrt(len(values)))
-
-
-def disturbed(records: Sequence[Record]) -> list[int]:
-    """Records during which the yardstick ran unusually slowly or fast, or that scatter too much."""
-    usual = float(np.median([record["yardstick_ms"] for record in records]))
-
-    def off(record: Record) -> bool:
-        error = 1.2533 * (record["variance"] / record["n"]) ** 0.5
-        drifted = abs(record["yardstick_ms"] / usual - 1) > DISTURBED
-        return bool(drifted or error > max(DISTURBED * record["median_ms"], 2e-4))
-
-    return [k for k, record in enumerate(records) if off(record)]
 
 
 def describe_device(threads: int) -> Record:
@@ -202,30 +212,6 @@ def _read(name: str) -> str | None:
         return None
 
 
-class Journal:
-    """Records on disk as they come, so that an interruption loses one entry at most."""
-
-    def __init__(self, path: Path, header: Record) -> None:
-        """Reads what an earlier process with the same header has written; anything else is put away."""
-        self.path = path
-        self.records: list[Record] = []
-        lines = path.read_text().splitlines() if path.exists() else []
-        try:
-            rows = [json.loads(line) for line in lines if line.endswith("}")]
-        except ValueError:
-            rows = []
-        if rows and rows[0] == header:
-            self.records = rows[1:]
-        else:
-            path.write_text(json.dumps(header) + "\n")
-
-    def add(self, record: Record) -> None:
-        """Appends one record."""
-        self.records.append(record)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-
 class Bundle:
     """The archive that this script lies in: a zip file, or a folder that it was unpacked to."""
 
@@ -240,63 +226,97 @@ class Bundle:
         return self._archive.read(name) if self._archive else (self._path / name).read_bytes()
 
 
-def survey(bundle: Bundle, threads: int, journal: Path, report: Callable[[int, int, float], None]) -> Record:
-    """Measures a whole bundle, or goes on where it was interrupted; returns the content of the result file."""
-    manifest = bundle.manifest
-    formats = detect_formats({int(c): bundle.read(name) for c, name in manifest["format_probes"].items()})
-    plan = next((p for p in manifest["plans"] if p["formats"] == formats), None)
-    if plan is None:
-        known = [p["formats"] for p in manifest["plans"]]
-        raise SystemExit(
-            f"the runtime's tensor formats must be among {known}, but here they are {formats}: report this"
-        )
-    device, entries = describe_device(threads), plan["entries"]
+def survey(
+    bundle: Bundle, threads: int, journal: Path, report: Report, *, again_minutes: float = AGAIN_MINUTES,
+    keep_disturbed: bool = False, timer: Callable[..., Record] = measure,
+) -> Record:  # fmt: skip
+    """Measures a whole bundle, or goes on where it was interrupted; returns the content of the result file.
+
+    Args:
+        bundle: What to measure.
+        threads: Threads within an operator.
+        journal: File that every record is written to as it comes, those of the second pass as well.
+        report: Told about progress.
+        again_minutes: Time for timing disturbed entries again.
+        keep_disturbed: Whether to return what stays too disturbed to be trusted.
+        timer: Times one entry, as `measure` does.
+
+    Raises:
+        ValueError: If the runtime's formats are not planned for, or too many entries stay disturbed.
+    """
+    manifest, device = bundle.manifest, describe_device(threads)
+    plan = _plan(bundle)
+    entries = plan["entries"]
     header = {
         "schema_version": 1, "runtime": "onnxruntime", "runtime_version": onnxruntime.__version__,
-        "dtype": manifest["dtype"], "batch": manifest["batch"], "threads": threads, "formats": formats,
+        "dtype": manifest["dtype"], "batch": manifest["batch"], "threads": threads, "formats": plan["formats"],
         "device": {**device, "mhz": None},
     }  # fmt: skip
     book = Journal(journal, {**header, "plan": manifest["digest"]})
     yardstick = Graph(bundle.read(manifest["yardstick"]), threads)
 
-    def timed(entry: Record) -> Record:
-        one, many = (Graph(bundle.read(entry[part]), threads) for part in ("one", "many"))
-        return measure(one, many, entry["copies"], yardstick, CONFIDENCE, MOST_BLOCKS)
+    def timed(index: int) -> Record:
+        graphs = (Graph(bundle.read(entries[index][part]), threads) for part in ("one", "many"))
+        return timer(*graphs, entries[index]["copies"], yardstick, CONFIDENCE, MOST_BLOCKS)
 
-    began, before = time.monotonic(), len(book.records)
-    for done, entry in enumerate(entries[before:], start=before + 1):
-        book.add(timed(entry))
-        report(done, len(entries), (time.monotonic() - began) / (done - before) * (len(entries) - done))
-    records = list(book.records)
-    for index in disturbed(records):
-        records[index] = timed(entries[index])
+    law = Law(device["cores"] - threads)
+    records, found = in_passes(timed, len(entries), book, law, seconds=60 * again_minutes, report=report)
+    if not keep_disturbed:
+        check_trust(found)
     kept = [{**{k: e[k] for k in ("kernel", "inputs", "outputs")}, **r} for e, r in zip(entries, records)]  # noqa: B905 (Python 3.9)
     usual = {name: float(np.median([r[name] for r in records])) for name in ("yardstick_ms", "overhead_ms")}
-    return {**header, "device": device, "date": now(), **usual, "entries": kept}
+    return {**header, "device": device, "date": now(), **usual, "disturbed": found, "entries": kept}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures the bundle that this script lies in."""
+def _plan(bundle: Bundle) -> Record:
+    """What to measure in the tensor format of this runtime."""
+    manifest = bundle.manifest
+    formats = detect_formats({int(c): bundle.read(name) for c, name in manifest["format_probes"].items()})
+    for plan in manifest["plans"]:
+        if plan["formats"] == formats:
+            return dict(plan)
+    known = [plan["formats"] for plan in manifest["plans"]]
+    raise ValueError(f"the runtime's tensor formats must be among {known}, but here they are {formats}: report this")
+
+
+def progress(what: str, done: int, total: int, left: float) -> None:
+    """One line of the screen for each pass."""
+    end = "\n" if done == total else ""
+    print(f"\r{done} of {total} {what}, {left / 60:4.1f} minutes left", end=end, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None, timer: Callable[..., Record] = measure) -> int:
+    """Measures the bundle that this script lies in; `timer` times one entry, as `measure` does."""
     parser = argparse.ArgumentParser(description="Measure this device for AMC: writes one JSON file to import there.")
     parser.add_argument("--threads", type=int, default=1, help="threads within an operator (default 1)")
     parser.add_argument("--out", type=Path, default=Path("measured.json"), help="file to write (default measured.json)")
+    parser.add_argument(
+        "--again-minutes", type=float, default=AGAIN_MINUTES,
+        help="time for timing disturbed entries again (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--keep-disturbed", action="store_true", help="write the file however disturbed it stays")
     parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     journal = options.out.with_name(options.out.name + ".partial")
-
-    def report(done: int, total: int, left: float) -> None:
-        print(f"\r{done} of {total} measured, {left / 60:4.1f} minutes left", end="", file=sys.stderr, flush=True)
-
     try:
-        found = survey(Bundle(options.bundle), options.threads, journal, report)
+        found = survey(
+            Bundle(options.bundle), options.threads, journal, progress, again_minutes=options.again_minutes,
+            keep_disturbed=options.keep_disturbed, timer=timer,
+        )  # fmt: skip
     except KeyboardInterrupt:
         print(f"\nstopped: run it again to go on ({journal} holds what was measured)", file=sys.stderr)
         return 130
+    except ValueError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
     temporary = options.out.with_name(options.out.name + ".new")
     temporary.write_text(json.dumps(found, indent=1))
     temporary.replace(options.out)
     journal.unlink()
-    print(f"\nwrote {options.out}: bring it back and `amc profile import` it", file=sys.stderr)
+    print(
+        f"{in_words(found['disturbed'])}\nwrote {options.out}: bring it back and `amc profile import` it",
+        file=sys.stderr,
+    )
     return 0
 
 

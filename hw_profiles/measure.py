@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from hw_profiles.device_script import disturbed
 from hw_profiles.graphs import Probe, parts
 from hw_profiles.kernels import Formats, Kernel
+from hw_profiles.passes import AGAIN_MINUTES, Law, settle
 from hw_profiles.plan import Reach, first_knots, probes, refined, with_parts
-from hw_profiles.profile import Entry
+from hw_profiles.profile import Disturbance, Entry
 from hw_profiles.surface import Surface
 
 Raw = dict[str, Any]
@@ -32,6 +32,8 @@ class Effort:
         minutes: No refinement after this long.
         confidence: Relative standard error of each entry.
         blocks: Blocks per entry at most.
+        again_minutes: Time for timing disturbed entries again.
+        keep_disturbed: Whether to store what stays too disturbed to be trusted.
     """
 
     knots: int = 5
@@ -41,6 +43,8 @@ class Effort:
     minutes: float = 15.0
     confidence: float = 0.005
     blocks: int = 61
+    again_minutes: float = AGAIN_MINUTES
+    keep_disturbed: bool = False
 
 
 COARSE = Effort(knots=4, tolerance=0.1, rounds=1, graphs=400, minutes=2.0, confidence=0.02, blocks=21)
@@ -56,6 +60,7 @@ class Survey:
         known: Entries of a profile that is added to.
         timed: Raw records of this session.
         progress: Called with (entries done, entries planned).
+        repeated: The same for disturbed entries that are timed again.
     """
 
     formats: Formats
@@ -63,6 +68,7 @@ class Survey:
     known: Mapping[Probe, Entry] = field(default_factory=dict)
     timed: dict[Probe, Raw] = field(default_factory=dict)
     progress: Callable[[int, int], None] = lambda done, planned: None
+    repeated: Callable[[int, int], None] = lambda done, planned: None
     _surfaces: dict[Kernel, Surface] = field(default_factory=dict)
 
     def cover(self, reaches: Mapping[Kernel, Reach], effort: Effort) -> None:
@@ -84,7 +90,6 @@ class Survey:
             if not wanted or monotonic() > until or len(self.timed) + len(wanted) > effort.graphs:
                 break
             self.take(wanted)
-        self._again()
 
     def take(self, wanted: Sequence[Probe]) -> None:
         """Measures probes, parts before what contains them."""
@@ -93,6 +98,30 @@ class Survey:
             self.timed[probe] = self.time(probe)
             self._surfaces.pop(probe.kernel, None)
             self.progress(len(self.timed), planned)
+
+    def settle(
+        self, again: Callable[[Probe], Raw], law: Law, seconds: float, earlier: Sequence[tuple[Probe, Raw]] = ()
+    ) -> Disturbance | None:
+        """Times once more what was disturbed (`passes.settle`); None if nothing was timed.
+
+        Args:
+            again: Times a probe again.
+            law: When a record counts as disturbed.
+            seconds: Time to spend at most.
+            earlier: What an interrupted process has timed again.
+        """
+        if not self.timed:
+            return None
+        timed, records = list(self.timed), list(self.timed.values())
+        index = {probe: k for k, probe in enumerate(timed)}
+        known = [(index[probe], raw) for probe, raw in earlier if probe in index]
+        found = settle(
+            records, lambda k: again(timed[k]), law, seconds=seconds, earlier=known,
+            report=lambda what, done, planned, left: self.repeated(done, planned),
+        )  # fmt: skip
+        self.timed.update(zip(timed, records, strict=True))
+        self._surfaces.clear()
+        return Disturbance(**found)
 
     def entries(self, session: int) -> dict[Probe, Entry]:
         """Everything that is known, as it stands in a profile; new entries belong to `session`."""
@@ -117,13 +146,6 @@ class Survey:
         have = Reach((1,) if kernel.square else tuple(sorted({p.inputs for p in known})),
                      tuple(sorted({p.outputs for p in known})))  # fmt: skip
         return have | Reach(_outside(have.inputs, first.inputs), _outside(have.outputs, first.outputs))
-
-    def _again(self) -> None:
-        """Times once more what was disturbed."""
-        probes_ = list(self.timed)
-        for index in disturbed([self.timed[probe] for probe in probes_]) if probes_ else []:
-            self.timed[probes_[index]] = self.time(probes_[index])
-        self._surfaces.clear()
 
     def _rest(self, probe: Probe) -> float:
         """Milliseconds of the other parts in each copy of a probe's graph."""

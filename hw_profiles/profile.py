@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from math import sqrt
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hw_profiles.graphs import Probe
 from hw_profiles.kernels import Formats, Kernel, Mode, Op
+from hw_profiles.passes import MOST_DISTURBED, in_words
 from hw_profiles.patterns import parse_pattern
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -42,6 +44,23 @@ class Device(Part):
     mhz: float | None = Field(None, description="clock when the session began")
 
 
+class Disturbance(Part):
+    """How disturbed a sitting was: what ran off its usual time, scattered, or was timed while the machine was busy."""
+
+    entries: Size = Field(description="what was timed")
+    at_first: Annotated[int, Field(ge=0)] = Field(description="disturbed ones after the first pass")
+    left: Annotated[int, Field(ge=0)] = Field(description="disturbed ones that stayed so when timed again")
+
+    @property
+    def trusted(self) -> bool:
+        """Whether so few are left that the measurement can be trusted."""
+        return self.left <= MOST_DISTURBED * self.entries
+
+    def in_words(self, what: str = "entries") -> str:
+        """The same as a sentence."""
+        return in_words(self.model_dump(), what)
+
+
 class Session(Part):
     """One sitting of measurements."""
 
@@ -50,6 +69,7 @@ class Session(Part):
     runtime_version: str
     yardstick_ms: Annotated[float, Field(gt=0)] = Field(description="median time of the yardstick graph")
     overhead_ms: Milliseconds = Field(description="fixed cost of one call of the runtime")
+    disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
 
 
 class Entry(Part):
@@ -64,6 +84,11 @@ class Entry(Part):
     p95_ms: Milliseconds
     yardstick_ms: Annotated[float, Field(gt=0)] = Field(description="the yardstick, timed alternately with this entry")
     session: Annotated[int, Field(ge=0)] = Field(description="index of the sitting")
+
+    @property
+    def standard_error_ms(self) -> float:
+        """Of the median, were the repeats normally distributed."""
+        return 1.2533 * sqrt(self.variance / self.n)
 
 
 class KernelKey(Part):
@@ -116,6 +141,7 @@ class Correction(Part):
     spearman: Annotated[float, Field(ge=-1, le=1)]
     dense_ms: Annotated[float, Field(gt=0)] = Field(description="the dense network, timed in the same sitting")
     date: str
+    disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
 
 
 class Profile(Part):
@@ -157,6 +183,12 @@ class Profile(Part):
         """Version of the runtime."""
         return self.sessions[0].runtime_version
 
+    def disturbances(self) -> list[tuple[str, Disturbance, str]]:
+        """When and how each sitting and check was disturbed, and what was timed; only where that is known."""
+        found = [(f"measured {s.date}", s.disturbed, "entries") for s in self.sessions]
+        found += [(f"checked on {c.task}", c.disturbed, "networks") for c in self.corrections]
+        return [(when, disturbed, what) for when, disturbed, what in found if disturbed is not None]
+
     def probes(self) -> dict[Probe, Entry]:
         """All entries by what they measure."""
         return {Probe(t.key(), e.inputs, e.outputs): e for t in self.kernels for e in t.entries}
@@ -167,6 +199,9 @@ class Profile(Part):
         kernels = data.pop("kernels")
         if not self.skips:
             del data["skips"]  # as files were before there were patterns
+        for part in (*data["sessions"], *data["corrections"]):
+            if part["disturbed"] is None:
+                del part["disturbed"]  # as files were before it was recorded
         blocks = [
             f'    {{\n      "kernel": {json.dumps(times["kernel"])},\n      "entries": [\n'
             + ",\n".join(f"        {json.dumps(entry)}" for entry in times["entries"])

@@ -106,7 +106,7 @@ class LatencyTable:
             rows = []
             for entry in times.entries:
                 drift = self.profile.sessions[0].yardstick_ms / entry.yardstick_ms
-                error = drift * 1.2533 * np.sqrt(entry.variance / entry.n)
+                error = drift * entry.standard_error_ms
                 rows.append((entry.inputs, entry.outputs, drift * entry.median_ms, error))
             key = times.key()
             found[key] = Surface.of(key, rows)

@@ -194,11 +194,13 @@ def test_a_missing_folder_is_an_os_error(residual: Any, tmp_path: Path) -> None:
         write_onnx(residual.network, residual.example, residual.inputs(2), tmp_path / "nowhere" / "network.onnx")
 
 
-def test_latency_names_every_network_and_is_positive(residual: Any, policy: Policy) -> None:
+def test_latency_names_every_network_with_its_spread(residual: Any, policy: Policy) -> None:
     networks = {"dense": residual.network, "pruned": policy.apply(residual.network)}
     measured = latency_ms(networks, residual.example, rounds=3, seconds=0.05)
     assert list(measured) == ["dense", "pruned"]
-    assert min(measured.values()) > 0
+    assert min(timing.median_ms for timing in measured.values()) > 0
+    assert min(timing.mad_ms for timing in measured.values()) >= 0
+    assert {timing.rounds for timing in measured.values()} == {3}
 
 
 def test_no_network_takes_no_time(residual: Any) -> None:

@@ -12,7 +12,8 @@ from amc.anatomy import dissect
 from amc.cli import main
 from amc.config import load_config
 from amc.problem import Problem
-from amc.profile_measure import Setting, measure_profile
+from amc.profile_measure import Bench, Setting, measure_profile
+from amc.profiles import read_profile
 from amc.tasks import load_task
 from envs.reward import Evaluation
 from hw_profiles.measure import Effort
@@ -39,7 +40,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A coarse profile of this machine for the digits network."""
     path, task = tmp_path_factory.mktemp("profiles") / "here.json", load_task("digits")
     anatomy = dissect(task.network, task.example_input)
-    effort = Effort(knots=2, rounds=0, confidence=1.0, blocks=7)
+    effort = Effort(knots=2, rounds=0, confidence=1.0, blocks=7, again_minutes=0, keep_disturbed=True)
     measure_profile(anatomy, Setting(), effort, path, lambda what, done, total: None)
     return path
 
@@ -121,3 +122,25 @@ def test_profiles_are_listed_shown_and_validated(
     error = capsys.readouterr().err.strip()
     assert error.startswith("error:")
     assert "\n" not in error
+
+
+def test_a_busy_machine_is_refused_by_the_command_line_unless_told_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"n": 9, "median_ms": 1.0, "mean_ms": 1.0, "variance": 1e-9, "p95_ms": 1.0, "overhead_ms": 0.003,
+              "yardstick_ms": 0.08, "others": 9999.0}  # fmt: skip
+    monkeypatch.setattr(Bench, "time", lambda *_: dict(record))
+    out = tmp_path / "busy.json"
+    command = ("profile", "measure", "--task", "digits", "--coarse", "--out", out)
+    assert amc(*command) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: at most 10% of the entries may be disturbed, but")
+    assert "--keep-disturbed" in error
+    assert "\n" not in error
+    assert not out.exists()
+    assert amc(*command, "--keep-disturbed", "--again-minutes", 0) == 0
+    entries = len(read_profile(out).probes())
+    said = f"{entries} of {entries} entries were disturbed, {entries} still are"
+    assert said in capsys.readouterr().out
+    assert amc("profile", "show", out) == 0
+    assert f"{said}; do not trust it" in " ".join(capsys.readouterr().out.split())

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from amc.profiles import find_profile, read_profile, user_folder, write_profile
 from hw_profiles.graphs import Probe
 from hw_profiles.kernels import Kernel
-from hw_profiles.profile import Device, Entry, FormatsKey, Profile, Session, kernel_times, parse, schema_text
+from hw_profiles.profile import (
+    Device,
+    Disturbance,
+    Entry,
+    FormatsKey,
+    Profile,
+    Session,
+    kernel_times,
+    parse,
+    schema_text,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CONV = Kernel(op="conv", mode="plain", activation="relu", kernel=(3, 3), stride=(1, 1), in_map=(8, 8), out_map=(8, 8))
@@ -157,6 +167,18 @@ def test_the_first_folder_wins_and_the_hidden_profile_is_named(own_folders: Path
     assert path == own_folders / "first" / "board.json"
     assert len(said) == 1
     assert str(user_folder() / "board.json") in said[0]
+
+
+@pytest.mark.parametrize(("left", "warned"), [(1, False), (2, True)])
+def test_a_profile_that_was_too_disturbed_is_used_with_a_warning(own_folders: Path, left: int, warned: bool) -> None:
+    session = SESSION.model_copy(update={"disturbed": Disturbance(entries=10, at_first=4, left=left)})
+    profile = small_profile().model_copy(update={"sessions": [session]})
+    write_profile(own_folders / "first" / "board.json", profile)
+    said: list[str] = []
+    assert find_profile("board", said.append)[1] == profile
+    assert [f"4 of 10 entries were disturbed, {left} still are; its times are not" in text for text in said] == (
+        [True] if warned else []
+    )
 
 
 def test_a_path_is_never_taken_for_a_name(own_folders: Path) -> None:

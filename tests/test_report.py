@@ -17,6 +17,7 @@ from amc.files import write_text
 from amc.pictures import bullets, progress
 from amc.report import NetworkFacts, ReportData, amount, difference, layer_costs, render, write_report
 from amc.result import NETWORKS
+from amc.timing import Timing
 from hw_profiles.cost import COSTS, Macs, cost_of
 
 RATIOS = {"dense": 1.0, "uniform": 0.7, "start": 0.6, "found": 0.5}
@@ -35,7 +36,8 @@ def data(zoo: Callable[[str], Any]) -> ReportData:
         networks[name] = NetworkFacts(
             accuracy={"validation": ACCURACIES[name] - 0.01, "test": ACCURACIES[name]},
             costs={cost: cost_of(COSTS[cost], layout) for cost in ("macs", "params", "memory")},
-            widths=tuple(widths), layer_costs=layer_costs(family, Macs(), kept), latency_ms=2.5 * ratio,
+            widths=tuple(widths), layer_costs=layer_costs(family, Macs(), kept),
+            latency=Timing(median_ms=2.5 * ratio, mad_ms=0.125 * ratio, rounds=40),
         )  # fmt: skip
     return ReportData(
         task="toy", agent="ddpg", budgets={"macs": 0.5 * networks["dense"].costs["macs"], "params": 1e9},
@@ -82,14 +84,22 @@ def test_every_accuracy_cost_and_latency_is_in_the_table(data: ReportData, page:
     for facts in data.networks.values():
         assert all(f"<td>{value:.2%}</td>" in page for value in facts.accuracy.values())
         assert all(f'title="{value:,.0f}"' in page for value in facts.costs.values())
-        assert f"<td>{facts.latency_ms:.3f} ms</td>" in page
+        assert f"<td>{facts.latency} ms</td>" in page
 
 
 def test_a_network_that_was_not_timed_shows_no_latency(data: ReportData) -> None:
-    untimed = {name: replace(facts, latency_ms=None) for name, facts in data.networks.items()}
+    untimed = {name: replace(facts, latency=None) for name, facts in data.networks.items()}
     page = render(replace(data, networks=untimed))
     assert page.count("<td>-</td>") == len(NETWORKS)
     assert "as fast in onnxruntime" not in page
+
+
+def test_times_stand_with_their_spread_and_remarks_below(data: ReportData) -> None:
+    page = render(replace(data, remarks=("found is not faster than dense: <cure>.",)))
+    assert "<td>1.250 ± 0.062 ms</td>" in page
+    assert "median ± median absolute deviation of 40 interleaved rounds" in page
+    assert '<p class="remark">found is not faster than dense: &lt;cure&gt;.</p>' in page
+    assert 'class="remark"' not in render(data)
 
 
 def test_the_configuration_is_complete(data: ReportData, page: str) -> None:

@@ -17,6 +17,7 @@ from amc.live import curve
 from amc.problem import Problem
 from amc.rollout import Episode
 from amc.search import search
+from amc.timing import Timing
 from envs.reward import REWARDS, Evaluation
 
 QUICK = {
@@ -119,7 +120,9 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_result_has_the_documented_fields() -> None:
     result = search(Problem(quick(agent="uniform")))
-    data = json.loads(json.dumps(result.to_json({"torch": "0"}, {"dense": 1.0})))
+    data = json.loads(
+        json.dumps(result.to_json({"torch": "0"}, {"dense": Timing(median_ms=1.0, mad_ms=0.1, rounds=40)}))
+    )
     assert data["schema_version"] == 1
     assert {"task", "budgets", "seed", "evaluations", "image_forwards", "versions", "measured"} <= data.keys()
     for name in ("dense", "uniform", "found"):
