@@ -53,8 +53,8 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if cuda else "no CUDA device", "driver": _driver(),
         "processor": processor(), "cores": len(os.sched_getaffinity(0)), "python": sys.version.split()[0],
-        "torch": str(torch.__version__), "commit": options.commit or _commit(), "seed": options.seed, "quick": options.quick,
-        "minutes": options.minutes,
+        "torch": str(torch.__version__), "commit": options.commit or _commit(), "seed": options.seed,
+        "quick": options.quick, "minutes": options.minutes,
     }  # fmt: skip
 
 
