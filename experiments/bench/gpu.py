@@ -41,6 +41,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="cuda; cpu for a trial")
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--quick", action="store_true", help="few images and shapes, for a trial")
+    parser.add_argument("--commit", help="what is measured, where the files came without their history")
     parser.add_argument("--only", help="parts, separated by commas")
     parser.add_argument("--part", choices=list(PARTS), help="run this one here (what the script calls itself with)")
     return parser.parse_args(arguments)
@@ -52,8 +53,8 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if cuda else "no CUDA device", "driver": _driver(),
         "processor": processor(), "cores": len(os.sched_getaffinity(0)), "python": sys.version.split()[0],
-        "torch": str(torch.__version__), "commit": _commit(), "seed": options.seed, "quick": options.quick,
-        "minutes": options.minutes,
+        "torch": str(torch.__version__), "commit": options.commit or _commit(), "seed": options.seed,
+        "quick": options.quick, "minutes": options.minutes,
     }  # fmt: skip
 
 
