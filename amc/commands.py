@@ -260,7 +260,7 @@ def _latency(
     except ValueError as error:
         return {}, (f"No latency was measured: {error}.",)
     cures = [BY_LATENCY] if "latency_ms" not in problem.constraint.limits() else []
-    cures += [BY_WIDTH] if problem.config.rules.round_to % 8 else []
+    cures += [BY_WIDTH] if (problem.config.rules.round_to or 1) % 8 else []
     return timings, timing_remarks(timings, pruned, threads=setting.get("threads", 1), cures=cures or [LESS])
 
 

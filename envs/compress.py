@@ -32,7 +32,7 @@ from envs.policy import (
     tensors_fingerprint,
     weights_fingerprint,
 )
-from envs.ridge import Finish
+from envs.ridge import Finish, Ridge
 from envs.rows import weight_rows
 from envs.sequential import SequentialRepair, write_fit
 from envs.shrinkage import FOLDS
@@ -150,7 +150,7 @@ class Compressor:
         quick = settings.quick_positions or positions_for(sum(map(len, self._quick_chunks)), QUICK_ROWS)
         self._quick = Sampling(positions=min(positions, quick), seed=settings.seed)
         self._recorded: dict[bool, Targets] = {}
-        self._quick_ridges: Mapping[str, float] | None = None
+        self._quick_ridges: Mapping[str, Ridge] | None = None
         self._folds = graph.folds()
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
@@ -323,7 +323,7 @@ class Compressor:
         return {name: finish(name, text) for name, text in patterns.items()}
 
     def _sequential(
-        self, quick: bool, ridges: Mapping[str, float], *, half: bool, sparse: Mapping[str, Finish]
+        self, quick: bool, ridges: Mapping[str, Ridge], *, half: bool, sparse: Mapping[str, Finish]
     ) -> SequentialRepair:
         return SequentialRepair(
             network=self.network, graph=self.graph, targets=self._targets(quick), ridge=self.settings.ridge,
@@ -331,7 +331,7 @@ class Compressor:
             half=half, sparse=sparse,
         )  # fmt: skip
 
-    def _ridges(self) -> Mapping[str, float]:
+    def _ridges(self) -> Mapping[str, Ridge]:
         """Penalties of quick repair by layer, chosen once with half of every unit gone: choosing takes longer than
         fitting, and how much is shrunk depends on data and layer far more than on a policy.
         """

@@ -70,11 +70,23 @@ def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     """Yields `function(item)` in order, computed on one thread per core; within such a thread, one after another."""
     single_threaded()
     full_precision()
+    if torch.cuda.is_initialized():
+        function = _in_context(function)
     items, threads = list(items), cores()
     if threads == 1 or len(items) < 2 or getattr(_local, "inside", False):
         yield from map(function, items)
     else:
         yield from _pool(threads).map(function, items)
+
+
+def _in_context(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
+    """The function with this thread's CUDA context made current first, of whose absence cuBLAS would warn."""
+
+    def called(item: Item) -> Result:
+        torch.cuda.set_device(torch.cuda.current_device())
+        return function(item)
+
+    return called
 
 
 _local = threading.local()

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from envs.graph import BATCH_NORMS, Graph
 from envs.inference import converted, folded, inference_copy
 from envs.parallel import map_chunks
-from envs.ridge import Finish, Sums, add, solve, summarize
+from envs.ridge import Finish, Ridge, Sums, add, solve, summarize
 from envs.rows import as_weight, gather_patches, kernel_size, regrouped, take_outputs, weight_rows
 from envs.shrinkage import FOLDS, UNDIVIDED_RIDGE, best_ridge, folded_sums
 from envs.slicing import Axes
@@ -35,9 +35,12 @@ DEAD_SCALE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class _Refit:
-    """One layer to refit, which of its outputs stay, and the other addend and scale if it feeds an addition."""
+    """One layer to refit: whether its input drifted (or only its pattern is new), which of its outputs stay, and the
+    other addend and scale if it feeds an addition.
+    """
 
     node: fx.Node
+    drifted: bool
     outputs: Tensor | None
     other: fx.Node | None
     scale: Tensor | None
@@ -89,7 +92,7 @@ class SequentialRepair:
     graph: Graph
     targets: Targets
     ridge: float | None = None
-    ridges: Mapping[str, float] = field(default_factory=dict)
+    ridges: Mapping[str, Ridge] = field(default_factory=dict)
     held_bytes: float = math.inf
     producers: bool = True
     half: bool = False
@@ -100,7 +103,7 @@ class SequentialRepair:
         """Image-forwards of one repair (those of the targets come once, before)."""
         return sum(len(chunk) for chunk in self.targets.chunks)
 
-    def __call__(self, small: nn.Module, axes: Mapping[str, Axes]) -> dict[str, float]:
+    def __call__(self, small: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Ridge]:
         """Refits the layers of a sliced network, in place.
 
         Args:
@@ -146,7 +149,8 @@ class SequentialRepair:
             scale = None if addend is None else addend.scale
             if scale is not None and touched.outputs is not None:
                 scale = scale[touched.outputs]
-            refits[node] = _Refit(node, touched.outputs, None if addend is None else addend.other, scale)
+            moved = node.all_input_nodes[0] in drifted
+            refits[node] = _Refit(node, moved, touched.outputs, None if addend is None else addend.other, scale)
         return refits
 
     def _to(self, place: int, walk: _Walk, cuts: list[_Cut], index: int) -> Values:
@@ -163,7 +167,7 @@ class SequentialRepair:
             cuts[index] = _Cut(place, values)
         return values
 
-    def _refit(self, refit: _Refit, place: int, walk: _Walk, cuts: list[_Cut], small: nn.Module) -> float:
+    def _refit(self, refit: _Refit, place: int, walk: _Walk, cuts: list[_Cut], small: nn.Module) -> Ridge:
         """Fits one layer and writes it to the walked twin and to the result; returns its ridge."""
         layer = small.get_submodule(refit.name)
         prior = weight_rows(layer)
@@ -179,7 +183,7 @@ class SequentialRepair:
         folds = folded_sums(map_chunks(one, range(len(cuts))), FOLDS if prior.shape[1] > WIDE else 2 * FOLDS)
         normalization = self._normalization(refit.name)
         intercept = isinstance(getattr(layer, "bias", None), Tensor) or normalization is not None
-        ridge = self._ridge(refit.name, folds, intercept)
+        ridge = self._ridge(refit, folds, intercept)
         finish = self._finish(refit, prior, kernel_size(layer))
         fit = solve(add(folds), by_kernel, ridge, intercept=intercept, finish=finish)
         weights, shift = regrouped(fit.weights, kernel_size(layer)), fit.shift.flatten()
@@ -192,13 +196,13 @@ class SequentialRepair:
         self._follow(walk.walked, small, refit.name)
         return ridge
 
-    def _ridge(self, name: str, folds: Sequence[Sums], intercept: bool) -> float:
+    def _ridge(self, refit: _Refit, folds: Sequence[Sums], intercept: bool) -> Ridge:
         """The penalty of one fit: the one asked for, the known one, or that which serves unseen images best."""
         if self.ridge is not None:
             return self.ridge
-        if name in self.ridges:
-            return self.ridges[name]
-        return best_ridge(folds, intercept=intercept) if len(folds) > 1 else UNDIVIDED_RIDGE
+        if refit.name in self.ridges:
+            return self.ridges[refit.name]
+        return best_ridge(folds, intercept=intercept) if refit.drifted and len(folds) > 1 else UNDIVIDED_RIDGE
 
     def _finish(self, refit: _Refit, before: Tensor, kernel: int) -> Finish | None:
         """Brings a layer to its pattern, but for outputs that the network hardly hears; None without a pattern.

@@ -12,18 +12,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from envs.ridge import Sums, add
 
 RIDGES = tuple(10.0**power for power in range(-3, 3))
-"""Penalties tried, relative to the mean diagonal of the Gram matrix."""
-STEPS = 16
-"""Between two of them, where the error is interpolated."""
-import os
-
-GIVEN_UP = float(os.environ.get("GIVEN_UP", 0.03))
+"""Penalties tried, relative to the mean diagonal of the Gram matrix; between them a parabola tells."""
 FOLDS = 2
 UNDIVIDED_RIDGE = 0.1
 """Where all images are one fold, so that none can be left out."""
@@ -41,26 +35,27 @@ def folded_sums(parts: Iterable[Sums], folds: int = FOLDS) -> tuple[Sums, ...]:
     return tuple(totals)
 
 
-def best_ridge(folds: Sequence[Sums], *, intercept: bool) -> float:
-    """The ridge whose fits predict the folds they were not made from best.
+def best_ridge(folds: Sequence[Sums], *, intercept: bool) -> Tensor:
+    """The ridge whose fits predict the folds they were not made from best, for each group by itself.
 
     Args:
         folds: Sums over disjoint sets of images, two or more.
         intercept: Whether an intercept is fitted as well.
 
     Returns:
-        Penalty relative to the mean diagonal of the Gram matrix, for a fit to all folds together: the best penalty of a
-        *sum* of squares does not grow with the rows, so that of their mean shrinks as they become more.
+        [G] float64 penalties relative to the mean diagonal of the Gram matrix, for a fit to all folds together: the
+        best penalty of a *sum* of squares does not grow with the rows, so that of their mean shrinks as they do.
     """
-    errors = np.zeros(len(RIDGES))
+    errors = np.zeros((len(RIDGES), len(folds[0].x)))
     for index, held in enumerate(folds):
         rest = add(fold for k, fold in enumerate(folds) if k != index)
         errors += _gram_errors(rest, held, intercept) if rest.xx is not None else _row_errors(rest, held, intercept)
-    return _largest_ridge(errors) * (1 - 1 / len(folds))
+    powers = np.asarray([_lowest(np.log10(RIDGES), group) for group in errors.T])
+    return torch.from_numpy(10**powers).to(folds[0].x.device) * (1 - 1 / len(folds))
 
 
 def _gram_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]:
-    """[R] squared error on `held` of fits to `rest`, less that of the prior, per ridge."""
+    """[R, G] squared error on `held` of fits to `rest`, less that of the prior, per ridge and group."""
     assert rest.xx is not None and rest.xr is not None and held.xx is not None and held.xr is not None  # noqa: PT018
     x_mean, r_mean = _means(rest, intercept)
     gram = rest.xx.double() / rest.count - x_mean[:, :, None] * x_mean[:, None, :]
@@ -72,8 +67,8 @@ def _gram_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]
     wanted += held.count * x_mean[:, :, None] * r_mean[:, None, :]
     errors = []
     for change in _changes(gram, gram.diagonal(dim1=1, dim2=2).mean(dim=1), cross):
-        errors.append(float(((seen @ change - 2 * wanted) * change).sum()))
-    return np.asarray(np.nan_to_num(errors, nan=np.inf))
+        errors.append(((seen @ change - 2 * wanted) * change).sum(dim=(1, 2)))
+    return torch.stack(errors).nan_to_num(nan=torch.inf).cpu().numpy()
 
 
 def _row_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]:
@@ -83,9 +78,8 @@ def _row_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]:
     x_held, r_held = _rows(held, x_mean, r_mean)
     mean = x.square().sum(dim=(1, 2)) / (x.shape[1] * x.shape[2])
     inner, across = x @ x.transpose(1, 2) / rest.count, x_held @ x.transpose(1, 2) / rest.count
-    prior = float(r_held.square().sum())
-    errors = [float((r_held - across @ dual).square().sum()) - prior for dual in _changes(inner, mean, r)]
-    return np.asarray(np.nan_to_num(errors, nan=np.inf))
+    errors = [(r_held - across @ dual).square().sum(dim=(1, 2)) for dual in _changes(inner, mean, r)]
+    return (torch.stack(errors) - r_held.square().sum(dim=(1, 2))).nan_to_num(nan=torch.inf).cpu().numpy()
 
 
 def _changes(gram: Tensor, scale: Tensor, cross: Tensor) -> Iterable[Tensor]:
@@ -93,7 +87,8 @@ def _changes(gram: Tensor, scale: Tensor, cross: Tensor) -> Iterable[Tensor]:
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     for ridge in RIDGES:
         lower, info = torch.linalg.cholesky_ex(gram + (ridge * scale).clamp_min(SMALLEST)[:, None, None] * eye)
-        yield torch.full_like(cross, torch.nan) if bool(info.any()) else torch.cholesky_solve(cross, lower)
+        found = torch.cholesky_solve(cross, lower)
+        yield torch.where(info[:, None, None] == 0, found, torch.full_like(found, torch.nan))
 
 
 def _means(sums: Sums, intercept: bool) -> tuple[Tensor, Tensor]:
@@ -106,14 +101,12 @@ def _rows(sums: Sums, x_mean: Tensor, r_mean: Tensor) -> tuple[Tensor, Tensor]:
     return x - x_mean[:, None, :], r - r_mean[:, None, :]
 
 
-def _largest_ridge(errors: NDArray[np.float64]) -> float:
-    """The largest ridge at which unseen folds are explained almost as well as at the best one (`GIVEN_UP`).
-
-    Between the ridges tried, a monotone cubic tells. Errors are relative to the prior's: below 0 is better than it.
-    """
-    places = np.log10(RIDGES)
-    worst = errors[np.isfinite(errors)].max(initial=0.0)
-    fine = np.linspace(places[0], places[-1], 1 + STEPS * (len(places) - 1))
-    found = PchipInterpolator(places, np.where(np.isfinite(errors), errors, worst))(fine)
-    good = np.flatnonzero(found <= (1 - GIVEN_UP) * min(found.min(), 0.0))
-    return float(10 ** fine[good[-1]]) if len(good) else RIDGES[-1]
+def _lowest(places: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    """Where the parabola through the least value and its neighbours is lowest; an end stays where it is."""
+    best = int(np.argmin(values))
+    if best in (0, len(values) - 1) or not np.isfinite(values[best - 1 : best + 2]).all():
+        return float(places[best])
+    left, middle, right = values[best - 1 : best + 2]
+    bend = left - 2 * middle + right
+    step = 0.5 * (left - right) / bend if bend > 0 else 0.0
+    return float(places[best] + step * (places[1] - places[0]))
