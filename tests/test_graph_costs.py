@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from amc.anatomy import Anatomy, dissect
 from amc.models.resnet_cifar import SubsampleAndPad
 from envs.constraint import Budget, Constraint, Costing, InfeasibleBudget
-from envs.graph import trace
+from envs.graph import run, trace
 from envs.inference import inference_copy
 from envs.observation import Observer
 from envs.probe import is_plain
@@ -293,6 +293,25 @@ def test_odd_forwards_are_counted_and_pruned(kind: str) -> None:
     anatomy = dissect(network, example)
     assert cost_of(Macs(), anatomy.family.dense) == (240 if kind == "parameter as input" else 120)
     assert [unit.name for unit in anatomy.units] == ([] if kind == "parameter as input" else ["wide"])
+
+
+def test_a_forward_that_asks_for_the_length_of_its_batch_is_traced() -> None:
+    class Lengthy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.out = nn.Linear(8, 12), nn.ModuleList([nn.Linear(12, 2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out[len(self.out) - 1](torch.relu(self.wide(x.reshape(len(x), 8))))
+            return out
+
+    network, inputs = Lengthy().eval(), torch.randn(3, 2, 4)
+    graph = trace(network, inputs[:1])
+    assert graph.program is not None
+    with torch.no_grad():
+        *_, (_, output) = run(graph.program, network, inputs)
+        torch.testing.assert_close(output, network(inputs))
+    assert "len" not in globals()
 
 
 def test_a_scripted_network_is_refused_in_words() -> None:
