@@ -140,6 +140,21 @@ class Functional(nn.Module):
         return out
 
 
+class CalledAttention(nn.Module):
+    """Multi-head attention as a function, which returns several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.out = nn.Parameter(torch.rand(48, 16)), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        mixed: Tensor = F.multi_head_attention_forward(
+            x, x, x, 16, 2, self.mix, None, None, None, False, 0.0, self.out.weight, self.out.bias, training=False
+        )[0]
+        return mixed.transpose(0, 1)
+
+
 class Undecided(nn.Module):
     """Branches on values, so that it cannot be traced, and multiplies by a parameter of its own."""
 
@@ -190,6 +205,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {  #
     "attention module": (lambda: Vit(SelfAttention), IMAGE, 69712),
     "fused attention": (lambda: Vit(FusedAttention), IMAGE, 69712),
     "attention apart": (lambda: Vit(ApartAttention), IMAGE, 69712),
+    "attention called": (lambda: Vit(CalledAttention), IMAGE, 69712),
     "lstm": (lambda: Recurrent(nn.LSTM), TOKENS, 2560 + 10 * 4 * 24 * 56 + 24 * 16 + 64),
     "gru": (lambda: Recurrent(nn.GRU), TOKENS, 2560 + 10 * 3 * 24 * 56 + 24 * 16 + 64),
     "rnn": (lambda: Recurrent(nn.RNN), TOKENS, 2560 + 10 * 24 * 56 + 24 * 16 + 64),
