@@ -120,7 +120,7 @@ def _differs(full: Any, cut: Any, stays: Sequence[int], tolerance: float) -> boo
         return False
     axes = [axis for axis, (a, b) in enumerate(zip(full.shape, cut.shape, strict=True)) if a != b]
     if len(axes) == 1 and cut.shape[axes[0]] == len(stays) and max(stays, default=0) < full.shape[axes[0]]:
-        full, axes = full.index_select(axes[0], torch.tensor(list(stays))), []
+        full, axes = full.index_select(axes[0], torch.tensor(list(stays), device=full.device)), []
     return not axes and not same_output(full, cut, tolerance)
 
 

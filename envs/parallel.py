@@ -70,7 +70,7 @@ def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     """Yields `function(item)` in order, computed on one thread per core; within such a thread, one after another."""
     single_threaded()
     full_precision()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         function = _in_context(function)
     items, threads = list(items), cores()
     if threads == 1 or len(items) < 2 or getattr(_local, "inside", False):

@@ -90,7 +90,7 @@ def is_plain(module: nn.Module) -> bool:
     bias = module._parameters.get("bias")
     if bias is None:
         outputs = weight.shape[0]
-        bias = nn.Parameter(torch.zeros(outputs, dtype=weight.dtype), requires_grad=False)
+        bias = nn.Parameter(weight.new_zeros(outputs), requires_grad=False)
     twin = _with_bias(module, bias)
     with suppress(Exception), torch.no_grad(), _Calls(stop=False) as calls:  # whatever its own code raises
         result = twin.forward(_example(module, weight))
@@ -125,10 +125,10 @@ def _with_bias(module: nn.Module, bias: nn.Parameter) -> nn.Module:
 def _example(module: nn.Module, weight: Tensor) -> Tensor:
     """A small input that the layer takes."""
     if isinstance(module, nn.Linear):
-        return torch.ones(1, module.in_features, dtype=weight.dtype)
+        return weight.new_ones(1, module.in_features)
     kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
     sizes = [d * (k - 1) + 1 + 2 * s for k, d, s in zip(kernel, dilation, stride, strict=True)]  # type: ignore[arg-type]
-    return torch.ones(1, int(module.in_channels), *sizes, dtype=weight.dtype)  # type: ignore[arg-type]
+    return weight.new_ones(1, int(module.in_channels), *sizes)  # type: ignore[arg-type]
 
 
 def _multiplication(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Multiplication | None:

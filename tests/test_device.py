@@ -38,8 +38,8 @@ CONSTRUCTORS = {
     "randperm", "scalar_tensor", "tensor", "zeros",
 }  # fmt: skip
 ALLOWED = {
-    ("envs/verify.py", "verify_units"): "drawn by a generator of the CPU, then moved to the example input",
-    ("envs/verify.py", "_draw"): "drawn by a generator of the CPU, and turned into Python numbers",
+    ("envs/verify.py", "create"): "drawn by a generator of the CPU, then moved to the example input",
+    ("envs/verify.py", "draw"): "drawn by a generator of the CPU, and turned into Python numbers",
     ("envs/verify.py", "_shaken"): "drawn by a generator of the CPU, then moved to the tensor that is shaken",
 }
 """(file, function) whose tensors need no `device=`, and why."""
