@@ -292,7 +292,7 @@ def excerpt(split: Split, indices: Sequence[int]) -> Split | None:
         return excerpt(split.split, split.indices[np.asarray(indices)].tolist())
     if isinstance(split, ArraySplit):
         chosen = np.asarray(indices)
-        return ArraySplit(np.asarray(split.inputs[chosen]), np.asarray(split.targets[chosen]), split.transform)
+        return replace(split, inputs=np.asarray(split.inputs[chosen]), targets=np.asarray(split.targets[chosen]))
     return None
 
 
