@@ -1,0 +1,147 @@
+"""Any network: every kind goes through inspection, searches at two budgets, an independent recount and export."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from amc.config import load_config
+from amc.export import write_onnx
+from amc.inspection import Inspection, inspection, weighted_layers
+from amc.problem import Problem
+from amc.search import search
+from amc.tasks import Task, top1
+from envs.graph import copy_network
+from envs.slicing import slice_network, zero_inputs
+
+SAMPLES, BUDGETS = 24, (0.7, 0.3)
+"""Samples per split; budgets on the way from the lowest reachable MACs to the dense network's."""
+
+QUICK = {
+    "agent": "knapsack", "backend.name": "fp32", "reward_images": 16, "knapsack.widths": 2, "knapsack.images": 16,
+    "knapsack.damages": ["logits"], "knapsack.audition_images": 16, "compression.images": 24,
+    "compression.positions": 8, "compression.quick_images": 24, "compression.quick_positions": 4,
+}  # fmt: skip
+
+
+def _module(name: str) -> Any:
+    """A file beside this one; tests are no package."""
+    specification = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+MODULES = [_module(name) for name in ("zoo_convolutional", "zoo_sequence", "zoo_odd")]
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    name: entry for module in MODULES for name, entry in module.NETWORKS.items()
+}
+WORDS: dict[str, int] = {name: count for module in MODULES for name, count in getattr(module, "WORDS", {}).items()}
+
+
+def closeness(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.exp(-(outputs - targets).flatten(1).square().mean(dim=1))
+
+
+def randomized(network: nn.Module) -> nn.Module:
+    """Normalization statistics and affine parameters that are not trivial; eval mode."""
+    for module in network.modules():
+        if isinstance(getattr(module, "running_var", None), Tensor):
+            nn.init.normal_(module.running_mean, 0, 0.3)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+        if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), nn.Parameter):
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # type: ignore[arg-type]
+            if isinstance(getattr(module, "bias", None), nn.Parameter):
+                nn.init.normal_(module.bias, 0, 0.3)  # type: ignore[arg-type]
+    return network.eval()
+
+
+def task_of(name: str) -> Task:
+    """A network with random weights and data on which it is perfect; another metric where it scores no classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        build, shape = NETWORKS[name]
+        network = randomized(build())
+        x = torch.randint(WORDS[name], (3 * SAMPLES, *shape)) if name in WORDS else torch.randn(3 * SAMPLES, *shape)
+    with torch.no_grad():
+        outputs = network(x)
+    classes = outputs.ndim == 2
+    y = outputs.argmax(dim=1) if classes else outputs
+    parts: dict[str, Any] = {
+        role: (x[k * SAMPLES : (k + 1) * SAMPLES], y[k * SAMPLES : (k + 1) * SAMPLES])
+        for k, role in enumerate(("calibration", "validation", "test"))
+    }
+    return Task(name=name, network=network, example_input=x[:1], metric=top1 if classes else closeness, **parts)
+
+
+@pytest.fixture(autouse=True)
+def countable() -> Iterator[None]:
+    """FlopCounterMode sees neither fused attention nor recurrent layers of oneDNN."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def counted(network: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one sample, by torch's own counter."""
+    counter = FlopCounterMode(display=False)
+    with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        warnings.simplefilter("ignore")  # oneDNN's switch warns of Intel GPUs
+        with torch.backends.mkldnn.flags(enabled=False), counter:
+            network(example)
+    return int(counter.get_total_flops()) // 2
+
+
+def check_inspection(found: Inspection, network: nn.Module) -> None:
+    """Every layer with a weight is in a unit or stays for a reason, and is listed once."""
+    layers = weighted_layers(network)
+    held = {layer for unit in found.units for layer in (*unit.writes, *unit.carries)}
+    stays = [stay.layer for stay in found.stays]
+    assert Counter(stays) == Counter(layer for layer in layers if layer not in held) + Counter(set(stays) - set(layers))
+    assert all(stay.reason.strip() for stay in found.stays)
+    assert found.units
+
+
+def check_silence(problem: Problem, kept: dict[str, list[int]], inputs: Tensor) -> None:
+    """Removing the channels gives what the network's own forward gives without reading them."""
+    units = [unit for unit in problem.anatomy.units if unit.name in kept]
+    silent = copy_network(problem.task.network)
+    for unit in units:
+        zero_inputs(silent, unit, sorted(set(range(unit.channels)) - set(kept[unit.name])))
+    with torch.no_grad():
+        expected, got = silent(inputs), slice_network(problem.task.network, units, kept)(inputs)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max().clamp_min(1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    task = task_of(name)
+    monkeypatch.setattr("amc.problem.load_task", lambda *_, **__: task)
+    found = inspection(task, load_config(None, {"task": name}))
+    check_inspection(found, task.network)
+    macs = next(cost for cost in found.costs if cost.name == "macs")
+    dense, inputs = counted(task.network, task.example_input), task.test.batch(range(4))[0]
+    assert macs.dense == dense
+    for budget in BUDGETS:
+        share = macs.share + budget * (1 - macs.share)
+        problem = Problem(load_config(None, {"task": name, "constraint": {"macs": share}, **QUICK}))
+        result = search(problem)
+        small, costs = result.networks["found"], result.reports["found"].costs
+        assert result.reports["dense"].costs["macs"] == dense
+        assert costs["macs"] == counted(small, task.example_input) <= share * dense
+        check_silence(problem, result.policy.kept(), inputs)
+    write_onnx(small, task.example_input, inputs, tmp_path / "found.onnx")
