@@ -17,7 +17,7 @@ from amc.pattern_view import mac_shares, weight_reasons
 from amc.tasks import Task
 from envs.constraint import Costing
 from envs.sites import Site
-from envs.units import WEIGHTED, Fixed, Unit, weighted_outputs
+from envs.units import WEIGHTED, Fixed, Unit, is_depthwise, weighted_outputs
 from hw_profiles.cost import COSTS, Cost, Macs, cost_of
 from hw_profiles.layers import Layout
 from hw_profiles.shape_rules import ShapeRules, load_rules
@@ -199,7 +199,7 @@ def _stays(
             reasons[entry.name].append(entry.reason)
     calls = anatomy.graph.calls()
     return tuple(
-        Stay(layer=name, reason="; ".join(said) or _default_reason(network.get_submodule(name), name in calls))
+        Stay(layer=name, reason="; ".join(said) or _default_reason(network, name, name in calls))
         for name, said in reasons.items()
     )
 
@@ -213,11 +213,24 @@ def weighted_layers(network: nn.Module) -> list[str]:
     ]  # fmt: skip
 
 
-def _default_reason(module: nn.Module, called: bool) -> str:
-    """Why a layer stays that is in no group of channels."""
+def _default_reason(network: nn.Module, name: str, runs: bool) -> str:
+    """Why a layer stays of whose channels nothing is known."""
+    module, parents = network.get_submodule(name), name.split(".")[:-1]
+    for depth in range(len(parents)):
+        whole = ".".join(parents[: depth + 1])
+        if isinstance(network.get_submodule(whole), UNPRUNED):
+            return f"it is a part of {whole!r}: {_never(network.get_submodule(whole))}"
     if not isinstance(module, WEIGHTED):
-        return f"the channels of a layer of type {type(module).__name__} are never pruned"
-    return "no channels that could go were found in it" if called else "the network never calls it as a layer"
+        return _never(module)
+    if not runs:
+        return "no output for the example input depends on it"
+    if is_depthwise(module):
+        return "its channels are those of the layer in front of it, which stay"
+    return "no channels that could go were found in it"
+
+
+def _never(module: nn.Module) -> str:
+    return f"the channels of a layer of type {type(module).__name__} are never pruned"
 
 
 def _patterns(anatomy: Anatomy, sites: Sequence[Site], fixed: Sequence[Fixed]) -> tuple[InspectedWeight, ...]:

@@ -73,7 +73,11 @@ def test_inputs_become_what_is_wanted_only_where_no_number_loses_its_meaning(
 ) -> None:
     values = torch.tensor([[0, 1], [1, 0]])
     x, y = values.to(have), np.zeros(2)
-    splits = [ArraySplit(x, y), ArraySplit(values, y, lambda raw: raw.to(have)), DatasetSplit(TensorDataset(x, x))]
+    splits: list[Split] = [
+        ArraySplit(x, y),
+        ArraySplit(values, y, lambda raw: raw.to(have)),
+        DatasetSplit(TensorDataset(x, x)),
+    ]
     for split in [*splits, subset(splits[0], [0, 1])]:
         assert split.batch([0, 1])[0].dtype == have
         inputs, _ = typed(split, want).batch([0, 1])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from amc.bounds import recount
 from amc.config import load_config
@@ -75,22 +75,50 @@ def test_all_writers_of_a_skipped_unit_stay(fresh: Callable[[str], nn.Module]) -
     assert {name for name, reason in stays.items() if "skipped" in reason} == {"0.0", "2.second.0"}
 
 
-def test_layers_of_other_kinds_stay_by_their_kind() -> None:
-    class Words(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.head, self.spare = nn.Embedding(9, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+class Words(nn.Module):
+    """Embeds words, attends, and holds a layer that it never calls."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.head(self.words(x).mean(dim=1))
-            return logits
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.mix = nn.Embedding(9, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head, self.spare = nn.Linear(4, 3), nn.Linear(4, 3)
 
-    x, y = torch.randint(9, (48, 5)), torch.arange(48) % 3
-    parts: dict[str, Any] = {role: (x[:16], y[:16]) for role in ("calibration", "validation", "test")}
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.words(x)
+        logits: Tensor = self.head(self.mix(y, y, y)[0].mean(dim=1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        ("words", "the channels of a layer of type Embedding are never pruned"),
+        ("mix.out_proj", "it is a part of 'mix': the channels of a layer of type MultiheadAttention are never pruned"),
+        ("spare", "no output for the example input depends on it"),
+    ],
+)
+def test_layers_that_are_in_no_group_of_channels_stay_for_a_reason_of_their_own(layer: str, reason: str) -> None:
+    x, y = torch.randint(9, (16, 5)), torch.arange(16) % 3
+    parts: dict[str, Any] = {role: (x, y) for role in ("calibration", "validation", "test")}
     task = Task(name="words", network=Words(), example_input=x[:1], **parts)
     stays = {stay.layer: stay.reason for stay in inspection(task, load_config(None, {"task": "words"})).stays}
-    assert stays["words"] == "the channels of a layer of type Embedding are never pruned"
-    assert stays["spare"] == "the network never calls it as a layer"
+    assert stays[layer] == reason
+
+
+def test_a_depthwise_layer_stays_with_the_layer_in_front_of_it() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.deep = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+            self.scale, self.last = nn.Parameter(torch.ones(6, 1, 1)), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.last(self.deep(self.first(x)) * self.scale).mean(dim=(2, 3))
+            return scores
+
+    stays = {stay.layer: stay.reason for stay in inspected(Scaled()).stays}
+    assert set(stays) == {"first", "deep", "last"}
+    assert all(stays.values())
 
 
 def test_an_inspection_is_json(fresh: Callable[[str], nn.Module]) -> None:

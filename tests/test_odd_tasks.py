@@ -1,6 +1,7 @@
 """Tasks that are no classification in fp32: they go through the same chain."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def reading() -> Task:
     x, network = torch.randint(20, (96, 6), dtype=torch.int32), Encoder().eval()
     with torch.no_grad():
         y = network(x).argmax(dim=1)
-    parts = {name: (x[k : k + 32], y[k : k + 32]) for k, name in ((0, "calibration"), (32, "validation"), (64, "test"))}
+    parts: dict[str, Any] = {
+        name: (x[k : k + 32], y[k : k + 32]) for k, name in ((0, "calibration"), (32, "validation"), (64, "test"))
+    }
     return Task(name="reading", network=network, example_input=x[:1].long(), **parts)
 
 

@@ -23,7 +23,7 @@ from amc.problem import Problem
 from amc.search import search
 from amc.tasks import Task, top1
 from envs.graph import copy_network
-from envs.slicing import slice_network, zero_inputs
+from envs.slicing import Kept, slice_network, zero_inputs
 
 SAMPLES, BUDGETS = 24, (0.7, 0.3)
 """Samples per split; budgets on the way from the lowest reachable MACs to the dense network's."""
@@ -116,7 +116,7 @@ def check_inspection(found: Inspection, network: nn.Module) -> None:
     assert found.units
 
 
-def check_silence(problem: Problem, kept: dict[str, list[int]], inputs: Tensor) -> None:
+def check_silence(problem: Problem, kept: Kept, inputs: Tensor) -> None:
     """Removing the channels gives what the network's own forward gives without reading them."""
     units = [unit for unit in problem.anatomy.units if unit.name in kept]
     silent = copy_network(problem.task.network)

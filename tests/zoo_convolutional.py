@@ -79,7 +79,8 @@ class PreActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(x))
         shortcut: Tensor = self.project(y) if hasattr(self, "project") else x
-        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(y))))
+        out: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(y))))
+        return out
 
 
 def preactivation() -> nn.Module:
@@ -185,7 +186,7 @@ class SamePadConv(nn.Conv2d):
     """TensorFlow's padding, computed from the input's size, as in many ports of EfficientNet."""
 
     def forward(self, x: Tensor) -> Tensor:
-        pads = []
+        pads: list[int] = []
         for size, kernel, stride in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pads = [total // 2, total - total // 2, *pads]
@@ -272,7 +273,11 @@ class NextBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1, self.act, self.pwconv2 = nn.Linear(channels, 3 * channels), nn.GELU(), nn.Linear(3 * channels, channels)
+        self.pwconv1, self.act, self.pwconv2 = (
+            nn.Linear(channels, 3 * channels),
+            nn.GELU(),
+            nn.Linear(3 * channels, channels),
+        )
         self.gamma = nn.Parameter(0.5 * torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -423,7 +428,8 @@ def nonlocal_net() -> nn.Module:
 def autoencoder() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(12, 4, 1),
-        nn.ConvTranspose2d(4, 8, 3, 2, padding=1, output_padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2, padding=1),
+        nn.ConvTranspose2d(4, 8, 3, 2, padding=1, output_padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(8, 1, 4, 2, padding=1),
     )  # fmt: skip
 
 
