@@ -114,14 +114,37 @@ def counted(network: nn.Module, example: Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def check_inspection(found: Inspection, network: nn.Module) -> None:
-    """Every layer with a weight is in a unit or stays for a reason, and is listed once."""
+def check_inspection(found: Inspection, network: nn.Module, example: Tensor) -> None:
+    """Every layer with a weight is in a unit or stays for a reason that is true, and is listed once."""
     layers = weighted_layers(network)
     held = {layer for unit in found.units for layer in (*unit.writes, *unit.carries)}
     stays = [stay.layer for stay in found.stays]
     assert Counter(stays) == Counter(layer for layer in layers if layer not in held) + Counter(set(stays) - set(layers))
-    assert all(stay.reason.strip() for stay in found.stays)
+    for stay in found.stays:
+        assert stay.reason.strip()
+        assert "network's output" not in stay.reason or writes_outputs(network, stay.layer, example), stay
     assert found.units
+
+
+def writes_outputs(network: nn.Module, layer: str, example: Tensor) -> bool:
+    """Whether no output depends on two channels of a layer, by gradients of some of the outputs."""
+    taken: list[Tensor] = []
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        taken.append(output)
+        return output.clone()
+
+    module = network.get_submodule(layer)
+    axis = -1 if isinstance(module, nn.Linear) else 1
+    handle = module.register_forward_hook(hook)
+    outputs = network(example).flatten()
+    handle.remove()
+    for index in range(0, len(outputs), max(1, len(outputs) // 8)):
+        for gradient in torch.autograd.grad(outputs[index], taken, retain_graph=True, allow_unused=True):
+            channels = 0 if gradient is None else int(gradient.movedim(axis, -1).flatten(0, -2).any(dim=0).sum())
+            if channels > 1:
+                return False
+    return True
 
 
 def check_silence(problem: Problem, kept: Kept, inputs: Tensor) -> None:
@@ -144,7 +167,7 @@ def test_any_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for module in ("amc.inspection", "amc.problem"):  # half of the time: once is enough
         monkeypatch.setattr(f"{module}.dissect", lambda *_: anatomy)
     found = inspection(task, load_config(None, {"task": name}))
-    check_inspection(found, task.network)
+    check_inspection(found, task.network, task.example_input)
     assert len(found.stays) == 1 or name not in WHOLE
     macs = next(cost for cost in found.costs if cost.name == "macs")
     dense, inputs = counted(task.network, task.example_input), task.test.batch(range(4))[0]
