@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import warnings
 from collections import Counter
@@ -45,7 +46,7 @@ def _module(name: str) -> Any:
     return module
 
 
-MODULES = [_module(name) for name in ("zoo_convolutional", "zoo_sequence", "zoo_odd")]
+MODULES = [_module(name) for name in ("zoo_convolutional", "zoo_sequence", "zoo_odd", "zoo_channels")]
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     name: entry for module in MODULES for name, entry in module.NETWORKS.items()
 }
@@ -106,7 +107,7 @@ def countable() -> Iterator[None]:
 
 def counted(network: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of one sample, by torch's own counter."""
-    counter = FlopCounterMode(display=False)
+    network, counter = copy.deepcopy(network).requires_grad_(False), FlopCounterMode(display=False)
     with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")  # oneDNN's switch warns of Intel GPUs
         with torch.backends.mkldnn.flags(enabled=False), counter:
