@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from envs.fates import left_over
 from envs.graph import Graph, trace
 from envs.layout import LayoutFamily, measure_family
 from envs.parallel import single_threaded
+from envs.recount import confirm_macs, independent_macs
+from envs.together import verify_together
 from envs.units import Fixed, Unit, propose_units
 from envs.verify import verify_units
 
@@ -21,22 +25,55 @@ class Anatomy:
         graph: Its operator graph.
         family: Its layouts as a function of unit widths.
         units: Verified units in execution order.
-        fixed: Layers that stay, and why.
+        fixed: Layers that stay, each once, and why.
+        uncounted: Operators of torch that plausibly multiply, but for which no formula is known.
     """
 
     graph: Graph
     family: LayoutFamily
     units: tuple[Unit, ...]
     fixed: tuple[Fixed, ...]
+    uncounted: tuple[str, ...] = ()
 
 
-def dissect(network: nn.Module, example_input: Tensor) -> Anatomy:
-    """Traces a network, finds its units and verifies them."""
+def dissect(network: nn.Module, example_input: Tensor, samples: Tensor | None = None) -> Anatomy:
+    """Traces a network, finds its units, verifies them, and has its multiply-accumulates counted independently.
+
+    Args:
+        network: The network; it is not changed.
+        example_input: [1, ...] input.
+        samples: [B, ...] a few real inputs on which units are verified; None for random ones.
+
+    Raises:
+        CountMismatch: If the layouts count other multiply-accumulates than the network's own forward runs.
+    """
     single_threaded()
     graph = trace(network, example_input)
     proposed, fixed = propose_units(network, example_input, graph)
-    verified, rejected, removals = verify_units(network, example_input, graph, proposed)
+    verified, rejected, removals = verify_units(network, example_input, graph, proposed, samples=samples)
     family, refused = measure_family(network, graph, example_input, verified, removals)
-    units = tuple(unit for unit in verified if unit.name not in refused)
-    reasons = [*fixed, *rejected, *(Fixed(name, reason) for name, reason in refused.items())]
-    return Anatomy(graph=graph, family=family, units=units, fixed=tuple(reasons))
+    units = [unit for unit in verified if unit.name not in refused]
+    alone = [Fixed(name, reason) for name, reason in refused.items()]
+    units, clashing = verify_together(network, example_input, graph, units, family, samples=samples)
+    family = family.only([unit.name for unit in units])
+    recount = independent_macs(network, example_input)
+    confirm_macs(family.dense, graph, recount)
+    reasons = _one_each([*fixed, *rejected, *alone, *clashing])
+    return Anatomy(
+        graph=graph, family=family, units=tuple(units), uncounted=recount.uncounted,
+        fixed=(*reasons, *(Fixed(*pair) for pair in left_over(network, graph, _known(reasons, units)))),
+    )  # fmt: skip
+
+
+def _one_each(fixed: Sequence[Fixed]) -> list[Fixed]:
+    """The first reason of each layer."""
+    first: dict[str, Fixed] = {}
+    for entry in fixed:
+        first.setdefault(entry.name, entry)
+    return list(first.values())
+
+
+def _known(fixed: Sequence[Fixed], units: Sequence[Unit]) -> set[str]:
+    """Layers that are in a unit or have a reason."""
+    written = {member.module for unit in units for member in unit.members if member.role != "consumer"}
+    return written | {entry.name for entry in fixed}

@@ -6,31 +6,35 @@ without edges. Module names are keys here, never read for meaning.
 
 from __future__ import annotations
 
-import copy
 import logging
 import operator
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
+from envs.calls import Call, first_tensor, observe_calls
+from envs.copies import copy_network as copy_network
+from envs.copies import functional_copy as functional_copy
+from envs.copies import make_channels_last as make_channels_last
+from envs.copies import runs_channels_last
+from envs.copies import same_output as same_output
+from envs.counting import counting
 from envs.kinds import BATCH_NORMS as BATCH_NORMS
 from envs.kinds import CONVOLUTIONS as CONVOLUTIONS
 from envs.kinds import NORMS as NORMS
 from envs.kinds import TRANSPOSED as TRANSPOSED
+from envs.kinds import WEIGHTED as WEIGHTED
 from envs.kinds import function_kind, module_kind, plain_name
+from envs.tracing import symbolic
 from hw_profiles.layers import Kind
 
 logger = logging.getLogger(__name__)
 
-_IN_PLACE_TWINS: dict[Any, Any] = {
-    operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub,
-    operator.itruediv: operator.truediv, torch.relu_: torch.relu, torch.nn.functional.relu_: torch.relu,
-}  # fmt: skip
+REST = "rest"
+"""Marks what a module with others inside multiplies by itself, where there is no program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Node:
         module: Name of the module it calls, None for a function.
         inputs: Indices of the operators that it reads.
         function: What is computed, by `plain_name` ("relu", "maxpool2d").
+        owner: Name of the module whose forward runs it ("" is the network itself).
+        source: Name of its node in the program, "" without one.
     """
 
     name: str
@@ -50,6 +56,14 @@ class Node:
     module: str | None
     inputs: tuple[int, ...]
     function: str = ""
+    owner: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        """How messages name it: a layer by its name, anything else by what it does and who runs it."""
+        if self.module is not None:
+            return repr(self.name)
+        return f"{self.function!r} in {self.owner!r}" if self.owner else f"{self.function!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +117,6 @@ class Graph:
         return pairs
 
 
-def copy_network(network: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every parameter and buffer with `network` (a few ms, no data moves)."""
-    known: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    # A module has a dozen empty dictionaries, most for hooks, which would take half of deepcopy's time.
-    empty = (v for m in network.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v)
-    known |= {id(value): value.copy() for value in empty}
-    return copy.deepcopy(network, known)
-
-
-def functional_copy(network: nn.Module) -> nn.Module:
-    """`copy_network` in eval mode whose activations do not work in place, so that every value can be kept."""
-    twin = copy_network(network).eval()
-    for module in twin.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
-    return twin
-
-
 def trace(network: nn.Module, example_input: Tensor) -> Graph:
     """Traces `network`; falls back to module order when torch.fx cannot.
 
@@ -132,41 +128,25 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
         ValueError: If the network does not run on the example input.
     """
     twin = functional_copy(network)
-    expected = _output(twin, example_input)
-    fast = _runs_channels_last(twin, example_input, expected)
+    with counting() as counter:
+        expected = _output(twin, example_input)
+        macs = counter.take()
+    fast = runs_channels_last(twin, example_input, expected)
     try:
-        program = _functional(fx.Tracer().trace(twin))
-        with torch.no_grad():
+        program = symbolic(twin)
+        with counting() as counter:
             values = dict(run(program, twin, example_input))
         traced = values[next(node for node in program.nodes if node.op == "output")]
         if not same_output(expected, traced, tolerance=1e-4):
             raise ValueError("its traced operators do not reproduce its output")
+        if (found := counter.take()) != macs:
+            raise ValueError(f"its traced operators multiply {found:,} times, but its forward {macs:,} times")
     except Exception as error:  # torch.fx raises whatever the traced code raises
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         logger.info("torch.fx cannot trace %s (%s): module order only", type(network).__name__, reason)
         return Graph(_nodes_by_hooks(twin, example_input), None, fast, reason)
+    _erase_sizes(program, values)
     return Graph(_nodes_of(program, values, twin), program, fast)
-
-
-def make_channels_last(network: nn.Module) -> None:
-    """Gives 2-D convolutions channels-last weights of their own, in place."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and "weight" in dict(module.named_parameters(recurse=False)):
-            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
-            module.weight = nn.Parameter(weight, requires_grad=False)
-
-
-def _runs_channels_last(network: nn.Module, example_input: Tensor, expected: Any) -> bool:
-    if example_input.ndim != 4:
-        return True
-    fast = copy_network(network)
-    make_channels_last(fast)
-    try:
-        with torch.no_grad():
-            got = fast(example_input.contiguous(memory_format=torch.channels_last))
-        return same_output(expected, got, tolerance=1e-3)
-    except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
-        return False
 
 
 def _output(network: nn.Module, example_input: Tensor) -> Any:
@@ -178,19 +158,6 @@ def _output(network: nn.Module, example_input: Tensor) -> Any:
             f"the network must run on the example input of shape {tuple(example_input.shape)}, "
             f"but it raised {type(error).__name__}: {error}"
         ) from error
-
-
-def same_output(expected: Any, got: Any, tolerance: float) -> bool:
-    """Whether two outputs (tensors or structures of them) agree relative to the largest expected value."""
-    wanted, found = tree_leaves(expected), tree_leaves(got)
-    if not wanted or len(wanted) != len(found):
-        return False
-    for a, b in zip(wanted, found, strict=True):
-        if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape):
-            return False
-        if not (a - b).abs().max() <= tolerance * a.abs().max().clamp_min(1e-12):
-            return False
-    return True
 
 
 def run(program: fx.Graph, network: nn.Module, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
@@ -230,24 +197,12 @@ def last_readers(program: fx.Graph) -> dict[fx.Node, fx.Node]:
     return {source: node for node in program.nodes for source in node.all_input_nodes}
 
 
-def _functional(program: fx.Graph) -> fx.Graph:
-    """Replaces in-place operators by their twins (values are kept for repair, so nothing may overwrite them).
-
-    `view` becomes `reshape`, which also takes channels-last maps.
-    """
-    for node in program.nodes:
-        if node.op == "call_function":
-            node.target = _IN_PLACE_TWINS.get(node.target, node.target)
-        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-            node.target = node.target.removesuffix("_")
-        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
-            node.target = "reshape"
-        if node.kwargs.get("inplace") is True:
-            node.update_kwarg("inplace", False)
+def _erase_sizes(program: fx.Graph, values: dict[fx.Node, Any]) -> None:
+    """Erases what nobody reads and is no tensor. An unread tensor is computed all the same, and so it counts."""
     for node in reversed(program.nodes):
-        if not node.users and node.op not in ("placeholder", "output"):
+        unread = not node.users and node.op not in ("placeholder", "output")
+        if unread and (node.op == "get_attr" or first_tensor(values[node]) is None):
             program.erase_node(node)
-    return program
 
 
 def _nodes_of(program: fx.Graph, values: dict[fx.Node, Any], network: nn.Module) -> tuple[Node, ...]:
@@ -255,15 +210,26 @@ def _nodes_of(program: fx.Graph, values: dict[fx.Node, Any], network: nn.Module)
     nodes: list[Node] = []
     calls = [node.target for node in program.nodes if node.op == "call_module"]
     for node in program.nodes:
-        if node.op in ("output", "get_attr") or not isinstance(values[node], Tensor):
+        value = values[node]
+        tensors = isinstance(value, Tensor) or (node.op == "call_module" and first_tensor(value) is not None)
+        if node.op in ("output", "get_attr") or not tensors:
             continue
         inputs = tuple(dict.fromkeys(index_of[source] for source in _tensor_sources(node, index_of, values)))
         name = str(node.target) if calls.count(node.target) == 1 and node.op == "call_module" else node.name
         module = str(node.target) if node.op == "call_module" else None
         index_of[node] = len(nodes)
         called = type(network.get_submodule(module)) if module is not None else node.target
-        nodes.append(Node(name, _kind(node, network, values), module, inputs, plain_name(called)))
+        kind = _kind(node, network, values, index_of)
+        nodes.append(Node(name, kind, module, inputs, plain_name(called), _owner(node), node.name))
     return tuple(nodes)
+
+
+def _owner(node: fx.Node) -> str:
+    """Name of the module whose forward runs a node."""
+    stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+    if node.op == "call_module":
+        return str(node.target)
+    return str(stack[-1]) if stack else ""
 
 
 def _tensor_sources(node: fx.Node, known: dict[fx.Node, int], values: dict[fx.Node, Any]) -> list[fx.Node]:
@@ -277,21 +243,22 @@ def _tensor_sources(node: fx.Node, known: dict[fx.Node, int], values: dict[fx.No
     return sources
 
 
-def _kind(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any]) -> Kind:
+def _kind(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any], known: dict[fx.Node, int]) -> Kind:
     if node.op == "placeholder":
         return "input"
-    inputs = [values[source] for source in node.all_input_nodes if isinstance(values.get(source), Tensor)]
-    same_shape = len(inputs) == 1 and inputs[0].shape == values[node].shape
+    sources = node.all_input_nodes
+    if node.target is operator.getitem and sources[0] in known and not isinstance(values[sources[0]], Tensor):
+        return "reshape"  # one of the tensors that a module returns
+    inputs = [values[source] for source in sources if isinstance(values.get(source), Tensor)]
+    wrote = values[node]
+    same_shape = len(inputs) == 1 and isinstance(wrote, Tensor) and inputs[0].shape == wrote.shape
     if node.op == "call_module":
         return module_kind(network.get_submodule(str(node.target)), same_shape)
     return function_kind(node.target, len(inputs), same_shape)
 
 
-Shape = tuple[int, ...]
-
-
-def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[tuple[Shape, Shape]]]:
-    """One forward pass: the output, and (input shape, output shape) of every operator of `graph.nodes`.
+def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[Call]]:
+    """One forward pass: the output, and what every operator of `graph.nodes` read, wrote and multiplied.
 
     Args:
         graph: Operator graph of the network (or of the network it was sliced from).
@@ -299,51 +266,40 @@ def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[
         inputs: [B, ...] input.
     """
     if graph.program is None:
-        output, calls = _calls_by_hooks(network, inputs)
-        return output, [(before, after) for _, _, before, after in calls]
-    shapes: list[tuple[Shape, Shape]] = []
-    seen: dict[fx.Node, Shape] = {}
+        return _record_by_hooks(graph, network, inputs)
+    wanted = {node.source: place for place, node in enumerate(graph.nodes)}
+    calls: dict[int, Call] = {}
     output = None
-    with torch.no_grad():
+    with counting() as counter:
         for node, value in run(graph.program, network, inputs):
+            macs, place = counter.take(), wanted.get(node.name)
             if node.op == "output":
                 output = value
-            elif isinstance(value, Tensor) and node.op != "get_attr":
-                seen[node] = tuple(value.shape)
-                sources = [seen[source] for source in node.all_input_nodes if source in seen]
-                shapes.append((sources[0] if sources else seen[node], seen[node]))
-    return output, shapes
+            elif place is not None and (wrote := first_tensor(value)) is not None:
+                sources = [calls[wanted[s.name]].after for s in node.all_input_nodes if s.name in wanted]
+                after = tuple(wrote.shape)
+                calls[place] = Call(sources[0] if sources else after, after, macs)
+    return output, [calls[place] for place in sorted(calls)]
+
+
+def _record_by_hooks(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[Call]]:
+    output, observed = observe_calls(network, inputs)
+    rest = {one.name: one.call for one in observed if one.rest}
+    calls = [one.call for one in observed if not one.rest]
+    calls += [rest[node.owner] for node in graph.nodes if node.source == REST and node.owner in rest]
+    return output, calls
 
 
 def _nodes_by_hooks(network: nn.Module, example_input: Tensor) -> tuple[Node, ...]:
-    """Leaf modules in the order in which a forward pass calls them."""
+    """Modules in the order in which a forward pass calls them, and what multiplies outside of them."""
     nodes: list[Node] = []
     taken: dict[str, int] = {}
-    for name, module, before, after in _calls_by_hooks(network, example_input)[1]:
+    for name, module, call, rest in observe_calls(network, example_input)[1]:
+        function = plain_name(type(module))
+        if rest:
+            nodes.append(Node(name or function, "other", None, (), function, name, REST))
+            continue
         label = f"{name}#{taken[name]}" if name in taken else name
         taken[name] = taken.get(name, 0) + 1
-        nodes.append(Node(label, module_kind(module, before == after), name, (), plain_name(type(module))))
+        nodes.append(Node(label, module_kind(module, call.before == call.after), name, (), function, name))
     return tuple(nodes)
-
-
-def _calls_by_hooks(network: nn.Module, inputs: Tensor) -> tuple[Any, list[tuple[str, nn.Module, Shape, Shape]]]:
-    """The output, and (name, module, input shape, output shape) of every leaf module that returns a tensor."""
-    calls: list[tuple[str, nn.Module, Shape, Shape]] = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor):
-                first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else output
-                calls.append((name, module, tuple(first.shape), tuple(output.shape)))
-
-        return hook
-
-    leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
-    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
-    try:
-        with torch.no_grad():
-            output = network(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return output, calls

@@ -13,7 +13,11 @@ from hw_profiles.layers import Kind
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+LAYERS = (*WEIGHTED, *NORMS, nn.PReLU, nn.RNNBase, nn.MultiheadAttention)
+"""Modules that are one operator, subclasses included: what their forward does inside is theirs."""
 
 VIEWS = ("permute", "transpose", "movedim", "squeeze", "unsqueeze")
 """Views that reorder axes: named, because on a map with equal axes they look like an activation."""
@@ -26,6 +30,11 @@ _FUNCTION_KINDS: dict[Any, Kind] = {
     "reshape": "reshape", "contiguous": "reshape", getattr: "reshape",  # getattr: x.T
     **dict.fromkeys(VIEWS, "reshape"), **{getattr(torch, name): "reshape" for name in VIEWS},
 }  # fmt: skip
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one operator, whatever modules it holds and however its class computes."""
+    return isinstance(module, LAYERS)
 
 
 def function_kind(target: Any, tensors: int, same_shape: bool) -> Kind:

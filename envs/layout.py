@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from envs.graph import Graph, Node, Shape, functional_copy, record
+from envs.calls import Call, Shape
+from envs.graph import Graph, Node, functional_copy, record
 from envs.units import Unit, is_depthwise
 from envs.verify import Removal
 from hw_profiles.layers import WEIGHTED, IntArray, LayerShape, Layout, Widths
@@ -28,6 +29,7 @@ class LayoutFamily:
         inputs: [N, U] change of an operator's input channels per channel of a unit.
         outputs: [N, U] the same for output channels.
         depthwise: [N] bool, operators whose groups follow their width.
+        products: [N, U] change of an operator's multiply-accumulates beside those of its weight.
     """
 
     dense: Layout
@@ -36,6 +38,7 @@ class LayoutFamily:
     inputs: IntArray
     outputs: IntArray
     depthwise: NDArray[np.bool_]
+    products: IntArray
 
     def widths(self, kept: IntArray, patterns: IntArray | None = None) -> Widths:
         """Channel counts of `K` variants.
@@ -48,30 +51,41 @@ class LayoutFamily:
         base = self.dense.widths()
         outputs = base.outputs - gone @ self.outputs.T
         groups = np.where(self.depthwise[None, :], outputs, base.groups)
-        return Widths(inputs=base.inputs - gone @ self.inputs.T, outputs=outputs, groups=groups, patterns=patterns)
+        return Widths(
+            inputs=base.inputs - gone @ self.inputs.T, outputs=outputs, groups=groups, patterns=patterns,
+            products=self.dense.products(base) - gone @ self.products.T,
+        )  # fmt: skip
 
     def at(self, kept: IntArray) -> Layout:
         """The layout of one variant; `kept` is [U]."""
         widths = self.widths(kept)
+        columns = (widths.inputs[0], widths.outputs[0], widths.groups[0], self.dense.products(widths)[0])
         layers = tuple(
-            replace(layer, in_channels=int(i), out_channels=int(o), groups=int(g))
-            for layer, i, o, g in zip(
-                self.dense.layers, widths.inputs[0], widths.outputs[0], widths.groups[0], strict=True
-            )
+            replace(layer, in_channels=int(i), out_channels=int(o), groups=int(g), products=int(p))
+            for layer, i, o, g, p in zip(self.dense.layers, *columns, strict=True)
         )
         return replace(self.dense, layers=layers)
 
+    def only(self, units: Sequence[str]) -> LayoutFamily:
+        """The family over some of the units; the others stay as they are."""
+        keep = [self.units.index(name) for name in units]
+        return replace(
+            self, units=tuple(units), channels=self.channels[keep],
+            inputs=self.inputs[:, keep], outputs=self.outputs[:, keep], products=self.products[:, keep],
+        )  # fmt: skip
+
     def layers_of(self, unit: str) -> list[int]:
-        """Indices of the weighted layers whose shape depends on a unit."""
+        """Indices of the operators whose multiply-accumulates depend on a unit."""
         column = self.units.index(unit)
-        touched = (self.inputs[:, column] != 0) | (self.outputs[:, column] != 0)
-        return [index for index in np.flatnonzero(touched).tolist() if self.dense.layers[index].has_weight]
+        weighted = np.asarray([layer.has_weight for layer in self.dense.layers])
+        touched = weighted & ((self.inputs[:, column] != 0) | (self.outputs[:, column] != 0))
+        return [int(index) for index in np.flatnonzero(touched | (self.products[:, column] != 0))]
 
 
 def read_layout(network: nn.Module, graph: Graph, example_input: Tensor) -> Layout:
     """The layout of a network as it stands, counted on the real modules and feature maps."""
-    shapes = record(graph, functional_copy(network), example_input)[1]
-    return _layout(network, graph, shapes, [1 if len(shape) > 1 else 0 for _, shape in shapes])
+    calls = record(graph, functional_copy(network), example_input)[1]
+    return _layout(network, graph, calls, [1 if len(call.after) > 1 else 0 for call in calls])
 
 
 def measure_family(
@@ -81,35 +95,66 @@ def measure_family(
     units: Sequence[Unit],
     removals: Sequence[Removal],
 ) -> tuple[LayoutFamily, dict[str, str]]:
-    """Derives the family from the shapes recorded while units were verified.
+    """Derives the family from what was recorded while units were verified.
 
     Returns:
-        The family over the units whose sizes are linear in their width, and the reason for each other unit.
+        The family over the units whose sizes and products are linear in their width, and the reason for each other
+        unit.
     """
-    dense_shapes = record(graph, functional_copy(network), example_input)[1]
-    refused = _nonlinear(dense_shapes, removals)
+    calls = record(graph, functional_copy(network), example_input)[1]
+    refused = _nonlinear(graph, calls, removals)
     units = [unit for unit in units if unit.name not in refused]
-    axes = _channel_axes(dense_shapes, [r for r in removals if r.unit not in refused])
-    dense = _layout(network, graph, dense_shapes, axes)
-    first = {removal.unit: removal for removal in removals}
+    axes = _channel_axes(calls, [r for r in removals if r.unit not in refused])
+    family = _family(network, graph, _layout(network, graph, calls, axes), calls, axes, units, removals)
+    products, curved = _product_slopes(graph, family, removals)
+    family = replace(family, products=products)
+    return family.only([unit.name for unit in units if unit.name not in curved]), refused | curved
+
+
+def _family(
+    network: nn.Module, graph: Graph, dense: Layout, calls: Sequence[Call], axes: Sequence[int],
+    units: Sequence[Unit], removals: Sequence[Removal],
+) -> LayoutFamily:  # fmt: skip
+    """The family by shapes alone; what operators multiply beside their weights does not change in it yet."""
+    first = {removal.unit: removal for removal in reversed(removals)}
     inputs = np.zeros((len(graph.nodes), len(units)), dtype=np.int64)
     outputs = np.zeros_like(inputs)
     for column, unit in enumerate(units):
         removal = first[unit.name]
-        for row, (before, after) in enumerate(zip(dense_shapes, removal.shapes, strict=True)):
-            outputs[row, column] = (before[1][axes[row]] - after[1][axes[row]]) // removal.dropped
+        for row, (before, after) in enumerate(zip(calls, removal.calls, strict=True)):
+            outputs[row, column] = (before.after[axes[row]] - after.after[axes[row]]) // removal.dropped
         _weighted_inputs(network, graph, unit, inputs, column)
     weightless = np.asarray([not layer.has_weight for layer in dense.layers])
     inputs[weightless] = outputs[weightless]
-    family = LayoutFamily(
+    return LayoutFamily(
         dense=dense,
         units=tuple(unit.name for unit in units),
         channels=np.asarray([unit.channels for unit in units], dtype=np.int64),
         inputs=inputs,
         outputs=outputs,
         depthwise=np.asarray([_depthwise(network, node) for node in graph.nodes]),
+        products=np.zeros_like(inputs),
     )
-    return family, refused
+
+
+def _product_slopes(graph: Graph, family: LayoutFamily, removals: Sequence[Removal]) -> tuple[IntArray, dict[str, str]]:
+    """[N, U] multiply-accumulates per channel that no weight tells, and the units for which they are not linear."""
+    slopes, curved = np.zeros_like(family.products), dict[str, str]()
+    known: set[int] = set()
+    for removal in (removal for removal in removals if removal.unit in family.units):
+        column = family.units.index(removal.unit)
+        kept = family.channels.copy()
+        kept[column] -= removal.dropped
+        counted = np.asarray([call.macs for call in removal.calls], dtype=np.int64)
+        gone = family.dense.macs(family.widths(kept))[0] - counted
+        if column not in known:
+            slopes[:, column] = gone // removal.dropped
+            known.add(column)
+        wrong = np.flatnonzero(gone != slopes[:, column] * removal.dropped)
+        if len(wrong):
+            node = graph.nodes[int(wrong[0])]
+            curved[removal.unit] = f"what {node} multiplies is not linear in its channels"
+    return slopes, curved
 
 
 def kept_counts(family: LayoutFamily, kept: Mapping[str, int]) -> IntArray:
@@ -118,27 +163,31 @@ def kept_counts(family: LayoutFamily, kept: Mapping[str, int]) -> IntArray:
     return np.asarray([kept.get(name, full) for name, full in pairs], dtype=np.int64)
 
 
-def _nonlinear(dense: list[tuple[Shape, Shape]], removals: Sequence[Removal]) -> dict[str, str]:
+def _nonlinear(graph: Graph, dense: Sequence[Call], removals: Sequence[Removal]) -> dict[str, str]:
     """Units whose removal changes sizes in a way that is not one axis, linear in the channels removed."""
     refused: dict[str, str] = {}
     slopes: dict[tuple[str, int], float] = {}
     for removal in removals:
-        for row, ((_, before), (_, after)) in enumerate(zip(dense, removal.shapes, strict=True)):
-            changed = [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+        for row, (before, after) in enumerate(zip(dense, removal.calls, strict=True)):
+            changed = _changed(before.after, after.after)
             if len(changed) > 1:
-                refused[removal.unit] = "more than one axis of a feature map depends on its channels"
-            slope = sum(before[axis] - after[axis] for axis in changed) / removal.dropped
+                refused.setdefault(removal.unit, f"more than one axis of what {graph.nodes[row]} gives depends on them")
+            slope = sum(before.after[axis] - after.after[axis] for axis in changed) / removal.dropped
             if slopes.setdefault((removal.unit, row), slope) != slope or slope % 1:
-                refused[removal.unit] = "a feature map's size is not linear in its channels"
+                refused.setdefault(removal.unit, f"the size of what {graph.nodes[row]} gives is not linear in them")
     return refused
 
 
-def _channel_axes(dense: list[tuple[Shape, Shape]], removals: Sequence[Removal]) -> list[int]:
+def _changed(before: Shape, after: Shape) -> list[int]:
+    return [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+
+
+def _channel_axes(dense: Sequence[Call], removals: Sequence[Removal]) -> list[int]:
     """For each operator the axis of its output that units change (1 where none does)."""
-    axes = [1 if len(shape) > 1 else 0 for _, shape in dense]
+    axes = [1 if len(call.after) > 1 else 0 for call in dense]
     for removal in removals:
-        for row, ((_, before), (_, after)) in enumerate(zip(dense, removal.shapes, strict=True)):
-            axes[row] = next((k for k, (a, b) in enumerate(zip(before, after, strict=True)) if a != b), axes[row])
+        for row, (before, after) in enumerate(zip(dense, removal.calls, strict=True)):
+            axes[row] = next(iter(_changed(before.after, after.after)), axes[row])
     return axes
 
 
@@ -158,15 +207,18 @@ def _depthwise(network: nn.Module, node: Node) -> bool:
     return node.module is not None and is_depthwise(network.get_submodule(node.module))
 
 
-def _layout(network: nn.Module, graph: Graph, shapes: list[tuple[Shape, Shape]], axes: Sequence[int]) -> Layout:
+def _layout(network: nn.Module, graph: Graph, calls: Sequence[Call], axes: Sequence[int]) -> Layout:
     layers: list[LayerShape] = []
-    for node, (before, after), axis in zip(graph.nodes, shapes, axes, strict=True):
+    for node, call, axis in zip(graph.nodes, calls, axes, strict=True):
         module = network.get_submodule(node.module) if node.module is not None else None
-        layers.append(_layer(node, module, before, after, axis))
+        layers.append(_layer(node, module, call.before, call.after, axis))
     # A weight that several calls share is counted with each of them, and taken back here: its widths never change.
     total = sum(parameter.numel() for parameter in network.parameters())
     extra = total - sum(_own_params(layer) for layer in layers)
-    return Layout(layers=tuple(layers), extra_params=extra, edges_known=graph.traced)
+    shapes = Layout(layers=tuple(layers), extra_params=extra, edges_known=graph.traced)
+    beside = np.asarray([call.macs for call in calls], dtype=np.int64) - shapes.macs(shapes.widths())[0]
+    own = tuple(replace(layer, products=int(count)) for layer, count in zip(layers, beside, strict=True))
+    return replace(shapes, layers=own)
 
 
 def _own_params(layer: LayerShape) -> int:
@@ -177,7 +229,7 @@ def _own_params(layer: LayerShape) -> int:
 def _layer(node: Node, module: nn.Module | None, before: Shape, after: Shape, axis: int) -> LayerShape:
     common: dict[str, Any] = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "function": node.function}
     if node.kind == "linear" and isinstance(module, nn.Linear):
-        out_map = after[1:-1]
+        out_map = _positions(after, len(after) - 1)
         return LayerShape(
             in_channels=module.in_features, out_channels=module.out_features, bias=module.bias is not None,
             in_map=out_map, out_map=out_map, **common,
@@ -190,11 +242,16 @@ def _layer(node: Node, module: nn.Module | None, before: Shape, after: Shape, ax
             in_map=before[2:], out_map=after[2:], **common,
         )  # fmt: skip
     channels = after[axis] if after else 1
-    rest = tuple(size for k, size in enumerate(after) if k not in (0, axis))
+    rest = _positions(after, axis)
     return LayerShape(
         in_channels=channels, out_channels=channels, in_map=rest, out_map=rest,
         channel_params=_channel_params(module, channels), **common,
     )  # fmt: skip
+
+
+def _positions(shape: Shape, axis: int) -> Shape:
+    """Sizes of all axes but the channels' and the batch's; windows or frames may stand in the place of the batch."""
+    return tuple(size for k, size in enumerate(shape) if k != axis and (k > 0 or size > 1))
 
 
 def _channel_params(module: nn.Module | None, channels: int) -> int:

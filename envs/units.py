@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from envs.graph import CONVOLUTIONS, NORMS, TRANSPOSED, Graph, functional_copy
+from envs.fates import fate
+from envs.graph import CONVOLUTIONS, NORMS, TRANSPOSED, WEIGHTED, Graph, functional_copy, run
 
-WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 Role = Literal["producer", "carrier", "consumer"]
 Positions = tuple[tuple[int, ...], ...]
 
@@ -93,35 +94,42 @@ def propose_units(network: nn.Module, example_input: Tensor, graph: Graph) -> tu
     order, calls = graph.order(), graph.calls()
     units: list[Unit] = []
     fixed: list[Fixed] = []
-    for items in _groups(network, example_input):
+    for items in _groups(network, example_input, graph):
         reason = _unsupported(items, network, calls)
         if reason:
             fixed += [Fixed(name, reason) for name in _producers(items, network)]
             continue
         for members in _parts(_members(items, network)):
-            part = _unit(members, network, order)
+            part = _unit(members, network, graph)
             if isinstance(part, Unit):
                 units.append(part)
             else:
                 fixed += [Fixed(member.module, part) for member in members if _writes(member, network)]
     names = Counter(unit.name for unit in units)
     for unit in (unit for unit in units if names[unit.name] > 1):
-        fixed += [Fixed(name, "its channels go different ways") for name in weighted_outputs(unit, network)]
+        fixed += [
+            Fixed(name, f"parts of the channels of {unit.name!r} go different ways")
+            for name in weighted_outputs(unit, network)
+        ]
     units = sorted((u for u in units if names[u.name] == 1), key=lambda u: order.get(u.name, len(order)))
-    return units, list(dict.fromkeys(fixed))
+    return units, fixed
 
 
-def _unit(members: tuple[Member, ...], network: nn.Module, order: dict[str, int]) -> Unit | str:
+def _unit(members: tuple[Member, ...], network: nn.Module, graph: Graph) -> Unit | str:
     """The unverified unit of some members, or why they cannot be one."""
+    order = graph.order()
     if not any(member.role == "consumer" for member in members):
-        return "its channels are the network's output"
+        return fate(graph, [member.module for member in members])
     producers = [member.module for member in members if member.role == "producer"]
     if not producers:
         return "no layer of the network writes its channels"
     channels = len(members[0].positions)
     granules = _granules(channels, members, network)
+    if channels < 2:
+        return "it has one channel"
     if len(granules) < 2 or len({len(granule) for granule in granules}) > 1:
-        return "it has one channel, or a grouped convolution ties its channels together"
+        grouped = next((m.module for m in members if getattr(network.get_submodule(m.module), "groups", 1) > 1), "")
+        return f"a grouped convolution ties its channels together ({grouped!r})"
     first = min(producers, key=lambda name: order.get(name, len(order)))
     return Unit(name=first, channels=channels, granules=granules, members=members)
 
@@ -141,7 +149,7 @@ def _parts(members: tuple[Member, ...]) -> list[tuple[Member, ...]]:
     ]
 
 
-def _groups(network: nn.Module, example_input: Tensor) -> Iterator[list[tuple[str, str, Any, Any]]]:
+def _groups(network: nn.Module, example_input: Tensor, graph: Graph) -> Iterator[list[tuple[str, str, Any, Any]]]:
     """Torch-Pruning's groups as [(name, in|out|parameter, positions, root channels)], the root first."""
     twin = functional_copy(network)
     for parameter_name, parameter in list(twin.named_parameters()):
@@ -149,10 +157,13 @@ def _groups(network: nn.Module, example_input: Tensor) -> Iterator[list[tuple[st
         fresh = nn.Parameter(parameter.detach(), requires_grad=True)  # it traces through autograd
         setattr(twin.get_submodule(owner), leaf, fresh)
     names = {module: name for name, module in twin.named_modules()}
+    free = {id(parameter): name for name, parameter in twin.named_parameters()}
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
-            dependencies = tp.DependencyGraph().build_dependency(twin, example_input, verbose=False)
+            dependencies = tp.DependencyGraph().build_dependency(
+                twin, example_input, lambda module, inputs: _all_outputs(module, inputs, graph), verbose=False
+            )
             groups = list(dependencies.get_all_groups())
         except Exception as error:
             raise ValueError(
@@ -164,10 +175,19 @@ def _groups(network: nn.Module, example_input: Tensor) -> Iterator[list[tuple[st
             module, handler = item.dep.target.module, item.dep.handler
             axis = "in" if dependencies.is_in_channel_pruning_fn(handler) else "out"
             if isinstance(module, nn.Parameter):
-                items.append(("a free parameter", "parameter", item.idxs, item.root_idxs))
+                items.append((free.get(id(module), "?"), "parameter", item.idxs, item.root_idxs))
             elif module in names:
                 items.append((names[module], axis, item.idxs, item.root_idxs))
         yield items
+
+
+def _all_outputs(network: nn.Module, inputs: Tensor, graph: Graph) -> list[Tensor]:
+    """What a forward pass computes, also where nothing reads it: shapes must fit there, too."""
+    if graph.program is None:
+        ends = network(inputs)
+    else:
+        ends = [value for node, value in run(graph.program, network, inputs) if not node.users]
+    return [end for end in tree_leaves(ends) if isinstance(end, Tensor) and end.grad_fn is not None]
 
 
 def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) -> str:
@@ -175,7 +195,7 @@ def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) ->
     owners = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
     for name, axis, _, _ in items:
         if axis == "parameter":
-            return "a parameter outside of any layer depends on its channels"
+            return f"the parameter {name!r}, which belongs to no layer that can be sliced, depends on its channels"
         module = network.get_submodule(name)
         parameters = dict(module.named_parameters())
         if not parameters:
@@ -188,8 +208,10 @@ def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) ->
             return f"{name!r} shares a parameter with another layer"
         if isinstance(module, TRANSPOSED) and module.groups != 1:
             return f"{name!r} is a grouped transposed convolution"
-        if calls.get(name, 1) > 1:
+        if calls.get(name, 0) > 1:
             return f"{name!r} is called more than once in a forward pass"
+        if name not in calls:
+            return f"{name!r} is a part of another layer, or is used without being called"
     return ""
 
 

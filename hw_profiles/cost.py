@@ -50,7 +50,7 @@ def cost_of(cost: Cost, layout: Layout) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Macs:
-    """Multiply-accumulates of convolutions and linear layers, batch 1; bias and normalization are ignored.
+    """Multiply-accumulates of every operator that multiplies, batch 1; bias and normalization are ignored.
 
     Attributes:
         skips: Patterns whose zeros the hardware skips ("2:4"; "unstructured" for every density); the zeros of
@@ -62,9 +62,8 @@ class Macs:
     skips: tuple[str, ...] = ()
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
-        """[K] multiply-accumulates: sum of out_map x kernel x in/groups x out."""
-        weights = layout.weights(widths, self._skipped)
-        return np.asarray((weights * layout.positions()).sum(axis=1), dtype=np.float64)
+        """[K] multiply-accumulates: sum of out_map x kernel x in/groups x out, and of products without a weight."""
+        return np.asarray(layout.macs(widths, self._skipped).sum(axis=1), dtype=np.float64)
 
     def _skipped(self, codes: IntArray) -> NDArray[np.bool_]:
         named = [parse_pattern(text).code for text in self.skips if text != "unstructured"]

@@ -46,6 +46,8 @@ class LayerShape:
         pattern: Sparsity pattern of the weight.
         inputs: Indices of the producing operators in the layout.
         function: What is computed, in lower case without underscores ("relu6", "maxpool2d"): runtimes fuse by it.
+        products: Multiply-accumulates beside those of kernel and widths: what an operator without a weight multiplies
+            (attention, a recurrent layer, a functional convolution).
     """
 
     name: str
@@ -62,6 +64,7 @@ class LayerShape:
     pattern: str = "dense"
     inputs: tuple[int, ...] = ()
     function: str = ""
+    products: int = 0
 
     def __post_init__(self) -> None:
         """Refuses shapes that no operator can have."""
@@ -73,7 +76,7 @@ class LayerShape:
 
     @property
     def has_weight(self) -> bool:
-        """Whether multiply-accumulates are counted here (convolutions and linear layers)."""
+        """Whether widths and kernel tell its multiply-accumulates (convolutions and linear layers)."""
         return self.kind in WEIGHTED
 
 
@@ -86,12 +89,14 @@ class Widths:
         outputs: [K, N] int64 channels written.
         groups: [K, N] int64 convolution groups (a depthwise layer's follow its width).
         patterns: [K, N] int64 `Pattern.code` of each weight, None where all are dense.
+        products: [K, N] int64 multiply-accumulates beside those of kernel and widths, None where they are the layout's.
     """
 
     inputs: IntArray
     outputs: IntArray
     groups: IntArray
     patterns: IntArray | None = None
+    products: IntArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +120,7 @@ class Layout:
             "inputs": [layer.in_channels for layer in self.layers],
             "outputs": [layer.out_channels for layer in self.layers],
             "groups": [layer.groups for layer in self.layers],
+            "products": [layer.products for layer in self.layers],
         }
         if any(layer.pattern != "dense" for layer in self.layers):
             columns["patterns"] = [parse_pattern(layer.pattern).code for layer in self.layers]
@@ -144,6 +150,15 @@ class Layout:
         """
         maps = [layer.in_map if layer.kind == "transposed" else layer.out_map for layer in self.layers]
         return np.asarray([prod(map_) for map_ in maps], dtype=np.int64)
+
+    def products(self, widths: Widths) -> IntArray:
+        """[K or 1, N] int64 multiply-accumulates of each operator beside those of its weight."""
+        own = np.asarray([[layer.products for layer in self.layers]], dtype=np.int64)
+        return own if widths.products is None else widths.products
+
+    def macs(self, widths: Widths, skips: Callable[[IntArray], NDArray[np.bool_]] | None = None) -> IntArray:
+        """[K, N] int64 multiply-accumulates of each operator; `skips` as in `weights`."""
+        return self.weights(widths, skips) * self.positions() + self.products(widths)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary; `from_json` reads it back."""

@@ -1,0 +1,71 @@
+"""Copies of networks that share their tensors, and whether two outputs agree."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every parameter and buffer with `network` (a few ms, no data moves)."""
+    known: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    # A module has a dozen empty dictionaries, most for hooks, which would take half of deepcopy's time.
+    empty = (v for m in network.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v)
+    known |= {id(value): value.copy() for value in empty}
+    return copy.deepcopy(network, known)
+
+
+def functional_copy(network: nn.Module) -> nn.Module:
+    """`copy_network` in eval mode whose activations do not work in place, so that every value can be kept."""
+    twin = copy_network(network).eval()
+    for module in twin.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+    return twin
+
+
+def make_channels_last(network: nn.Module) -> None:
+    """Gives 2-D convolutions channels-last weights of their own, in place."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and "weight" in dict(module.named_parameters(recurse=False)):
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def runs_channels_last(network: nn.Module, example_input: Tensor, expected: Any) -> bool:
+    """Whether the network gives the expected output on channels-last images, too."""
+    if example_input.ndim != 4:
+        return True
+    fast = copy_network(network)
+    make_channels_last(fast)
+    try:
+        with torch.no_grad():
+            got = fast(example_input.contiguous(memory_format=torch.channels_last))
+        return same_output(expected, got, tolerance=1e-3)
+    except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
+        return False
+
+
+def same_output(expected: Any, got: Any, tolerance: float) -> bool:
+    """Whether two outputs (tensors or structures of them) agree relative to the largest expected value."""
+    wanted, found = tree_leaves(expected), tree_leaves(got)
+    if not wanted or len(wanted) != len(found):
+        return False
+    return all(_close(a, b, tolerance) for a, b in zip(wanted, found, strict=True))
+
+
+def _close(expected: Any, got: Any, tolerance: float) -> bool:
+    if not (isinstance(expected, Tensor) and isinstance(got, Tensor)):
+        return type(expected) is type(got) and bool(expected == got)
+    if expected.shape != got.shape:
+        return False
+    a, b = expected.detach().double(), got.detach().double()
+    finite = a[a.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    differences = (a - b).abs()[a != b]  # equal infinities have no difference
+    return not differences.numel() or float(differences.max()) <= tolerance * max(largest, 1e-12)
