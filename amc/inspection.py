@@ -16,6 +16,7 @@ from amc.config import SearchConfig
 from amc.pattern_view import mac_shares, weight_reasons
 from amc.tasks import Task
 from envs.constraint import Costing
+from envs.graph import NORMS
 from envs.sites import Site
 from envs.units import WEIGHTED, Fixed, Unit, is_depthwise, weighted_outputs
 from hw_profiles.cost import COSTS, Cost, Macs, cost_of
@@ -205,12 +206,16 @@ def _stays(
 
 
 def weighted_layers(network: nn.Module) -> list[str]:
-    """Names of the layers with a weight: torch's kinds, and any module without children that owns a matrix."""
+    """Names of the layers with a weight: torch's kinds, and any other module without children that owns a matrix."""
     return [
         name for name, module in network.named_modules()
-        if isinstance(module, (*WEIGHTED, *UNPRUNED))
-        or (not list(module.children()) and any(own.ndim > 1 for own in module.parameters()))
+        if isinstance(module, (*WEIGHTED, *UNPRUNED)) or _is_own_layer(module)
     ]  # fmt: skip
+
+
+def _is_own_layer(module: nn.Module) -> bool:
+    leaf = not list(module.children()) and not isinstance(module, NORMS)
+    return leaf and any(own.ndim > 1 for own in module.parameters())
 
 
 def _default_reason(network: nn.Module, name: str, runs: bool) -> str:

@@ -105,9 +105,18 @@ def countable() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def _product(first: Tensor, *others: Any, **options: Any) -> int:
+    return 2 * int(first.numel())
+
+
+PRODUCTS: dict[Any, Any] = {torch.ops.aten.mv: _product, torch.ops.aten.dot: _product, torch.ops.aten.vdot: _product}
+"""What torch has no formula for: products of a matrix or a vector and a vector, as in spectral normalization."""
+
+
 def counted(network: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of one sample, by torch's own counter."""
-    network, counter = copy.deepcopy(network).requires_grad_(False), FlopCounterMode(display=False)
+    network = copy.deepcopy(network).requires_grad_(False)
+    counter = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
     with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")  # oneDNN's switch warns of Intel GPUs
         with torch.backends.mkldnn.flags(enabled=False), counter:
