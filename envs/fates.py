@@ -20,13 +20,19 @@ def fate(graph: Graph, layers: Collection[str]) -> str:
         return "no layer that reads its channels was found in a network that cannot be traced"
     known = {node.source: node for node in graph.nodes}
     reached = list(_downstream(graph.program, layers, known))
-    readers = [known[node.name] for node in reached if node.name in known and _reads(known[node.name])]
-    if not readers:
+    if not any(node.name in known and _reads(known[node.name]) for node in reached):
         ends = any(node.op == "output" for node in reached)
         return "its channels are the network's output" if ends else "nothing reads what it computes"
+    return lost_track(graph, layers)
+
+
+def lost_track(graph: Graph, layers: Collection[str]) -> str:
+    """Names the first operator behind some layers that rearranges their channels, or reads them."""
+    known = {node.source: node for node in graph.nodes}
+    reached = _downstream(graph.program, layers, known) if graph.program is not None else iter(())
     between = (known[node.name] for node in reached if node.name in known)
-    stop = next((node for node in between if node.kind not in SAME_CHANNELS), readers[0])
-    return f"its channels cannot be followed through {stop}"
+    stop = next((node for node in between if node.kind not in SAME_CHANNELS), None)
+    return f"its channels cannot be followed through {stop or 'what reads them'}"
 
 
 def left_over(network: nn.Module, graph: Graph, known: Collection[str]) -> Iterator[tuple[str, str]]:

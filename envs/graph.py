@@ -62,7 +62,8 @@ class Node:
     def __str__(self) -> str:
         """How messages name it: a layer by its name, anything else by what it does and who runs it."""
         if self.module is not None:
-            return repr(self.name)
+            weighted = self.kind in ("conv", "transposed", "linear")
+            return repr(self.name) if weighted else f"{self.name!r} ({self.function})"
         return f"{self.function!r} in {self.owner!r}" if self.owner else f"{self.function!r}"
 
 

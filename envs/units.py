@@ -6,19 +6,16 @@ input weights and removing its channels give the same output (`envs/verify.py`).
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from envs.fates import fate
-from envs.graph import CONVOLUTIONS, NORMS, TRANSPOSED, WEIGHTED, Graph, functional_copy, run
+from envs.dependencies import Item, channel_groups
+from envs.fates import fate, lost_track
+from envs.graph import CONVOLUTIONS, NORMS, TRANSPOSED, WEIGHTED, Graph
 
 Role = Literal["producer", "carrier", "consumer"]
 Positions = tuple[tuple[int, ...], ...]
@@ -94,7 +91,9 @@ def propose_units(network: nn.Module, example_input: Tensor, graph: Graph) -> tu
     order, calls = graph.order(), graph.calls()
     units: list[Unit] = []
     fixed: list[Fixed] = []
-    for items in _groups(network, example_input, graph):
+    groups, lost = channel_groups(network, example_input, graph)
+    fixed += [Fixed(name, reason) for name, reason in lost.items()]
+    for items in groups:
         reason = _unsupported(items, network, calls)
         if reason:
             fixed += [Fixed(name, reason) for name in _producers(items, network)]
@@ -124,6 +123,8 @@ def _unit(members: tuple[Member, ...], network: nn.Module, graph: Graph) -> Unit
     if not producers:
         return "no layer of the network writes its channels"
     channels = len(members[0].positions)
+    if any(_beyond(member, network) for member in members):
+        return lost_track(graph, producers)
     granules = _granules(channels, members, network)
     if channels < 2:
         return "it has one channel"
@@ -149,48 +150,7 @@ def _parts(members: tuple[Member, ...]) -> list[tuple[Member, ...]]:
     ]
 
 
-def _groups(network: nn.Module, example_input: Tensor, graph: Graph) -> Iterator[list[tuple[str, str, Any, Any]]]:
-    """Torch-Pruning's groups as [(name, in|out|parameter, positions, root channels)], the root first."""
-    twin = functional_copy(network)
-    for parameter_name, parameter in list(twin.named_parameters()):
-        owner, _, leaf = parameter_name.rpartition(".")
-        fresh = nn.Parameter(parameter.detach(), requires_grad=True)  # it traces through autograd
-        setattr(twin.get_submodule(owner), leaf, fresh)
-    names = {module: name for name, module in twin.named_modules()}
-    free = {id(parameter): name for name, parameter in twin.named_parameters()}
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        try:
-            dependencies = tp.DependencyGraph().build_dependency(
-                twin, example_input, lambda module, inputs: _all_outputs(module, inputs, graph), verbose=False
-            )
-            groups = list(dependencies.get_all_groups())
-        except Exception as error:
-            raise ValueError(
-                f"Torch-Pruning must be able to trace the network, but raised {type(error).__name__}: {error}"
-            ) from error
-    for group in groups:
-        items = []
-        for item in group:
-            module, handler = item.dep.target.module, item.dep.handler
-            axis = "in" if dependencies.is_in_channel_pruning_fn(handler) else "out"
-            if isinstance(module, nn.Parameter):
-                items.append((free.get(id(module), "?"), "parameter", item.idxs, item.root_idxs))
-            elif module in names:
-                items.append((names[module], axis, item.idxs, item.root_idxs))
-        yield items
-
-
-def _all_outputs(network: nn.Module, inputs: Tensor, graph: Graph) -> list[Tensor]:
-    """What a forward pass computes, also where nothing reads it: shapes must fit there, too."""
-    if graph.program is None:
-        ends = network(inputs)
-    else:
-        ends = [value for node, value in run(graph.program, network, inputs) if not node.users]
-    return [end for end in tree_leaves(ends) if isinstance(end, Tensor) and end.grad_fn is not None]
-
-
-def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) -> str:
+def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int]) -> str:
     """Why a group cannot become a unit, or ''."""
     owners = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
     for name, axis, _, _ in items:
@@ -215,7 +175,7 @@ def _unsupported(items: list[Any], network: nn.Module, calls: dict[str, int]) ->
     return ""
 
 
-def _members(items: list[Any], network: nn.Module) -> tuple[Member, ...]:
+def _members(items: Sequence[Item], network: nn.Module) -> tuple[Member, ...]:
     channels = _out_channels(network.get_submodule(items[0][0]))
     roles: dict[tuple[str, Role], list[list[int]]] = {}
     for name, axis, positions, roots in items:
@@ -237,6 +197,15 @@ def _members(items: list[Any], network: nn.Module) -> tuple[Member, ...]:
     )
 
 
+def _beyond(member: Member, network: nn.Module) -> bool:
+    """Whether a member holds places that its module does not have."""
+    module = network.get_submodule(member.module)
+    if not isinstance(module, WEIGHTED):
+        return False
+    size = _in_channels(module) if member.role == "consumer" else _out_channels(module)
+    return any(position >= size for row in member.positions for position in row)
+
+
 def weighted_outputs(unit: Unit, network: nn.Module) -> list[str]:
     """Names of the layers with a weight whose output channels the unit holds (depthwise ones are carriers)."""
     return list(dict.fromkeys(member.module for member in unit.members if _writes(member, network)))
@@ -246,7 +215,7 @@ def _writes(member: Member, network: nn.Module) -> bool:
     return member.role != "consumer" and isinstance(network.get_submodule(member.module), WEIGHTED)
 
 
-def _producers(items: list[Any], network: nn.Module) -> list[str]:
+def _producers(items: Sequence[Item], network: nn.Module) -> list[str]:
     """Names of the layers whose output channels a group holds."""
     outputs = [name for name, axis, _, _ in items if axis == "out"]
     return [name for name in dict.fromkeys(outputs) if isinstance(network.get_submodule(name), WEIGHTED)]

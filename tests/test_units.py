@@ -186,7 +186,7 @@ class Scaled(nn.Module):
         (nn.LayerNorm([4, 6, 6], elementwise_affine=False), "not the same as silencing|does not run without"),
         (nn.Softmax(dim=1), "not the same as silencing"),
         (nn.Conv2d(4, 8, 3, groups=4), "a grouped convolution ties its channels together"),
-        (nn.PixelShuffle(2), "does not run without its channels"),
+        (nn.PixelShuffle(2), "cannot be followed through '1' .pixelshuffle"),
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "computes its weight from other parameters"),
     ],
     ids=["group norm", "layer norm", "softmax", "channel multiplier", "pixel shuffle", "weight norm"],

@@ -1,0 +1,148 @@
+"""Groups of channels that depend on each other, from Torch-Pruning's dependency graph.
+
+The graph is Torch-Pruning's; it is walked here, so that one layer whose channels it loses does not cost the others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from envs.copies import functional_copy
+from envs.culprit import first_line
+from envs.fates import fate
+from envs.graph import WEIGHTED, Graph, run
+
+
+class Item(NamedTuple):
+    """One axis that a group holds.
+
+    Attributes:
+        name: Name of the module, or of the parameter.
+        axis: "in", "out" or "parameter".
+        positions: Positions on the axis.
+        roots: For each position the channel of the group's first layer that it belongs to.
+    """
+
+    name: str
+    axis: str
+    positions: list[int]
+    roots: list[int]
+
+
+class _Index(NamedTuple):
+    idx: int
+    root_idx: int
+
+
+def channel_groups(network: nn.Module, example_input: Tensor, graph: Graph) -> tuple[list[list[Item]], dict[str, str]]:
+    """Groups of axes, each with its root's output first, and the layers whose channels are lost, with the reason.
+
+    Args:
+        network: The network; it is not changed.
+        example_input: [1, ...] input.
+        graph: Its operator graph.
+    """
+    twin = _differentiable(network)
+    names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
+    names |= {parameter: name for name, parameter in twin.named_parameters()}
+    layers = [module for module in twin.modules() if isinstance(module, WEIGHTED)]
+    try:
+        dependencies = _dependencies(twin, example_input, graph)
+    except Exception as error:  # whatever Torch-Pruning raises
+        reason = f"Torch-Pruning cannot read the network ({first_line(error)})"
+        return [], {names[layer]: reason for layer in layers}
+    groups: list[list[Item]] = []
+    lost: dict[str, str] = {}
+    visited: set[Any] = set()
+    for module in (one for one in dependencies.module2node if isinstance(one, WEIGHTED)):
+        if module in visited or dependencies.get_pruner_of_module(module) is None:
+            continue
+        try:
+            group = _walk(dependencies, module, _longest(layers))
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # an arrangement that it does not know
+            lost[names[module]] = fate(graph, [names[module]])
+            continue
+        visited |= {one for one, axis, _, _ in group if axis == "out"}
+        groups.append([Item(names[one], *rest) for one, *rest in group if one in names])
+    return groups, lost
+
+
+def _differentiable(network: nn.Module) -> nn.Module:
+    """A copy that autograd can follow."""
+    twin = functional_copy(network)
+    for name, parameter in list(twin.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        fresh = nn.Parameter(parameter.detach(), requires_grad=parameter.is_floating_point())
+        setattr(twin.get_submodule(owner), leaf, fresh)
+    return twin
+
+
+def _dependencies(network: nn.Module, example_input: Tensor, graph: Graph) -> tp.DependencyGraph:
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        dependencies = tp.DependencyGraph().build_dependency(
+            network, example_input, lambda module, inputs: _all_outputs(module, inputs, graph), verbose=False
+        )
+    tp.dependency.index_mapping.update_index_mapping(dependencies)
+    return dependencies
+
+
+def _all_outputs(network: nn.Module, inputs: Tensor, graph: Graph) -> list[Tensor]:
+    """What a forward pass computes, also where nothing reads it: shapes must fit there, too."""
+    if graph.program is None:
+        ends = network(inputs)
+    else:
+        ends = [value for node, value in run(graph.program, network, inputs) if not node.users]
+    return [end for end in tree_leaves(ends) if isinstance(end, Tensor) and end.grad_fn is not None]
+
+
+def _longest(layers: list[nn.Module]) -> int:
+    """The longest axis of any layer: no channel can have more places."""
+    return max(max(layer.weight.shape[0], layer.weight[0].numel()) for layer in layers)  # type: ignore[union-attr, operator, index, arg-type]
+
+
+def _walk(
+    dependencies: tp.DependencyGraph, root: nn.Module, longest: int
+) -> list[tuple[Any, str, list[int], list[int]]]:
+    """(module or parameter, axis, positions, root channels) of all that depends on a layer's output channels.
+
+    Raises:
+        ValueError: If a channel has more places than any layer: the walk has lost it, and might never end.
+    """
+    pruner = dependencies.get_pruner_of_module(root)
+    indices: Sequence[Any] = [_Index(k, k) for k in range(pruner.get_out_channels(root))]
+    start = (dependencies.module2node[root], pruner.prune_out_channels)
+    places: dict[tuple[Any, Any], dict[int, int]] = {start: {index.idx: index.root_idx for index in indices}}
+    seen, waiting = {(*start, frozenset(indices))}, [(*start, indices)]
+    while waiting:
+        node, handler, here = waiting.pop()
+        for step in (step for step in node.dependencies if step.is_triggered_by(handler)):
+            indices = here
+            for mapping in (mapping for mapping in step.index_mapping if mapping is not None):
+                indices = mapping(indices)
+                if len(indices) > longest:
+                    raise ValueError(f"{len(indices)} places")
+            reached = (step.target, step.handler)
+            if indices and (*reached, frozenset(indices)) not in seen:
+                seen.add((*reached, frozenset(indices)))
+                waiting.append((*reached, indices))
+                known = places.setdefault(reached, {})
+                for index in indices:
+                    known.setdefault(index.idx, index.root_idx)
+    return [
+        (node.module, _axis(dependencies, node.module, handler), list(held), list(held.values()))
+        for (node, handler), held in places.items()
+    ]
+
+
+def _axis(dependencies: tp.DependencyGraph, module: Any, handler: Any) -> str:
+    if isinstance(module, nn.Parameter):
+        return "parameter"
+    return "out" if dependencies.is_out_channel_pruning_fn(handler) else "in"  # depthwise: one axis is both
