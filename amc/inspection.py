@@ -18,7 +18,7 @@ from amc.tasks import Task
 from envs.constraint import Costing
 from envs.graph import NORMS
 from envs.sites import Site
-from envs.units import WEIGHTED, Fixed, Unit, is_depthwise, weighted_outputs
+from envs.units import WEIGHTED, Fixed, Unit, weighted_outputs
 from hw_profiles.cost import COSTS, Cost, Macs, cost_of
 from hw_profiles.layers import Layout
 from hw_profiles.shape_rules import ShapeRules, load_rules
@@ -198,11 +198,14 @@ def _stays(
     for entry in (*anatomy.fixed, *skipped):
         if entry.name not in held and entry.reason not in reasons.setdefault(entry.name, []):
             reasons[entry.name].append(entry.reason)
-    calls = anatomy.graph.calls()
     return tuple(
-        Stay(layer=name, reason="; ".join(said) or _default_reason(network, name, name in calls))
+        Stay(layer=name, reason="; ".join(said) or _never(network.get_submodule(name)))
         for name, said in reasons.items()
     )
+
+
+def _never(module: nn.Module) -> str:
+    return f"the channels of a layer of type {type(module).__name__} are never pruned"
 
 
 def weighted_layers(network: nn.Module) -> list[str]:
@@ -216,26 +219,6 @@ def weighted_layers(network: nn.Module) -> list[str]:
 def _is_own_layer(module: nn.Module) -> bool:
     leaf = not list(module.children()) and not isinstance(module, NORMS)
     return leaf and any(own.ndim > 1 for own in module.parameters())
-
-
-def _default_reason(network: nn.Module, name: str, runs: bool) -> str:
-    """Why a layer stays of whose channels nothing is known."""
-    module, parents = network.get_submodule(name), name.split(".")[:-1]
-    for depth in range(len(parents)):
-        whole = ".".join(parents[: depth + 1])
-        if isinstance(network.get_submodule(whole), UNPRUNED):
-            return f"it is a part of {whole!r}: {_never(network.get_submodule(whole))}"
-    if not isinstance(module, WEIGHTED):
-        return _never(module)
-    if not runs:
-        return "no output for the example input depends on it"
-    if is_depthwise(module):
-        return "its channels are those of the layer in front of it, which stay"
-    return "no channels that could go were found in it"
-
-
-def _never(module: nn.Module) -> str:
-    return f"the channels of a layer of type {type(module).__name__} are never pruned"
 
 
 def _patterns(anatomy: Anatomy, sites: Sequence[Site], fixed: Sequence[Fixed]) -> tuple[InspectedWeight, ...]:

@@ -93,8 +93,8 @@ class Words(nn.Module):
     ("layer", "reason"),
     [
         ("words", "the channels of a layer of type Embedding are never pruned"),
-        ("mix.out_proj", "it is a part of 'mix': the channels of a layer of type MultiheadAttention are never pruned"),
-        ("spare", "no output for the example input depends on it"),
+        ("mix.out_proj", "it is a part of 'mix' (MultiheadAttention), whose channels depend on each other"),
+        ("spare", "forward never calls it"),
     ],
 )
 def test_layers_that_are_in_no_group_of_channels_stay_for_a_reason_of_their_own(layer: str, reason: str) -> None:
