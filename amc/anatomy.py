@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from amc.data import Split
 from envs.fates import left_over
 from envs.graph import Graph, trace
 from envs.layout import LayoutFamily, measure_family
@@ -15,6 +16,9 @@ from envs.recount import confirm_macs, independent_macs
 from envs.together import verify_together
 from envs.units import Fixed, Unit, propose_units
 from envs.verify import verify_units
+
+SAMPLES = 4
+"""Real inputs on which units are verified: enough to tell a mistake from chance, and little work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,11 @@ def dissect(network: nn.Module, example_input: Tensor, samples: Tensor | None = 
         graph=graph, family=family, units=tuple(units), uncounted=recount.uncounted,
         fixed=(*reasons, *(Fixed(*pair) for pair in left_over(network, graph, _known(reasons, units)))),
     )  # fmt: skip
+
+
+def verification_samples(split: Split) -> Tensor:
+    """[B, ...] a few inputs of a split, on which units are verified."""
+    return split.batch(range(min(SAMPLES, len(split))))[0]
 
 
 def _one_each(fixed: Sequence[Fixed]) -> list[Fixed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor, nn
 
 from amc.anatomy import Anatomy
@@ -14,6 +15,7 @@ from envs.graph import trace
 from envs.layout import read_layout
 from envs.pattern_sites import interleaved, pattern_sites
 from envs.patterns import verify_network
+from envs.recount import CountMismatch, confirm_macs, independent_macs
 from envs.sites import Site
 from envs.units import Fixed
 from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, cost_of
@@ -81,12 +83,41 @@ def skipped_patterns(shapes: ShapeRules | None, table: LatencyTable | None) -> t
 def recount(
     network: nn.Module, example_input: Tensor, costs: Sequence[Cost], patterns: Mapping[str, str]
 ) -> dict[str, float]:
-    """Costs by name of a real network, traced anew.
+    """Costs by name of a real network, traced anew; its multiply-accumulates are counted in two independent ways.
 
     Raises:
         PatternMismatch: If a weight does not keep to the pattern by which it would be counted.
+        CountMismatch: If its layout counts other multiply-accumulates than its own forward runs.
     """
     verify_network(network, patterns)
-    layout = read_layout(network, trace(network, example_input), example_input)
+    graph = trace(network, example_input)
+    layout = read_layout(network, graph, example_input)
+    confirm_macs(layout, graph, independent_macs(network, example_input), "the pruned network")
     layout = replace(layout, layers=tuple(replace(a, pattern=patterns.get(a.name, "dense")) for a in layout.layers))
     return {name: cost_of(cost, layout) for name, cost in {cost.name: cost for cost in costs}.items()}
+
+
+def confirm_costs(costs: Mapping[str, float], constraint: Constraint, widths: Sequence[int], *, bounded: bool) -> None:
+    """Checks the costs of a real network against what the search was told and against the budgets.
+
+    Args:
+        costs: Cost name -> value, recounted on the real network.
+        constraint: The budgets.
+        widths: [S] kept channels and ranks of the network.
+        bounded: Whether the budgets hold for it (not for the dense network).
+
+    Raises:
+        CountMismatch: If multiply-accumulates differ from those foretold, or a budget is exceeded.
+    """
+    foretold = constraint.costs(np.asarray(widths))
+    for name, limit in constraint.limits().items():
+        if name == "macs" and costs[name] != foretold[name]:
+            raise CountMismatch(
+                f"the network must cost what the search was told, but a recount gives {name}={costs[name]:,.0f} "
+                f"instead of {foretold[name]:,.0f}: please report this network"
+            )
+        if bounded and costs[name] > limit * (1 + 1e-12):
+            raise CountMismatch(
+                f"every budget must be kept, but a recount gives {name}={costs[name]:,.6g} for {limit:,.6g}: "
+                "please report this network"
+            )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.anatomy import dissect
+from amc.anatomy import dissect, verification_samples
 from amc.backend import Agreement, choose_backend, repairs_alike
 from amc.bounds import bind, choose_sites, recount, skipped_patterns
 from amc.cache import cached_tensors
@@ -87,7 +87,7 @@ class Problem:
         self.draws = Draws(config, len(self.task.calibration), len(self.task.validation))
         table = load_table(config.profile, logger.warning) if config.profile is not None else None
         progress("finding units", 0, 1)
-        self.anatomy = dissect(self.task.network, self.task.example_input)
+        self.anatomy = dissect(self.task.network, self.task.example_input, verification_samples(self.task.calibration))
         progress("finding units", 1, 1)
         self.shapes = load_rules(config.shapes) if config.shapes is not None else None
         self.sites, skipped = choose_sites(config, self.task.network, self.anatomy, self.shapes)

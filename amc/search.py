@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from agents.searcher import Searcher
+from amc.bounds import confirm_costs
 from amc.evaluate import Score
 from amc.pattern_view import layer_patterns
 from amc.problem import Problem
@@ -274,7 +275,8 @@ def conclude(
     """Reports dense, uniform, start and found on validation and, once each, on test.
 
     Raises:
-        AssertionError: If the recount on the real network exceeds a budget (our mistake, never the user's).
+        CountMismatch: If a real network costs other than was foretold, or more than a budget (our mistake, never the
+            user's).
     """
     effort = (problem.effort.evaluations, problem.effort.image_forwards)
     dense = tuple(problem.constraint.costing.dense().tolist())
@@ -301,9 +303,7 @@ def conclude(
 def report(problem: Problem, one: Confirmed, *, bounded: bool) -> NetworkReport:
     """Both accuracies and the recounted costs of one network; the only place that reads test images."""
     costs = problem.real_costs(one.network, problem.patterns(one.widths))
-    if bounded:
-        for budget, limit in problem.constraint.limits().items():
-            assert costs[budget] <= limit * (1 + 1e-12), f"{budget}={costs[budget]} exceeds {limit}"
+    confirm_costs(costs, problem.constraint, one.widths, bounded=bounded)
     scores = {"validation": one.score, "test": problem.score(one.network, "test")}
     return NetworkReport(
         accuracy={split: score.accuracy for split, score in scores.items()}, costs=costs, widths=one.widths,

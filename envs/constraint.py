@@ -261,6 +261,21 @@ def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
         )
         raise InfeasibleBudget(
             f"every budget must be reachable under the rules, but the lowest found is {lowest}: "
-            "raise the budget, lower --min-ratio or --round-to, or skip fewer layers"
+            f"{_cure(costing, budgets)}"
         )
     return kept
+
+
+def _cure(costing: Costing, budgets: Sequence[Budget]) -> str:
+    """What helps against budgets that cannot be kept."""
+    ends = np.stack([costing.dense(), costing.lightest()])
+    free = [
+        cost.name
+        for cost, limit in budgets
+        if len(set(costing.many(cost, ends))) == 1 and costing.one(cost, ends[0]) > limit
+    ]
+    if free:
+        return (
+            f"nothing that may be changed carries {' or '.join(free)}, so bound another cost, or allow more to change"
+        )
+    return "raise the budget, lower --min-ratio or --round-to, or skip fewer layers"

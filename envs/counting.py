@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,6 +69,19 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
 
 _REGISTRY: dict[Any, Callable[..., int]] = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS)).flop_registry
 
+
+def _convolved(inputs: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> int:
+    return (inputs if transposed else out).numel() * weight[0].numel()
+
+
+_QUICK: dict[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
+    _aten.convolution: lambda args, out: _convolved(args[0], args[1], out, args[6]),
+    _aten.mm: lambda args, out: out.numel() * args[0].shape[1],
+    _aten.bmm: lambda args, out: out.numel() * args[0].shape[2],
+    _aten.addmm: lambda args, out: out.numel() * args[1].shape[1],
+}
+"""Multiply-accumulates of the commonest operators, at a tenth of the registry's time."""
+
 _MULTIPLIES = re.compile(
     r"(^|_)b?mm(_|$)|addmm|matmul|(^|_)mv|dot_product|conv(olution|_|\d|$)|(?<!bi)(?<!tri)linear(_|$)|lstm|gru|rnn|attention"
     r"|transformer|fft_[chr]|cdist|pdist|euclidean|linalg_(?!vector_norm|check|cross|_?powsum)|cholesky|solve|(^|_)lu_"
@@ -95,14 +110,17 @@ class Counter(TorchDispatchMode):
         """Runs the operator and counts it; an unknown one that plausibly multiplies is kept by name."""
         out = func(*args, **(kwargs or {}))
         packet = getattr(func, "_overloadpacket", func)
-        formula = _REGISTRY.get(packet)
-        if formula is not None:
+        quick, formula = _QUICK.get(packet), _REGISTRY.get(packet)
+        if quick is not None:
+            self._macs += quick(args, out)
+        elif formula is not None:
             self._macs += formula(*args, **(kwargs or {}), out_val=out) // 2
         elif may_multiply(func):
             self.uncounted[str(packet)] = None
         return out
 
 
+@cache
 def may_multiply(operator: Any) -> bool:
     """Whether an operator without a formula plausibly multiplies: a matrix operator of torch's, or not torch's own."""
     space, _, name = str(getattr(operator, "_name", operator)).rpartition("::")

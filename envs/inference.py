@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from envs.graph import BATCH_NORMS, Graph, functional_copy, make_channels_last
+from envs.probe import is_plain
 
 
 def inference_copy(network: nn.Module, graph: Graph) -> nn.Module:
@@ -45,6 +46,8 @@ def folded(network: nn.Module, name: str, reader: str) -> tuple[nn.Parameter, nn
         return None
     if "weight" not in dict(layer.named_parameters(recurse=False)):
         return None  # computed from other parameters (weight normalization)
+    if not is_plain(layer):
+        return None  # its class computes something else from weight and bias
     if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         fuse = fuse_conv_bn_weights
     elif isinstance(layer, nn.Linear):

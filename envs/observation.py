@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from envs.constraint import Constraint
 from hw_profiles.cost import Macs, cost_of
-from hw_profiles.layers import LayerShape
+from hw_profiles.layers import LayerShape, Layout
 
 FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "macs", "reduced", "rest", "previous_action")
 """Step, output channels, input channels, height, width, stride, kernel, share of MACs; cost already saved and
@@ -57,7 +57,7 @@ class Observer:
     def _describe(self, step: int) -> list[float]:
         costing = self._constraint.costing
         site, family = costing.sites[step], costing.family
-        layer = next(a for a in family.dense.layers if a.name == (site.layer or site.unit))
+        layer = _layer(family.dense, site.layer or site.unit)
         rows = [family.dense.layers.index(layer)] if site.layer else family.layers_of(site.unit)
         touched = replace(family.dense, layers=tuple(family.dense.layers[i] for i in rows))
         height, width = _plane(layer)
@@ -65,6 +65,18 @@ class Observer:
             step, layer.out_channels if site.layer else site.channels, layer.in_channels, height, width,
             max(layer.stride, default=1), max(layer.kernel, default=1), cost_of(Macs(), touched),
         ]  # fmt: skip
+
+
+def _layer(layout: Layout, name: str) -> LayerShape:
+    """The layer that a site is named after.
+
+    Raises:
+        ValueError: If the layout has no such layer.
+    """
+    found = next((layer for layer in layout.layers if layer.name == name), None)
+    if found is None:
+        raise ValueError(f"a site must be named after a layer of the layout, but there is no {name!r}")
+    return found
 
 
 def _plane(layer: LayerShape) -> tuple[int, int]:

@@ -6,11 +6,13 @@ Unfolded feature maps never exist: patches are gathered only where they were sam
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from envs.probe import Multiplication, has_stock_forward, is_plain, multiplication
 
 
 class Positions(NamedTuple):
@@ -21,8 +23,8 @@ class Positions(NamedTuple):
 
 
 def can_gather(module: nn.Module) -> bool:
-    """Whether rows can be gathered for this module."""
-    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
+    """Whether rows can be gathered for this module: it multiplies by its own weight, and by nothing else."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) and is_plain(module)
 
 
 def draw_positions(images: int, places: int, per_image: int, generator: torch.Generator) -> Positions:
@@ -69,13 +71,15 @@ def gather_patches(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
 
     With the kernel before the channels, patches of channels-last maps are whole runs of memory.
     """
+    call = None if has_stock_forward(module) else multiplication(module, inputs)
+    inputs = inputs if call is None else call.inputs
     if isinstance(module, nn.Linear):
         rows = inputs.flatten(1, -2)[at.image, at.place] if inputs.ndim > 2 else inputs[at.image]
         return rows[None, :, None]
     if isinstance(module, nn.Conv1d):
         inputs = inputs.unsqueeze(2)
-    kernel, stride, dilation, pads = _geometry(module)
-    if module.padding_mode != "zeros" and any(pads):
+    kernel, stride, dilation, pads = _geometry(module, module if call is None else call)
+    if call is None and module.padding_mode != "zeros" and any(pads):
         inputs, pads = F.pad(inputs, pads, mode=str(module.padding_mode)), [0, 0, 0, 0]
     height, width = inputs.shape[2:]
     reach = dilation[1] * (kernel[1] - 1) + 1
@@ -88,7 +92,7 @@ def gather_patches(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
     if any(pads):
         outside = ((down < 0) | (down >= height))[:, :, None] | ((along < 0) | (along >= width))[:, None]
         patches.index_fill_(0, outside.flatten().nonzero().flatten(), 0)
-    groups = int(module.groups)  # type: ignore[arg-type]
+    groups = int(module.groups) if call is None else call.groups  # type: ignore[arg-type]
     return patches.view(len(at.image), kernel[0] * kernel[1], groups, -1).permute(2, 0, 1, 3)
 
 
@@ -127,17 +131,29 @@ def as_weight(module: nn.Module, rows: Tensor) -> Tensor:
     return rows.transpose(1, 2).reshape(weight.shape).to(weight.dtype)
 
 
-def _geometry(module: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], list[int]]:
-    """Kernel, stride, dilation and F.pad amounts in two dimensions."""
-    kernel = tuple(module.kernel_size)  # type: ignore[arg-type]
-    stride = tuple(module.stride)  # type: ignore[arg-type]
-    dilation = tuple(module.dilation)  # type: ignore[arg-type]
+def _geometry(
+    module: nn.Module, called: nn.Module | Multiplication
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], list[int]]:
+    """Kernel, stride, dilation and F.pad amounts in two dimensions.
+
+    Args:
+        module: The convolution.
+        called: Who says its stride, padding and dilation: itself, or the call within its own forward.
+    """
+    kernel: tuple[int, ...] = tuple(module.kernel_size)  # type: ignore[arg-type]
+    stride, dilation = _sizes(called.stride, len(kernel)), _sizes(called.dilation, len(kernel))
     pads = [0, 0, 0, 0]
-    if module.padding == "same":
+    if called.padding == "same":
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         pads = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
-    elif not isinstance(module.padding, str):
-        pads = [side for pad in reversed(tuple(module.padding)) for side in (pad, pad)]  # type: ignore[arg-type]
+    elif not isinstance(called.padding, str):
+        pads = [side for pad in reversed(_sizes(called.padding, len(kernel))) for side in (pad, pad)]
     if len(kernel) == 1:
         return (1, kernel[0]), (1, stride[0]), (1, dilation[0]), [*pads[:2], 0, 0]
     return kernel, stride, dilation, pads
+
+
+def _sizes(value: Any, count: int) -> tuple[int, ...]:
+    """One size per dimension."""
+    sizes = (value,) if isinstance(value, int) else tuple(value)
+    return sizes * count if len(sizes) == 1 else sizes
