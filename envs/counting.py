@@ -50,13 +50,13 @@ def _added_matrices(base: Sizes, first: Sizes, second: Sizes, out_shape: Any = N
 
 def _trilinear(a: Sizes, b: Sizes, c: Sizes, *axes: Any, out_shape: Any = None, **options: Any) -> int:
     """`nn.Bilinear`: each weight is multiplied once per output position."""
-    expanded = []
+    expanded: list[tuple[int, ...]] = []
     for sizes, places in zip((a, b, c), axes, strict=False):
         full = list(sizes)
         for place in sorted(places):
             full.insert(place, 1)
         expanded.append(tuple(full))
-    return 2 * prod(torch.broadcast_shapes(*expanded))
+    return 2 * prod(max(sizes) for sizes in zip(*expanded, strict=True))
 
 
 FORMULAS: Mapping[Any, Callable[..., int]] = {
@@ -90,12 +90,12 @@ _MULTIPLIES = re.compile(
 """Names of torch's own operators that multiply matrices or transform; all others work value by value or move data."""
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Adds up the multiply-accumulates of every operator that runs within the context."""
 
     def __init__(self) -> None:
         """Starts at nothing."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._macs = 0
         self.uncounted: dict[str, None] = {}
 

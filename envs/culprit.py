@@ -95,7 +95,7 @@ def _module_steps(network: nn.Module, inputs: Tensor) -> Iterator[Step]:
         (f"{name or 'forward'!r} ({type(module).__name__})", module) for name, module in observed_modules(network)
     ]
     handles = [
-        module.register_forward_pre_hook(lambda module, args, label=label: inside.append(label))  # type: ignore[misc]
+        module.register_forward_pre_hook(lambda module, args, label=label: inside.append(label))
         for label, module in modules
     ]
     handles += [module.register_forward_hook(leave) for _, module in modules]

@@ -69,8 +69,8 @@ def channel_groups(network: nn.Module, example_input: Tensor, graph: Graph) -> t
         except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # an arrangement that it does not know
             lost[names[module]] = fate(graph, [names[module]])
             continue
-        visited |= {one for one, axis, _, _ in group if axis == "out"}
-        groups.append([Item(names[one], *rest) for one, *rest in group if one in names])
+        visited |= {one.holder for one in group if one.axis == "out"}
+        groups.append([Item(names[o.holder], o.axis, o.positions, o.roots) for o in group if o.holder in names])
     return groups, lost
 
 
@@ -103,15 +103,23 @@ def _all_outputs(network: nn.Module, inputs: Tensor, graph: Graph) -> list[Tenso
     return [end for end in tree_leaves(ends) if isinstance(end, Tensor) and end.grad_fn is not None]
 
 
-def _longest(layers: list[nn.Module]) -> int:
+def _longest(layers: Sequence[nn.Module]) -> int:
     """The longest axis of any layer: no channel can have more places."""
-    return max(max(layer.weight.shape[0], layer.weight[0].numel()) for layer in layers)  # type: ignore[union-attr, operator, index, arg-type]
+    weights = [layer.weight for layer in layers]
+    return max(max(len(weight), weight[0].numel()) for weight in weights if isinstance(weight, Tensor))
 
 
-def _walk(
-    dependencies: tp.DependencyGraph, root: nn.Module, longest: int
-) -> list[tuple[Any, str, list[int], list[int]]]:
-    """(module or parameter, axis, positions, root channels) of all that depends on a layer's output channels.
+class _Held(NamedTuple):
+    """The axis of one module or parameter that a walk has reached; fields as in `Item`."""
+
+    holder: Any
+    axis: str
+    positions: list[int]
+    roots: list[int]
+
+
+def _walk(dependencies: tp.DependencyGraph, root: nn.Module, longest: int) -> list[_Held]:
+    """All axes that depend on a layer's output channels.
 
     Raises:
         ValueError: If a channel has more places than any layer: the walk has lost it, and might never end.
@@ -137,7 +145,7 @@ def _walk(
                 for index in indices:
                     known.setdefault(index.idx, index.root_idx)
     return [
-        (node.module, _axis(dependencies, node.module, handler), list(held), list(held.values()))
+        _Held(node.module, _axis(dependencies, node.module, handler), list(held), list(held.values()))
         for (node, handler), held in places.items()
     ]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from operator import getitem
 
 from torch import fx, nn
 
 from envs.calls import observed_modules
 from envs.graph import WEIGHTED, Graph, Node
 from envs.kinds import is_layer
+from hw_profiles.layers import WEIGHTED as WEIGHTED_KINDS
 
 SAME_CHANNELS = ("norm", "activation", "add", "mul", "pool", "input")
 """Kinds of operators behind which every channel is still where it was."""
@@ -30,8 +32,9 @@ def lost_track(graph: Graph, layers: Collection[str]) -> str:
     """Names the first operator behind some layers that rearranges their channels, or reads them."""
     known = {node.source: node for node in graph.nodes}
     reached = _downstream(graph.program, layers, known) if graph.program is not None else iter(())
-    between = (known[node.name] for node in reached if node.name in known)
-    stop = next((node for node in between if node.kind not in SAME_CHANNELS), None)
+    between = [known[n.name] for n in reached if n.name in known and not _keeps_channels(n, known[n.name])]
+    mixing = (node for node in between if node.kind not in WEIGHTED_KINDS)
+    stop = next(mixing, next(iter(between), None))
     return f"its channels cannot be followed through {stop or 'what reads them'}"
 
 
@@ -60,10 +63,17 @@ def _around(network: nn.Module, name: str) -> str:
     return f"{outer!r} ({type(network.get_submodule(outer)).__name__}), whose channels depend on each other"
 
 
+def _keeps_channels(node: fx.Node, operator: Node) -> bool:
+    """Whether every channel is still where it was behind an operator: also where it cuts other axes."""
+    if node.target is getitem and isinstance(node.args[1], tuple) and len(node.args[1]) > 1:
+        return node.args[1][1] == slice(None)
+    return operator.kind in SAME_CHANNELS
+
+
 def _reads(node: Node) -> bool:
     """Whether an operator reads channels by a weight, or multiplies them with others."""
     whole = node.module is not None and node.kind == "other"  # a recurrent layer, attention
-    return node.kind in ("conv", "transposed", "linear") or whole or (node.kind == "other" and len(node.inputs) > 1)
+    return node.kind in WEIGHTED_KINDS or whole or (node.kind == "other" and len(node.inputs) > 1)
 
 
 def _downstream(program: fx.Graph, layers: Collection[str], known: Mapping[str, Node]) -> Iterator[fx.Node]:

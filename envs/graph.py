@@ -28,7 +28,7 @@ from envs.kinds import NORMS as NORMS
 from envs.kinds import TRANSPOSED as TRANSPOSED
 from envs.kinds import WEIGHTED as WEIGHTED
 from envs.kinds import function_kind, module_kind, plain_name
-from envs.tracing import symbolic
+from envs.tracing import constant, symbolic
 from hw_profiles.layers import Kind
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def _erase_sizes(program: fx.Graph, values: dict[fx.Node, Any]) -> None:
     """Erases what nobody reads and is no tensor. An unread tensor is computed all the same, and so it counts."""
     for node in reversed(program.nodes):
         unread = not node.users and node.op not in ("placeholder", "output")
-        if unread and (node.op == "get_attr" or first_tensor(values[node]) is None):
+        if unread and (node.op == "get_attr" or node.target is constant or first_tensor(values[node]) is None):
             program.erase_node(node)
 
 
@@ -213,7 +213,7 @@ def _nodes_of(program: fx.Graph, values: dict[fx.Node, Any], network: nn.Module)
     for node in program.nodes:
         value = values[node]
         tensors = isinstance(value, Tensor) or (node.op == "call_module" and first_tensor(value) is not None)
-        if node.op in ("output", "get_attr") or not tensors:
+        if node.op in ("output", "get_attr") or node.target is constant or not tensors:
             continue
         inputs = tuple(dict.fromkeys(index_of[source] for source in _tensor_sources(node, index_of, values)))
         name = str(node.target) if calls.count(node.target) == 1 and node.op == "call_module" else node.name

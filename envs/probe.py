@@ -126,8 +126,8 @@ def _example(module: nn.Module, weight: Tensor) -> Tensor:
     """A small input that the layer takes."""
     if isinstance(module, nn.Linear):
         return torch.ones(1, module.in_features, dtype=weight.dtype)
-    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride  # type: ignore[union-attr]
-    sizes = [d * (k - 1) + 1 + 2 * s for k, d, s in zip(kernel, dilation, stride, strict=True)]  # type: ignore[arg-type, call-overload]
+    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+    sizes = [d * (k - 1) + 1 + 2 * s for k, d, s in zip(kernel, dilation, stride, strict=True)]  # type: ignore[arg-type]
     return torch.ones(1, int(module.in_channels), *sizes, dtype=weight.dtype)  # type: ignore[arg-type]
 
 

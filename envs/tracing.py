@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from envs.counting import separate_products
 from envs.kinds import is_layer
@@ -24,8 +24,20 @@ def symbolic(network: nn.Module) -> fx.Graph:
     Raises:
         Exception: Whatever torch.fx raises where the forward depends on values.
     """
+    before = set(vars(network))
     with separate_products():
-        return _functional(_Tracer().trace(network))
+        program = _functional(_Tracer().trace(network))
+    for name in vars(network).keys() - before:  # torch.fx puts tensors that forward makes there
+        value = vars(network).pop(name)
+        for node in program.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.op, node.target, node.args = "call_function", constant, (value,)
+    return program
+
+
+def constant(value: Tensor) -> Tensor:
+    """A tensor that forward makes from nothing."""
+    return value
 
 
 class _Tracer(fx.Tracer):
