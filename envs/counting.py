@@ -56,7 +56,8 @@ def _trilinear(a: Sizes, b: Sizes, c: Sizes, *axes: Any, out_shape: Any = None, 
         for place in sorted(places):
             full.insert(place, 1)
         expanded.append(tuple(full))
-    return 2 * prod(max(sizes) for sizes in zip(*expanded, strict=True))
+    positions: int = prod(max(sizes) for sizes in zip(*expanded, strict=True))
+    return 2 * positions
 
 
 FORMULAS: Mapping[Any, Callable[..., int]] = {

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from amc.bounds import confirm_costs
 from amc.config import SearchConfig, load_config
 from amc.live import curve
 from amc.problem import Problem
 from amc.rollout import Episode
 from amc.search import confirm, confirmed, search
+from envs.recount import CountMismatch, independent_macs
 from envs.reward import REWARDS, Evaluation
 
 QUICK = {
@@ -195,3 +197,21 @@ def test_uniform_loses_three_points_on_the_demo_and_the_search_loses_less() -> N
     dense, uniform, found = (reports[n].accuracy["validation"] for n in ("dense", "uniform", "found"))
     assert dense - uniform >= 0.03
     assert found > uniform
+
+
+def test_a_network_that_costs_other_than_foretold_is_an_error() -> None:
+    problem = Problem(quick())
+    constraint, dense = problem.constraint, problem.constraint.costing.dense()
+    true = constraint.costs(dense)
+    confirm_costs(true, constraint, dense, bounded=False)
+    with pytest.raises(CountMismatch, match="every budget must be kept, but a recount gives macs="):
+        confirm_costs(true, constraint, dense, bounded=True)
+    with pytest.raises(CountMismatch, match="what the search was told, but a recount gives macs="):
+        confirm_costs({"macs": true["macs"] + 1}, constraint, dense, bounded=False)
+
+
+def test_real_costs_are_those_of_an_independent_count() -> None:
+    problem = Problem(quick())
+    small = problem.compressor.compress(problem.policy(problem.constraint.uniform())).network
+    counted = independent_macs(small, problem.task.example_input).macs
+    assert problem.real_costs(small)["macs"] == counted <= problem.constraint.limits()["macs"]
