@@ -16,9 +16,9 @@ from amc.config import SearchConfig
 from amc.pattern_view import mac_shares, weight_reasons
 from amc.tasks import Task
 from envs.constraint import Costing
-from envs.graph import NORMS
+from envs.graph import NORMS, WEIGHTED
 from envs.sites import Site
-from envs.units import WEIGHTED, Fixed, Unit, weighted_outputs
+from envs.units import Fixed, Unit, weighted_outputs
 from hw_profiles.cost import COSTS, Cost, Macs, cost_of
 from hw_profiles.layers import Layout
 from hw_profiles.shape_rules import ShapeRules, load_rules
@@ -150,7 +150,7 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
         task=task.name, costs=_costs(anatomy, sites, shapes), units=units,
         stays=_stays(task.network, anatomy, _spread(skipped, anatomy.units, task.network), units),
         patterns=_patterns(anatomy, sites, fixed) if config.choose != "channels" else (),
-        uncounted=getattr(anatomy, "uncounted", ()), untraced="" if anatomy.graph.traced else anatomy.graph.reason,
+        uncounted=anatomy.uncounted, untraced="" if anatomy.graph.traced else anatomy.graph.reason,
     )  # fmt: skip
 
 
