@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +23,7 @@ from amc.anatomy import dissect
 from amc.config import load_config
 from amc.export import write_onnx
 from amc.inspection import Inspection, inspection, weighted_layers
+from amc.inspection_view import inspection_tables
 from amc.problem import Problem
 from amc.search import search
 from amc.tasks import Task, top1
@@ -134,6 +138,11 @@ def check_inspection(found: Inspection, network: nn.Module, example: Tensor) -> 
         assert stay.reason.strip()
         assert "network's output" not in stay.reason or writes_outputs(network, stay.layer, example), stay
     assert found.units
+    json.dumps(found.to_json())
+    file = io.StringIO()
+    Console(file=file, width=80).print(inspection_tables(found))
+    assert max(map(len, file.getvalue().splitlines())) <= 80
+    assert all(layer in "".join(file.getvalue().split()) for layer in layers)
 
 
 def writes_outputs(network: nn.Module, layer: str, example: Tensor) -> bool:
