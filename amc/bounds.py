@@ -19,6 +19,7 @@ from envs.recount import CountMismatch, confirm_macs, independent_macs
 from envs.sites import Site
 from envs.units import Fixed
 from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, cost_of
+from hw_profiles.layers import IntArray
 from hw_profiles.shape_rules import ShapeRules, Uncovered
 from hw_profiles.table import LatencyTable
 
@@ -97,7 +98,9 @@ def recount(
     return {name: cost_of(cost, layout) for name, cost in {cost.name: cost for cost in costs}.items()}
 
 
-def confirm_costs(costs: Mapping[str, float], constraint: Constraint, widths: Sequence[int], *, bounded: bool) -> None:
+def confirm_costs(
+    costs: Mapping[str, float], constraint: Constraint, widths: Sequence[int] | IntArray, *, bounded: bool
+) -> None:
     """Checks the costs of a real network against what the search was told and against the budgets.
 
     Args:

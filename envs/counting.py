@@ -98,6 +98,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         """Starts at nothing."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._macs = 0
+        self._whole: set[Any] = set()  # operators that have no parts
         self.uncounted: dict[str, None] = {}
 
     def take(self) -> int:
@@ -109,9 +110,15 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs the operator and counts it; an unknown one that plausibly multiplies is kept by name."""
-        out = func(*args, **(kwargs or {}))
         packet = getattr(func, "_overloadpacket", func)
         quick, formula = _QUICK.get(packet), _REGISTRY.get(packet)
+        if quick is None and formula is None and func not in self._whole:
+            with self:  # in inference mode, torch leaves operators whole that it splits elsewhere
+                parts = func.decompose(*args, **(kwargs or {})) if hasattr(func, "decompose") else NotImplemented
+            if parts is not NotImplemented:
+                return parts
+            self._whole.add(func)
+        out = func(*args, **(kwargs or {}))
         if quick is not None:
             self._macs += quick(args, out)
         elif formula is not None:

@@ -18,6 +18,7 @@ from envs.copies import functional_copy
 from envs.culprit import first_line
 from envs.fates import fate
 from envs.graph import WEIGHTED, Graph, run
+from envs.islands import Island
 
 
 class Item(NamedTuple):
@@ -53,14 +54,14 @@ def channel_groups(network: nn.Module, example_input: Tensor, graph: Graph) -> t
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names |= {parameter: name for name, parameter in twin.named_parameters()}
     layers = [module for module in twin.modules() if isinstance(module, WEIGHTED)]
-    try:
-        dependencies = _dependencies(twin, example_input, graph)
-    except Exception as error:  # whatever Torch-Pruning raises
-        reason = f"Torch-Pruning cannot read the network ({first_line(error)})"
-        return [], {names[layer]: reason for layer in layers}
     groups: list[list[Item]] = []
     lost: dict[str, str] = {}
     visited: set[Any] = set()
+    try:
+        dependencies = _dependencies(twin, example_input, graph)
+    except Exception as error:  # whatever Torch-Pruning raises
+        lost = dict.fromkeys(map(names.__getitem__, layers), f"Torch-Pruning cannot read it ({first_line(error)})")
+        return _by_graph(network, graph, lost)
     for module in (one for one in dependencies.module2node if isinstance(one, WEIGHTED)):
         if module in visited or dependencies.get_pruner_of_module(module) is None:
             continue
@@ -71,7 +72,31 @@ def channel_groups(network: nn.Module, example_input: Tensor, graph: Graph) -> t
             continue
         visited |= {one.holder for one in group if one.axis == "out"}
         groups.append([Item(names[o.holder], o.axis, o.positions, o.roots) for o in group if o.holder in names])
-    return groups, lost
+    found, lost = _by_graph(network, graph, lost)
+    return groups + found, lost
+
+
+def _by_graph(network: nn.Module, graph: Graph, lost: dict[str, str]) -> tuple[list[list[Item]], dict[str, str]]:
+    """Groups of layers that Torch-Pruning loses, as far as the operator graph alone tells, and those still lost."""
+    groups: list[list[Item]] = []
+    still: dict[str, str] = {}
+    held: set[str] = set()
+    for name, reason in lost.items():
+        if name in held:
+            continue
+        island = Island(graph, network, name)
+        if not island.closed or not island.producers.keys() <= lost.keys():
+            still[name] = fate(graph, [name]) if graph.program is not None and name in graph.order() else reason
+            continue
+        layer = network.get_submodule(name)
+        channels = list(range(int(getattr(layer, "out_features", 0) or getattr(layer, "out_channels", 0))))
+        first = dict.fromkeys([name, *island.producers, *island.carriers])
+        groups.append([
+            *(Item(one, "out", channels, channels) for one in first),
+            *(Item(one, "in", channels, channels) for one in island.consumers),
+        ])  # fmt: skip
+        held |= island.producers.keys()
+    return groups, still
 
 
 def _differentiable(network: nn.Module) -> nn.Module:
@@ -90,7 +115,7 @@ def _dependencies(network: nn.Module, example_input: Tensor, graph: Graph) -> tp
         dependencies = tp.DependencyGraph().build_dependency(
             network, example_input, lambda module, inputs: _all_outputs(module, inputs, graph), verbose=False
         )
-    tp.dependency.index_mapping.update_index_mapping(dependencies)
+        tp.dependency.index_mapping.update_index_mapping(dependencies)
     return dependencies
 
 

@@ -126,8 +126,10 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
         example_input: [1, ...] input.
 
     Raises:
-        ValueError: If the network does not run on the example input.
+        ValueError: If the network does not run on the example input, or is scripted.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise ValueError("a scripted network has no layers that can be sliced: pass the module that it was made from")
     twin = functional_copy(network)
     with counting() as counter:
         expected = _output(twin, example_input)

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from envs.copies import copy_network
 from envs.counting import FORMULAS, Counter, separate_products
 from envs.graph import Graph
+from envs.inference import converted
 from hw_profiles.layers import Layout
 
 
@@ -49,7 +50,7 @@ def independent_macs(network: nn.Module, example_input: Tensor) -> Recount:
         network: The network; it is not changed.
         example_input: [1, ...] input.
     """
-    twin = copy_network(network).eval()
+    twin = converted(copy_network(network).eval(), "cpu")  # without gradients, whose hooks the library would set
     root = type(twin).__name__
     flops = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
     with torch.no_grad(), separate_products(), sdpa_kernel(SDPBackend.MATH), Counter() as names, flops:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,7 +27,7 @@ def symbolic(network: nn.Module) -> fx.Graph:
         Exception: Whatever torch.fx raises where the forward depends on values.
     """
     before = set(vars(network))
-    with separate_products():
+    with separate_products(), _recorded_len(network):
         program = _functional(_Tracer().trace(network))
     for name in vars(network).keys() - before:  # torch.fx puts tensors that forward makes there
         value = vars(network).pop(name)
@@ -33,6 +35,27 @@ def symbolic(network: nn.Module) -> fx.Graph:
             if node.op == "get_attr" and node.target == name:
                 node.op, node.target, node.args = "call_function", constant, (value,)
     return program
+
+
+@contextmanager
+def _recorded_len(network: nn.Module) -> Iterator[None]:
+    """Lets `len(x)` be recorded in the files of the network's classes, as their own torch.fx.wrap("len") would."""
+    files = {id(names): names for m in network.modules() if (names := getattr(type(m).forward, "__globals__", None))}
+    own = (names for names in files.values() if not str(names.get("__name__", "")).startswith("torch."))
+    patched = [names for names in own if "len" not in names]
+    for names in patched:
+        names["len"] = _length
+    try:
+        yield
+    finally:
+        for names in patched:
+            del names["len"]
+
+
+def _length(value: Any) -> Any:
+    if isinstance(value, fx.Proxy):
+        return value.tracer.create_proxy("call_function", len, (value,), {})
+    return len(value)
 
 
 def constant(value: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ input weights and removing its channels give the same output (`envs/verify.py`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -163,7 +163,7 @@ def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int
         if not isinstance(module, (*WEIGHTED, *NORMS, nn.PReLU)):
             return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
         if not parameters.keys() <= {"weight", "bias"}:
-            return f"{name!r} computes its weight from other parameters (a weight or spectral normalization)"
+            return _further(name, parameters)
         if any(owners[id(parameter)] > 1 for parameter in parameters.values()):
             return f"{name!r} shares a parameter with another layer"
         if isinstance(module, TRANSPOSED) and module.groups != 1:
@@ -173,6 +173,13 @@ def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int
         if name not in calls:
             return f"{name!r} is a part of another layer, or is used without being called"
     return ""
+
+
+def _further(name: str, parameters: Collection[str]) -> str:
+    if "weight" in parameters:
+        more = next(other for other in parameters if other not in ("weight", "bias"))
+        return f"{name!r} has a further parameter {more!r}, which may depend on its channels"
+    return f"{name!r} computes its weight from other parameters (a weight or spectral normalization)"
 
 
 def _members(items: Sequence[Item], network: nn.Module) -> tuple[Member, ...]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.anatomy import Anatomy, dissect
 from amc.models.resnet_cifar import SubsampleAndPad
 from envs.constraint import Budget, Constraint, Costing, InfeasibleBudget
-from envs.graph import trace
+from envs.graph import run, trace
 from envs.inference import inference_copy
 from envs.observation import Observer
 from envs.probe import is_plain
 from envs.rows import can_gather, draw_positions, gather_inputs, output_places, take_outputs, weight_rows
 from envs.rules import Rules
 from envs.slicing import slice_network
-from hw_profiles.cost import Macs
+from hw_profiles.cost import Macs, cost_of
+from hw_profiles.layers import Layout, Widths
 
 
 class Padded(nn.Conv2d):
@@ -244,22 +248,94 @@ def test_channels_that_are_lost_cost_only_their_own_layers() -> None:
     assert "cannot be followed through 'flatten'" in reasons(anatomy)["left"]
 
 
+def test_what_torch_pruning_cannot_read_is_read_off_the_operators() -> None:
+    class Gated(nn.Module):
+        """A bidirectional recurrent layer, at which Torch-Pruning gives up, before a gated part."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = nn.GRU(8, 6, batch_first=True, bidirectional=True)
+            self.gate, self.up, self.down = nn.Linear(12, 10), nn.Linear(12, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            states = self.recurrent(x)[0]
+            out: Tensor = self.down(F.silu(self.gate(states)) * self.up(states)).mean(1)
+            return out
+
+    torch.manual_seed(0)
+    (unit,) = dissect(Gated().eval(), torch.zeros(1, 5, 8)).units
+    assert {member.module for member in unit.role("producer")} == {"gate", "up"}
+    assert {member.module for member in unit.role("consumer")} == {"down"}
+
+
+@pytest.mark.parametrize("kind", ["inference mode", "parameter as input", "tensor made in forward", "half precision"])
+def test_odd_forwards_are_counted_and_pruned(kind: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.out, self.start = nn.Linear(8, 12), nn.Linear(12, 2), nn.Parameter(torch.rand(1, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if kind == "inference mode":
+                with torch.inference_mode():
+                    return self.compute(x)
+            if kind == "tensor made in forward":
+                return self.compute(x + torch.ones(8, dtype=x.dtype))
+            return self.compute(x) + self.compute(self.start) if kind == "parameter as input" else self.compute(x)
+
+        def compute(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(torch.relu(self.wide(x)))
+            return out
+
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if kind == "half precision" else torch.float32
+    network, example = Odd().eval().to(dtype), torch.zeros(1, 8, dtype=dtype)
+    anatomy = dissect(network, example)
+    assert cost_of(Macs(), anatomy.family.dense) == (240 if kind == "parameter as input" else 120)
+    assert [unit.name for unit in anatomy.units] == ([] if kind == "parameter as input" else ["wide"])
+
+
+def test_a_forward_that_asks_for_the_length_of_its_batch_is_traced() -> None:
+    class Lengthy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.out = nn.Linear(8, 12), nn.ModuleList([nn.Linear(12, 2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out[len(self.out) - 1](torch.relu(self.wide(x.reshape(len(x), 8))))
+            return out
+
+    network, inputs = Lengthy().eval(), torch.randn(3, 2, 4)
+    graph = trace(network, inputs[:1])
+    assert graph.program is not None
+    with torch.no_grad():
+        *_, (_, output) = run(graph.program, network, inputs)
+        torch.testing.assert_close(output, network(inputs))
+    assert "len" not in globals()
+
+
+def test_a_scripted_network_is_refused_in_words() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match="pass the module that it was made from"):
+        dissect(scripted, torch.zeros(1, 4))
+
+
 def test_a_budget_on_what_cannot_change_says_so() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     anatomy = dissect(network, torch.zeros(1, 8))
     costing = Costing(anatomy.family, tuple(Rules().sites(anatomy.units)[0]))
-    free = Costing(anatomy.family, tuple(site for site in costing.sites))
+    dense = 7 * costing.one(Macs(), costing.dense())
 
-    class Fixed:
+    class Held:
         """A cost that no unit carries."""
 
-        name, unit = "fixed", "things"
+        name, unit = "held", "things"
 
-        def many(self, layout: object, widths: object) -> object:
-            import numpy as np
+        def many(self, layout: Layout, widths: Widths) -> NDArray[np.float64]:
+            return np.full(len(widths.inputs), dense)
 
-            return np.full(len(widths.inputs), 10.0)  # type: ignore[attr-defined]
-
-    with pytest.raises(InfeasibleBudget, match="nothing that may be changed carries fixed"):
-        Constraint.create(free, [Budget(Fixed(), 5.0)])  # type: ignore[arg-type]
+    with pytest.raises(InfeasibleBudget, match="nothing that may be changed carries held"):
+        Constraint.create(costing, [Budget(Held(), 0.5 * dense)])
