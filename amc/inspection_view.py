@@ -46,9 +46,10 @@ def _titled(title: str, *parts: RenderableType) -> Group:
 
 
 def _costs(costs: Iterable[CostSpan]) -> Group:
-    table = _table("cost", "dense", "lowest", "share", last="unit")
+    table = _table("dense", "lowest", "share", last="cost")
     for cost in costs:
-        table.add_row(cost.name, f"{cost.dense:,.0f}", f"{cost.lowest:,.0f}", f"{cost.share:.1%}", cost.unit)
+        said = cost.name if cost.name == cost.unit.lower() else f"{cost.name} ({cost.unit})"
+        table.add_row(f"{cost.dense:,.0f}", f"{cost.lowest:,.0f}", f"{cost.share:.1%}", said)
     return _titled("costs, and the lowest that the rules allow", table)
 
 
