@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,10 +79,15 @@ def inspect(
     skip: SkipOption = None,
     choose: ChooseOption = None,
     constraint: ConstraintOption = None,
+    round_to: RoundOption = None,
+    min_ratio: MinOption = None,
+    max_ratio: MaxOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (docs/inspection.md).")] = False,
 ) -> None:
-    """Show what can be pruned: units, members, share of MACs, and why every other layer stays."""
+    """Show what can be pruned and how far: units, why every other layer stays, the lowest reachable costs."""
     from amc.door import check_task
-    from amc.show import inspection
+    from amc.inspection import inspection
+    from amc.inspection_view import inspection_tables
     from amc.tasks import load_task
 
     if task is None:
@@ -89,10 +95,15 @@ def inspect(
     loaded = load_task(task, data=data, checkpoint=checkpoint)
     check_task(loaded)
     overrides: dict[str, Any] = {
-        "task": task, "choose": choose, "rules.skip": skip or None,
+        "task": task, "choose": choose, "rules.round_to": round_to, "rules.min_ratio": min_ratio,
+        "rules.max_ratio": max_ratio, "rules.skip": skip or None,
         "constraint": parse_constraints(constraint) if constraint else None,
     }  # fmt: skip
-    console.print(inspection(loaded, load_config(None, overrides)))
+    found = inspection(loaded, load_config(None, overrides))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        console.print(inspection_tables(found), highlight=False)
 
 
 @app.command()

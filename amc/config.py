@@ -93,6 +93,8 @@ class SearchConfig(Part):
             budgets = dict(values["constraint"])
             if "sparsity" in budgets:  # the one constraint that is no number
                 values = {**values, "sparsity": budgets.pop("sparsity"), "constraint": budgets}
+                if not budgets:  # the default budget holds, as it does without any constraint
+                    del values["constraint"]
                 values |= {"patterns": (str(values["sparsity"]).partition("@")[0],)} if "patterns" not in values else {}
         preset = PRESETS.get(str(values.get("preset", "default"))) if isinstance(values, dict) else None
         return _laid_under(values, preset) if preset else values

@@ -1,14 +1,10 @@
-"""Where images come from: splits that give batches on demand (arrays, datasets, views of them), and the
-readers of the embedded digits and of CIFAR-10. What a network does with them stands elsewhere.
+"""Where samples come from: splits that give batches on demand (arrays, datasets, views of them), and the embedded
+digits. The reader of CIFAR-10 stands in `cifar10.py`; what a network does with samples stands elsewhere.
 """
 
-import pickle
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +31,8 @@ class Split(Protocol):
             indices: B positions, each in [0, len(self)); a range will do.
 
         Returns:
-            Inputs `[B, ...]` float32, and targets `[B, ...]` (integers as int64, else float32).
+            Inputs `[B, ...]`, in a `Task` of the example input's dtype, and targets `[B, ...]` (integers as int64,
+            else float32).
         """
         ...
 
@@ -52,12 +49,15 @@ class ArraySplit:
         inputs: `[N, ...]`, any real dtype; memory-mapped arrays stay on disk.
         targets: `[N, ...]`, any real dtype.
         transform: maps raw inputs `[B, ...]` in their own dtype to what the network takes.
-            Without one, numbers are only converted to float32, not scaled.
+            Without one, numbers are only converted, never scaled.
+        dtype: of the inputs that batches hold, where `converted` gets there; None: as the data or its transform
+            has them. A `Task` sets it to that of its example input.
     """
 
     inputs: Array
     targets: Array
     transform: Callable[[Tensor], Tensor] | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         for role, array in (("inputs", self.inputs), ("targets", self.targets)):
@@ -72,11 +72,11 @@ class ArraySplit:
         return len(self.inputs)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Reads inputs `[B, ...]` float32 and targets `[B, ...]`; both are copies."""
+        """Reads inputs `[B, ...]` and targets `[B, ...]`; both are copies."""
         inputs = _rows(self.inputs, indices)
         if self.transform is not None:
             inputs = self.transform(inputs)
-        return inputs.to(torch.float32), _as_target(_rows(self.targets, indices))
+        return converted(inputs, self.dtype), _as_target(_rows(self.targets, indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,22 +85,24 @@ class DatasetSplit:
 
     Attributes:
         dataset: has `__len__` and `__getitem__`; inputs are tensors or arrays of one shape.
+        dtype: of the inputs, as in `ArraySplit`.
     """
 
     dataset: Any
+    dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Loads and stacks inputs `[B, ...]` float32 and targets `[B, ...]`.
+        """Loads and stacks inputs `[B, ...]` and targets `[B, ...]`.
 
         Raises:
             ValueError: if an item is not a pair of numbers, or the inputs differ in shape.
         """
         items = [_item(self.dataset[int(index)], int(index)) for index in indices]
         inputs, targets = [item[0] for item in items], [item[1] for item in items]
-        return _stack("inputs", inputs).to(torch.float32), _as_target(_stack("targets", targets))
+        return converted(_stack("inputs", inputs), self.dtype), _as_target(_stack("targets", targets))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ class SubsetSplit:
         return len(self.indices)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Reads inputs `[B, ...]` float32 and targets `[B, ...]` through the view."""
+        """Reads inputs `[B, ...]` and targets `[B, ...]` through the view."""
         return self.split.batch(self.indices[np.asarray(indices, dtype=np.int64)].tolist())
 
 
@@ -139,6 +141,34 @@ def as_split(data: SplitLike) -> Split:
             f"but got {type(data).__name__}: give both arrays, or the dataset behind the loader"
         )
     return DatasetSplit(data)
+
+
+def typed(split: Split, dtype: torch.dtype) -> Split:
+    """The same samples with inputs of `dtype`, where `converted` gets there; a user's own kind of split stays."""
+    if isinstance(split, ArraySplit | DatasetSplit):
+        return replace(split, dtype=dtype)
+    if isinstance(split, SubsetSplit):
+        return replace(split, split=typed(split.split, dtype))
+    return split
+
+
+def converted(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Inputs as `dtype`, where that is a number of a kind that holds them; else, or without one, as they are.
+
+    Pixels and truth values become floats, and floats change their precision; floats never become indices, no number
+    becomes a truth value, and no integer a narrower one.
+    """
+    if dtype is None or inputs.dtype == dtype or not torch.can_cast(inputs.dtype, dtype):
+        return inputs
+    if not dtype.is_floating_point and not _within(inputs.dtype, dtype):
+        return inputs
+    return inputs.to(dtype)
+
+
+def _within(narrow: torch.dtype, wide: torch.dtype) -> bool:
+    """Whether an integer type holds every value of another one, or of truth values."""
+    lowest, highest = (0, 1) if narrow is torch.bool else (torch.iinfo(narrow).min, torch.iinfo(narrow).max)
+    return torch.iinfo(wide).min <= lowest and highest <= torch.iinfo(wide).max
 
 
 def subset(split: Split, indices: Sequence[int]) -> Split:
@@ -197,93 +227,6 @@ def load_digits(seed: int = 0) -> tuple[Pair, Pair, Pair]:
     y = classes.astype(np.int64)[order]
     first, second, third = slice(0, 600), slice(600, 1200), slice(1200, None)
     return (x[first], y[first]), (x[second], y[second]), (x[third], y[third])
-
-
-def load_cifar10(folder: Path) -> tuple[Pair, Pair]:
-    """Reads CIFAR-10 from `cifar10_{train,test}.npz` or from the official `cifar-10-batches-py` folder.
-
-    Args:
-        folder: holds the two npz files (arrays x and y), or is the official folder or its parent.
-
-    Returns:
-        Training and test images in file order: pixels `[N, 32, 32, 3]` uint8 RGB, classes `[N]` int64.
-
-    Raises:
-        ValueError: if neither form is there, or a file is damaged. No file is ever executed.
-    """
-    if all((folder / f"cifar10_{part}.npz").is_file() for part in ("train", "test")):
-        return _read_npz(folder / "cifar10_train.npz"), _read_npz(folder / "cifar10_test.npz")
-    for home in (folder, folder / "cifar-10-batches-py"):
-        if (home / "test_batch").is_file():
-            parts = [_read_official(home / f"data_batch_{part}") for part in range(1, 6)]
-            train = np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
-            return train, _read_official(home / "test_batch")
-    raise ValueError(
-        "a CIFAR-10 folder must hold cifar10_train.npz and cifar10_test.npz, or data_batch_1..5 and "
-        f"test_batch, but {str(folder)!r} holds neither: point --data at such a folder"
-    )
-
-
-def _read_npz(path: Path) -> Pair:
-    try:
-        # Opened here, because np.load leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            pixels, classes = arrays["x"], arrays["y"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        _refuse(path, error)
-    return _check_cifar10(path, pixels, classes)
-
-
-def _read_official(path: Path) -> Pair:
-    try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="bytes").load()
-        pixels = content[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        classes = np.array(content[b"labels"])
-    except Exception as error:  # a damaged pickle may raise anything, as its documentation says
-        _refuse(path, error)
-    return _check_cifar10(path, np.ascontiguousarray(pixels), classes)
-
-
-def _check_cifar10(path: Path, pixels: npt.NDArray[Any], classes: npt.NDArray[Any]) -> Pair:
-    images = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[1:] == (32, 32, 3)
-    labels = classes.dtype.kind in "iu" and classes.shape == pixels.shape[:1]
-    if not (images and labels and len(classes) > 0 and set(np.unique(classes)) <= set(range(10))):
-        _refuse(path, f"x is {pixels.dtype} {pixels.shape}, y is {classes.dtype} {classes.shape}")
-    return pixels, classes.astype(np.int64)
-
-
-def _refuse(path: Path, reason: object) -> NoReturn:
-    cause = reason if isinstance(reason, Exception) else None
-    text = " ".join(f"{type(reason).__name__}: {reason}".split()) if cause else reason
-    raise ValueError(
-        "a CIFAR-10 file must hold images [N, 32, 32, 3] uint8 and classes 0..9, "
-        f"but {str(path)!r} does not ({text}): download it again"
-    ) from cause
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of dictionaries, lists, bytes and numeric arrays; any other name is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        reconstruct = np.empty(0).__reduce__()[0]
-        allowed: dict[tuple[str, str], Any] = {
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): _encode_latin1,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a file of images")
-        return allowed[module, name]
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    # Python 3 writes bytes this way into old pickles; other codecs (zlib, ...) have no business here.
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the codec {encoding!r} does not belong in a file of images")
-    return text.encode("latin1")
 
 
 def _rows(array: Array, indices: Sequence[int]) -> Tensor:

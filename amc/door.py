@@ -24,7 +24,7 @@ def check_task(task: Task) -> None:
         ValueError: naming the first law that does not hold, the value found and the cure.
     """
     check_finite(f"the network of task {task.name!r}", task.network.state_dict())
-    outputs = _run(task, task.example_input, "its example input")
+    outputs = _run(task, task.example_input, "its example input", "correct the example input or the network")
     classes = outputs.shape[-1]
     first = {}
     for role, split in {"calibration": task.calibration, "validation": task.validation, "test": task.test}.items():
@@ -38,7 +38,8 @@ def check_task(task: Task) -> None:
         if task.metric is top1:
             _check_targets(role, split, first[role][1], classes)
     inputs, targets = first["validation"]
-    outputs = _run(task, inputs[:4], "four validation samples")
+    cure = "it runs on the example input, so correct the data or its transform, or let the network take any batch size"
+    outputs = _run(task, inputs[:4], "four validation samples", cure)
     if len(outputs) != 4:
         raise ValueError(
             f"a network must return one output per sample, but 4 samples gave outputs {list(outputs.shape)}: "
@@ -47,14 +48,14 @@ def check_task(task: Task) -> None:
     _check_scores(task, outputs, targets[:4])
 
 
-def _run(task: Task, inputs: Tensor, what: str) -> Tensor:
+def _run(task: Task, inputs: Tensor, what: str, cure: str) -> Tensor:
     try:
         with torch.no_grad():
             outputs = task.network(inputs)
     except Exception as error:  # the network is the user's code
         raise ValueError(
-            f"the network of task {task.name!r} must run on {what} {list(inputs.shape)}, but raised "
-            f"{describe(error)}: return network and inputs that fit, both on the CPU"
+            f"the network of task {task.name!r} must run on {what} {_described(inputs)}, on the CPU, but raised "
+            f"{describe(error)}: {cure}"
         ) from error
     if not isinstance(outputs, Tensor) or outputs.ndim == 0 or not outputs.isfinite().all():
         got = "NaN or infinity" if isinstance(outputs, Tensor) and outputs.ndim else type(outputs).__name__
@@ -63,6 +64,13 @@ def _run(task: Task, inputs: Tensor, what: str) -> Tensor:
             f"it returned {got}: check its weights and inputs, or wrap it to return one tensor"
         )
     return outputs
+
+
+def _described(inputs: Tensor) -> str:
+    """Shape, dtype and range."""
+    values = inputs.double()
+    extent = f" from {float(values.min()):g} to {float(values.max()):g}" if values.numel() else ""
+    return f"{list(inputs.shape)} {inputs.dtype}{extent}"
 
 
 def _read(role: str, split: Split, indices: range) -> tuple[Tensor, Tensor]:
@@ -85,12 +93,30 @@ def _check_inputs(role: str, split: Split, first: Tensor, example: Tensor) -> No
     if first.shape[1:] != example.shape[1:]:
         raise ValueError(
             f"inputs must have the example input's shape {list(example.shape[1:])}, but {role} has "
-            f"{list(first.shape[1:])}: give the data a transform, or correct the example input"
+            f"{list(first.shape[1:])}{_origin(split)}: {_cure(split)}, or correct the example input"
+        )
+    if first.dtype != example.dtype:
+        raise ValueError(
+            f"inputs must be {example.dtype} as the example input is, or convertible to that without loss, but {role} "
+            f"has {first.dtype}{_origin(split)}: {_cure(split)}, or correct the example input"
         )
     whole = isinstance(split, ArraySplit) and _is_float(split) and split.inputs.nbytes <= _READ_WHOLE
     parts = (_read(role, split, part)[0] for part in chunks(len(split), 1024)) if whole else [first]
     if not all(bool(part.isfinite().all()) for part in parts):
         raise ValueError(f"inputs must be finite, but {role} holds NaN or infinity: clean the data or its transform")
+
+
+def _origin(split: Split) -> str:
+    """What a transform was given, where there is one."""
+    if not isinstance(split, ArraySplit) or split.transform is None:
+        return ""
+    raw = split.inputs[:1]
+    return f" after its transform of {list(raw.shape[1:])} {raw.dtype}"
+
+
+def _cure(split: Split) -> str:
+    transformed = isinstance(split, ArraySplit) and split.transform is not None
+    return "correct the transform" if transformed else "give the data a transform"
 
 
 def _is_float(split: ArraySplit) -> bool:

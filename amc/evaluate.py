@@ -292,7 +292,10 @@ def excerpt(split: Split, indices: Sequence[int]) -> Split | None:
         return excerpt(split.split, split.indices[np.asarray(indices)].tolist())
     if isinstance(split, ArraySplit):
         chosen = np.asarray(indices)
-        return ArraySplit(np.asarray(split.inputs[chosen]), np.asarray(split.targets[chosen]), split.transform)
+        own = (array[chosen] for array in (split.inputs, split.targets))
+        # A memory map gives maps; a tensor stays one, since numpy does not know all of its types.
+        inputs, targets = (rows if isinstance(rows, Tensor) else np.asarray(rows) for rows in own)
+        return replace(split, inputs=inputs, targets=targets)
     return None
 
 

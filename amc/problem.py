@@ -239,8 +239,9 @@ class Problem:
         """A network on the way from dense to uniform, repaired by look-up only."""
         dense = self.constraint.costing.dense()
         wanted = dense - share * (dense - self.constraint.uniform())
-        kept = [min(site.kept(), key=lambda k: abs(k - w)) for site, w in zip(self.sites, wanted, strict=True)]
-        return self.compressor.compress(self.policy(np.asarray(kept)), "layerwise").network
+        near = [min(site.kept(), key=lambda k: abs(k - w)) for site, w in zip(self.sites, wanted, strict=True)]
+        kept = self.constraint.costing.fitted(np.asarray([near]))[0]  # a pattern need not fit a width in between
+        return self.compressor.compress(self.policy(kept), "layerwise").network
 
     def origin(self) -> str:
         """SHA-256 of what determines the episodes: configuration (without limits), weights, calibration images."""

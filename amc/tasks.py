@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.checkpoint import load_checkpoint
-from amc.data import ArraySplit, Split, SplitLike, as_split, load_cifar10, load_digits
+from amc.cifar10 import load_cifar10
+from amc.data import ArraySplit, Split, SplitLike, as_split, load_digits, typed
 from amc.models import digits, resnet_cifar
 from amc.plugins import describe, find_function
 
@@ -60,8 +61,10 @@ class Task:
 
     Attributes:
         name: shown in tables and results.
-        network: maps inputs `[B, ...]` float32 to one tensor `[B, ...]`; put into eval mode.
-        example_input: `[1, ...]` float32, for tracing and for counting.
+        network: maps inputs `[B, ...]` to one tensor `[B, ...]`; put into eval mode.
+        example_input: `[1, ...]`, for tracing and for counting. Its dtype is what the inputs of all splits are
+            converted to, where that loses no number's meaning (`amc.data.converted`): uint8 pixels and float64
+            arrays to a float32 example's, int32 indices to an int64 example's; floats never to integers.
         calibration: samples from the training set, for statistics and repair.
         validation: samples that a search is rewarded on.
         test: samples for the final report only.
@@ -106,7 +109,7 @@ class Task:
                 "write one input with a batch axis, such as torch.zeros(1, 3, 224, 224)"
             )
         splits = {"calibration": calibration, "validation": validation, "test": test}
-        fields: dict[str, Any] = {role: as_split(data) for role, data in splits.items()}
+        fields: dict[str, Any] = {role: typed(as_split(data), example_input.dtype) for role, data in splits.items()}
         fields |= {"name": name, "network": network.eval(), "example_input": example_input, "metric": metric}
         for field, value in fields.items():
             object.__setattr__(self, field, value)

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amc.data import ArraySplit, load_cifar10
+from amc.cifar10 import load_cifar10
+from amc.data import ArraySplit
 from amc.models.resnet_cifar import NormalizePixels
 from amc.tasks import Task
 

@@ -13,6 +13,7 @@ from torch import nn
 from amc import backend as module
 from amc.backend import agreement, choose_backend, repairs_alike
 from amc.config import SearchConfig
+from amc.config_parts import CompressionConfig
 from amc.evaluate import Backend, Score
 from amc.problem import Problem
 from envs.compress import Compressed
@@ -74,6 +75,14 @@ def test_a_problem_settles_its_backend_once_and_writes_it_into_the_configuration
     assert problem.config.backend.name == chosen
     assert problem.config.backend.difference is not None
     assert Problem(problem.config).backend == chosen
+
+
+def test_a_backend_is_settled_where_patterns_do_not_fit_the_widths_in_between() -> None:
+    compression = CompressionConfig(images=64, quick_images=64)
+    config = SearchConfig(
+        task="digits", choose="mixed", constraint={"params": 0.15}, reward_images=32, compression=compression
+    )
+    assert Problem(config).backend in ("bf16", "fp32", "eager")
 
 
 def test_every_backend_scores_alike_on_a_trained_network() -> None:

@@ -109,6 +109,20 @@ def test_inspect_shows_units_and_reasons(amc: Amc) -> None:
     assert "network's output" in text
 
 
+def test_inspect_prints_json_under_the_rules(amc: Amc) -> None:
+    def macs(*options: str) -> float:
+        found = json.loads(amc("inspect", "--task", "digits", "--json", *options).out)
+        return float(found["costs"][0]["lowest"])
+
+    free, bounded = macs(), macs("--min-ratio", "0.5")
+    assert 0 < free < bounded < macs("--round-to", "8", "--min-ratio", "0.5")
+
+
+def test_inspect_takes_a_sparsity_alone(amc: Amc) -> None:
+    outcome = amc("inspect", "--task", "digits", "--choose", "mixed", "--constraint", "sparsity=2:4@multiple-of-4")
+    assert "may take a pattern" in outcome.out
+
+
 def test_apply_writes_a_network_that_gives_the_reported_accuracy(amc: Amc, run: Path, tmp_path: Path) -> None:
     outcome = amc("apply", run / "policy.json", "--task", "digits", "--out", tmp_path / "small")
     assert outcome.code == 0

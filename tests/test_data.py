@@ -1,6 +1,6 @@
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from amc.cifar10 import load_cifar10
 from amc.data import (
     ArraySplit,
     DatasetSplit,
     Split,
     as_split,
     chunks,
+    converted,
     known_targets,
-    load_cifar10,
     load_digits,
     subset,
+    typed,
 )
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -48,12 +50,56 @@ def arrays(count: int = 20) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
     return rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8), rng.integers(0, 10, count)
 
 
-def test_an_array_split_gives_float_inputs_and_integer_targets() -> None:
+def test_an_array_split_gives_inputs_as_they_are_and_integer_targets() -> None:
     x, y = arrays()
     inputs, targets = ArraySplit(x, y.astype(np.int32)).batch([3, 1])
-    assert (inputs.dtype, targets.dtype) == (torch.float32, torch.int64)
+    assert (inputs.dtype, targets.dtype) == (torch.uint8, torch.int64)
     np.testing.assert_array_equal(inputs.numpy(), x[[3, 1]])
     assert targets.tolist() == y[[3, 1]].tolist()
+
+
+CONVERSIONS = [
+    (torch.uint8, torch.float32, True), (torch.uint16, torch.float32, True), (torch.bool, torch.float32, True),
+    (torch.float64, torch.float32, True), (torch.float32, torch.float16, True), (torch.float16, torch.bfloat16, True),
+    (torch.int32, torch.int64, True), (torch.uint16, torch.int64, True), (torch.bool, torch.int64, True),
+    (torch.int64, torch.int32, False), (torch.float32, torch.int64, False), (torch.float16, torch.uint8, False),
+    (torch.int64, torch.bool, False), (torch.float32, torch.bool, False), (torch.int8, torch.uint8, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("have", "want", "changes"), CONVERSIONS, ids=str)
+def test_inputs_become_what_is_wanted_only_where_no_number_loses_its_meaning(
+    have: torch.dtype, want: torch.dtype, changes: bool
+) -> None:
+    values = torch.tensor([[0, 1], [1, 0]])
+    x, y = values.to(have), np.zeros(2)
+    splits: list[Split] = [
+        ArraySplit(x, y),
+        ArraySplit(values, y, lambda raw: raw.to(have)),
+        DatasetSplit(TensorDataset(x, x)),
+    ]
+    for split in [*splits, subset(splits[0], [0, 1])]:
+        assert split.batch([0, 1])[0].dtype == have
+        inputs, _ = typed(split, want).batch([0, 1])
+        assert inputs.dtype == (want if changes else have)
+        assert inputs.to(torch.int64).equal(values)
+
+
+def test_without_a_wanted_type_inputs_stay_what_they_are() -> None:
+    x = torch.zeros(3, dtype=torch.float16)
+    assert converted(x, None) is x
+
+
+def test_a_split_of_ones_own_is_not_converted() -> None:
+    class Own:
+        def __len__(self) -> int:
+            return 2
+
+        def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+            return torch.zeros(len(indices), 1, dtype=torch.uint8), torch.zeros(len(indices))
+
+    own = Own()
+    assert typed(own, torch.float32) is own
 
 
 def test_an_array_split_keeps_its_arrays_as_they_are() -> None:

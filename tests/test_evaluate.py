@@ -9,6 +9,9 @@ from numpy.testing import assert_allclose
 
 from amc import problem as module
 from amc.config import SearchConfig
+from amc.data import ArraySplit, subset, typed
+from amc.evaluate import excerpt
+from amc.parcel import pack, unpack
 from amc.problem import Problem
 
 
@@ -55,3 +58,15 @@ def test_outputs_that_are_too_many_to_keep_leave_accuracy_as_the_reward(monkeypa
     assert problem.reward(evaluation) == evaluation.accuracy
     with pytest.raises(ValueError, match="too many to keep: use --reward accuracy"):
         Problem(SearchConfig(task="digits", reward="output_error"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32, torch.uint8, torch.bool])
+def test_an_excerpt_on_its_way_to_a_worker_gives_the_same_batches(dtype: torch.dtype) -> None:
+    x = torch.arange(40).reshape(10, 4).to(dtype)
+    split = subset(typed(ArraySplit(x, np.arange(10)), torch.float32), [7, 1, 4])
+    part = excerpt(split, [2, 0])
+    assert part is not None
+    assert len(part) == 2
+    for ours, theirs in zip(unpack(pack(part)).batch([0, 1]), split.batch([2, 0]), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.equal(theirs)

@@ -1,12 +1,14 @@
 """Tasks that are no classification in fp32: they go through the same chain."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.config import SearchConfig
+from amc.config import SearchConfig, load_config
+from amc.export import write_onnx
 from amc.problem import Problem
 from amc.search import search
 from amc.tasks import Task
@@ -28,6 +30,33 @@ class Net(nn.Module):
 
 def closeness(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.exp(-(outputs - targets).reshape(len(outputs), -1).square().mean(dim=1))
+
+
+class Encoder(nn.Module):
+    """Embeds words, mixes them by one block of linear layers, scores the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(24, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.words(x)
+        words = words + self.narrow(torch.relu(self.wide(self.norm(words))))
+        logits: Tensor = self.head(words.mean(dim=1))
+        return logits
+
+
+def reading() -> Task:
+    torch.manual_seed(0)
+    x, network = torch.randint(20, (96, 6), dtype=torch.int32), Encoder().eval()
+    with torch.no_grad():
+        y = network(x).argmax(dim=1)
+    parts: dict[str, Any] = {
+        name: (x[k : k + 32], y[k : k + 32]) for k, name in ((0, "calibration"), (32, "validation"), (64, "test"))
+    }
+    return Task(name="reading", network=network, example_input=x[:1].long(), **parts)
 
 
 def task(outputs: int, squeeze: bool, dtype: torch.dtype) -> Task:
@@ -55,3 +84,21 @@ def test_regression_and_other_precisions_are_searched(
     assert dense.accuracy["test"] == pytest.approx(1.0, abs=1e-3)
     # Half the budget is used, not thrown away: damage must see outputs that are no class scores.
     assert 0.3 < found.costs["macs"] / dense.costs["macs"] <= 0.5
+
+
+@pytest.mark.parametrize("agent", ["knapsack", "random"])
+def test_an_encoder_of_words_is_searched_and_exported(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    monkeypatch.setattr("amc.problem.load_task", lambda *_, **__: reading())
+    config = load_config(None, {
+        "task": "reading", "agent": agent, "episodes": 4, "constraint": {"macs": 0.6}, "knapsack.widths": 3,
+    })  # fmt: skip
+    problem = Problem(config)
+    result = search(problem)
+    assert result.reports["dense"].accuracy["test"] == 1.0
+    assert result.reports["found"].costs["macs"] <= 0.6 * result.reports["dense"].costs["macs"]
+    inputs, _ = problem.task.test.batch(range(8))
+    assert inputs.dtype == torch.int64
+    write_onnx(result.networks["found"], problem.task.example_input, inputs, tmp_path / "found.onnx")

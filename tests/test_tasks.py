@@ -192,6 +192,77 @@ def test_another_metric_may_have_other_targets() -> None:
     check_task(make(metric=closeness, **data))
 
 
+# Inputs that are no float32 images
+
+
+class Reader(nn.Module):
+    """Reads indices of 7 words, as an encoder does."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(7, 4, dtype=dtype), nn.Linear(4, 3, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.words(x).mean(dim=1))
+        return logits
+
+
+def sentences(count: int = 20, dtype: torch.dtype = torch.int64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(7, (count, 5), generator=generator).to(dtype), torch.arange(count) % 3
+
+
+def reading(**changes: Any) -> Task:
+    data = {role: sentences() for role in ("calibration", "validation", "test")}
+    example = torch.zeros(1, 5, dtype=torch.int64)
+    return make(**({"network": Reader(), "example_input": example, **data} | changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_indices_reach_the_network_as_the_example_input_has_them(dtype: torch.dtype) -> None:
+    task = reading(validation=sentences(dtype=dtype), test=TensorDataset(*sentences(dtype=dtype)))
+    check_task(task)
+    for split in (task.validation, task.test):
+        inputs, _ = split.batch(range(20))
+        assert inputs.dtype == torch.int64
+        assert inputs.equal(sentences()[0])
+
+
+def test_pixels_and_precisions_become_the_example_inputs_type() -> None:
+    task = make(validation=(pair()[0].to(torch.uint8), pair()[1]), test=(pair()[0].double(), pair()[1]))
+    assert {split.batch([0])[0].dtype for split in (task.validation, task.test)} == {torch.float32}
+    half = make(example_input=torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16), network=network().to(torch.bfloat16))
+    check_task(half)
+    assert half.calibration.batch([0])[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("change", "law"),
+    [
+        (
+            {"test": (sentences()[0].float(), sentences()[1])},
+            r"must be torch.int64 as the example input is, .*, but test has torch.float32: give the data a transform",
+        ),
+        (
+            {"calibration": ArraySplit(*sentences(), transform=lambda x: x / 2)},
+            r"but calibration has torch.float32 after its transform of \[5\] torch.int64: correct the transform",
+        ),
+        (
+            {"example_input": torch.zeros(1, 5)},
+            r"run on its example input \[1, 5\] torch.float32 from 0 to 0, .*: correct the example input",
+        ),
+        (
+            {"validation": (sentences()[0] + 3, sentences()[1])},
+            r"four validation samples \[4, 5\] torch.int64 from 3 to 9, .* raised IndexError: .*: it runs on",
+        ),
+    ],
+)
+def test_the_door_blames_the_side_that_is_wrong(change: dict[str, Any], law: str) -> None:
+    with pytest.raises(ValueError, match=law) as refusal:
+        check_task(reading(**change))
+    assert "\n" not in str(refusal.value)
+
+
 # Checkpoints
 
 
