@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from amc.sensitivity import DAMAGES
-from envs.compress import CompressionSettings, Repair
 from envs.importance import IMPORTANCES
+from envs.preparation import CompressionSettings, Repair
 from envs.rules import Rules
 from envs.sparsify import SELECTIONS
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
-from envs.compress import HELD_SHARE, Compressor
+from envs.compress import Compressor
 from envs.graph import last_readers
 from envs.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
+from envs.preparation import HELD_SHARE
 from envs.shrinkage import FOLDS
 from envs.sites import Site, decode
 from envs.targets import Values, release, step

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.compress import HELD_SHARE, CompressionSettings, positions_for
 from envs.layout import LayoutFamily
+from envs.preparation import HELD_SHARE, CompressionSettings, positions_for
 from hw_profiles.cost import BYTES_PER_VALUE, live_values
 from hw_profiles.layers import Layout
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from envs.gates import FORWARDS, gate_sensitivities, images_at_once
 from envs.graph import BATCH_NORMS, Graph
-from envs.importance import COMPENSATED, IMPORTANCES, NEEDS_GRADIENTS, NEEDS_MOMENTS, Evidence, channel_order
+from envs.importance import COMPENSATED
 from envs.inference import placed
 from envs.layerwise import LayerwiseBank, input_orders
 from envs.layout import LayoutFamily, kept_counts
-from envs.normalization import output_scales, reestimate_batch_norm
+from envs.normalization import reestimate_batch_norm
 from envs.parallel import return_memory
 from envs.patterns import kernel_size, refusal, unfit, verify_network
 from envs.policy import (
@@ -32,73 +30,27 @@ from envs.policy import (
     tensors_fingerprint,
     weights_fingerprint,
 )
+from envs.preparation import (
+    HELD_SHARE,
+    CompressionSettings,
+    Preparation,
+    Remember,
+    Repair,
+    divided,
+    samplings,
+)
 from envs.ridge import Finish, Ridge
 from envs.rows import weight_rows
 from envs.sequential import SequentialRepair, write_fit
 from envs.shrinkage import FOLDS
 from envs.slicing import Axes, kept_axes, sliced
-from envs.sparsify import NEEDS_CURVATURE, SELECTIONS, refit
-from envs.statistics import Moments, Sampling, first_chunks, input_moments, pack, totals, unpack
+from envs.sparsify import SELECTIONS, refit
+from envs.statistics import first_chunks
 from envs.targets import Targets, record_targets
 from envs.units import Unit
 from hw_profiles.patterns import parse_pattern
 
 logger = logging.getLogger(__name__)
-
-ROWS, QUICK_ROWS = 32_000, 4_000
-"""Rows of a fit (images x positions) where positions are not set, of full and of quick repair."""
-HELD_SHARE = 0.4
-"""Of the memory setting, what sequential repair may hold of activations at a cut."""
-
-Repair = Literal["none", "layerwise", "sequential"]
-Remember = Callable[[str, Mapping[str, object], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressionSettings:
-    """How channels are chosen and weights repaired.
-
-    Attributes:
-        importance: Name of the channel score.
-        repair: Closed-form refit of the remaining weights.
-        images: Calibration images wanted (fewer if the memory setting says so).
-        positions: Output positions sampled per image; None: `ROWS` over all images.
-        quick_images: Calibration images of a quick sequential repair (whole chunks).
-        quick_positions: Output positions per image of a quick sequential repair; None: `QUICK_ROWS` over its images.
-        ridge: Penalty relative to the mean diagonal of a Gram matrix; None: chosen for each fit.
-        producers: Sequential repair refits every layer whose input drifted, not only consumers.
-        selection: Which weights go under a pattern (`envs.sparsify`).
-        reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
-        memory_gb: Bound on the activations and rows that repair holds, in GB.
-        seed: Seed of the calibration draw and of random scores.
-        device: Where statistics, importance, selection and repair are computed: "cpu" or "cuda".
-    """
-
-    importance: str = "obs"
-    repair: Repair = "sequential"
-    images: int = 1000
-    positions: int | None = None
-    quick_images: int = 500
-    quick_positions: int | None = None
-    ridge: float | None = None
-    producers: bool = True
-    selection: str = "magnitude"
-    reestimate_images: int = 0
-    memory_gb: float = 1.0
-    seed: int = 0
-    device: str = "cpu"
-
-
-def positions_for(images: int, rows: int = ROWS) -> int:
-    """Output positions per image that make about so many rows; few images are looked at in more places."""
-    return -(-rows // max(images, 1))
-
-
-def divided(chunks: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The chunks; a single one is cut in two, so that one half can judge what was fitted to the other."""
-    if len(chunks) == 1 and len(chunks[0]) > 1:
-        return tuple(chunks[0].tensor_split(2))
-    return tuple(chunks)
 
 
 class Compressed(NamedTuple):
@@ -141,78 +93,27 @@ class Compressor:
         """
         self.network, self.graph = placed(network, settings.device), graph
         self.units, self.settings = tuple(units), settings
-        self._chunks = tuple(chunk.to(settings.device) for chunk in divided(chunks))
-        self._images = sum(len(chunk) for chunk in chunks)
-        self._family = family
-        positions = settings.positions or positions_for(self._images)
-        self._sampling = Sampling(positions=positions, seed=settings.seed)
-        self._quick_chunks = first_chunks(self._chunks, settings.quick_images)
-        quick = settings.quick_positions or positions_for(sum(map(len, self._quick_chunks)), QUICK_ROWS)
-        self._quick = Sampling(positions=min(positions, quick), seed=settings.seed)
-        self._recorded: dict[bool, Targets] = {}
-        self._quick_ridges: Mapping[str, Ridge] | None = None
-        self._folds = graph.folds()
+        self._family, self._folds = family, graph.folds()
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
-        moments = self._moments(remember, sparse)
-        backward = FORWARDS * (settings.importance in NEEDS_GRADIENTS)
-        self.preparation_forwards = self._images * (bool(moments) + backward)
+        self._chunks = tuple(chunk.to(settings.device) for chunk in divided(chunks))
+        self._quick_chunks = first_chunks(self._chunks, settings.quick_images)
+        self._sampling, self._quick = samplings(settings, self._chunks, self._quick_chunks)
+        self._recorded: dict[bool, Targets] = {}
+        self._quick_ridges: Mapping[str, Ridge] | None = None
+        preparation = Preparation(
+            network=self.network, family=family, units=self.units, settings=settings, chunks=self._chunks,
+            sampling=self._sampling, folds=self._folds, remember=remember,
+            key=(*self._fingerprints, self.calibration_fingerprint),
+        )  # fmt: skip
+        moments = preparation.moments(sparse)
         chosen = self._quick_chunks if settings.ridge is None else ()
+        self.preparation_forwards = preparation.image_forwards(moments)
         self.preparation_forwards += self._walked((*self._chunks, *self._quick_chunks, *chosen))
-        self.orders = self._orders(moments, remember)
+        self.orders = preparation.orders(moments)
         self._bank = LayerwiseBank(self.network, moments, settings.ridge)
         self._fold_banks = [self._bank.leaving_out(fold) for fold in range(FOLDS)]
         self._input_orders = input_orders(self.units, self.orders)
-
-    def _moments(self, remember: Remember, sparse: Sequence[str]) -> Moments:
-        """Input moments of all layers that importance, selection or repair look at, {} where none does."""
-        needed, settings = bool(sparse) and self.settings.selection in NEEDS_CURVATURE, self.settings
-        if settings.importance not in NEEDS_MOMENTS and settings.repair == "none" and not needed:
-            return {}
-        consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
-        key = {**self._key(), "positions": self._sampling.positions, "consumers": list(consumers)}
-
-        def compute() -> dict[str, Tensor]:
-            return pack(input_moments(self.network, list(consumers), self._chunks, self._sampling))
-
-        found = remember("moments", key, compute)
-        return unpack({name: tensor.to(self.settings.device) for name, tensor in found.items()})
-
-    def _orders(self, moments: Moments, remember: Remember) -> dict[str, list[int]]:
-        """Channels of each unit by descending importance."""
-        settings = self.settings
-        score = IMPORTANCES[settings.importance]
-        units = [[unit.name, unit.channels, unit.granule] for unit in self.units]
-        key = {**self._key(), "positions": self._sampling.positions, "importance": settings.importance, "units": units}
-
-        def compute() -> dict[str, Tensor]:
-            evidence = self._evidence(moments)
-            return {u.name: torch.tensor(channel_order(u, score(u, evidence)), device="cpu") for u in self.units}
-
-        found = remember("orders", key, compute) if self.units else {}
-        return {name: order.tolist() for name, order in found.items()}
-
-    def _evidence(self, moments: Moments) -> Evidence:
-        settings, sensitivities = self.settings, dict[str, Tensor]()
-        if settings.importance in NEEDS_GRADIENTS:
-            size = images_at_once(self._family.dense, settings.memory_gb)
-            sensitivities = gate_sensitivities(self.network, self.units, self._chunks, at_once=size, seed=settings.seed)
-        return Evidence(
-            network=self.network, moments=totals(moments), output_scales=output_scales(self.network, self._folds),
-            sensitivities=sensitivities, seed=settings.seed,
-        )  # fmt: skip
-
-    def _key(self) -> dict[str, object]:
-        """What determines everything computed from the calibration images."""
-        return {
-            "version": 3,
-            "structure": self._fingerprints[0],
-            "weights": self._fingerprints[1],
-            "calibration": self.calibration_fingerprint,
-            "chunks": [len(chunk) for chunk in self._chunks],
-            "seed": self.settings.seed,
-            **({} if self.settings.device == "cpu" else {"device": self.settings.device}),
-        }
 
     def _walked(self, chunks: Sequence[Tensor]) -> int:
         """Image-forwards of a walk of sequential repair."""
@@ -221,12 +122,12 @@ class Compressor:
     @property
     def repair_forwards(self) -> int:
         """Image-forwards of one full repair (without those of recording its targets, once)."""
-        return self._walked(self._chunks) + min(self.settings.reestimate_images, self._images)
+        return self._walked(self._chunks) + min(self.settings.reestimate_images, sum(map(len, self._chunks)))
 
     @property
     def quick_forwards(self) -> int:
         """Image-forwards of one quick repair."""
-        return self._walked(self._quick_chunks) + min(self.settings.reestimate_images, self._images)
+        return self._walked(self._quick_chunks) + min(self.settings.reestimate_images, sum(map(len, self._chunks)))
 
     def policy(self, kept: Mapping[str, int], patterns: Mapping[str, str] | None = None) -> Policy:
         """The policy that keeps the best-scored channels.
@@ -259,8 +160,8 @@ class Compressor:
             policy: A policy for this network.
             repair: Overrides the setting; "sequential" falls back to "layerwise" without a traced graph.
             quick: Sequential repair on fewer images and positions, to compare policies with each other.
-            half: Sequential repair walks and multiplies in bfloat16.
-            unseen: Fold of calibration images (`chunk_folds`) that layer-wise repair does not see, None: it sees all.
+            unseen: Fold of calibration images (every second chunk) that layer-wise repair does not see, None: none.
+            unseen: Fold of calibration images (every second chunk) that layer-wise repair does not see, None: it sees all.
 
         Raises:
             PolicyMismatch: If the policy was made for another network.

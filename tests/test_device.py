@@ -18,9 +18,10 @@ from amc.profile_check import whole_network
 from amc.profile_measure import Setting
 from amc.result import SearchResult
 from amc.search import search
-from envs.compress import CompressionSettings, Compressor
+from envs.compress import Compressor
 from envs.inference import placed
 from envs.policy import Policy, weights_fingerprint
+from envs.preparation import CompressionSettings
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from envs.compress import CompressionSettings, Compressor
+from envs.compress import Compressor
 from envs.gates import STREAM, gate_sensitivities
 from envs.importance import Evidence, fluctuation, fpgm, l2
+from envs.preparation import CompressionSettings
 from envs.slicing import zero_inputs
 from envs.statistics import Sampling, input_moments, totals
 from envs.units import Member, Role, Unit

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from envs import importance, statistics
-from envs.compress import CompressionSettings, Compressor
+from envs.compress import Compressor
 from envs.gates import gate_sensitivities
 from envs.importance import IMPORTANCES, Evidence, channel_order, obs
+from envs.preparation import CompressionSettings
 from envs.slicing import slice_network
 from envs.statistics import Sampling, input_moments, totals
 from envs.units import Member, Unit

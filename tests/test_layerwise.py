@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from envs import statistics
-from envs.compress import CompressionSettings, Compressor
+from envs.compress import Compressor
 from envs.layerwise import LayerwiseBank
+from envs.preparation import CompressionSettings
 from envs.ridge import Fit
 from envs.rows import draw_positions, gather_inputs, output_places, weight_rows
 from envs.statistics import Sampling, energy_of, gram_of, input_moments, pack, totals, unpack

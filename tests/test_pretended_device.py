@@ -16,9 +16,10 @@ from amc.config import SearchConfig
 from amc.problem import Problem
 from amc.result import SearchResult
 from amc.search import search
-from envs.compress import CompressionSettings, Compressor
+from envs.compress import Compressor
 from envs.inference import placed
 from envs.policy import weights_fingerprint
+from envs.preparation import CompressionSettings
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from amc.anatomy import dissect
 from envs import parallel
 from envs.calibration import plan_calibration
-from envs.compress import CompressionSettings, Compressor, Repair
+from envs.compress import Compressor
 from envs.graph import Graph
 from envs.normalization import reestimate_batch_norm
 from envs.policy import Policy, PolicyMismatch
+from envs.preparation import CompressionSettings, Repair
 from envs.ridge import summarize
 from envs.sequential import SequentialRepair
 from envs.slicing import kept_axes, sliced

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from envs.compress import CompressionSettings, Compressor, Repair
+from envs.compress import Compressor
 from envs.patterns import PatternMismatch, best_mask, refusal, unfit, verify_network
 from envs.policy import PolicyMismatch
+from envs.preparation import CompressionSettings, Repair
 from envs.sparsify import SELECTIONS, refit
 from hw_profiles.patterns import Pattern, parse_pattern, unstructured
 
