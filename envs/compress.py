@@ -160,8 +160,8 @@ class Compressor:
             policy: A policy for this network.
             repair: Overrides the setting; "sequential" falls back to "layerwise" without a traced graph.
             quick: Sequential repair on fewer images and positions, to compare policies with each other.
+            half: Sequential repair walks and multiplies in bfloat16.
             unseen: Fold of calibration images (every second chunk) that layer-wise repair does not see, None: none.
-            unseen: Fold of calibration images (every second chunk) that layer-wise repair does not see, None: it sees all.
 
         Raises:
             PolicyMismatch: If the policy was made for another network.
