@@ -27,16 +27,14 @@ from amc.evaluate import Backend, Effort, Evaluator, Measurement, Score, Scorer
 from amc.plugins import describe, find_function
 from amc.profiles import load_table
 from amc.savings import Race
-from amc.sensitivity import DAMAGES, Batch, Curve, damage_images, measure_damage, sensitivity_forwards
 from amc.tasks import Task, load_task, top1
-from envs.calibration import MAX_CHUNK, MIN_CHUNKS, CalibrationPlan, plan_calibration
+from envs.calibration import CalibrationPlan, plan_calibration
 from envs.compress import Compressor
 from envs.constraint import Costing
 from envs.parallel import return_memory, single_threaded
-from envs.policy import Policy, tensors_fingerprint, weights_fingerprint
+from envs.policy import Policy, weights_fingerprint
 from envs.pruning_env import PruningEnv
 from envs.reward import REWARDS, Evaluation, Reward, accuracy_latency
-from envs.shrinkage import FOLDS
 from envs.sites import decode, encode
 from hw_profiles.cost import Cost, Macs, Params
 from hw_profiles.layers import IntArray
@@ -70,6 +68,7 @@ class Problem:
         reward: Turns an evaluation into a number.
         effort: What has been paid so far.
         agreement: How well the backend agrees with fp32, once it was chosen here.
+        progress: Is told how far long work is.
     """
 
     def __init__(self, config: SearchConfig, progress: Progress = lambda what, done, total: None) -> None:
@@ -80,7 +79,7 @@ class Problem:
         """
         single_threaded()
         self.config = config
-        self._progress = progress
+        self.progress = progress
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
         self.task: Task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
@@ -165,7 +164,7 @@ class Problem:
     def compressor(self) -> Compressor:
         """The compressor, with its calibration statistics."""
         if self._compressor is None:
-            self._progress("calibrating", 0, 1)
+            self.progress("calibrating", 0, 1)
             anatomy, plan = self.anatomy, self.calibration_plan
             settings = replace(
                 self.config.compression.settings(self.config.seed), positions=plan.positions, device=self.config.device
@@ -177,7 +176,7 @@ class Problem:
                 [site.layer for site in self.sites if site.layer],
             )  # fmt: skip
             self.effort.image_forwards += self._compressor.preparation_forwards
-            self._progress("calibrating", 1, 1)
+            self.progress("calibrating", 1, 1)
         return self._compressor
 
     @property
@@ -312,52 +311,3 @@ class Problem:
         score = self.scorer(network, data, range(len(data)), dense)
         return_memory()
         return score
-
-    def damage_curves(self) -> dict[str, list[Curve]]:
-        """For each kind of damage, the damage per unit and width; remembered on disk by weights, data and settings."""
-        settings, knapsack = self.config.compression, self.config.knapsack
-        batches = self._damage_batches()
-        key: Mapping[str, object] = {
-            "weights": weights_fingerprint(self.task.network),
-            "images": tensors_fingerprint(tensor for batch in batches for tensor in batch[:2]),
-            "calibration": self.compressor.calibration_fingerprint,
-            "compression": settings.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
-            "knapsack": knapsack.model_dump(mode="json"),
-            "sites": [[site.unit, site.kept().tolist(), *site.patterns()] for site in self.sites],
-            "seed": self.config.seed,
-            **({} if self.config.device == "cpu" else {"device": self.config.device}),
-        }
-
-        def measure() -> dict[str, Tensor]:
-            curves = measure_damage(
-                self.compressor, self.sites, batches, knapsack.widths, {n: DAMAGES[n] for n in knapsack.damages},
-                lambda done, total: self._progress("measuring damage", done, total),
-            )  # fmt: skip
-            return {
-                f"{name}|{curve.unit}": torch.tensor([curve.kept, curve.damage], dtype=torch.float64, device="cpu")
-                for name, kind in curves.items()
-                for curve in kind
-            }
-
-        images = sum(len(batch.inputs) for batch in batches)
-        self.effort.image_forwards += sensitivity_forwards(self.sites, knapsack.widths, images)
-        tables = cached_tensors("damage", key, measure)
-        return {
-            name: [_curve(site.unit, tables[f"{name}|{site.unit}"]) for site in self.sites] for name in knapsack.damages
-        }
-
-    def _damage_batches(self) -> list[Batch]:
-        """Repair's own images by their folds: what is fitted to one is judged on the other."""
-        plan, knapsack = self.calibration_plan, self.config.knapsack
-        images = damage_images(self.anatomy.family.dense, self.sites, knapsack.widths, knapsack.images)
-        chunks = np.arange(max(MIN_CHUNKS, images // plan.chunk) * plan.chunk).reshape(-1, plan.chunk)
-        indices, batches = self.draws.repair()[: plan.images], list[Batch]()
-        for number, chunk in enumerate(chunks):
-            part = [indices[place] for place in chunk if place < len(indices)]
-            for inputs, targets in read_batches(self.task.calibration, part, min(MAX_CHUNK, self.scorer.chunk)):
-                batches.append(Batch(inputs, targets, number % FOLDS))
-        return batches
-
-
-def _curve(unit: str, table: Tensor) -> Curve:
-    return Curve(unit=unit, kept=tuple(table[0].int().tolist()), damage=tuple(table[1].tolist()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from amc.allocate import knapsack
+from amc.damage import damage_curves
 from amc.evaluate import read
 from amc.problem import Problem
 from amc.sensitivity import DAMAGES, forward, total_damage
@@ -38,7 +39,7 @@ def best_knapsack(problem: Problem, constraint: Constraint | None = None) -> Int
         constraint: A narrower one over the same sites, None for the problem's own.
     """
     constraint = constraint or problem.constraint
-    solutions = [knapsack(constraint, curves) for curves in problem.damage_curves().values()]
+    solutions = [knapsack(constraint, curves) for curves in damage_curves(problem).values()]
     if len(solutions) > 1:
         solutions.append(constraint.scaled(np.mean([problem.actions(solution) for solution in solutions], axis=0)))
     distinct = list({tuple(solution.tolist()): solution for solution in solutions}.values())

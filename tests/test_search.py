@@ -95,7 +95,7 @@ def test_the_second_budget_finds_sensitivities_on_disk_and_pays_the_same(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("damage was measured again")
 
-    monkeypatch.setattr("amc.problem.measure_damage", never)
+    monkeypatch.setattr("amc.damage.measure_damage", never)
     remembered = search(Problem(other))
     assert remembered.image_forwards == computed.image_forwards
     assert remembered.policy == computed.policy
