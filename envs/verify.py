@@ -70,7 +70,7 @@ class Trial:
     def dependence(self) -> str:
         """Why the recorded operators are not those of every sample, or ''."""
         try:
-            for sample in self.samples.split(1):
+            for sample in torch.split(self.samples, 1):
                 if self.graph.program is None:
                     record(self.graph, self.network, sample)
         except DataDependent as error:
