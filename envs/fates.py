@@ -52,7 +52,7 @@ def left_over(network: nn.Module, graph: Graph, known: Collection[str]) -> Itera
         elif any(target.startswith(f"{name}.") for target in held):
             yield name, "it is never called: forward reads its weight by itself"
         else:
-            yield name, "forward never calls it"
+            yield name, "forward does not call it"
 
 
 def _around(network: nn.Module, name: str) -> str:

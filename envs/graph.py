@@ -33,6 +33,11 @@ from hw_profiles.layers import Kind
 
 logger = logging.getLogger(__name__)
 
+
+class DataDependent(ValueError):
+    """Other layers run than when the network was read."""
+
+
 REST = "rest"
 """Marks what a module with others inside multiplies by itself, where there is no program."""
 
@@ -137,19 +142,30 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
     fast = runs_channels_last(twin, example_input, expected)
     try:
         program = symbolic(twin)
-        with counting() as counter:
-            values = dict(run(program, twin, example_input))
+        values, multiplied = _run_counted(program, twin, example_input)
         traced = values[next(node for node in program.nodes if node.op == "output")]
         if not same_output(expected, traced, tolerance=1e-4):
             raise ValueError("its traced operators do not reproduce its output")
-        if (found := counter.take()) != macs:
+        if (found := sum(multiplied.values())) != macs:
             raise ValueError(f"its traced operators multiply {found:,} times, but its forward {macs:,} times")
     except Exception as error:  # torch.fx raises whatever the traced code raises
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         logger.info("torch.fx cannot trace %s (%s): module order only", type(network).__name__, reason)
         return Graph(_nodes_by_hooks(twin, example_input), None, fast, reason)
     _erase_sizes(program, values)
-    return Graph(_nodes_of(program, values, twin), program, fast)
+    return Graph(_nodes_of(program, values, multiplied, twin), program, fast)
+
+
+def _run_counted(
+    program: fx.Graph, network: nn.Module, example_input: Tensor
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
+    """Each node's value and multiply-accumulates."""
+    values: dict[fx.Node, Any] = {}
+    multiplied: dict[fx.Node, int] = {}
+    with counting() as counter:
+        for node, value in run(program, network, example_input):
+            values[node], multiplied[node] = value, counter.take()
+    return values, multiplied
 
 
 def _output(network: nn.Module, example_input: Tensor) -> Any:
@@ -208,13 +224,16 @@ def _erase_sizes(program: fx.Graph, values: dict[fx.Node, Any]) -> None:
             program.erase_node(node)
 
 
-def _nodes_of(program: fx.Graph, values: dict[fx.Node, Any], network: nn.Module) -> tuple[Node, ...]:
+def _nodes_of(
+    program: fx.Graph, values: dict[fx.Node, Any], multiplied: dict[fx.Node, int], network: nn.Module
+) -> tuple[Node, ...]:
     index_of: dict[fx.Node, int] = {}
     nodes: list[Node] = []
     calls = [node.target for node in program.nodes if node.op == "call_module"]
     for node in program.nodes:
         value = values[node]
-        tensors = isinstance(value, Tensor) or (node.op == "call_module" and first_tensor(value) is not None)
+        works = node.op == "call_module" or multiplied[node] > 0  # not: a tuple of pieces
+        tensors = isinstance(value, Tensor) or (works and first_tensor(value) is not None)
         if node.op in ("output", "get_attr") or node.target is constant or not tensors:
             continue
         inputs = tuple(dict.fromkeys(index_of[source] for source in _tensor_sources(node, index_of, values)))
@@ -267,6 +286,9 @@ def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[
         graph: Operator graph of the network (or of the network it was sliced from).
         network: Modules without in-place activations (`functional_copy`).
         inputs: [B, ...] input.
+
+    Raises:
+        DataDependent: If other modules run than when the graph was made.
     """
     if graph.program is None:
         return _record_by_hooks(graph, network, inputs)
@@ -287,6 +309,8 @@ def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[
 
 def _record_by_hooks(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[Call]]:
     output, observed = observe_calls(network, inputs)
+    if [one.name for one in observed if not one.rest] != [node.module for node in graph.nodes if node.source != REST]:
+        raise DataDependent("which layers run depends on the data")
     rest = {one.name: one.call for one in observed if one.rest}
     calls = [one.call for one in observed if not one.rest]
     calls += [rest[node.owner] for node in graph.nodes if node.source == REST and node.owner in rest]

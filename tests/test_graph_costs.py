@@ -133,7 +133,7 @@ def test_a_unit_with_a_reader_that_nobody_reads_is_sliced_there_too() -> None:
     assert {unit.name for unit in anatomy.units} == {"stem", "skip"}
     for unit in anatomy.units:
         assert slice_network(network, [unit], {unit.name: [0, 3]})(inputs).shape == (2, 2)
-    assert reasons(anatomy)["never"] == "forward never calls it"
+    assert reasons(anatomy)["never"] == "forward does not call it"
 
 
 def test_without_a_trace_dead_code_is_left_out_with_the_layer_that_fails() -> None:
@@ -312,6 +312,27 @@ def test_a_forward_that_asks_for_the_length_of_its_batch_is_traced() -> None:
         *_, (_, output) = run(graph.program, network, inputs)
         torch.testing.assert_close(output, network(inputs))
     assert "len" not in globals()
+
+
+def test_layers_that_only_some_samples_run_stay() -> None:
+    class Choosing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.low, self.high, self.out = (
+                nn.Linear(*sizes) for sizes in ((8, 12), (12, 6), (12, 6), (6, 2))
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.wide(x)) if x.mean() > 5 else self.wide(x)
+            out: Tensor = self.out(self.high(x) if x.mean() > 5 else self.low(x))
+            return out
+
+    torch.manual_seed(0)
+    network = Choosing().eval()
+    network.wide.weight.data.fill_(1.0)
+    anatomy = dissect(network, torch.zeros(1, 8), torch.stack([torch.zeros(8), torch.full((8,), 9.0)]))
+    assert not anatomy.units
+    assert reasons(anatomy)["wide"] == "which layers run depends on the data"
 
 
 def test_a_scripted_network_is_refused_in_words() -> None:
