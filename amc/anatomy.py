@@ -14,7 +14,7 @@ from envs.layout import LayoutFamily, measure_family
 from envs.parallel import single_threaded
 from envs.recount import confirm_macs, independent_macs
 from envs.together import verify_together
-from envs.units import Fixed, Unit, propose_units
+from envs.units import Fixed, Unit, propose_units, weighted_outputs
 from envs.verify import verify_units
 
 SAMPLES = 4
@@ -57,7 +57,10 @@ def dissect(network: nn.Module, example_input: Tensor, samples: Tensor | None = 
     verified, rejected, removals = verify_units(network, example_input, graph, proposed, samples=samples)
     family, refused = measure_family(network, graph, example_input, verified, removals)
     units = [unit for unit in verified if unit.name not in refused]
-    alone = [Fixed(name, reason) for name, reason in refused.items()]
+    alone = [
+        Fixed(name, refused[unit.name]) for unit in verified if unit.name in refused
+        for name in weighted_outputs(unit, network)
+    ]  # fmt: skip
     units, clashing = verify_together(network, example_input, graph, units, family, samples=samples)
     family = family.only([unit.name for unit in units])
     recount = independent_macs(network, example_input)

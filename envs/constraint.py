@@ -7,7 +7,7 @@ whatever the costs are; for one monotone cost it equals the bound of He et al. (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -231,7 +231,8 @@ class Constraint:
 def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
     """Lightest choices everywhere, improved by coordinate descent where a cost is not monotone or a shape not taken.
 
-    Widths go first: a wider unit that takes the pattern leaves more to choose from than a layer made dense.
+    Widths go first: a wider unit that takes the pattern leaves more to choose from than a layer made dense. Where
+    that ends above a budget, layers that do not take their pattern at the lightest widths start dense.
 
     Raises:
         InfeasibleBudget: If the descent ends above a budget.
@@ -242,17 +243,9 @@ def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
         over.append(costing.misfits(kept))
         return np.asarray(np.sum(over, axis=0))
 
-    kept = costing.lightest()
-    best = float(excess(kept[None, :])[0])
-    improved = True
-    while best > 0 and improved:
-        improved = False
-        for step, site in sorted(enumerate(costing.sites), key=lambda pair: bool(pair[1].layer)):
-            options = np.repeat(kept[None, :], len(site.choices), axis=0)
-            options[:, step] = site.kept()
-            values = excess(options)
-            if values.min() < best:
-                kept, best, improved = options[int(values.argmin())], float(values.min()), True
+    starts = costing.lightest(), costing.fitted(costing.lightest()[None, :])[0]
+    ends = [_descend(costing, start, excess) for start in starts]
+    kept, best = min(ends, key=lambda end: end[1])
     if best > 0:
         lowest = ", ".join(
             f"{cost.name}={costing.one(cost, kept):.6g} (asked: {limit:.6g} {cost.unit}, "
@@ -279,3 +272,18 @@ def _cure(costing: Costing, budgets: Sequence[Budget]) -> str:
             f"nothing that may be changed carries {' or '.join(free)}, so bound another cost, or allow more to change"
         )
     return "raise the budget, lower --min-ratio or --round-to, or skip fewer layers"
+
+
+def _descend(costing: Costing, kept: IntArray, excess: Callable[[IntArray], FloatArray]) -> tuple[IntArray, float]:
+    """An [S] assignment that no change of one site brings nearer to the budgets, and how far from them it is."""
+    best = float(excess(kept[None, :])[0])
+    improved = True
+    while best > 0 and improved:
+        improved = False
+        for step, site in sorted(enumerate(costing.sites), key=lambda pair: bool(pair[1].layer)):
+            options = np.repeat(kept[None, :], len(site.choices), axis=0)
+            options[:, step] = site.kept()
+            values = excess(options)
+            if values.min() < best:
+                kept, best, improved = options[int(values.argmin())], float(values.min()), True
+    return kept, best

@@ -53,6 +53,10 @@ def unfit(network: nn.Module, graph: Graph, name: str) -> str:
         return "it computes its weight from other parameters"
     if sum(other is own["weight"] for _, other in network.named_parameters(remove_duplicate=False)) > 1:
         return "it shares its weight with another layer"
+    if graph.program is not None and any(
+        node.op == "get_attr" and node.target == f"{name}.weight" for node in graph.program.nodes
+    ):
+        return "forward reads its weight elsewhere, too"
     return ""
 
 

@@ -105,6 +105,13 @@ def mixed(specimen: Specimen, patterns: tuple[str, ...], rules: str | None, **bu
     return Constraint.create(costing, [Budget(skipping[n], share * dense[n]) for n, share in budgets.items()])
 
 
+def test_the_cost_of_the_lightest_choices_can_be_asked_for(specimen: Specimen) -> None:
+    costing, params = mixed(specimen, ("2:4",), None, params=1.0).costing, COSTS["params"]
+    lowest = costing.one(params, costing.fitted(costing.lightest()[None, :])[0])
+    constraint = Constraint.create(costing, [Budget(params, lowest)])
+    assert constraint.keeps(constraint.fallback).all()
+
+
 @settings(max_examples=3)
 @given(st.lists(st.floats(0, 1), min_size=40, max_size=40), st.sampled_from([None, "multiple-of-4"]))
 def test_every_walk_over_every_network_ends_legal(specimen: Specimen, actions: list[float], rules: str | None) -> None:

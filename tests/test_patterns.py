@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from envs.patterns import PatternMismatch, best_mask, grouped, refusal, ungrouped, verify, verify_network
+from envs.graph import trace
+from envs.patterns import PatternMismatch, best_mask, grouped, refusal, unfit, ungrouped, verify, verify_network
 from envs.rows import as_weight, weight_rows
 from hw_profiles.cost import Macs, Params, cost_of
 from hw_profiles.layers import LayerShape, Layout
@@ -133,3 +134,18 @@ def test_a_network_is_checked_layer_by_layer_and_the_culprit_is_named() -> None:
 def test_infinite_weights_keep_to_no_pattern() -> None:
     with pytest.raises(PatternMismatch, match="finite"):
         verify(torch.tensor([[float("nan"), 0, 0, 0]]), TWO_FOUR)
+
+
+def test_a_weight_that_forward_reads_elsewhere_takes_no_pattern() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(self.second(self.first(x)), self.first.weight.t())
+
+    network = Tied().eval()
+    graph = trace(network, torch.zeros(1, 8))
+    assert unfit(network, graph, "first") == "forward reads its weight elsewhere, too"
+    assert unfit(network, graph, "second") == ""

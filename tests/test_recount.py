@@ -17,6 +17,7 @@ from envs.graph import trace
 from envs.layout import kept_counts, read_layout
 from envs.recount import CountMismatch, confirm_macs, independent_macs
 from envs.slicing import slice_network
+from envs.together import verify_together
 from hw_profiles.cost import Macs, Params, cost_of
 from hw_profiles.layers import Layout
 
@@ -243,27 +244,16 @@ def test_the_costs_foretold_are_those_of_the_really_sliced_network(name: str) ->
     assert cost_of(Params(), foretold) == sum(parameter.numel() for parameter in small.parameters())
 
 
-class Bilinear(nn.Module):
-    """Two branches whose feature maps multiply each other, and a head that reads all products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right, self.head = nn.Linear(8, 6), nn.Linear(8, 7), nn.Linear(10, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        left, right = torch.relu(self.left(x)), torch.relu(self.right(x))
-        pairs = (left.transpose(1, 2) @ right) @ right.transpose(1, 2)
-        out: Tensor = self.head(pairs.mean(1))
-        return out
-
-
-def test_units_whose_products_grow_with_their_product_are_not_both_pruned() -> None:
-    torch.manual_seed(0)
-    network, example = Bilinear().eval(), torch.zeros(1, 10, 8)
+def test_units_that_together_cost_other_than_foretold_are_left_out() -> None:
+    network, example = build("dead code")
     anatomy = dissect(network, example)
-    kept = {unit.name: list(range(2)) for unit in anatomy.units}
-    foretold = anatomy.family.at(kept_counts(anatomy.family, dict.fromkeys(kept, 2)))
-    assert cost_of(Macs(), foretold) == independent_macs(slice_network(network, anatomy.units, kept), example).macs
+    family, graph = anatomy.family, anatomy.graph
+    assert verify_together(network, example, graph, anatomy.units, family) == (list(anatomy.units), [])
+    slopes = family.products.copy()
+    slopes[graph.order()["gates.0"], family.units.index("first")] = 1
+    kept, fixed = verify_together(network, example, graph, anatomy.units, replace(family, products=slopes))
+    assert [unit.name for unit in kept] == [unit.name for unit in anatomy.units if unit.name != "first"]
+    assert "what 'gates.0' multiplies is not linear in its channels" in fixed[0].reason
 
 
 def test_a_layout_that_counts_other_than_the_network_names_where() -> None:
