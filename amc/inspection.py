@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from amc.anatomy import Anatomy, dissect
+from amc.anatomy import Anatomy, dissect, verification_samples
 from amc.bounds import choose_sites, skipped_patterns
 from amc.config import SearchConfig
 from amc.pattern_view import mac_shares, weight_reasons
@@ -141,7 +141,7 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
     Raises:
         ValueError: If the rules leave a unit without a width, or match nothing.
     """
-    anatomy = dissect(task.network, task.example_input)
+    anatomy = dissect(task.network, task.example_input, verification_samples(task.calibration))
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     widths, skipped = config.rules.rules(profiled=config.profile is not None).sites(anatomy.units)
     sites, fixed = choose_sites(config, task.network, anatomy, shapes)

@@ -167,8 +167,9 @@ class Problem:
             self.progress("calibrating", 0, 1)
             anatomy, plan = self.anatomy, self.calibration_plan
             settings = replace(
-                self.config.compression.settings(self.config.seed), positions=plan.positions, device=self.config.device
-            )
+                self.config.compression.settings(self.config.seed), positions=plan.positions,
+                narrow_targets=plan.narrow_targets, device=self.config.device,
+            )  # fmt: skip
             batches = read_batches(self.task.calibration, self.draws.repair()[: plan.images], plan.chunk)
             self._compressor = Compressor(
                 self.task.network, anatomy.graph, anatomy.family, anatomy.units,

@@ -207,11 +207,11 @@ def check(
 
 
 def _network(task: str, data: Path | None, checkpoint: Path | None) -> tuple[Task, Anatomy]:
-    from amc.anatomy import dissect
+    from amc.anatomy import dissect, verification_samples
     from amc.tasks import load_task
 
     loaded = load_task(task, data=data, checkpoint=checkpoint)
-    return loaded, dissect(loaded.network, loaded.example_input)
+    return loaded, dissect(loaded.network, loaded.example_input, verification_samples(loaded.calibration))
 
 
 def _read(name: str) -> tuple[Path, Profile]:

@@ -27,11 +27,14 @@ TYPICAL = 75
 
 
 class CalibrationPlan(NamedTuple):
-    """How many calibration images fit, in chunks of what size, and how many output positions of each are sampled."""
+    """How many calibration images fit, in chunks of what size, how many output positions of each are sampled, and
+    whether targets are kept in bfloat16.
+    """
 
     images: int
     chunk: int
     positions: int
+    narrow_targets: bool
 
 
 def plan_calibration(family: LayoutFamily, settings: CompressionSettings, available: int) -> CalibrationPlan:
@@ -49,15 +52,17 @@ def plan_calibration(family: LayoutFamily, settings: CompressionSettings, availa
     )
     images = min(wanted, max(MIN_IMAGES, images))
     positions = settings.positions or positions_for(images)
-    while positions > MIN_POSITIONS and images * _target_bytes(layout, positions) > TARGET_SHARE * limit:
-        positions = max(MIN_POSITIONS, 3 * positions // 4)
+    room = TARGET_SHARE * limit / images
+    narrow = _target_bytes(layout, positions) > room
+    while positions > MIN_POSITIONS and _target_bytes(layout, positions) / (1 + narrow) > room:
+        positions = max(MIN_POSITIONS, 7 * positions // 8)
     columns = max((layer.in_channels // layer.groups * prod(layer.kernel) * layer.groups
                    for layer in layout.layers if layer.has_weight), default=1)  # fmt: skip
     rows = BYTES_PER_VALUE * positions * columns
     chunk = min(MAX_CHUNK, -(-images // MIN_CHUNKS), int(CHUNK_SHARE * limit / max(rows, float(cuts.max()))))
     if images < wanted:
         logger.info("memory_gb=%g allows %d of %d calibration images", settings.memory_gb, images, wanted)
-    return CalibrationPlan(images, max(1, chunk), positions)
+    return CalibrationPlan(images, max(1, chunk), positions, narrow)
 
 
 def live_bytes(layout: Layout) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -39,7 +39,7 @@ from envs.preparation import (
     divided,
     samplings,
 )
-from envs.ridge import Finish, Ridge
+from envs.ridge import Finish
 from envs.rows import weight_rows
 from envs.sequential import SequentialRepair, write_fit
 from envs.shrinkage import FOLDS
@@ -100,7 +100,7 @@ class Compressor:
         self._quick_chunks = first_chunks(self._chunks, settings.quick_images)
         self._sampling, self._quick = samplings(settings, self._chunks, self._quick_chunks)
         self._recorded: dict[bool, Targets] = {}
-        self._quick_ridges: Mapping[str, Ridge] | None = None
+        self._quick_ridges: Mapping[str, float] | None = None
         preparation = Preparation(
             network=self.network, family=family, units=self.units, settings=settings, chunks=self._chunks,
             sampling=self._sampling, folds=self._folds, remember=remember,
@@ -224,7 +224,7 @@ class Compressor:
         return {name: finish(name, text) for name, text in patterns.items()}
 
     def _sequential(
-        self, quick: bool, ridges: Mapping[str, Ridge], *, half: bool, sparse: Mapping[str, Finish]
+        self, quick: bool, ridges: Mapping[str, float], *, half: bool, sparse: Mapping[str, Finish]
     ) -> SequentialRepair:
         return SequentialRepair(
             network=self.network, graph=self.graph, targets=self._targets(quick), ridge=self.settings.ridge,
@@ -232,7 +232,7 @@ class Compressor:
             half=half, sparse=sparse,
         )  # fmt: skip
 
-    def _ridges(self) -> Mapping[str, Ridge]:
+    def _ridges(self) -> Mapping[str, float]:
         """Penalties of quick repair by layer, chosen once with half of every unit gone: choosing takes longer than
         fitting, and how much is shrunk depends on data and layer far more than on a policy.
         """
@@ -278,7 +278,9 @@ class Compressor:
         """What sequential repair aims at, recorded when first asked for."""
         if quick not in self._recorded:
             chunks, sampling = (self._quick_chunks, self._quick) if quick else (self._chunks, self._sampling)
-            self._recorded[quick] = record_targets(self.network, self.graph, chunks, sampling)
+            self._recorded[quick] = record_targets(
+                self.network, self.graph, chunks, sampling, narrow=self.settings.narrow_targets
+            )
         return self._recorded[quick]
 
     def quick_only(self) -> Compressor:

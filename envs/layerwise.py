@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.importance import column_indices
-from envs.ridge import Fit, Ridge, Sums, add, curvature_of, dual, factor, penalty_of
+from envs.ridge import Fit, Sums, add, curvature_of, dual, factor, penalty_of
 from envs.rows import weight_rows
 from envs.shrinkage import UNDIVIDED_RIDGE, best_ridge
 from envs.statistics import Moments, gram_of
@@ -42,7 +42,7 @@ class LayerwiseBank:
         self._moments = moments
         self._ridge = ridge
         self._unseen = unseen
-        self._ridges: dict[tuple[str, bool, bool], Ridge] = {}
+        self._ridges: dict[tuple[str, bool, bool], float] = {}
         self._factors: dict[tuple[str, tuple[int, ...], bool], tuple[Tensor, Tensor]] = {}
 
     def leaving_out(self, fold: int) -> LayerwiseBank:
@@ -122,7 +122,7 @@ class LayerwiseBank:
         full = curvature_of(sums, mean, self.ridge(name, None, intercept=intercept))
         return full[:, columns] if full.ndim == 2 else full[:, columns[:, None], columns], mean[:, columns]
 
-    def ridge(self, name: str, order: Sequence[int] | None, *, intercept: bool) -> Ridge:
+    def ridge(self, name: str, order: Sequence[int] | None, *, intercept: bool) -> float:
         """Penalty of a layer's fits: that which serves best when half of its inputs are gone.
 
         Args:
@@ -137,7 +137,7 @@ class LayerwiseBank:
             self._ridges[key] = self._chosen(name, order, intercept)
         return self._ridges[key]
 
-    def _chosen(self, name: str, order: Sequence[int] | None, intercept: bool) -> Ridge:
+    def _chosen(self, name: str, order: Sequence[int] | None, intercept: bool) -> float:
         module, folds = self._network.get_submodule(name), self._moments[name]
         per_group = _inputs_per_group(module)
         if len(folds) < 2 or per_group < 2:

@@ -43,6 +43,7 @@ class CompressionSettings:
         reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
         memory_gb: Bound on the activations and rows that repair holds, in GB.
         seed: Seed of the calibration draw and of random scores.
+        narrow_targets: Keep the dense network's outputs at the sampled positions in bfloat16.
         device: Where statistics, importance, selection and repair are computed: "cpu" or "cuda".
     """
 
@@ -58,6 +59,7 @@ class CompressionSettings:
     reestimate_images: int = 0
     memory_gb: float = 1.0
     seed: int = 0
+    narrow_targets: bool = False
     device: str = "cpu"
 
 

@@ -99,11 +99,7 @@ Finish = Callable[[Tensor, Tensor], Tensor]
 """(fitted weights [G, n, o], curvature [G, n, n] or its diagonal [G, n]) -> weights: what has to hold beside."""
 
 
-Ridge = float | Tensor
-"""Penalty relative to the mean diagonal of a Gram matrix; a tensor [G] has one for each group."""
-
-
-def solve(sums: Sums, weights: Tensor, ridge: Ridge, *, intercept: bool, finish: Finish | None = None) -> Fit:
+def solve(sums: Sums, weights: Tensor, ridge: float, *, intercept: bool, finish: Finish | None = None) -> Fit:
     """Argmin over W, b of |r - x (W - W0) - b|^2 / m + penalty |W - W0|^2, penalty = ridge x mean diagonal.
 
     Args:
@@ -127,7 +123,7 @@ def solve(sums: Sums, weights: Tensor, ridge: Ridge, *, intercept: bool, finish:
     return Fit(weights=new, shift=shift)
 
 
-def curvature_of(sums: Sums, x_mean: Tensor, ridge: Ridge) -> Tensor:
+def curvature_of(sums: Sums, x_mean: Tensor, ridge: float) -> Tensor:
     """[G, n, n] float64 Gram matrix less the means, plus the penalty; its diagonal [G, n] where rows were kept.
 
     Args:
@@ -144,7 +140,7 @@ def curvature_of(sums: Sums, x_mean: Tensor, ridge: Ridge) -> Tensor:
     return gram + penalty[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
 
 
-def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: Ridge) -> Tensor:
+def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
     assert sums.xx is not None
     assert sums.xr is not None
     gram = sums.xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
@@ -152,14 +148,14 @@ def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: Ridge) -> Tensor:
     return torch.cholesky_solve(cross, factor(gram, penalty_of(gram, ridge))[0])
 
 
-def _dual(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: Ridge) -> Tensor:
+def _dual(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
     """The same solution through the rows' inner products: x' (x x' + m p)^-1 r."""
     x = torch.cat([x for x, _ in sums.rows], dim=1).double() - x_mean[:, None, :]
     r = torch.cat([r for _, r in sums.rows], dim=1).double() - r_mean[:, None, :]
     return dual(x, x, r, ridge)
 
 
-def dual(x: Tensor, full: Tensor, r: Tensor, ridge: Ridge) -> Tensor:
+def dual(x: Tensor, full: Tensor, r: Tensor, ridge: float) -> Tensor:
     """[G, n, o] change of the weights from few rows, through their inner products.
 
     Args:
@@ -173,13 +169,13 @@ def dual(x: Tensor, full: Tensor, r: Tensor, ridge: Ridge) -> Tensor:
     return x.transpose(1, 2) @ torch.cholesky_solve(r / x.shape[1], lower)
 
 
-def penalty_of(gram: Tensor, ridge: Ridge) -> Tensor:
+def penalty_of(gram: Tensor, ridge: float) -> Tensor:
     """[G] penalty: ridge x mean diagonal of the [G, n, n] Gram matrix, kept off zero."""
     return _penalty(gram.diagonal(dim1=1, dim2=2).mean(dim=1), ridge)
 
 
-def _penalty(mean: Tensor, ridge: Ridge) -> Tensor:
-    return (torch.as_tensor(ridge, dtype=mean.dtype, device=mean.device).clamp_min(1e-8) * mean).clamp_min(1e-12)
+def _penalty(mean: Tensor, ridge: float) -> Tensor:
+    return (max(ridge, 1e-8) * mean).clamp_min(1e-12)
 
 
 def factor(gram: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from envs.graph import BATCH_NORMS, Graph
 from envs.inference import converted, folded, inference_copy
 from envs.parallel import map_chunks
-from envs.ridge import Finish, Ridge, Sums, add, solve, summarize
+from envs.ridge import Finish, Sums, add, solve, summarize
 from envs.rows import as_weight, gather_patches, kernel_size, regrouped, take_outputs, weight_rows
 from envs.shrinkage import FOLDS, UNDIVIDED_RIDGE, best_ridge, folded_sums
 from envs.slicing import Axes
@@ -92,7 +92,7 @@ class SequentialRepair:
     graph: Graph
     targets: Targets
     ridge: float | None = None
-    ridges: Mapping[str, Ridge] = field(default_factory=dict)
+    ridges: Mapping[str, float] = field(default_factory=dict)
     held_bytes: float = math.inf
     producers: bool = True
     half: bool = False
@@ -103,7 +103,7 @@ class SequentialRepair:
         """Image-forwards of one repair (those of the targets come once, before)."""
         return sum(len(chunk) for chunk in self.targets.chunks)
 
-    def __call__(self, small: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Ridge]:
+    def __call__(self, small: nn.Module, axes: Mapping[str, Axes]) -> dict[str, float]:
         """Refits the layers of a sliced network, in place.
 
         Args:
@@ -167,7 +167,7 @@ class SequentialRepair:
             cuts[index] = _Cut(place, values)
         return values
 
-    def _refit(self, refit: _Refit, place: int, walk: _Walk, cuts: list[_Cut], small: nn.Module) -> Ridge:
+    def _refit(self, refit: _Refit, place: int, walk: _Walk, cuts: list[_Cut], small: nn.Module) -> float:
         """Fits one layer and writes it to the walked twin and to the result; returns its ridge."""
         layer = small.get_submodule(refit.name)
         prior = weight_rows(layer)
@@ -196,7 +196,7 @@ class SequentialRepair:
         self._follow(walk.walked, small, refit.name)
         return ridge
 
-    def _ridge(self, refit: _Refit, folds: Sequence[Sums], intercept: bool) -> Ridge:
+    def _ridge(self, refit: _Refit, folds: Sequence[Sums], intercept: bool) -> float:
         """The penalty of one fit: the one asked for, the known one, or that which serves unseen images best."""
         if self.ridge is not None:
             return self.ridge
@@ -239,7 +239,7 @@ class SequentialRepair:
     def _rows(self, refit: _Refit, values: Values, target: Target, layer: nn.Module, weights: Tensor) -> Sums:
         """Sums of one chunk: the inputs that the pruned network has, and what its weights leave to be explained."""
         x = gather_patches(layer, values[refit.node.all_input_nodes[0]], target.at).flatten(2).to(weights.dtype)
-        wanted = refit.kept(target.own)
+        wanted = refit.kept(target.own).to(torch.promote_types(target.own.dtype, torch.float32))
         if target.other is not None and refit.other in values:
             assert refit.scale is not None
             lacking = refit.kept(target.other) - take_outputs(layer, values[refit.other], target.at)

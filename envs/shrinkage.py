@@ -7,6 +7,7 @@ a quadratic form in its Gram matrix, so that no row is looked at twice.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from envs.ridge import Sums, add
 
-RIDGES = tuple(10.0**power for power in range(-3, 3))
-"""Penalties tried, relative to the mean diagonal of the Gram matrix; between them a parabola tells."""
+RIDGES = tuple(10.0 ** (power / 2) for power in range(int(os.environ.get("LOW", -3)), 3))
+"""Penalties tried, relative to the mean diagonal of the Gram matrix; between them a parabola tells. Lower ones never
+served a network better: its earlier layers are fitted to the images of all folds, so none of them is quite unseen.
+"""
 FOLDS = 2
 UNDIVIDED_RIDGE = 0.1
 """Where all images are one fold, so that none can be left out."""
@@ -35,27 +38,26 @@ def folded_sums(parts: Iterable[Sums], folds: int = FOLDS) -> tuple[Sums, ...]:
     return tuple(totals)
 
 
-def best_ridge(folds: Sequence[Sums], *, intercept: bool) -> Tensor:
-    """The ridge whose fits predict the folds they were not made from best, for each group by itself.
+def best_ridge(folds: Sequence[Sums], *, intercept: bool) -> float:
+    """The ridge whose fits predict the folds they were not made from best, one for all groups of a layer.
 
     Args:
         folds: Sums over disjoint sets of images, two or more.
         intercept: Whether an intercept is fitted as well.
 
     Returns:
-        [G] float64 penalties relative to the mean diagonal of the Gram matrix, for a fit to all folds together: the
+        Penalty relative to the mean diagonal of the Gram matrix, for a fit to all folds together: the
         best penalty of a *sum* of squares does not grow with the rows, so that of their mean shrinks as they do.
     """
-    errors = np.zeros((len(RIDGES), len(folds[0].x)))
+    errors = np.zeros(len(RIDGES))
     for index, held in enumerate(folds):
         rest = add(fold for k, fold in enumerate(folds) if k != index)
         errors += _gram_errors(rest, held, intercept) if rest.xx is not None else _row_errors(rest, held, intercept)
-    powers = np.asarray([_lowest(np.log10(RIDGES), group) for group in errors.T])
-    return torch.from_numpy(10**powers).to(folds[0].x.device) * (1 - 1 / len(folds))
+    return float(10 ** _lowest(np.log10(RIDGES), errors)) * (1 - 1 / len(folds))
 
 
 def _gram_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]:
-    """[R, G] squared error on `held` of fits to `rest`, less that of the prior, per ridge and group."""
+    """[R] squared error on `held` of fits to `rest`, less that of the prior, per ridge."""
     assert rest.xx is not None and rest.xr is not None and held.xx is not None and held.xr is not None  # noqa: PT018
     x_mean, r_mean = _means(rest, intercept)
     gram = rest.xx.double() / rest.count - x_mean[:, :, None] * x_mean[:, None, :]
@@ -67,7 +69,7 @@ def _gram_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]
     wanted += held.count * x_mean[:, :, None] * r_mean[:, None, :]
     errors = []
     for change in _changes(gram, gram.diagonal(dim1=1, dim2=2).mean(dim=1), cross):
-        errors.append(((seen @ change - 2 * wanted) * change).sum(dim=(1, 2)))
+        errors.append(((seen @ change - 2 * wanted) * change).sum())
     return torch.stack(errors).nan_to_num(nan=torch.inf).cpu().numpy()
 
 
@@ -78,8 +80,8 @@ def _row_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]:
     x_held, r_held = _rows(held, x_mean, r_mean)
     mean = x.square().sum(dim=(1, 2)) / (x.shape[1] * x.shape[2])
     inner, across = x @ x.transpose(1, 2) / rest.count, x_held @ x.transpose(1, 2) / rest.count
-    errors = [(r_held - across @ dual).square().sum(dim=(1, 2)) for dual in _changes(inner, mean, r)]
-    return (torch.stack(errors) - r_held.square().sum(dim=(1, 2))).nan_to_num(nan=torch.inf).cpu().numpy()
+    errors = [(r_held - across @ dual).square().sum() for dual in _changes(inner, mean, r)]
+    return (torch.stack(errors) - r_held.square().sum()).nan_to_num(nan=torch.inf).cpu().numpy()
 
 
 def _changes(gram: Tensor, scale: Tensor, cross: Tensor) -> Iterable[Tensor]:

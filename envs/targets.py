@@ -74,7 +74,9 @@ class Targets:
         return set(self.rows[0])
 
 
-def record_targets(network: nn.Module, graph: Graph, chunks: Sequence[Tensor], sampling: Sampling) -> Targets:
+def record_targets(
+    network: nn.Module, graph: Graph, chunks: Sequence[Tensor], sampling: Sampling, *, narrow: bool = False
+) -> Targets:
     """Runs the dense network once over the calibration images and keeps what repair aims at.
 
     Args:
@@ -82,6 +84,7 @@ def record_targets(network: nn.Module, graph: Graph, chunks: Sequence[Tensor], s
         graph: Its graph, with a program.
         chunks: Calibration inputs.
         sampling: Output positions per image and seed.
+        narrow: Keep bfloat16, half of the memory: its rounding is small beside what a fit leaves.
     """
     program = graph.program
     assert program is not None
@@ -90,6 +93,9 @@ def record_targets(network: nn.Module, graph: Graph, chunks: Sequence[Tensor], s
     layers = [node for node in program.nodes if _refittable(node, network, graph)]
     addends = {layer: addend for layer in layers if (addend := _addend(layer, network)) is not None}
     inputs = tuple(channels_last(chunk) if graph.channels_last else chunk for chunk in chunks)
+
+    def narrowed(rows: Tensor) -> Tensor:
+        return rows.to(torch.bfloat16) if narrow else rows
 
     def one(index: int) -> dict[fx.Node, Target]:
         values: Values = {}
@@ -103,12 +109,14 @@ def record_targets(network: nn.Module, graph: Graph, chunks: Sequence[Tensor], s
                     generator = sampling.generator(keys[str(node.target)], index)
                     places = output_places(module, tuple(output.shape))
                     at = draw_positions(len(output), places, sampling.positions, generator, output.device)
-                    found[node], shapes[node] = Target(at=at, own=take_outputs(module, output, at)), output.shape
+                    own = narrowed(take_outputs(module, output, at))
+                    found[node], shapes[node] = Target(at=at, own=own), output.shape
                 for layer in (layer for layer, addend in addends.items() if addend.sum is node):
                     other = values[addends[layer].other]
                     if isinstance(other, Tensor) and other.shape == shapes[layer]:
                         module = twin.get_submodule(str(layer.target))
-                        found[layer] = replace(found[layer], other=take_outputs(module, other, found[layer].at))
+                        other = narrowed(take_outputs(module, other, found[layer].at))
+                        found[layer] = replace(found[layer], other=other)
                 release(node, values, last)
         return_memory()  # what is kept lies scattered between activations that are gone
         return found
