@@ -88,6 +88,7 @@ class Problem:
         table = load_table(config.profile, logger.warning) if config.profile is not None else None
         progress("finding units", 0, 1)
         self.anatomy = dissect(self.task.network, self.task.example_input, verification_samples(self.task.calibration))
+        return_memory()
         progress("finding units", 1, 1)
         if self.anatomy.uncounted:
             logger.warning("macs leave out operators without a formula: %s", ", ".join(self.anatomy.uncounted))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from envs.compress import Compressor
 from envs.graph import last_readers
-from envs.inference import channels_last, inference_copy
+from envs.inference import Twins, channels_last, inference_copy
 from envs.parallel import map_chunks
 from envs.preparation import HELD_SHARE
 from envs.shrinkage import FOLDS
@@ -123,7 +123,8 @@ def measure_damage(
     total, done = sum(map(len, plan.values())), 0
     curves: dict[str, list[Curve]] = {name: [] for name in damages}
     for site in sites:
-        variants = [_variants(compressor, site, plan[site.unit], fold) for fold in range(FOLDS)]
+        variants = [_variants(compressor, site, plan[site.unit], fold, dense) for fold in range(FOLDS)]
+        compressor.forget_folds()
 
         def one(index: int, site: Site = site, variants: list[list[nn.Module]] = variants) -> list[list[float]]:
             batch = batches[index]
@@ -142,12 +143,14 @@ def measure_damage(
     return curves
 
 
-def _variants(compressor: Compressor, site: Site, widths: Sequence[int], fold: int) -> list[nn.Module]:
+def _variants(
+    compressor: Compressor, site: Site, widths: Sequence[int], fold: int, dense: nn.Module
+) -> list[nn.Module]:
     """The network with one unit at each width, repaired on all images but those of one fold."""
     repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
     policies = [compressor.policy(*decode((site,), (kept,))) for kept in widths]
     small = [compressor.compress(policy, repair, unseen=fold).network for policy in policies]
-    return [inference_copy(network, compressor.graph) for network in small]
+    return [inference_copy(network, compressor.graph, Twins(compressor.network, dense)) for network in small]
 
 
 def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor) -> float:

@@ -20,9 +20,9 @@ MIN_IMAGES = 16
 MIN_POSITIONS = 8
 """Rather fewer images than fewer positions of each."""
 MAX_CHUNK, MIN_CHUNKS = 125, 4
-TARGET_SHARE, CHUNK_SHARE = 0.4, 0.1
+TARGET_SHARE, CHUNK_SHARE = 0.3, 0.05
 """Of the memory setting: what the dense network's outputs at the sampled positions may take, and one chunk's walk."""
-TYPICAL = 75
+TYPICAL = 50
 """Percentile of the activations at a cut that must fit for all images; at larger cuts the walk is repeated."""
 
 

@@ -99,7 +99,7 @@ class Compressor:
         self._chunks = tuple(chunk.to(settings.device) for chunk in divided(chunks))
         self._quick_chunks = first_chunks(self._chunks, settings.quick_images)
         self._sampling, self._quick = samplings(settings, self._chunks, self._quick_chunks)
-        self._recorded: dict[bool, Targets] = {}
+        self._recorded: dict[bool, Targets] = {}  # of quick repair or not
         self._quick_ridges: Mapping[str, float] | None = None
         preparation = Preparation(
             network=self.network, family=family, units=self.units, settings=settings, chunks=self._chunks,
@@ -109,7 +109,7 @@ class Compressor:
         moments = preparation.moments(sparse)
         chosen = self._quick_chunks if settings.ridge is None else ()
         self.preparation_forwards = preparation.image_forwards(moments)
-        self.preparation_forwards += self._walked((*self._chunks, *self._quick_chunks, *chosen))
+        self.preparation_forwards += self._walked((*self._chunks, *chosen))
         self.orders = preparation.orders(moments)
         self._bank = LayerwiseBank(self.network, moments, settings.ridge)
         self._fold_banks = [self._bank.leaving_out(fold) for fold in range(FOLDS)]
@@ -275,13 +275,19 @@ class Compressor:
         return normalization, has_bias or normalization is not None
 
     def _targets(self, quick: bool) -> Targets:
-        """What sequential repair aims at, recorded when first asked for."""
-        if quick not in self._recorded:
-            chunks, sampling = (self._quick_chunks, self._quick) if quick else (self._chunks, self._sampling)
+        """What sequential repair aims at, recorded when first asked for; quick repair sees a part of it."""
+        if quick and quick not in self._recorded:
+            self._recorded[quick] = self._targets(False).first(len(self._quick_chunks), self._quick.positions)
+        elif quick not in self._recorded:
+            narrow = self.settings.narrow_targets
             self._recorded[quick] = record_targets(
-                self.network, self.graph, chunks, sampling, narrow=self.settings.narrow_targets
+                self.network, self.graph, self._chunks, self._sampling, narrow=narrow
             )
         return self._recorded[quick]
+
+    def forget_folds(self) -> None:
+        """Frees what fits that left out a fold have computed; it is computed again when asked for."""
+        self._fold_banks = [self._bank.leaving_out(fold) for fold in range(FOLDS)]
 
     def quick_only(self) -> Compressor:
         """A twin that holds what quick compression needs, and nothing that full repair does; for workers."""
@@ -289,7 +295,7 @@ class Compressor:
         if sequential:
             self._ridges()
         twin = copy.copy(self)
-        twin._recorded = {True: self._targets(quick=True)} if sequential else {}
+        twin._recorded = {True: self._targets(quick=True).excerpt()} if sequential else {}
         twin._bank = LayerwiseBank(self.network, {}, self.settings.ridge) if sequential else self._bank
         twin._fold_banks = []
         return twin

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -44,9 +45,30 @@ def cores() -> int:
     return min(found, int(wanted)) if wanted.isdigit() and int(wanted) else found
 
 
+LARGE_BYTES, GROWN_BYTES = 1.1e9, 0.15e9
+"""Resident memory below which freed memory is kept, and by how much it must have grown to be given back once more."""
+_trimmed = {"resident": 0.0}
+
+
 def return_memory() -> None:
     """Gives freed heap memory back to the system; glibc would keep it, and the peaks of all phases would add up."""
     _glibc("malloc_trim", 0)
+
+
+def trim_memory() -> None:
+    """`return_memory` where the process is large and has grown since it last did; a few microseconds otherwise."""
+    resident = _resident_bytes()
+    if resident > max(LARGE_BYTES, _trimmed["resident"] + GROWN_BYTES):
+        return_memory()
+        _trimmed["resident"] = _resident_bytes()
+
+
+def _resident_bytes() -> float:
+    """Resident memory of this process; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0.0
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return float(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def keep_memory() -> None:
@@ -73,10 +95,13 @@ def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         function = _in_context(function)
     items, threads = list(items), cores()
-    if threads == 1 or len(items) < 2 or getattr(_local, "inside", False):
+    inside = getattr(_local, "inside", False)
+    if threads == 1 or len(items) < 2 or inside:
         yield from map(function, items)
     else:
         yield from _pool(threads).map(function, items)
+    if not inside:
+        trim_memory()
 
 
 def _in_context(function: Callable[[Item], Result]) -> Callable[[Item], Result]:

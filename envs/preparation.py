@@ -19,7 +19,7 @@ from envs.units import Unit
 
 ROWS, QUICK_ROWS = 32_000, 4_000
 """Rows of a fit (images x positions) where positions are not set, of full and of quick repair."""
-HELD_SHARE = 0.4
+HELD_SHARE = 0.25
 """Of the memory setting, what sequential repair may hold of activations at a cut."""
 
 Repair = Literal["none", "layerwise", "sequential"]

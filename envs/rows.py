@@ -30,7 +30,9 @@ def can_gather(module: nn.Module) -> bool:
 def draw_positions(
     images: int, places: int, per_image: int, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Positions:
-    """`per_image` distinct positions in each image (all of them if there are fewer).
+    """`per_image` distinct positions in each image (all of them if there are fewer), in random order.
+
+    The first positions of each image are those that a draw of fewer would have given.
 
     Args:
         images: Images in the chunk.
@@ -40,10 +42,7 @@ def draw_positions(
         device: Where the positions go.
     """
     count = min(per_image, places)
-    if count == places:
-        place = torch.arange(places, device=device).repeat(images, 1)
-    else:
-        place = torch.rand(images, places, generator=generator, device="cpu").topk(count, dim=1).indices.to(device)
+    place = torch.rand(images, places, generator=generator, device="cpu").topk(count, dim=1).indices.to(device)
     return Positions(torch.arange(images, device=device).repeat_interleave(count), place.flatten())
 
 

@@ -178,7 +178,7 @@ class SequentialRepair:
         def one(index: int) -> Sums:
             with torch.no_grad():
                 values = self._to(place, walk, cuts, index)
-                return self._rows(refit, values, self.targets.rows[index][refit.node], layer, by_kernel)
+                return self._rows(refit, values, self.targets.at(refit.node, index), layer, by_kernel)
 
         folds = folded_sums(map_chunks(one, range(len(cuts))), FOLDS if prior.shape[1] > WIDE else 2 * FOLDS)
         normalization = self._normalization(refit.name)
@@ -249,7 +249,7 @@ class SequentialRepair:
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
             residual = residual - bias.view(len(weights), 1, -1)
-        rows = sum(len(chunk[refit.node].own) for chunk in self.targets.rows)
+        rows = len(target.own) // target.images * self.images
         small = x.shape[2] <= (GRAM_LIMIT if refit.name in self.sparse else rows)
         return summarize(x, residual, gram=small)  # the same answer for every chunk
 

@@ -47,11 +47,25 @@ class Target:
         at: The sampled output positions.
         own: [m, O] the layer's output in the dense network.
         other: [m, O] the other addend there, None without an addition (or if it is of another shape).
+        images: Images in the chunk; each has m / images positions.
     """
 
     at: Positions
     own: Tensor
     other: Tensor | None = None
+    images: int
+
+    def first(self, per_image: int) -> Target:
+        """The same at the first positions of each image."""
+        count = len(self.own) // self.images
+        if per_image >= count:
+            return self
+
+        def cut(rows: Tensor) -> Tensor:
+            return rows.reshape(self.images, count, *rows.shape[1:])[:, :per_image].flatten(0, 1)
+
+        at, other = Positions(cut(self.at.image), cut(self.at.place)), self.other
+        return Target(at=at, own=cut(self.own), other=None if other is None else cut(other), images=self.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +76,27 @@ class Targets:
         chunks: Calibration inputs, channels-last where the network runs so.
         addends: The layers that reach an addition.
         rows: Per chunk, the target of each layer.
+        per_image: Positions of each image that are used, None: all.
     """
 
     chunks: tuple[Tensor, ...]
     addends: Mapping[fx.Node, Addend]
     rows: tuple[Mapping[fx.Node, Target], ...]
+    per_image: int | None = None
+
+    def at(self, layer: fx.Node, chunk: int) -> Target:
+        """One layer in one chunk."""
+        target = self.rows[chunk][layer]
+        return target if self.per_image is None else target.first(self.per_image)
+
+    def first(self, chunks: int, per_image: int) -> Targets:
+        """A view of the first chunks and of the first positions of each image."""
+        return replace(self, chunks=self.chunks[:chunks], rows=self.rows[:chunks], per_image=per_image)
+
+    def excerpt(self) -> Targets:
+        """The same without what is not used."""
+        rows = tuple({layer: self.at(layer, chunk) for layer in found} for chunk, found in enumerate(self.rows))
+        return replace(self, rows=rows, per_image=None)
 
     @property
     def layers(self) -> set[fx.Node]:
@@ -110,7 +140,7 @@ def record_targets(
                     places = output_places(module, tuple(output.shape))
                     at = draw_positions(len(output), places, sampling.positions, generator, output.device)
                     own = narrowed(take_outputs(module, output, at))
-                    found[node], shapes[node] = Target(at=at, own=own), output.shape
+                    found[node], shapes[node] = Target(at=at, own=own, images=len(output)), output.shape
                 for layer in (layer for layer, addend in addends.items() if addend.sum is node):
                     other = values[addends[layer].other]
                     if isinstance(other, Tensor) and other.shape == shapes[layer]:
