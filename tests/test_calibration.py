@@ -43,7 +43,8 @@ class Block(nn.Module):
 @cache
 def lite0() -> LayoutFamily:
     """EfficientNet-Lite0 at 224, with nothing that may change."""
-    layers, channels = [conv(3, 32, 3, 2)], 32
+    layers: list[nn.Module] = [conv(3, 32, 3, 2)]
+    channels = 32
     for expansion, outputs, count, stride, kernel in STAGES:
         for index in range(count):
             layers.append(Block(channels, outputs, expansion, kernel, stride if index == 0 else 1))

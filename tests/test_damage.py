@@ -37,7 +37,7 @@ def pooled() -> nn.Module:
 
 def prepared(ridge: float | None) -> tuple[Compressor, Site, list[Tensor]]:
     """A compressor on few images, the site of the pooled unit, and the images in chunks."""
-    network, chunks = pooled(), list(images(IMAGES, 1).split(CHUNK))
+    network, chunks = pooled(), list(torch.split(images(IMAGES, 1), CHUNK))
     anatomy = dissect(network, chunks[0][:1])
     settings = CompressionSettings(importance="l1", positions=8, ridge=ridge)
     compressor = Compressor(network, anatomy.graph, anatomy.family, anatomy.units, chunks, settings)
@@ -85,7 +85,7 @@ def test_where_few_images_tell_nothing_repair_does_no_harm(repair: Repair) -> No
         first.weight.copy_(torch.eye(64))
     network = nn.Sequential(first, nn.ReLU(), last).eval()  # its channels are independent: none stands for another
     draw = torch.Generator().manual_seed(1)
-    chunks, fresh = torch.randn(24, 64, generator=draw).split(6), torch.randn(FRESH, 64, generator=draw)
+    chunks, fresh = torch.split(torch.randn(24, 64, generator=draw), 6), torch.randn(FRESH, 64, generator=draw)
     anatomy = dissect(network, chunks[0][:1])
 
     def error(ridge: float | None, how: Repair) -> float:
