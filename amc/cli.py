@@ -56,7 +56,11 @@ RewardOption = Annotated[
     typer.Option(help="accuracy, accuracy_latency, error_log_cost, error_log_params, loss, output_error or "
                  "package.module:function."),
 ]  # fmt: skip
-RoundOption = Annotated[int | None, typer.Option(help="Kept channels are a multiple of this, or all.")]
+RoundOption = Annotated[
+    int | None,
+    typer.Option(help="Kept channels are a multiple of this, or all. Left out: of 8 in units of 96 channels and more, "
+                 "any number with a profile."),
+]  # fmt: skip
 MinOption = Annotated[float | None, typer.Option(help="Smallest preserve ratio.")]
 MaxOption = Annotated[float | None, typer.Option(help="Largest preserve ratio.")]
 SkipOption = Annotated[list[str] | None, typer.Option(help="Layer names (shell pattern) that stay; repeatable.")]

@@ -71,6 +71,7 @@ class SearchResult:
         workers: How many, and how much of their time they waited.
         patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
         remarks: What a reader of these numbers has to know, one sentence each.
+        uncounted: Operators of the network that no cost counts.
     """
 
     task: str
@@ -89,6 +90,7 @@ class SearchResult:
     workers: Usage = IN_PROCESS
     patterns: tuple[LayerPattern, ...] = ()
     remarks: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     def to_json(
         self,
@@ -105,7 +107,8 @@ class SearchResult:
             **reports, **({"patterns": patterns} if patterns else {}),
             "episodes": self.episodes, "failures": self.failures, "stopped": self.stopped,
             "evaluations": self.evaluations, "images": self.images._asdict(),
-            "image_forwards": self.image_forwards, "versions": dict(versions), "remarks": list(self.remarks),
+            "image_forwards": self.image_forwards, "versions": dict(versions), "uncounted": list(self.uncounted),
+            "remarks": list(self.remarks),
             "measured": {
                 "seconds": round(self.seconds, 2),
                 "latency_ms": {name: timing.median_ms for name, timing in latency.items()},

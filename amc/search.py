@@ -223,15 +223,22 @@ def conclude(
     for name, one in shown.items():
         if one.widths not in reports:
             reports[one.widths] = report(problem, one, bounded=name != "dense")
-    policy = problem.policy(np.asarray(found.widths))
+    policy, uncounted = problem.policy(np.asarray(found.widths)), problem.anatomy.uncounted
     return SearchResult(
         task=problem.task.name, budgets=dict(problem.constraint.limits()), seed=problem.config.seed,
         reports={name: reports[one.widths] for name, one in shown.items()},
         policy=with_provenance(policy, problem.config), networks={name: one.network for name, one in shown.items()},
         episodes=episodes, stopped=stopped, evaluations=problem.effort.evaluations,
         image_forwards=problem.effort.image_forwards, seconds=clock.elapsed(),
-        patterns=layer_patterns(problem, found.widths), remarks=confirmation.remarks,
+        patterns=layer_patterns(problem, found.widths), uncounted=uncounted,
+        remarks=(*confirmation.remarks, *_left_out(uncounted)),
     )  # fmt: skip
+
+
+def _left_out(uncounted: Sequence[str]) -> tuple[str, ...]:
+    """What has to be said where some operators are in no cost."""
+    named = f"no cost counts these operators of the network: {', '.join(uncounted)}; budgets hold for all the others"
+    return (named,) if uncounted else ()
 
 
 def report(problem: Problem, one: Confirmed, *, bounded: bool) -> NetworkReport:

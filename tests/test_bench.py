@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,10 +15,11 @@ import pytest
 import torch
 from torch import nn
 
+from envs.parallel import THREADS
 from envs.patterns import verify
 from experiments.bench.floor import ready
-from experiments.bench.gpu import notebook, run
-from experiments.bench.gpu_parts import Phases, read_report, tell_tests
+from experiments.bench.gpu import notebook, options_of, run
+from experiments.bench.gpu_parts import PHASES, Phases, play_profile, read_report, searched, tell_profile, tell_tests
 from experiments.bench.released import cached_features, fit
 from experiments.bench.scaling import exponent
 from experiments.bench.sparse24 import linear, timed, weights_of
@@ -88,6 +90,30 @@ def test_damage_takes_all_the_time_within_it() -> None:
     with phases.timing("scoring"):
         pass
     assert set(phases.seconds) == {"damage curves", "scoring"}
+
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """The options of a quick trial on the CPU; what the parts set in the environment is put back."""
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    monkeypatch.setenv(THREADS, "1")
+    return options_of(["--task", "digits", "--device", "cpu", "--quick", "--out", str(tmp_path / "found.json")])
+
+
+def test_every_phase_of_a_search_is_timed(trial: argparse.Namespace) -> None:
+    found = searched(trial, "cpu")
+    assert set(found["accuracy"]) == {"dense", "uniform", "found"}
+    assert found["phases"].keys() == {*PHASES, "other", "whole"}
+    assert all(seconds > 0 for seconds in found["phases"].values())
+
+
+@pytest.mark.slow
+def test_a_profile_is_kept_however_disturbed_and_says_so(trial: argparse.Namespace) -> None:
+    found: dict[str, Any] = {}
+    play_profile(trial, found.update)
+    entries, check = tell_profile(found)
+    assert "entries were disturbed" in entries
+    assert "networks were disturbed" in check
 
 
 def test_a_part_that_fails_or_lasts_too_long_says_so_in_a_line(tmp_path: Path) -> None:

@@ -59,10 +59,27 @@ def reading() -> Task:
     return Task(name="reading", network=network, example_input=x[:1].long(), **parts)
 
 
+class Spectral(nn.Module):
+    """Scores pixels and their spectrum, which no formula counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.spectrum = nn.Linear(64, 24), nn.Linear(24, 3), nn.Linear(33, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        y: Tensor = self.narrow(torch.relu(self.wide(x))) + self.spectrum(torch.fft.rfft(x).abs())
+        return y
+
+
 def task(outputs: int, squeeze: bool, dtype: torch.dtype) -> Task:
     torch.manual_seed(0)
-    x = torch.randn(96, 1, 8, 8)
-    network = Net(outputs, squeeze, dtype).eval()
+    return copying(Net(outputs, squeeze, dtype))
+
+
+def copying(network: nn.Module) -> Task:
+    """The task to say what the network says."""
+    x, network = torch.randn(96, 1, 8, 8), network.eval()
     with torch.no_grad():
         y = network(x)
     parts = {name: (x[k : k + 32], y[k : k + 32]) for k, name in ((0, "calibration"), (32, "validation"), (64, "test"))}
@@ -102,3 +119,20 @@ def test_an_encoder_of_words_is_searched_and_exported(
     inputs, _ = problem.task.test.batch(range(8))
     assert inputs.dtype == torch.int64
     write_onnx(result.networks["found"], problem.task.example_input, inputs, tmp_path / "found.onnx")
+
+
+def test_operators_that_no_cost_counts_are_named_once_and_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    spectral = copying(Spectral())
+    monkeypatch.setattr("amc.problem.load_task", lambda *_, **__: spectral)
+    result = search(Problem(SearchConfig(task="odd", agent="uniform", constraint={"macs": 0.6})))
+    stored = result.to_json({}, {})
+    assert stored["uncounted"] == ["aten._fft_r2c"]
+    assert sum("aten._fft_r2c" in remark for remark in stored["remarks"]) == 1
+    monkeypatch.setattr("amc.problem.load_task", lambda *_, **__: task(3, False, torch.float32))
+    plain = search(Problem(SearchConfig(task="odd", agent="uniform", constraint={"macs": 0.6})))
+    assert plain.to_json({}, {})["uncounted"] == []
+    assert not any("operators" in remark for remark in plain.remarks)

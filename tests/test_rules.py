@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amc.config_parts import RulesConfig
 from envs.rules import Rules
 from envs.sites import Choice, Site
 from envs.units import Member, Unit
@@ -40,6 +41,19 @@ def test_without_rules_every_width_but_zero_may_be_chosen() -> None:
 
 def test_rounding_leaves_multiples_and_the_full_width() -> None:
     assert widths(Rules(round_to=4), 10) == [4, 8, 10]
+
+
+def test_left_out_rounding_keeps_wide_units_to_what_kernels_compute_together_and_narrow_ones_free() -> None:
+    assert widths(Rules(round_to=None), 95) == list(range(1, 96))
+    assert widths(Rules(round_to=None), 100) == [*range(8, 97, 8), 100]
+    assert RulesConfig().rules().round_to is None
+
+
+def test_a_profile_or_ones_own_rounding_takes_the_place_of_what_is_left_out() -> None:
+    assert widths(RulesConfig().rules(profiled=True), 100) == list(range(1, 101))
+    for profiled in (False, True):
+        assert widths(RulesConfig(round_to=1).rules(profiled=profiled), 100) == list(range(1, 101))
+        assert widths(RulesConfig(round_to=32).rules(profiled=profiled), 100) == [32, 64, 96, 100]
 
 
 def test_a_unit_narrower_than_the_divisor_keeps_all_its_channels() -> None:

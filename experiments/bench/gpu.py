@@ -34,8 +34,9 @@ SHARES = {"tests": 0.35, "search": 0.7, "2:4": 0.6, "profile": 0.95}
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of cifar10_*.npz")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="weights of ResNet-56")
+    parser.add_argument("--task", default="cifar10-resnet56", help="what is searched and profiled")
+    parser.add_argument("--data", type=Path, help="folder of cifar10_*.npz")
+    parser.add_argument("--checkpoint", type=Path, help="weights of ResNet-56")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
     parser.add_argument("--device", default="cuda", help="cuda; cpu for a trial")
