@@ -90,8 +90,6 @@ class Problem:
         self.anatomy = dissect(self.task.network, self.task.example_input, verification_samples(self.task.calibration))
         return_memory()
         progress("finding units", 1, 1)
-        if self.anatomy.uncounted:
-            logger.warning("macs leave out operators without a formula: %s", ", ".join(self.anatomy.uncounted))
         self.shapes = load_rules(config.shapes) if config.shapes is not None else None
         self.sites, skipped = choose_sites(config, self.task.network, self.anatomy, self.shapes)
         self.fixed = (*self.anatomy.fixed, *skipped)

@@ -101,8 +101,13 @@ class Compressor:
         self._sampling, self._quick = samplings(settings, self._chunks, self._quick_chunks)
         self._recorded: dict[bool, Targets] = {}  # of quick repair or not
         self._quick_ridges: Mapping[str, float] | None = None
+        self._prepare(remember, sparse)
+
+    def _prepare(self, remember: Remember, sparse: Sequence[str]) -> None:
+        """Statistics on the calibration images, and what is made of them."""
+        settings = self.settings
         preparation = Preparation(
-            network=self.network, family=family, units=self.units, settings=settings, chunks=self._chunks,
+            network=self.network, family=self._family, units=self.units, settings=settings, chunks=self._chunks,
             sampling=self._sampling, folds=self._folds, remember=remember,
             key=(*self._fingerprints, self.calibration_fingerprint),
         )  # fmt: skip
