@@ -128,10 +128,8 @@ def measure_damage(
 
         def one(index: int, site: Site = site, variants: list[list[nn.Module]] = variants) -> list[list[float]]:
             batch = batches[index]
-            return [
-                [total_damage(damage, new, outputs[index], batch.targets) for damage in damages.values()]
-                for new in runner.outputs(variants[batch.fold], site.unit, index)
-            ]
+            found = runner.outputs(variants[batch.fold], site.unit, index)
+            return [[total_damage(d, new, outputs[index], batch.targets) for d in damages.values()] for new in found]
 
         sums = np.asarray(list(map_chunks(one, range(len(batches))))).sum(axis=0).reshape(-1, len(damages))
         means = np.clip(sums / sum(len(batch.inputs) for batch in batches), 0.0, OVERFLOW)

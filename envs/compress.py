@@ -174,14 +174,8 @@ class Compressor:
         repair = self.settings.repair if repair is None else repair
         if repair == "sequential" and not self.graph.traced:
             repair = "layerwise"
-        kept = policy.kept()
-        if kept.keys() != {unit.name for unit in self.units} or policy.structure != self._fingerprints[0]:
-            raise PolicyMismatch(
-                f"a policy only fits the network it was made for, but its structure {policy.structure[7:19]} is not "
-                f"{self._fingerprints[0][7:19]}: apply it to the same architecture, or search again"
-            )
-        self._check_patterns(policy)
-        axes = kept_axes(self.network, self.units, kept)
+        self._check(policy)
+        axes = kept_axes(self.network, self.units, policy.kept())
         small = sliced(self.network, axes)
         finishes = self._finishes(policy.patterns(), refitted=repair != "none")
         forwards = 0
@@ -204,8 +198,13 @@ class Compressor:
         verify_network(small, policy.patterns())
         return Compressed(small, forwards)
 
-    def _check_patterns(self, policy: Policy) -> None:
-        """Refuses patterns that their layers cannot take at the policy's widths."""
+    def _check(self, policy: Policy) -> None:
+        """Refuses a policy of another network, and patterns that their layers cannot take at the policy's widths."""
+        if policy.kept().keys() != {unit.name for unit in self.units} or policy.structure != self._fingerprints[0]:
+            raise PolicyMismatch(
+                f"a policy only fits the network it was made for, but its structure {policy.structure[7:19]} is not "
+                f"{self._fingerprints[0][7:19]}: apply it to the same architecture, or search again"
+            )
         patterns = policy.patterns()
         for layer in self._family.at(kept_counts(self._family, policy.widths())).layers if patterns else ():
             reason = refusal(layer, parse_pattern(patterns.get(layer.name, "dense")))

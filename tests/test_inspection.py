@@ -94,7 +94,7 @@ class Words(nn.Module):
     [
         ("words", "the channels of a layer of type Embedding are never pruned"),
         ("mix.out_proj", "it is a part of 'mix' (MultiheadAttention), whose channels depend on each other"),
-        ("spare", "forward never calls it"),
+        ("spare", "forward does not call it"),
     ],
 )
 def test_layers_that_are_in_no_group_of_channels_stay_for_a_reason_of_their_own(layer: str, reason: str) -> None:

@@ -316,7 +316,8 @@ def test_planned_images_fit_what_repair_holds(zoo: Callable[[str], Specimen]) ->
     assert live * plan.images <= 1e6
     compressor = compressor_for(zoo("residual"), images=plan.images, repair="sequential", positions=plan.positions)
     rows = [target for chunk in compressor._targets(quick=False).rows for target in chunk.values()]
-    held = sum(4 * (t.own.numel() + (0 if t.other is None else t.other.numel())) for t in rows)
+    width = 2 if plan.narrow_targets else 4
+    held = sum(width * (t.own.numel() + (0 if t.other is None else t.other.numel())) for t in rows)
     assert live * plan.images + held <= 1e6
 
 
