@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MIN_PENALTY = 1e-6
+"""Of the features' mean square, means included: tenfold a few times, it makes any rounded Gram matrix definite."""
 MIN_BAND, WIDE = 32, 320
 """Fewest columns worth a product of their own, and more than how many are worth four bands instead of two."""
 
@@ -136,7 +138,7 @@ def curvature_of(sums: Sums, x_mean: Tensor, ridge: float) -> Tensor:
         diagonal = total / sums.count - x_mean.square()
         return diagonal + _penalty(diagonal.mean(dim=1), ridge)[:, None]
     gram = sums.xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
-    _, penalty = factor(gram, penalty_of(gram, ridge))
+    _, penalty = factor(gram, _started(sums, gram, ridge))
     return gram + penalty[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
 
 
@@ -145,7 +147,14 @@ def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
     assert sums.xr is not None
     gram = sums.xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
     cross = sums.xr.double() / sums.count - x_mean[:, :, None] * r_mean[:, None, :]
-    return torch.cholesky_solve(cross, factor(gram, penalty_of(gram, ridge))[0])
+    return torch.cholesky_solve(cross, factor(gram, _started(sums, gram, ridge))[0])
+
+
+def _started(sums: Sums, gram: Tensor, ridge: float) -> Tensor:
+    """[G] penalty to begin with: rounding can leave the Gram matrix of features that hardly vary negative."""
+    assert sums.xx is not None
+    energy = sums.xx.diagonal(dim1=1, dim2=2).double().mean(dim=1) / sums.count
+    return torch.maximum(penalty_of(gram, ridge), MIN_PENALTY * energy)
 
 
 def _dual(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:

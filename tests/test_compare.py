@@ -76,6 +76,7 @@ def test_a_draw_is_called_a_draw() -> None:
     assert "no more than noise" in verdict(summarize(runs), differences(runs)).split(". ")[0]
 
 
+@pytest.mark.slow
 def test_every_agent_pays_no_more_than_the_effort_and_a_second_call_computes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ def test_compression_stays_where_it_is_told(importance: str, repair: Any, zoo: C
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_search_stays_where_it_is_told_and_comes_back() -> None:
     config = SearchConfig(**{
         "task": "digits", "constraint": {"macs": 0.3}, "agent": "knapsack", "reward_images": 100, "confirm": 1,

@@ -199,3 +199,10 @@ def test_features_that_are_not_finite_are_refused() -> None:
 def test_no_chunk_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="needs at least one chunk of rows, but got none"):
         add([])
+
+
+def test_features_that_hardly_vary_have_a_fit_in_half_precision_too() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = (30 + 0.05 * torch.randn(2, 64, 9, generator=draw)).to(torch.bfloat16)
+    fit = solve(summarize(x, torch.randn(2, 64, 1, generator=draw)), torch.zeros(2, 9, 1), 0.03, intercept=True)
+    assert fit.weights.isfinite().all()

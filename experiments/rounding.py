@@ -1,0 +1,84 @@
+"""What rounding of widths costs in accuracy and gains in time, at equal multiply-accumulates: uniform widths.
+
+Command: python -m experiments.rounding --data DIR --weights DIR [--photos DIR]
+Each network is pruned to the largest uniform widths within its budget under several roundings, repaired with the
+defaults, scored on all validation and test images, and timed through onnxruntime beside the dense one (one thread,
+batch 1, interleaved rounds). Timing wants a quiet machine; the page says where it was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amc.config import load_config
+from amc.export import latency_ms
+from amc.problem import Problem
+from amc.timing import timing_remarks
+from experiments.chain import ROOT, commit, processor
+
+PAGE = ROOT / "experiments" / "results" / "rounding.md"
+NETWORKS = {"digits": 0.3, "resnet20": 0.5, "resnet56": 0.5, "lite0": 0.75}
+"""Name -> share of the MACs."""
+ROUNDINGS: dict[str, int | None] = {"every width": 1, "4": 4, "8": 8, "16": 16, "default": None}
+
+
+def problem_of(name: str, rounding: int | None, options: argparse.Namespace) -> Problem:
+    """One network under one rounding."""
+    cifar = name.startswith("resnet")
+    tasks = {"digits": "digits", "lite0": "experiments.photos:lite0"}
+    return Problem(load_config(None, {
+        "task": tasks.get(name, f"cifar10-{name}"), "agent": "uniform", "constraint": {"macs": NETWORKS[name]},
+        "data": options.data if cifar else options.photos if name == "lite0" else None,
+        "checkpoint": options.weights / f"{name}_cifar10.safetensors" if cifar else None, "rules.round_to": rounding,
+    }))  # fmt: skip
+
+
+def rows(name: str, options: argparse.Namespace) -> list[str]:
+    """The table's lines of one network, and what has to be said of the times."""
+    networks: dict[str, nn.Module] = {}
+    facts: dict[str, list[str]] = {}
+    for label, rounding in ROUNDINGS.items():
+        problem = problem_of(name, rounding, options)
+        networks.setdefault("dense", problem.task.network)
+        networks[label] = problem.compressor.compress(problem.policy(problem.constraint.uniform())).network
+        accuracy = [f"{100 * problem.score(networks[label], split).accuracy:.2f}" for split in ("validation", "test")]
+        macs = problem.real_costs(networks[label])["macs"] / problem.real_costs(networks["dense"])["macs"]
+        facts[label] = [*accuracy, f"{macs:.1%}"]
+        print(name, label, facts[label], flush=True)
+    timings = latency_ms(networks, problem.task.example_input, seconds=20.0)
+    dense = timings["dense"].median_ms
+    lines = [f"| {name}, {NETWORKS[name]:.0%} | dense | | | | {dense:.3f} ± {timings['dense'].mad_ms:.3f} | 1 |"]
+    for label, found in facts.items():
+        time = timings[label]
+        cells = [name, label, *found, f"{time.median_ms:.3f} ± {time.mad_ms:.3f}", f"{time.median_ms / dense:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    remarks: tuple[Any, ...] = timing_remarks(timings, "default", threads=1, cures=["a latency budget"])
+    return [*lines, *(f"| {name} | remark | {remark} | | | | |" for remark in remarks)]
+
+
+def main() -> None:
+    """Measures and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, help="folder of photos.npz (experiments.photos)")
+    options = parser.parse_args()
+    lines = [line for name in NETWORKS if options.photos or name != "lite0" for line in rows(name, options)]
+    PAGE.write_text(f"""# Rounded widths: accuracy and time at equal multiply-accumulates
+
+`python -m experiments.rounding --data DIR --weights DIR --photos DIR` at {commit()} on {processor()}. Uniform widths
+within the budget, repaired, no fine-tuning; per cent on all validation and test images. Times: onnxruntime, one thread,
+batch 1, median ± median absolute deviation of interleaved rounds. *default*: multiples of 8 in units of 96 channels and
+more, every width in narrower ones.
+
+| network, budget | widths | validation | test | MACs | ms | of dense |
+|---|---|---|---|---|---|---|
+""" + "\n".join(lines) + "\n")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
