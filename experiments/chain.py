@@ -1,8 +1,8 @@
 """The chain on real data: runs `amc search` for each line of the table and writes experiments/results/chain.md.
 
 Command: python -m experiments.chain --data DIR --weights DIR [--photos DIR] [--only TEXT]
-DIR holds cifar10_*.npz and resnet{20,56}_cifar10.safetensors; --photos is of experiments.photos, for lite0. Every run is
-timed from outside, sensitivities, repair and test included, with an empty cache. Finished runs (a result.json under
+DIR holds cifar10_*.npz and resnet{20,56}_cifar10.safetensors; --photos is of experiments.photos, for lite0. Every run
+is timed from outside, sensitivities, repair and test included, with an empty cache. Finished runs (a result.json under
 runs/chain) are not repeated.
 """
 
