@@ -42,7 +42,6 @@ from envs.preparation import (
 from envs.ridge import Finish
 from envs.rows import weight_rows
 from envs.sequential import SequentialRepair, write_fit
-from envs.shrinkage import FOLDS
 from envs.slicing import Axes, kept_axes, sliced
 from envs.sparsify import SELECTIONS, refit
 from envs.statistics import first_chunks
@@ -105,8 +104,8 @@ class Compressor:
 
     def _prepare(self, remember: Remember, sparse: Sequence[str]) -> None:
         """Statistics on the calibration images, and what is made of them."""
-        settings = self.settings
-        preparation = Preparation(
+        settings, self._sparse = self.settings, tuple(sparse)
+        self._preparation = preparation = Preparation(
             network=self.network, family=self._family, units=self.units, settings=settings, chunks=self._chunks,
             sampling=self._sampling, folds=self._folds, remember=remember,
             key=(*self._fingerprints, self.calibration_fingerprint),
@@ -116,9 +115,17 @@ class Compressor:
         self.preparation_forwards = preparation.image_forwards(moments)
         self.preparation_forwards += self._walked((*self._chunks, *chosen))
         self.orders = preparation.orders(moments)
-        self._bank = LayerwiseBank(self.network, moments, settings.ridge)
-        self._fold_banks = [self._bank.leaving_out(fold) for fold in range(FOLDS)]
+        self._banks: dict[int | None, LayerwiseBank] = {None: LayerwiseBank(self.network, moments, settings.ridge)}
         self._input_orders = input_orders(self.units, self.orders)
+
+    def _bank(self, unseen: int | None) -> LayerwiseBank:
+        """Layer-wise fits to all images, or to all but one fold; the moments are read again where they were freed."""
+        if None not in self._banks:
+            moments = self._preparation.moments(self._sparse)
+            self._banks[None] = LayerwiseBank(self.network, moments, self.settings.ridge)
+        if unseen is not None and unseen not in self._banks:
+            self._banks[unseen] = self._banks[None].leaving_out(unseen)
+        return self._banks[unseen]
 
     def _walked(self, chunks: Sequence[Tensor]) -> int:
         """Image-forwards of a walk of sequential repair."""
@@ -180,13 +187,14 @@ class Compressor:
         finishes = self._finishes(policy.patterns(), refitted=repair != "none")
         forwards = 0
         if repair != "sequential":
-            bank = self._bank if unseen is None else self._fold_banks[unseen]
+            bank = self._bank(unseen)
             compensated = repair == "layerwise" or self.settings.importance in COMPENSATED
             if compensated:
                 self._refit_consumers(small, axes, bank, weights=repair == "layerwise")
             self._sparsify(small, axes, finishes, bank, shifted=compensated)
         else:
             if not quick:
+                self._banks.clear()
                 return_memory()
             ridges = self._ridges() if quick else {}
             sequential = self._sequential(quick, ridges, half=half, sparse=finishes)
@@ -291,7 +299,7 @@ class Compressor:
 
     def forget_folds(self) -> None:
         """Frees what fits that left out a fold have computed; it is computed again when asked for."""
-        self._fold_banks = [self._bank.leaving_out(fold) for fold in range(FOLDS)]
+        self._banks = {key: bank for key, bank in self._banks.items() if key is None}
 
     def quick_only(self) -> Compressor:
         """A twin that holds what quick compression needs, and nothing that full repair does; for workers."""
@@ -299,9 +307,9 @@ class Compressor:
         if sequential:
             self._ridges()
         twin = copy.copy(self)
+        del twin._preparation
         twin._recorded = {True: self._targets(quick=True).excerpt()} if sequential else {}
-        twin._bank = LayerwiseBank(self.network, {}, self.settings.ridge) if sequential else self._bank
-        twin._fold_banks = []
+        twin._banks = {} if sequential else {None: self._bank(None)}
         return twin
 
     def _refit_consumers(

@@ -140,7 +140,7 @@ def compare(problem: Problem, images: int) -> dict[str, float]:
     ours = min(seconds(lambda: compressor.compress(policy, "layerwise")) for _ in range(3))
     small, scorer = compressor.compress(policy, "layerwise").network, problem.measurement.scorer
     scoring = min(seconds(lambda: scorer(small, task.validation, problem.draws.reward())) for _ in range(2))
-    bank: LayerwiseBank = compressor._bank
+    bank: LayerwiseBank = compressor._bank(None)
     assert all(bank.fits(name) for name in layers), "both procedures fit the same layers"
     return {
         "layers": len(layers), "their fitting": fitting, "our first repair": once, "our slicing alone": sliced,
