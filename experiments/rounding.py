@@ -18,6 +18,7 @@ from amc.config import load_config
 from amc.export import latency_ms
 from amc.problem import Problem
 from amc.timing import timing_remarks
+from envs.constraint import InfeasibleBudget
 from experiments.chain import ROOT, commit, processor
 
 PAGE = ROOT / "experiments" / "results" / "rounding.md"
@@ -42,7 +43,11 @@ def rows(name: str, options: argparse.Namespace) -> list[str]:
     networks: dict[str, nn.Module] = {}
     facts: dict[str, list[str]] = {}
     for label, rounding in ROUNDINGS.items():
-        problem = problem_of(name, rounding, options)
+        try:
+            problem = problem_of(name, rounding, options)
+        except InfeasibleBudget:
+            print(name, label, "cannot keep the budget", flush=True)
+            continue
         networks.setdefault("dense", problem.task.network)
         networks[label] = problem.compressor.compress(problem.policy(problem.constraint.uniform())).network
         accuracy = [f"{100 * problem.score(networks[label], split).accuracy:.2f}" for split in ("validation", "test")]
@@ -73,7 +78,7 @@ def main() -> None:
 `python -m experiments.rounding --data DIR --weights DIR --photos DIR` at {commit()} on {processor()}. Uniform widths
 within the budget, repaired, no fine-tuning; per cent on all validation and test images. Times: onnxruntime, one thread,
 batch 1, median ± median absolute deviation of interleaved rounds. *default*: multiples of 8 in units of 96 channels and
-more, every width in narrower ones.
+more, every width in narrower ones. A rounding that cannot keep the budget is left out.
 
 | network, budget | widths | validation | test | MACs | ms | of dense |
 |---|---|---|---|---|---|---|
