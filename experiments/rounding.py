@@ -9,6 +9,7 @@ batch 1, interleaved rounds). Timing wants a quiet machine; the page says where 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch import nn
 
 from amc.config import load_config
 from amc.export import latency_ms
+from amc.files import write_json
 from amc.problem import Problem
+from amc.search import SPLITS
 from amc.timing import timing_remarks
 from envs.constraint import InfeasibleBudget
 from experiments.chain import ROOT, commit, processor
 
-PAGE = ROOT / "experiments" / "results" / "rounding.md"
+RUNS, PAGE = ROOT / "runs" / "rounding", ROOT / "experiments" / "results" / "rounding.md"
 NETWORKS = {"digits": 0.3, "resnet20": 0.5, "resnet56": 0.5, "lite0": 0.75}
 """Name -> share of the MACs."""
 ROUNDINGS: dict[str, int | None] = {"every width": 1, "4": 4, "8": 8, "16": 16, "default": None}
@@ -46,13 +49,14 @@ def rows(name: str, options: argparse.Namespace) -> list[str]:
         try:
             problem = problem_of(name, rounding, options)
         except InfeasibleBudget:
-            print(name, label, "cannot keep the budget", flush=True)
             continue
+        policy = problem.policy(problem.constraint.uniform())
         networks.setdefault("dense", problem.task.network)
-        networks[label] = problem.compressor.compress(problem.policy(problem.constraint.uniform())).network
-        accuracy = [f"{100 * problem.score(networks[label], split).accuracy:.2f}" for split in ("validation", "test")]
-        macs = problem.real_costs(networks[label])["macs"] / problem.real_costs(networks["dense"])["macs"]
-        facts[label] = [*accuracy, f"{macs:.1%}"]
+        networks[label] = problem.compressor.compress(policy, "none").network  # widths decide the time, not weights
+        path = RUNS / f"{name}-{label}.json"
+        if not path.exists():
+            write_json(path, scored(problem, problem.compressor.compress(policy).network))
+        facts[label] = json.loads(path.read_text())
         print(name, label, facts[label], flush=True)
     timings = latency_ms(networks, problem.task.example_input, seconds=20.0)
     dense = timings["dense"].median_ms
@@ -65,6 +69,13 @@ def rows(name: str, options: argparse.Namespace) -> list[str]:
     return [*lines, *(f"| {name} | remark | {remark} | | | | |" for remark in remarks)]
 
 
+def scored(problem: Problem, network: nn.Module) -> list[str]:
+    """Validation and test accuracy, and the share of the MACs."""
+    accuracy = [f"{100 * problem.score(network, split).accuracy:.2f}" for split in SPLITS]
+    macs = problem.real_costs(network)["macs"] / problem.real_costs(problem.task.network)["macs"]
+    return [*accuracy, f"{macs:.1%}"]
+
+
 def main() -> None:
     """Measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -72,6 +83,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--photos", type=Path, help="folder of photos.npz (experiments.photos)")
     options = parser.parse_args()
+    RUNS.mkdir(parents=True, exist_ok=True)
     lines = [line for name in NETWORKS if options.photos or name != "lite0" for line in rows(name, options)]
     PAGE.write_text(f"""# Rounded widths: accuracy and time at equal multiply-accumulates
 
