@@ -48,7 +48,9 @@ class LayerwiseBank:
     def leaving_out(self, fold: int) -> LayerwiseBank:
         """A bank whose fits do not see one fold; of undivided images the same."""
         divided = all(len(folds) > 1 for folds in self._moments.values())
-        return LayerwiseBank(self._network, self._moments, self._ridge, fold if divided else None)
+        twin = LayerwiseBank(self._network, self._moments, self._ridge, fold if divided else None)
+        twin._ridges = self._ridges  # chosen on all folds, whichever is left out
+        return twin
 
     def fits(self, name: str) -> bool:
         """Whether the layer's moments are known."""
@@ -132,24 +134,23 @@ class LayerwiseBank:
         """
         if self._ridge is not None:
             return self._ridge
+        folds = len(self._moments[name])
+        if folds < 2 or _inputs_per_group(self._network.get_submodule(name)) < 2:
+            return UNDIVIDED_RIDGE
         key = (name, order is None, intercept)
         if key not in self._ridges:
             self._ridges[key] = self._chosen(name, order, intercept)
-        return self._ridges[key]
+        return self._ridges[key] * folds / (folds - (self._unseen is not None))  # fewer images, more shrinkage
 
     def _chosen(self, name: str, order: Sequence[int] | None, intercept: bool) -> float:
         module, folds = self._network.get_submodule(name), self._moments[name]
         per_group = _inputs_per_group(module)
-        if len(folds) < 2 or per_group < 2:
-            return UNDIVIDED_RIDGE
         weights = weight_rows(module).double()
         places = list(range(0, per_group, 2))
         if order is not None and len(weights) == 1:
             places = sorted(order[: -(-per_group // 2)])
         columns = column_indices(places, _kernel(module), weights.device)
-        best = best_ridge([missing(sums, weights, columns) for sums in folds], intercept=intercept)
-        used = len(folds) - (self._unseen is not None)
-        return best * len(folds) / used  # fewer images, more shrinkage
+        return best_ridge([missing(sums, weights, columns) for sums in folds], intercept=intercept)
 
     def _seen(self, name: str) -> list[Sums]:
         return [fold for index, fold in enumerate(self._moments[name]) if index != self._unseen]
