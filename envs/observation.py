@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.constraint import Constraint
+from envs.space.constraint import Constraint
 from hw_profiles.cost import Macs, cost_of
 from hw_profiles.layers import LayerShape, Layout
 
@@ -62,9 +62,15 @@ class Observer:
         touched = replace(family.dense, layers=tuple(family.dense.layers[i] for i in rows))
         height, width = _plane(layer)
         return [
-            step, layer.out_channels if site.layer else site.channels, layer.in_channels, height, width,
-            max(layer.stride, default=1), max(layer.kernel, default=1), cost_of(Macs(), touched),
-        ]  # fmt: skip
+            step,
+            layer.out_channels if site.layer else site.channels,
+            layer.in_channels,
+            height,
+            width,
+            max(layer.stride, default=1),
+            max(layer.kernel, default=1),
+            cost_of(Macs(), touched),
+        ]
 
 
 def _layer(layout: Layout, name: str) -> LayerShape:

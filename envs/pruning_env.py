@@ -9,11 +9,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.constraint import Constraint
 from envs.observation import FEATURES, ObservationArray, Observer
-from envs.policy import Policy
 from envs.reward import Evaluation, Reward
-from envs.sites import Choice, decode
+from envs.space.constraint import Constraint
+from envs.space.policy import Policy
+from envs.space.sites import Choice, decode
 from hw_profiles.layers import IntArray
 
 Action = NDArray[np.float32]

@@ -65,10 +65,20 @@ def run(line: Line, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     summary = folder / "outside.json"
     if not summary.exists():
         command = [
-            str(Path(sys.executable).parent / "amc"), "search", *task_options(line.network, options),
-            "--constraint", f"macs={line.macs}", "--agent", line.agent, "--seed", str(seed), *line.options,
-            "--out", str(folder), "--fresh",
-        ]  # fmt: skip
+            str(Path(sys.executable).parent / "amc"),
+            "search",
+            *task_options(line.network, options),
+            "--constraint",
+            f"macs={line.macs}",
+            "--agent",
+            line.agent,
+            "--seed",
+            str(seed),
+            *line.options,
+            "--out",
+            str(folder),
+            "--fresh",
+        ]
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as cache:
             subprocess.run(command, check=True, env={**os.environ, "AMC_CACHE": cache}, cwd=ROOT)
@@ -83,8 +93,9 @@ def commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results",
-                  ":!hw_profiles/data")  # fmt: skip
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results", ":!hw_profiles/data"
+    )
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
@@ -107,9 +118,15 @@ def row(line: Line, results: Sequence[dict[str, Any]]) -> str:
     share = max(result["found"]["costs"]["macs"] / result["dense"]["costs"]["macs"] for result in results)
     seconds = " / ".join(f"{result['outside']['seconds']:.0f}" for result in results)
     cells = [
-        f"{line.network}, {line.macs:.0%}", line.agent, dense, *(cell("uniform", s) for s in ("validation", "test")),
-        *(cell("found", s) for s in ("validation", "test")), f"{share:.2%}", seconds, results[0]["outside"]["commit"],
-    ]  # fmt: skip
+        f"{line.network}, {line.macs:.0%}",
+        line.agent,
+        dense,
+        *(cell("uniform", s) for s in ("validation", "test")),
+        *(cell("found", s) for s in ("validation", "test")),
+        f"{share:.2%}",
+        seconds,
+        results[0]["outside"]["commit"],
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from amc.config import load_config
-from amc.confirm import confirmed
-from amc.paired import paired_difference
-from amc.problem import Problem
-from amc.profile_check import alternate, sliced, whole_network
-from amc.profile_measure import Setting
-from amc.starts import starting_widths
+from amc.config.search import load_config
+from amc.profiling.bench import Setting
+from amc.profiling.check import alternate, sliced, whole_network
+from amc.scoring.paired import paired_difference
+from amc.search.confirm import confirmed
+from amc.search.setup import Problem
+from amc.search.starts import starting_widths
 from experiments.chain import commit, processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def profile_path(setting: Setting) -> Path:
 
 def amc(*arguments: object) -> None:
     """The command line, as a person would call it."""
-    subprocess.run([sys.executable, "-m", "amc.cli", *map(str, arguments)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "amc.cli.main", *map(str, arguments)], check=True, cwd=ROOT)
 
 
 def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -82,8 +82,19 @@ def profiles(place: Place) -> None:
     """Measures what is missing of every shipped profile."""
     for setting in SETTINGS:
         for task in TASKS:
-            amc("profile", "measure", "--task", task, *place.options(task), "--threads", setting.threads,
-                "--batch", setting.batch, "--out", profile_path(setting))  # fmt: skip
+            amc(
+                "profile",
+                "measure",
+                "--task",
+                task,
+                *place.options(task),
+                "--threads",
+                setting.threads,
+                "--batch",
+                setting.batch,
+                "--out",
+                profile_path(setting),
+            )
 
 
 def check(place: Place) -> None:
@@ -93,8 +104,20 @@ def check(place: Place) -> None:
         for task in (*TASKS, "cifar10-resnet20"):
 
             def run(task: str = task, path: Path = path) -> dict[str, Any]:
-                command = [sys.executable, "-m", "amc.cli", "profile", "check", str(path), "--task", task,
-                           *place.options(task), "--networks", "30", "--json"]  # fmt: skip
+                command = [
+                    sys.executable,
+                    "-m",
+                    "amc.cli.main",
+                    "profile",
+                    "check",
+                    str(path),
+                    "--task",
+                    task,
+                    *place.options(task),
+                    "--networks",
+                    "30",
+                    "--json",
+                ]
                 done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
                 found: dict[str, Any] = json.loads(done.stdout)
                 return found
@@ -106,9 +129,14 @@ def problem_for(place: Place, seed: int, constraint: dict[str, float], agent: st
     """ResNet-56 under some budgets, with the profile of one thread and batch 1."""
     options = place.options("cifar10-resnet56")
     values = {
-        "task": "cifar10-resnet56", "data": options[1], "checkpoint": options[3], "agent": agent, "seed": seed,
-        "constraint": constraint, "profile": str(profile_path(SETTINGS[0])),
-    }  # fmt: skip
+        "task": "cifar10-resnet56",
+        "data": options[1],
+        "checkpoint": options[3],
+        "agent": agent,
+        "seed": seed,
+        "constraint": constraint,
+        "profile": str(profile_path(SETTINGS[0])),
+    }
     return Problem(load_config(None, values))
 
 
@@ -118,8 +146,9 @@ def measured_ratio(problem: Problem, widths: Sequence[int]) -> float:
     kept = {site.unit: int(width) for site, width in zip(problem.sites, widths, strict=True)}
     full = {unit.name: unit.channels for unit in problem.anatomy.units}
     small = sliced(problem.task.network, problem.anatomy, full | kept)
-    pairs = ([whole_network(network, example, setting) for network in (small, problem.task.network)]
-             for _ in range(SITTINGS))  # fmt: skip
+    pairs = (
+        [whole_network(network, example, setting) for network in (small, problem.task.network)] for _ in range(SITTINGS)
+    )
     return float(np.median([alternate(*pair)[0] for pair in pairs]))
 
 
@@ -127,9 +156,12 @@ def outcome(problem: Problem, widths: Sequence[int]) -> dict[str, Any]:
     """Repaired in full: validation accuracy, each image's score, measured ratio, predicted costs."""
     one = confirmed(problem, widths)
     return {
-        "widths": list(map(int, widths)), "validation": one.score.accuracy, "each": one.score.each.tolist(),
-        "measured": measured_ratio(problem, widths), "costs": problem.real_costs(one.network),
-    }  # fmt: skip
+        "widths": list(map(int, widths)),
+        "validation": one.score.accuracy,
+        "each": one.score.each.tolist(),
+        "measured": measured_ratio(problem, widths),
+        "costs": problem.real_costs(one.network),
+    }
 
 
 def solved(problem: Problem) -> tuple[int, ...]:
@@ -213,9 +245,12 @@ def _checks() -> list[str]:
         f"{c['p95_relative_error']:.1%} | {c['spearman']:.3f} | {c['dense_ms']:.3f} | {c['commit']} |"
         for name, c in _stored("check-*")
     ]
-    head = ["Held-out errors of whole pruned networks, spread evenly over what can be reached.", "",
-            "| network, threads, batch | networks | median | 95 % | rank correlation | dense, ms | commit |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    head = [
+        "Held-out errors of whole pruned networks, spread evenly over what can be reached.",
+        "",
+        "| network, threads, batch | networks | median | 95 % | rank correlation | dense, ms | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
     return head + rows if rows else []
 
 
@@ -226,8 +261,12 @@ def _budgets() -> list[str]:
         kept = "yes" if r["measured"] <= r["budget"] * (1 + r["p95"]) else "no"
         seed, accuracy = name.rpartition("-")[2], 100 * r["validation"]
         rows.append(f"| {r['budget']} | {seed} | {r['measured']:.3f} | {kept} | {accuracy:.2f} | {r['commit']} |")
-    head = ["cifar10-resnet56, agent knapsack; kept: within the profile's held-out 95 % error.", "",
-            "| budget | seed | measured | kept | validation | commit |", "|---|---|---|---|---|---|"]  # fmt: skip
+    head = [
+        "cifar10-resnet56, agent knapsack; kept: within the profile's held-out 95 % error.",
+        "",
+        "| budget | seed | measured | kept | validation | commit |",
+        "|---|---|---|---|---|---|",
+    ]
     return head + rows if rows else []
 
 
@@ -242,17 +281,23 @@ def _rivals() -> list[str]:
                     pairs.append([json.loads(file.read_text()) for file in files])
             if pairs:
                 rows.append(_rival_row(fraction, rival, pairs))
-    head = ["At equal measured latency (rivals bisected); difference of validation accuracy in points, 95 % interval "
-            "over paired images and seeds.", "", "| budget | rival | measured, ours vs theirs | validation | "
-            "difference | commit |", "|---|---|---|---|---|---|"]  # fmt: skip
+    head = [
+        "At equal measured latency (rivals bisected); difference of validation accuracy in points, 95 % interval "
+        "over paired images and seeds.",
+        "",
+        "| budget | rival | measured, ours vs theirs | validation | difference | commit |",
+        "|---|---|---|---|---|---|",
+    ]
     return head + rows if rows else []
 
 
 def _rival_row(fraction: float, rival: str, pairs: Sequence[Sequence[dict[str, Any]]]) -> str:
     ours, theirs = ([np.asarray(pair[k]["each"], dtype=np.float32) for pair in pairs] for k in (0, 1))
     mean, half = paired_difference(ours, theirs)
-    values = {key: [" / ".join(f"{scale * pair[k][key]:.{digits}f}" for pair in pairs) for k in (0, 1)]
-              for key, scale, digits in (("measured", 1, 3), ("validation", 100, 2))}  # fmt: skip
+    values = {
+        key: [" / ".join(f"{scale * pair[k][key]:.{digits}f}" for pair in pairs) for k in (0, 1)]
+        for key, scale, digits in (("measured", 1, 3), ("validation", 100, 2))
+    }
     name = "uniform" if rival == "uniform" else "knapsack by MACs"
     shown = " | ".join(" vs ".join(values[key]) for key in ("measured", "validation"))
     return f"| {fraction} | {name} | {shown} | {100 * mean:+.2f} ± {100 * half:.2f} | {pairs[0][0]['commit']} |"

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amc.cifar10 import load_cifar10
-from amc.data import ArraySplit
-from amc.models.resnet_cifar import NormalizePixels
-from amc.tasks import Task
+from amc.tasks.cifar10 import load_cifar10
+from amc.tasks.models.resnet_cifar import NormalizePixels
+from amc.tasks.splits import ArraySplit
+from amc.tasks.task import Task
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, channels, blocks, stride: table 2 of the paper."""
@@ -85,9 +85,13 @@ def mobilenet_v2(data: Path | None = None) -> Task:
         calibration = ArraySplit(*train, normalize)
         validation, test = ArraySplit(x[:half], y[:half], normalize), ArraySplit(x[half:], y[half:], normalize)
     return Task(
-        name="mobilenet-v2", network=network, example_input=torch.zeros(1, 3, 32, 32), calibration=calibration,
-        validation=validation, test=test,
-    )  # fmt: skip
+        name="mobilenet-v2",
+        network=network,
+        example_input=torch.zeros(1, 3, 32, 32),
+        calibration=calibration,
+        validation=validation,
+        test=test,
+    )
 
 
 class MobileNetV1(nn.Module):
@@ -121,6 +125,10 @@ def mobilenet_v1() -> Task:
         network = MobileNetV1()
         split = ArraySplit(torch.randn(256, 3, 224, 224), torch.arange(256) % 1000)
     return Task(
-        name="mobilenet-v1", network=network, example_input=torch.zeros(1, 3, 224, 224), calibration=split,
-        validation=split, test=split,
-    )  # fmt: skip
+        name="mobilenet-v1",
+        network=network,
+        example_input=torch.zeros(1, 3, 224, 224),
+        calibration=split,
+        validation=split,
+        test=split,
+    )

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc.data import ArraySplit
-from amc.tasks import Task
+from amc.tasks.splits import ArraySplit
+from amc.tasks.task import Task
 
 CALIBRATION, VALIDATION = 250, 175
 """Photos of each split; the rest is for the test."""
@@ -32,9 +32,13 @@ def lite0(data: Path) -> Task:
     parts = np.split(order, [CALIBRATION, CALIBRATION + VALIDATION])
     calibration, validation, test = (ArraySplit(pixels[part], labels[part], normalize) for part in parts)
     return Task(
-        name="efficientnet-lite0", network=network(), example_input=torch.zeros(1, 3, 224, 224),
-        calibration=calibration, validation=validation, test=test,
-    )  # fmt: skip
+        name="efficientnet-lite0",
+        network=network(),
+        example_input=torch.zeros(1, 3, 224, 224),
+        calibration=calibration,
+        validation=validation,
+        test=test,
+    )
 
 
 def network() -> nn.Module:

@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from amc.config import SearchConfig, load_config
-from amc.config_parts import SavingsConfig
-from amc.evaluate import Score
-from amc.files import write_json, write_text
-from amc.problem import Problem
-from amc.savings import BLOCKS, Race, bar
+from amc.config.parts import SavingsConfig
+from amc.config.search import SearchConfig, load_config
+from amc.scoring.racing import BLOCKS, Race, bar
+from amc.scoring.scorer import Score
+from amc.search.setup import Problem
+from amc.storage.files import write_json, write_text
 from envs.reward import Evaluation
-from experiments.agents import task
 from experiments.chain import commit, processor
-from experiments.variants import play, table
+from experiments.compression.variants import play, table
+from experiments.learning.agents import task
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "savings", ROOT / "experiments" / "results" / "savings.md"
@@ -84,24 +84,37 @@ def decisions(run: Path) -> dict[str, Any]:
     accuracy = np.array([one.plain.accuracy for one in told])
     i, j = np.triu_indices(len(told), 1)
     agree = (plain[i] < plain[j]) == (saving[i] < saving[j])
-    pairs = {str(100 * points): [int(wide.sum()), float(agree[wide].mean())]
-             for points in POINTS if (wide := abs(accuracy[i] - accuracy[j]) > points).any()}  # fmt: skip
+    pairs = {
+        str(100 * points): [int(wide.sum()), float(agree[wide].mean())]
+        for points in POINTS
+        if (wide := abs(accuracy[i] - accuracy[j]) > points).any()
+    }
     best, confirmed = ({int(k) for k in (-values).argsort()[: problem.config.confirm]} for values in (plain, saving))
     return {
-        "policies": len(told), "pairs": pairs, "same_best": len(best & confirmed), "best": problem.config.confirm,
-        "images": float(np.mean([one.saving.images / one.plain.images for one in told])), "commit": commit(),
-    }  # fmt: skip
+        "policies": len(told),
+        "pairs": pairs,
+        "same_best": len(best & confirmed),
+        "best": problem.config.confirm,
+        "images": float(np.mean([one.saving.images / one.plain.images for one in told])),
+        "commit": commit(),
+    }
 
 
 def decisions_section(found: dict[str, Any]) -> str:
     """Agreement of pairs."""
     rows = [f"| {points} | {count:,} | {share:.2%} |" for points, (count, share) in found["pairs"].items()]
-    return "\n".join([
-        f"## Decisions on {found['policies']} recorded policies of ResNet-56", "",
-        f"Commit {found['commit']}. Scored images: {found['images']:.0%} of the plain way's. "
-        f"Of the {found['best']} best policies, {found['same_best']} are the same.", "",
-        "| accuracies differ by more than, points | pairs | same decision |", "|---|---|---|", *rows,
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"## Decisions on {found['policies']} recorded policies of ResNet-56",
+            "",
+            f"Commit {found['commit']}. Scored images: {found['images']:.0%} of the plain way's. "
+            f"Of the {found['best']} best policies, {found['same_best']} are the same.",
+            "",
+            "| accuracies differ by more than, points | pairs | same decision |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
 
 
 def main() -> None:
@@ -117,8 +130,10 @@ def main() -> None:
         write_json(RUNS / "decisions.json", decisions(options.run))
     if options.only != "decisions":
         play(RUNS, task("resnet20", 0.5, options.data.resolve(), options.weights.resolve()), VARIANTS, SEEDS)
-    parts = [f"# Images saved\n\n`python -m experiments.savings --data DIR --weights DIR --run RUN`, on {processor()}: "
-             f"every policy is scored on {IMAGES:,} of the reward's 2,500 images."]  # fmt: skip
+    parts = [
+        f"# Images saved\n\n`python -m experiments.savings --data DIR --weights DIR --run RUN`, on {processor()}: "
+        f"every policy is scored on {IMAGES:,} of the reward's 2,500 images."
+    ]
     if (RUNS / "decisions.json").exists():
         parts.append(decisions_section(json.loads((RUNS / "decisions.json").read_text())))
     if (RUNS / "savings-0" / "result.json").exists():

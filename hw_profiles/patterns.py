@@ -1,6 +1,6 @@
 """Sparsity patterns of a weight: dense, N:M (at most N of M consecutive inputs), unstructured (a share of all weights).
 
-Names and arithmetic only: which weights go, and whether they are gone, is in `envs/patterns.py`.
+Names and arithmetic only: which weights go, and whether they are gone, is in `envs/space/patterns.py`.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from hypothesis import settings
 from torch import Tensor, nn
 
-from amc.anatomy import Anatomy, dissect
-from amc.models.resnet_cifar import SubsampleAndPad
-from envs.constraint import Costing
-from envs.rules import Rules
+from amc.tasks.models.resnet_cifar import SubsampleAndPad
+from envs.space.constraint import Costing
+from envs.space.rules import Rules
+from envs.units.anatomy import Anatomy, dissect
 
 # A time limit per example would fail on a busy core; derandomized, so that a red run is red again.
 settings.register_profile("amc", deadline=None, derandomize=True, max_examples=25)
@@ -205,9 +205,18 @@ class InPlace(nn.Module):
 
 def _chain() -> nn.Module:
     return nn.Sequential(
-        conv_norm(3, 6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(80, 12), nn.ReLU(), nn.Linear(12, 9, bias=False), nn.ReLU(), nn.Linear(9, 5),
-    )  # fmt: skip
+        conv_norm(3, 6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 5, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(80, 12),
+        nn.ReLU(),
+        nn.Linear(12, 9, bias=False),
+        nn.ReLU(),
+        nn.Linear(9, 5),
+    )
 
 
 def _residual() -> nn.Module:

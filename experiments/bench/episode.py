@@ -22,20 +22,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import envs.compress
+import envs.compression.compress
 from agents.searcher import Searcher
-from amc.config import SearchConfig
-from amc.data import Split
-from amc.evaluate import Score, Scorer, read
-from amc.problem import Problem
-from amc.record import RunFolder
-from amc.rollout import Episode, Line, Played, SerialRollouts, Timing
-from amc.searchers import make_searcher
-from amc.snapshot import Snapshot
-from amc.worker import processor
-from envs.compress import Compressor
+from amc.config.search import SearchConfig
+from amc.rollouts.episode import Episode, Line, Played, SerialRollouts, Timing
+from amc.rollouts.worker import processor
+from amc.runs.folder import RunFolder
+from amc.scoring.scorer import Score, Scorer, read
+from amc.search.searchers import make_searcher
+from amc.search.setup import Problem
+from amc.search.state import Snapshot
+from amc.tasks.splits import Split
+from envs.compression.compress import Compressor
 from envs.parallel import THREADS
-from envs.sequential import SequentialRepair
+from envs.repair.sequential import SequentialRepair
 from experiments.bench.floor import forward_seconds, ready
 from experiments.bench.stopwatch import Stopwatch
 from experiments.chain import commit
@@ -71,18 +71,25 @@ class Bench:
     floors: list[float]
 
     def round(self) -> None:
-        """One round, as `amc.search.search` has it."""
+        """One round, as `amc.search.loop.search` has it."""
         problem = self.problem
         self.networks.clear()
         played: list[Played] = self.rollouts.play(self.searcher.propose(problem.config.round_size))
         self.searcher.tell([one.trajectory for one in played])
         self.lines += [one.line for one in played]
         self.timings += [one.timing for one in played]
-        self.folder.round(Snapshot(
-            origin="", starts={}, lines=tuple(self.lines), timings=tuple(self.timings),
-            searcher=self.searcher.state(), image_forwards=problem.effort.image_forwards,
-            evaluations=problem.effort.evaluations, elapsed=0.0,
-        ))  # fmt: skip
+        self.folder.round(
+            Snapshot(
+                origin="",
+                starts={},
+                lines=tuple(self.lines),
+                timings=tuple(self.timings),
+                searcher=self.searcher.state(),
+                image_forwards=problem.effort.image_forwards,
+                evaluations=problem.effort.evaluations,
+                elapsed=0.0,
+            )
+        )
 
 
 def make_bench(options: argparse.Namespace, repair: str, folder: Path) -> Bench:
@@ -104,21 +111,26 @@ def config_of(options: argparse.Namespace, repair: str) -> SearchConfig:
     weights = options.weights / f"{options.task.removeprefix('cifar10-')}_cifar10.safetensors" if cifar else None
     repairing = {"repair": repair, "images": max(options.images, 1000)}
     return SearchConfig(
-        task=options.task, data=options.data, checkpoint=weights, reward_images=options.images, warmup=4,
-        starts=("uniform",), compression=repairing,
+        task=options.task,
+        data=options.data,
+        checkpoint=weights,
+        reward_images=options.images,
+        warmup=4,
+        starts=("uniform",),
+        compression=repairing,
         backend={"name": options.backend, "half_repair": options.backend == "bf16" or None},
-    )  # fmt: skip
+    )
 
 
 def watched(bench: Bench) -> Callable[[], None]:
     """Times the parts of the bench from now on; the returned function ends it."""
     watch, networks = bench.watch, bench.networks
-    watch.wrap(envs.compress, "sliced", "slicing")
-    watch.wrap(envs.compress, "kept_axes", "slicing")
-    watch.wrap(envs.compress, "return_memory", "repair")
+    watch.wrap(envs.compression.compress, "sliced", "slicing")
+    watch.wrap(envs.compression.compress, "kept_axes", "slicing")
+    watch.wrap(envs.compression.compress, "return_memory", "repair")
     watch.wrap(SequentialRepair, "__call__", "repair")
     watch.wrap(Compressor, "_refit_consumers", "repair")
-    watch.wrap(envs.compress, "reestimate_batch_norm", "re-estimation")
+    watch.wrap(envs.compression.compress, "reestimate_batch_norm", "re-estimation")
     watch.wrap(Scorer, "__call__", "evaluation")
     for name in ("propose", "tell"):
         watch.wrap(type(bench.searcher), name, "agent")
@@ -171,9 +183,15 @@ def summary(repair: str, bench: Bench) -> dict[str, Any]:
     parts = {part: 1000 * bench.watch.seconds.get(part, 0.0) / len(episodes) for part in PARTS}
     whole, floor = sum(parts.values()), 1000 * sum(bench.floors) / len(episodes)
     return {
-        "repair": repair, "episodes": len(episodes), "remembered": len(episodes) - len(bench.floors),
-        "backend": config.backend.name, "milliseconds": parts, "whole": whole, "floor": floor, "ratio": whole / floor,
-    }  # fmt: skip
+        "repair": repair,
+        "episodes": len(episodes),
+        "remembered": len(episodes) - len(bench.floors),
+        "backend": config.backend.name,
+        "milliseconds": parts,
+        "whole": whole,
+        "floor": floor,
+        "ratio": whole / floor,
+    }
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

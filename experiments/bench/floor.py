@@ -1,7 +1,7 @@
 """The floor of an episode: nothing but forward passes of the pruned network, in plain torch.
 
-Command: python -m experiments.bench.floor amc.models.resnet_cifar:resnet56 [IMAGES] [bf16|fp32|eager]; nothing of ours
-but that function, which makes the network, is called here.
+Command: python -m experiments.bench.floor amc.tasks.models.resnet_cifar:resnet56 [IMAGES] [bf16|fp32|eager];
+nothing of ours but that function, which makes the network, is called here.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from amc.worker import processor
+from amc.rollouts.worker import processor
 from experiments.bench.gpu_parts import PARTS
 from experiments.chain import commit
 
@@ -52,11 +52,17 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     """Where and what is measured."""
     cuda = options.device == "cuda" and torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if cuda else "no CUDA device", "driver": _driver(),
-        "processor": processor(), "cores": len(os.sched_getaffinity(0)), "python": sys.version.split()[0],
-        "torch": str(torch.__version__), "commit": options.commit or _commit(), "seed": options.seed,
-        "quick": options.quick, "minutes": options.minutes,
-    }  # fmt: skip
+        "device": torch.cuda.get_device_name() if cuda else "no CUDA device",
+        "driver": _driver(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "commit": options.commit or _commit(),
+        "seed": options.seed,
+        "quick": options.quick,
+        "minutes": options.minutes,
+    }
 
 
 def _driver() -> str:

@@ -18,23 +18,24 @@ from xml.etree import ElementTree
 import torch
 import torch.nn.functional as F
 
-import amc.damage
-import amc.problem
-import envs.compress
-from amc.anatomy import dissect
-from amc.config import SearchConfig
-from amc.evaluate import Scorer
-from amc.problem import Problem
-from amc.profile_check import Care, check_profile
-from amc.profile_measure import Setting, measure_profile
-from amc.search import search
-from amc.tasks import load_task
-from envs.compress import Compressor
+import amc.search.damage
+import amc.search.setup
+import envs.compression.compress
+from amc.config.search import SearchConfig
+from amc.profiling.bench import Setting
+from amc.profiling.check import Care, check_profile
+from amc.profiling.measure import measure_profile
+from amc.scoring.scorer import Scorer
+from amc.search.loop import search
+from amc.search.setup import Problem
+from amc.tasks.task import load_task
+from envs.compression.compress import Compressor
 from envs.parallel import THREADS, cores
+from envs.units.anatomy import dissect
 from experiments.bench.sparse24 import PRODUCTS, SMALL, attempt
 from experiments.bench.stopwatch import Stopwatch
 from experiments.chain import ROOT
-from hw_profiles.measure import Effort
+from hw_profiles.bench.measure import Effort
 from hw_profiles.passes import in_words
 
 Found = dict[str, Any]
@@ -44,14 +45,23 @@ PHASES = ("finding units", "calibration", "damage curves", "repair", "scoring")
 BATCH, CHECKED = 64, 12
 """Images of the profile's networks, and how many networks are timed whole."""
 EFFORT = Effort(
-    knots=4, tolerance=0.1, rounds=1, graphs=200, minutes=0.5, confidence=0.03, blocks=11, again_minutes=0.5,
+    knots=4,
+    tolerance=0.1,
+    rounds=1,
+    graphs=200,
+    minutes=0.5,
+    confidence=0.03,
+    blocks=11,
+    again_minutes=0.5,
     keep_disturbed=True,
-)  # fmt: skip
+)
 """A machine that others use is seldom quiet: what stays disturbed is kept, and how much it is is told."""
 HASTE = replace(EFFORT, minutes=0.0, again_minutes=0.01)
 QUICK: Found = {
-    "reward_images": 64, "compression": {"images": 32}, "knapsack": {"images": 16, "widths": 2, "audition_images": 64},
-}  # fmt: skip
+    "reward_images": 64,
+    "compression": {"images": 32},
+    "knapsack": {"images": 16, "widths": 2, "audition_images": 64},
+}
 
 
 class Part(NamedTuple):
@@ -70,9 +80,21 @@ def play_tests(options: argparse.Namespace, note: Note) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
-            sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-W", "default", "-p", "no:cacheprovider",
-            "-o", "junit_logging=system-out", f"--junitxml={report}", *files,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "cuda",
+            "-q",
+            "-W",
+            "default",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            "junit_logging=system-out",
+            f"--junitxml={report}",
+            *files,
+        ]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if not report.exists():
             raise RuntimeError((ended.stdout + ended.stderr).strip().splitlines()[-1])
@@ -125,10 +147,10 @@ class Phases(Stopwatch):
 
     def watch(self) -> None:
         """Wraps what the phases are made of."""
-        self.wrap(amc.problem, "dissect", "finding units")
+        self.wrap(amc.search.setup, "dissect", "finding units")
         self.wrap(Compressor, "__init__", "calibration")
-        self.wrap(envs.compress, "record_targets", "calibration")
-        self.wrap(amc.damage, "measure_damage", "damage curves")
+        self.wrap(envs.compression.compress, "record_targets", "calibration")
+        self.wrap(amc.search.damage, "measure_damage", "damage curves")
         self.wrap(Compressor, "compress", "repair")
         self.wrap(Scorer, "__call__", "scoring")
         self.wrap(Scorer, "outputs", "scoring")
@@ -175,21 +197,29 @@ def searched(options: argparse.Namespace, device: str) -> Found:
         phases.restore()
     seconds = {phase: phases.seconds.get(phase, 0.0) for phase in PHASES}
     return {
-        "device": device, "threads": cores(), "backend": problem.config.backend.model_dump(mode="json"),
-        "chunk": problem.scorer.chunk, "images": [len(s) for s in (problem.task.calibration, problem.task.validation)],
+        "device": device,
+        "threads": cores(),
+        "backend": problem.config.backend.model_dump(mode="json"),
+        "chunk": problem.scorer.chunk,
+        "images": [len(s) for s in (problem.task.calibration, problem.task.validation)],
         "accuracy": {name: report.accuracy for name, report in result.reports.items()},
         "costs": {name: report.costs for name, report in result.reports.items()},
         "widths": list(result.reports["found"].widths),
         "phases": {**seconds, "other": whole - sum(seconds.values()), "whole": whole},
-    }  # fmt: skip
+    }
 
 
 def config_of(options: argparse.Namespace, device: str) -> SearchConfig:
     """Half the MACs."""
     settings: Found = {
-        "task": options.task, "data": options.data, "checkpoint": options.checkpoint,
-        "constraint": {"macs": 0.5}, "agent": "knapsack", "seed": options.seed, "device": device,
-    }  # fmt: skip
+        "task": options.task,
+        "data": options.data,
+        "checkpoint": options.checkpoint,
+        "constraint": {"macs": 0.5},
+        "agent": "knapsack",
+        "seed": options.seed,
+        "device": device,
+    }
     return SearchConfig(**settings, **(QUICK if options.quick else {}))
 
 
@@ -252,13 +282,25 @@ def play_profile(options: argparse.Namespace, note: Note) -> None:
         path, began = Path(folder) / "profile.json", time.perf_counter()
         profile = measure_profile(anatomy, setting, effort, path, lambda what, done, total: None)
         disturbed = profile.sessions[0].disturbed
-        note({"batch": setting.batch, "entries": len(profile.probes()), "measuring": time.perf_counter() - began,
-              "disturbed": disturbed.model_dump() if disturbed else None,
-              "profile": profile.model_dump(mode="json")})  # fmt: skip
+        note(
+            {
+                "batch": setting.batch,
+                "entries": len(profile.probes()),
+                "measuring": time.perf_counter() - began,
+                "disturbed": disturbed.model_dump() if disturbed else None,
+                "profile": profile.model_dump(mode="json"),
+            }
+        )
     checked = check_profile(
-        profile, "here", task.name, task.network, task.example_input, anatomy, 8 if options.quick else CHECKED,
+        profile,
+        "here",
+        task.name,
+        task.network,
+        task.example_input,
+        anatomy,
+        8 if options.quick else CHECKED,
         care=Care(again_minutes=effort.again_minutes, keep_disturbed=effort.keep_disturbed),
-    )  # fmt: skip
+    )
     note({"check": checked.to_json()})
 
 

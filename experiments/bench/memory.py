@@ -10,9 +10,9 @@ import argparse
 import json
 from dataclasses import dataclass, field
 
-from amc.problem import Problem
-from amc.search import search
-from amc.snapshot import Snapshot
+from amc.search.loop import search
+from amc.search.setup import Problem
+from amc.search.state import Snapshot
 from experiments.bench.episode import add_task, config_of
 
 

@@ -29,12 +29,12 @@ from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from amc.data import Split
-from amc.evaluate import read
-from amc.problem import Problem
-from envs.layerwise import LayerwiseBank
+from amc.scoring.scorer import read
+from amc.search.setup import Problem
+from amc.tasks.splits import Split
 from envs.parallel import THREADS
-from envs.policy import Policy
+from envs.repair.layerwise import LayerwiseBank
+from envs.space.policy import Policy
 from experiments.bench.episode import add_task, config_of
 from experiments.chain import commit, processor
 
@@ -143,10 +143,16 @@ def compare(problem: Problem, images: int) -> dict[str, float]:
     bank: LayerwiseBank = compressor._bank(None)
     assert all(bank.fits(name) for name in layers), "both procedures fit the same layers"
     return {
-        "layers": len(layers), "their fitting": fitting, "our first repair": once, "our slicing alone": sliced,
-        "our slicing and repair": ours, "their evaluation": theirs, "our evaluation": scoring,
-        "fitting, factor": fitting / ours, "evaluation, factor": theirs / scoring,
-    }  # fmt: skip
+        "layers": len(layers),
+        "their fitting": fitting,
+        "our first repair": once,
+        "our slicing alone": sliced,
+        "our slicing and repair": ours,
+        "their evaluation": theirs,
+        "our evaluation": scoring,
+        "fitting, factor": fitting / ours,
+        "evaluation, factor": theirs / scoring,
+    }
 
 
 def main() -> None:

@@ -24,20 +24,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from amc.config import SearchConfig
-from amc.config_parts import WorkersConfig
-from amc.evaluate import Evaluator
-from amc.models import resnet_cifar
-from amc.problem import Problem
-from amc.record import RunFolder
-from amc.search import search
-from amc.snapshot import Snapshot
-from amc.tasks import Task
-from amc.worker import processor
-from amc.workers import RayRollouts
-from envs.policy import Policy
+from amc.config.parts import WorkersConfig
+from amc.config.search import SearchConfig
+from amc.rollouts.ray import RayRollouts
+from amc.rollouts.worker import processor
+from amc.runs.folder import RunFolder
+from amc.scoring.evaluate import Evaluator
+from amc.search.loop import search
+from amc.search.setup import Problem
+from amc.search.state import Snapshot
+from amc.tasks.models import resnet_cifar
+from amc.tasks.task import Task
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation, accuracy
+from envs.space.policy import Policy
 
 TABLE = Path(__file__).resolve().parent.parent / "results" / "rollouts.md"
 ROUND = 64
@@ -48,9 +48,13 @@ def stub_task() -> Task:
     torch.manual_seed(0)
     data = torch.zeros(16, 3, 32, 32), torch.zeros(16, dtype=torch.long)
     return Task(
-        name="stub", network=resnet_cifar.resnet56(), example_input=torch.zeros(1, 3, 32, 32), calibration=data,
-        validation=data, test=data,
-    )  # fmt: skip
+        name="stub",
+        network=resnet_cifar.resnet56(),
+        example_input=torch.zeros(1, 3, 32, 32),
+        calibration=data,
+        validation=data,
+        test=data,
+    )
 
 
 @dataclass(frozen=True)
@@ -150,11 +154,20 @@ class Sustained(NamedTuple):
 def measure(line: Line) -> Sustained:
     """One line of the table."""
     learning = {"learning": "light"} if line.learning == "light" else {}
-    problem = Problem(SearchConfig(
-        task="experiments.bench.rollouts:stub_task", agent=line.agent, starts=("uniform",), round_size=ROUND,
-        episodes=ROUND * line.rounds, warmup=ROUND // 2, confirm=1, reward="accuracy",
-        compression={"importance": "l1", "repair": "none", "images": 16}, **learning,
-    ))  # fmt: skip
+    problem = Problem(
+        SearchConfig(
+            task="experiments.bench.rollouts:stub_task",
+            agent=line.agent,
+            starts=("uniform",),
+            round_size=ROUND,
+            episodes=ROUND * line.rounds,
+            warmup=ROUND // 2,
+            confirm=1,
+            reward="accuracy",
+            compression={"importance": "l1", "repair": "none", "images": 16},
+            **learning,
+        )
+    )
     stub, clock = Stub(line.seconds), Clock()
     environment = PruningEnv(problem.constraint, problem.compressor.policy, stub, accuracy)
     config = WorkersConfig(workers=line.workers)
@@ -190,12 +203,14 @@ def main() -> None:
         return
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     written = [
-        "# What one driver sustains", "",
+        "# What one driver sustains",
+        "",
         f"`python -m experiments.bench.rollouts`, commit {commit.stdout.strip()}, {processor()}, {os.cpu_count()}",
-        f"cores, Python {platform.python_version()}. {(__doc__ or '').splitlines()[0]}", "",
+        f"cores, Python {platform.python_version()}. {(__doc__ or '').splitlines()[0]}",
+        "",
         "| agent | learning | nodes | workers | evaluation, s | driver, CPU ms per episode | episodes/s | of ideal |",
         f"|{'---|' * 8}",
-    ]  # fmt: skip
+    ]
     print("\n".join(written), flush=True)
     for line in lines(arguments.quick):
         written.append(row(line, measure(line)))

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from amc.config import SearchConfig
-from amc.models.resnet_cifar import ResNetCifar
-from amc.problem import Problem
-from amc.tasks import Task
+from amc.config.search import SearchConfig
+from amc.search.setup import Problem
+from amc.tasks.models.resnet_cifar import ResNetCifar
+from amc.tasks.task import Task
 from envs.parallel import THREADS
 
 NAME = "experiments.bench.scaling:synthetic_task"
@@ -51,9 +51,13 @@ def synthetic_task() -> Task:
     inputs, targets = torch.randn(2 * SIZE.images, 3, 32, 32), torch.zeros(2 * SIZE.images, dtype=torch.long)
     part = inputs[: SIZE.images], targets[: SIZE.images]
     return Task(
-        name="synthetic", network=network, example_input=torch.zeros(1, 3, 32, 32), calibration=part,
-        validation=(inputs, targets), test=part,
-    )  # fmt: skip
+        name="synthetic",
+        network=network,
+        example_input=torch.zeros(1, 3, 32, 32),
+        calibration=part,
+        validation=(inputs, targets),
+        test=part,
+    )
 
 
 def sweeps(quick: bool) -> dict[str, list[Size]]:
@@ -73,11 +77,21 @@ def measure(size: Size, repair: str, backend: str) -> Cost:
 
     scaling.SIZE = size
     images = {
-        "images": size.images, "quick_images": size.images, "importance": "l1", "repair": repair, "memory_gb": 64.0,
-    }  # fmt: skip
-    problem = Problem(SearchConfig(
-        task=NAME, reward_images=size.images, reward="accuracy", compression=images, backend={"name": backend},
-    ))  # fmt: skip
+        "images": size.images,
+        "quick_images": size.images,
+        "importance": "l1",
+        "repair": repair,
+        "memory_gb": 64.0,
+    }
+    problem = Problem(
+        SearchConfig(
+            task=NAME,
+            reward_images=size.images,
+            reward="accuracy",
+            compression=images,
+            backend={"name": backend},
+        )
+    )
     policy, indices = problem.policy(problem.constraint.uniform()), problem.draws.reward()
     scorer, half = problem.measurement.scorer, backend == "bf16"
     forwards = problem.compressor.compress(policy, quick=True, half=half).image_forwards
@@ -110,9 +124,11 @@ def main() -> None:
         costs = [measure(size, options.repair, options.backend) for size in sizes]
         ran = [int(getattr(size, what)) for size in sizes]
         found[what] = {
-            "sizes": ran, "costs": costs, "compression": exponent(ran, [cost.compression for cost in costs]),
+            "sizes": ran,
+            "costs": costs,
+            "compression": exponent(ran, [cost.compression for cost in costs]),
             "scoring": exponent(ran, [cost.scoring for cost in costs]),
-        }  # fmt: skip
+        }
         if not options.json:
             for size, cost in zip(ran, costs, strict=True):
                 print(f"| {what} | {size:,} | {cost.compression:.2f} | {cost.scoring:.2f} |")

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from amc.profile_torch import Loop
-from amc.semi_structured import compressed
+from amc.export.semi_structured import compressed
+from amc.profiling.torch_bench import Loop
 
 BLOCK_SECONDS, BLOCKS, PROFILED = 4e-3, 9, 20
 
@@ -122,11 +122,19 @@ def timed(product: Product, device: str, compress: Callable[[Tensor], Tensor] = 
     dense_ms, sparse_ms, *conv_ms = milliseconds(*calls)
     kernels = [kernel_milliseconds(call) for call in calls[:2]]
     return {
-        "name": product.name, "outputs": product.outputs, "inputs": product.inputs, "columns": product.columns,
-        "dense_ms": dense_ms, "sparse_ms": sparse_ms, "ratio": sparse_ms / dense_ms, "difference": float(difference),
-        "format": type(sparse).__name__, "dense_kernels_ms": kernels[0], "sparse_kernels_ms": kernels[1],
+        "name": product.name,
+        "outputs": product.outputs,
+        "inputs": product.inputs,
+        "columns": product.columns,
+        "dense_ms": dense_ms,
+        "sparse_ms": sparse_ms,
+        "ratio": sparse_ms / dense_ms,
+        "difference": float(difference),
+        "format": type(sparse).__name__,
+        "dense_kernels_ms": kernels[0],
+        "sparse_kernels_ms": kernels[1],
         **({"conv_ms": conv_ms[0]} if conv_ms else {}),
-    }  # fmt: skip
+    }
 
 
 def _dense_convolution(product: Product, device: str) -> Callable[[], Tensor]:

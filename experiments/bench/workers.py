@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.random_search import RandomSearch
-from amc.config import SearchConfig
-from amc.config_parts import WorkersConfig
-from amc.evaluate import Effort, Evaluator
-from amc.problem import Problem
-from amc.rollout import Rollouts, SerialRollouts
-from amc.worker import processor
-from amc.workers import RayRollouts, connected
+from amc.config.parts import WorkersConfig
+from amc.config.search import SearchConfig
+from amc.rollouts.episode import Rollouts, SerialRollouts
+from amc.rollouts.ray import RayRollouts, connected
+from amc.rollouts.worker import processor
+from amc.scoring.evaluate import Effort, Evaluator
+from amc.search.setup import Problem
 from envs.parallel import THREADS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -38,10 +38,14 @@ TABLE = ROOT / "experiments" / "results" / "workers.md"
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """The search that is measured."""
     return {
-        "task": "cifar10-resnet56", "data": options.data.resolve(), "constraint": {"macs": 0.5},
-        "checkpoint": options.weights.resolve() / "resnet56_cifar10.safetensors", "episodes": options.episodes,
-        "round_size": options.round, "learning": options.learning,
-    }  # fmt: skip
+        "task": "cifar10-resnet56",
+        "data": options.data.resolve(),
+        "constraint": {"macs": 0.5},
+        "checkpoint": options.weights.resolve() / "resnet56_cifar10.safetensors",
+        "episodes": options.episodes,
+        "round_size": options.round,
+        "learning": options.learning,
+    }
 
 
 def whole(options: argparse.Namespace, workers: int, cache: Path) -> tuple[float, float]:
@@ -57,9 +61,7 @@ def whole(options: argparse.Namespace, workers: int, cache: Path) -> tuple[float
             os.sched_setaffinity(0, cores if workers else {min(cores)})
 
         began = time.perf_counter()
-        subprocess.run(
-            command, check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=one_core
-        )  # fmt: skip
+        subprocess.run(command, check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=one_core)
         seconds = time.perf_counter() - began
         return seconds, float(json.loads((out / "result.json").read_text())["measured"]["seconds"])
 
@@ -110,13 +112,16 @@ def main() -> None:
         print(json.dumps({**about, "searches": [found._asdict() for found in searches(options)]}))
         return
     text = [
-        "# Workers against one core", "",
+        "# Workers against one core",
+        "",
         f"`python -m {__spec__.name} {' '.join(sys.argv[1:])}`, commit {commit.stdout.strip()}, {processor()},",
-        f"{os.cpu_count()} cores. ResNet-56 on CIFAR-10, 50 % MACs, sequential repair.", "",
+        f"{os.cpu_count()} cores. ResNet-56 on CIFAR-10, 50 % MACs, sequential repair.",
+        "",
         f"One worker against in process on one core: {100 * more:+.1f} % time per episode (median of {len(here)}",
         f"pairs; {statistics.median(here):.2f} s and {statistics.median(there):.2f} s). The worker's peak memory is",
-        f"{megabytes:.0f} MB beyond what it shares; the driver's {own:.0f} MB.", "",
-    ]  # fmt: skip
+        f"{megabytes:.0f} MB beyond what it shares; the driver's {own:.0f} MB.",
+        "",
+    ]
     print("\n".join(text), flush=True)
     if options.searches:
         text += table(options)
@@ -142,10 +147,11 @@ def searches(options: argparse.Namespace) -> Iterator[Pair]:
 def table(options: argparse.Namespace) -> list[str]:
     """Markdown of the whole searches, printed as they end."""
     lines = [
-        f"Whole searches of {options.episodes} episodes, rounds of {options.round}, learning {options.learning!r}:", "",
+        f"Whole searches of {options.episodes} episodes, rounds of {options.round}, learning {options.learning!r}:",
+        "",
         "| | in process, one core: command / search, s | 2 workers: command / search, s | throughput of the command |",
         "|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     ratios = []
     for number, found in enumerate(searches(options), start=1):
         ratios.append(found.alone[0] / found.both[0])

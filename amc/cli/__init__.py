@@ -1,0 +1,1 @@
+"""The command line: words to options to one call. The only place that prints."""

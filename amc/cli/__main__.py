@@ -1,0 +1,5 @@
+"""`python -m amc.cli` is the command line."""
+
+from amc.cli.main import main
+
+main()

@@ -1,0 +1,238 @@
+"""`amc profile ...`: measure a device, bundle for another one, import, list, show, validate, check."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hw_profiles.passes import AGAIN_MINUTES
+
+if TYPE_CHECKING:
+    from amc.tasks.task import Task
+    from envs.units.anatomy import Anatomy
+    from hw_profiles.latency.profile import Profile
+
+app = typer.Typer(
+    name="profile",
+    help="Hardware profiles: measure a device, plug it in, know the error. docs/hardware_profiles.md",
+    no_args_is_help=True,
+)
+console = Console()
+
+TaskOption = Annotated[str, typer.Option("--task", help="Task whose network is measured, as for search.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the task's data.")]
+CheckpointOption = Annotated[Path | None, typer.Option("--checkpoint", help="Weights of the task.")]
+RuntimeOption = Annotated[str, typer.Option(help="onnxruntime or torch.")]
+ThreadsOption = Annotated[int, typer.Option(help="Threads within an operator.")]
+BatchOption = Annotated[int, typer.Option(help="Batch size.")]
+DtypeOption = Annotated[str, typer.Option(help="fp32 or fp16.")]
+AgainOption = Annotated[float, typer.Option("--again-minutes", min=0.0, help="Time for timing disturbed ones again.")]
+KeepOption = Annotated[bool, typer.Option("--keep-disturbed", help="Store it however disturbed it stays.")]
+ProfileArgument = Annotated[str, typer.Argument(help="File or name of a profile.")]
+
+
+@app.command()
+def measure(
+    task: TaskOption,
+    out: Annotated[Path, typer.Option("--out", help="Profile to write, or to add to.")],
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: ThreadsOption = 1,
+    batch: BatchOption = 1,
+    dtype: DtypeOption = "fp32",
+    coarse: Annotated[bool, typer.Option("--coarse", help="Fewer widths, in a minute or two.")] = False,
+    again_minutes: AgainOption = AGAIN_MINUTES,
+    keep_disturbed: KeepOption = False,
+) -> None:
+    """Measure this device for a task; goes on where it was stopped, adds to a profile what is missing."""
+    from amc.profiling.bench import Setting
+    from amc.profiling.measure import measure_profile
+    from amc.reporting.live import live
+    from hw_profiles.bench.measure import COARSE, Effort
+
+    setting = Setting(runtime=runtime, threads=threads, batch=batch, dtype=dtype)
+    effort = replace(COARSE if coarse else Effort(), again_minutes=again_minutes, keep_disturbed=keep_disturbed)
+    with live(console) as screen:
+        _, anatomy = _network(task, data, checkpoint)
+        profile = measure_profile(anatomy, setting, effort, out, screen.step)
+    if (found := profile.sessions[-1].disturbed) is not None:
+        console.print(found.in_words(), highlight=False, soft_wrap=True)
+    entries = sum(len(times.entries) for times in profile.kernels)
+    console.print(f"wrote {out}: {entries} entries of {len(profile.kernels)} kernels", highlight=False, soft_wrap=True)
+    console.print(f"next: amc profile check {out} --task {task}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def bundle(
+    task: TaskOption,
+    out: Annotated[Path, typer.Option("--out", help="Archive to write.")],
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    batch: BatchOption = 1,
+    dtype: DtypeOption = "fp32",
+    entries: Annotated[int, typer.Option(min=1, help="Most entries; a device takes about 0.3 s for each.")] = 1000,
+) -> None:
+    """Pack what measures another device: it needs only Python, numpy and onnxruntime there."""
+    from amc.profiling.bench import Setting
+    from amc.profiling.measure import bundle_for
+    from amc.storage.files import write_bytes
+
+    _, anatomy = _network(task, data, checkpoint)
+    content = bundle_for(anatomy, Setting(batch=batch, dtype=dtype), entries)
+    write_bytes(out, content)
+    console.print(f"wrote {out} ({len(content) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    console.print(f"next, on the device: python {out.name} --threads 1 --out measured.json", highlight=False)
+    console.print("then here: amc profile import measured.json --name NAME", highlight=False)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="The file that the device wrote, or a profile.")],
+    name: Annotated[str | None, typer.Option(help="Name of the profile; default: the file's.")] = None,
+    replace_: Annotated[bool, typer.Option("--replace", help="Replace a profile of this name.")] = False,
+) -> None:
+    """Check what a device measured and add it to your profiles."""
+    from amc.profiling.importing import import_profile
+    from amc.profiling.show import disturbances
+    from amc.profiling.store import read_profile
+
+    path, entries = import_profile(file, name, replace=replace_)
+    console.print(f"wrote {path}: {entries} entries; use it as --profile {path.stem}", highlight=False, soft_wrap=True)
+    for line in disturbances(read_profile(path)):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the known profiles, and where they lie."""
+    from amc.profiling.store import folders, known, read_profile
+
+    table = Table("name", "processor", "runtime", "threads", "batch", "entries", "checked on", "file")
+    for name, path, hidden in known():
+        try:
+            p = read_profile(path)
+        except ValueError as error:
+            table.add_row(name, f"[red]broken:[/] {error}", "", "", "", "", "", str(path))
+            continue
+        checked = ", ".join(f"{c.task} ({c.median_relative_error:.1%})" for c in p.corrections) or "-"
+        entries = sum(len(times.entries) for times in p.kernels)
+        marks = " [yellow](hidden)[/]" if hidden else ""
+        marks += "" if all(found.trusted for _, found, _ in p.disturbances()) else " [yellow](disturbed)[/]"
+        table.add_row(
+            name + marks,
+            p.sessions[0].device.cpu,
+            f"{p.runtime} {p.version} {p.dtype}",
+            str(p.threads),
+            str(p.batch),
+            str(entries),
+            checked,
+            str(path),
+        )
+    console.print(table)
+    console.print("looked in, first wins: " + ", ".join(str(f) for f in folders()), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def show(
+    profile: ProfileArgument,
+    plot: Annotated[Path | None, typer.Option("--plot", help="SVG file of all curves to write.")] = None,
+) -> None:
+    """Show what a profile holds: device, kernels, times, errors; draw it with --plot."""
+    from amc.profiling.show import kernels_table, picture, summary
+    from amc.storage.files import write_text
+
+    _, found = _read(profile)
+    console.print(summary(found), highlight=False)
+    console.print(kernels_table(found))
+    if plot is not None:
+        write_text(plot, picture(found))
+        console.print(f"wrote {plot}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def validate(file: Annotated[Path, typer.Argument(help="File of a profile.")]) -> None:
+    """Check a file against the format and its laws; one line and exit code 1 if it is broken."""
+    from amc.profiling.store import read_profile
+
+    found = read_profile(file)
+    entries = sum(len(t.entries) for t in found.kernels)
+    console.print(f"{file} is a valid profile: {entries} entries of {len(found.kernels)} kernels", highlight=False)
+
+
+@app.command()
+def check(
+    profile: ProfileArgument,
+    task: TaskOption,
+    data: DataOption = None,
+    checkpoint: CheckpointOption = None,
+    networks: Annotated[int, typer.Option(help="Random pruned networks to time.")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    again_minutes: AgainOption = AGAIN_MINUTES,
+    keep_disturbed: KeepOption = False,
+) -> None:
+    """Time random pruned networks whole on this device, and store the correction with its held-out error."""
+    from amc.profiling.check import Care, check_profile
+    from amc.profiling.measure import check_here
+    from amc.profiling.store import write_profile
+    from amc.reporting.live import live
+
+    path, found = _read(profile)
+    check_here(found, path)
+    journal = path.with_name(f"{path.name}.check.partial")
+    care = Care(journal, again_minutes, keep_disturbed)
+    with live(Console(stderr=True) if as_json else console) as screen:
+        loaded, anatomy = _network(task, data, checkpoint)
+        checked = check_profile(
+            found,
+            str(path),
+            loaded.name,
+            loaded.network,
+            loaded.example_input,
+            anatomy,
+            networks,
+            screen.step,
+            care=care,
+        )
+    others = [c for c in found.corrections if c.network != checked.correction.network]
+    write_profile(path, found.model_copy(update={"corrections": [*others, checked.correction]}))
+    journal.unlink()
+    if as_json:
+        typer.echo(json.dumps(checked.to_json(), indent=2))
+        return
+    c = checked.correction
+    console.print(
+        f"{c.networks} networks, held out: median error {c.median_relative_error:.1%}, 95 % below "
+        f"{c.p95_relative_error:.1%}, rank correlation {c.spearman:.3f}",
+        highlight=False,
+    )
+    if (dense := checked.dense) is not None:
+        console.print(
+            f"dense {dense} ms (median ± median absolute deviation, beside {dense.rounds} networks)", highlight=False
+        )
+    if c.disturbed is not None:
+        console.print(c.disturbed.in_words("networks"), highlight=False)
+    console.print(
+        f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels", highlight=False
+    )
+
+
+def _network(task: str, data: Path | None, checkpoint: Path | None) -> tuple[Task, Anatomy]:
+    from amc.tasks.splits import verification_samples
+    from amc.tasks.task import load_task
+    from envs.units.anatomy import dissect
+
+    loaded = load_task(task, data=data, checkpoint=checkpoint)
+    return loaded, dissect(loaded.network, loaded.example_input, verification_samples(loaded.calibration))
+
+
+def _read(name: str) -> tuple[Path, Profile]:
+    from amc.profiling.store import find_profile
+
+    return find_profile(name, lambda text: console.print(f"[yellow]warning:[/] {text}", highlight=False))

@@ -1,0 +1,327 @@
+"""The configuration of a search: pydantic at the door, recipes in TOML, one dotted override at a time."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from amc.config.parts import BackendConfig, CompressionConfig, KnapsackConfig, Part, RulesConfig, SavingsConfig
+from envs.reward import REWARDS
+from hw_profiles.cost import COSTS, LATENCY
+from hw_profiles.patterns import parse_pattern, unstructured
+from hw_profiles.shape_rules import load_rules
+
+Agent = Literal["ddpg", "td3", "sac", "cmaes", "random", "knapsack", "uniform"]
+Start = Literal["knapsack", "uniform"]
+SINGLE: tuple[Agent, ...] = ("knapsack", "uniform")
+"""Agents that compute one policy."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "episodes": 400,
+        "warmup": 100,
+        "round_size": 1,
+        "starts": (),
+        "reward": "accuracy",
+        "compression": {"importance": "l1", "repair": "layerwise"},
+    },
+}
+"""What a preset changes, beside the agent's own settings (`agents.ddpg.PAPER_SETTINGS`): He et al., AMC, ECCV 2018."""
+
+LIGHT: dict[str, Any] = {"most_steps": 64, "batch_size": 256, "replay_episodes": 192}
+"""Learning that keeps a driver of many workers free: few, large gradient steps after a large round. What that costs
+in quality: experiments/results/light_learning.md."""
+
+COVERAGE = "coverage"
+"""Budget on the share of MACs in layers that have a pattern (from below)."""
+
+SYNONYMS = {"flops": "macs"}
+"""AMC and most counters say FLOPs for multiply-accumulates; we accept it here and say MACs everywhere else."""
+
+
+class SearchConfig(Part):
+    """Everything that determines a search."""
+
+    task: str = Field(description="digits, cifar10-resnet20, cifar10-resnet56 or package.module:function")
+    data: Path | None = Field(None, description="folder of the task's data")
+    checkpoint: Path | None = Field(None, description="weights: safetensors or a torch state dict")
+    constraint: dict[str, float] = Field(
+        default_factory=lambda: {"macs": 0.5}, description="cost -> budget, a fraction (<= 1) or absolute"
+    )
+    choose: Literal["channels", "patterns", "unstructured", "mixed"] = Field(
+        "channels", description="what is decided: widths, a pattern per layer, a density per layer, widths and patterns"
+    )
+    patterns: tuple[str, ...] = Field(("2:4",), min_length=1, description="what layers may choose beside dense")
+    densities: tuple[float, ...] = Field(
+        (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7), min_length=1, description="densities beside dense"
+    )
+    sparsity: str | None = Field(None, description="PATTERN@RULES: the pattern and the shapes that a device takes")
+    profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
+    agent: Agent = Field("ddpg", description="who chooses the widths")
+    preset: Literal["default", "paper"] = Field("default", description="settings of ddpg, td3 and sac")
+    episodes: int = Field(120, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
+    warmup: int = Field(24, ge=0, description="episodes before ddpg, td3 and sac learn")
+    round_size: int = Field(4, ge=1, description="episodes proposed together")
+    starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
+    max_minutes: float | None = Field(None, gt=0, description="no new round if confirmation would end later")
+    effort: int | None = Field(None, ge=1, description="no new round once this many image-forwards are paid")
+    reward: str = Field(
+        "auto",
+        description=f"{', '.join(REWARDS)}, package.module:function, or auto: output_error for top-1, else accuracy",
+    )
+    reward_split: Literal["validation", "calibration"] = Field("validation", description="where reward images are from")
+    reward_images: int = Field(2500, ge=16, description="images that the reward sees, at most half of validation")
+    confirm: int = Field(5, ge=1, description="best policies repaired in full and scored on unseen images")
+    seed: int = Field(0, ge=0, description="seed of every draw")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are measured, repaired and scored")
+    backend: BackendConfig = BackendConfig()
+    learning: dict[str, Any] = Field(
+        default_factory=dict, description='"light" (large rounds), or settings of agents.ddpg.DDPGSettings'
+    )
+    rules: RulesConfig = RulesConfig()
+    compression: CompressionConfig = CompressionConfig()
+    knapsack: KnapsackConfig = KnapsackConfig()
+    savings: SavingsConfig = SavingsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("constraint"), Mapping):
+            budgets = dict(values["constraint"])
+            if "sparsity" in budgets:  # the one constraint that is no number
+                values = {**values, "sparsity": budgets.pop("sparsity"), "constraint": budgets}
+                if not budgets:  # the default budget holds, as it does without any constraint
+                    del values["constraint"]
+                values |= {"patterns": (str(values["sparsity"]).partition("@")[0],)} if "patterns" not in values else {}
+        preset = PRESETS.get(str(values.get("preset", "default"))) if isinstance(values, dict) else None
+        return _laid_under(values, preset) if preset else values
+
+    @field_validator("learning", mode="before")
+    @classmethod
+    def _learnable(cls, value: Any) -> Any:
+        if value == "light":
+            return dict(LIGHT)
+        if not isinstance(value, Mapping):
+            raise ValueError(f'must be "light" or a table of settings, but got {value!r}')
+        return dict(learning_settings(value)) if value else {}
+
+    @field_validator("reward")
+    @classmethod
+    def _rewarding(cls, value: str) -> str:
+        if value not in ("auto", *REWARDS) and ":" not in value:
+            raise ValueError(f"must be one of auto, {', '.join(REWARDS)} or package.module:function, but got {value!r}")
+        return value
+
+    @field_validator("data", "checkpoint")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.absolute()  # a run may be resumed from anywhere
+
+    @field_validator("constraint", mode="before")
+    @classmethod
+    def _budgets(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            value = parse_constraints(value)
+        if not isinstance(value, Mapping) or not value:
+            raise ValueError("needs at least one cost = budget, for example macs = 0.5")
+        named = {SYNONYMS.get(str(name), str(name)): budget for name, budget in value.items()}
+        for name, budget in named.items():
+            if name not in COSTS and name not in LATENCY and name != COVERAGE:
+                known = ", ".join([*COSTS, *LATENCY, *SYNONYMS, "sparsity", COVERAGE])
+                raise ValueError(f"cost must be one of {known}, but got {name!r}")
+            if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
+                raise ValueError(
+                    f"budget must be a positive number, but got {name}={budget!r}: "
+                    "write a fraction of the dense network (0.5) or an absolute value"
+                )
+        if named.get("latency", 1) > 1:
+            raise ValueError(
+                f"latency must be a fraction of dense, but got {named['latency']:g}: write latency_ms for milliseconds"
+            )
+        if all(name in named for name in LATENCY):
+            raise ValueError("latency can have one budget, but has two: keep latency or latency_ms")
+        return named
+
+    @field_validator("profile")
+    @classmethod
+    def _found_from_anywhere(cls, value: str | None) -> str | None:
+        return str(Path(value).absolute()) if value is not None and Path(value).is_file() else value
+
+    @model_validator(mode="after")
+    def _latency_needs_a_profile(self) -> SearchConfig:
+        bounded = any(name in self.constraint for name in LATENCY)
+        if bounded and self.profile is None:
+            raise ValueError(
+                "a latency budget needs a profile, but got none: add --profile, `amc profile list` shows them"
+            )
+        if self.reward == "accuracy_latency" and not bounded:
+            raise ValueError(
+                "reward accuracy_latency needs a latency budget, but got none: add --constraint latency=0.65"
+            )
+        return self
+
+    @field_validator("patterns")
+    @classmethod
+    def _readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(parse_pattern(text)) for text in value if text != "dense")
+
+    @field_validator("densities")
+    @classmethod
+    def _proper(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(unstructured(density).density for density in value)
+
+    @model_validator(mode="after")
+    def _patterns_are_chosen(self) -> SearchConfig:
+        if self.sparsity is not None:
+            pattern, rules = self.sparsity.partition("@")[0], load_rules(self.shapes or "")
+            if pattern not in rules.patterns or self.patterns != (pattern,):
+                raise ValueError(f"sparsity {self.sparsity!r} needs one pattern of {', '.join(rules.patterns)}")
+        if self.choose not in ("patterns", "mixed") and (self.sparsity is not None or COVERAGE in self.constraint):
+            raise ValueError(
+                f"sparsity and coverage need layers that choose patterns, but got choose={self.choose!r}: "
+                "add --choose patterns or --choose mixed"
+            )
+        if not self.constraint.get(COVERAGE, 0) <= 1:
+            raise ValueError(f"coverage must be a share of the MACs, but got {self.constraint[COVERAGE]:g}: write 0.8")
+        return self
+
+    @property
+    def shapes(self) -> str | None:
+        """Name of the shape rules, if any."""
+        return None if self.sparsity is None else self.sparsity.partition("@")[2]
+
+    @property
+    def single(self) -> bool:
+        """Whether the agent proposes one policy and is done."""
+        return self.agent in SINGLE
+
+    @property
+    def planned_episodes(self) -> int:
+        """Episodes that will be played, if neither effort nor time ends the search."""
+        return 1 if self.single else self.episodes
+
+    def to_toml(self) -> str:
+        """The complete configuration as TOML; reading it back gives an equal one."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def learning_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a learner as they are written in a recipe, checked.
+
+    Raises:
+        ValueError: If there is no such setting, or its value is not allowed.
+    """
+    from agents.ddpg import DDPGSettings
+
+    own: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    known = [field.name for field in fields(DDPGSettings) if field.name not in ("algorithm", "warmup_episodes")]
+    for key in own:
+        if key not in known:
+            raise ValueError(f"must be a setting of the learner ({', '.join(known)}), but got {key!r}")
+    try:
+        DDPGSettings(**own)
+    except TypeError as error:
+        raise ValueError(f"must hold numbers that fit, but got {own} ({error})") from error
+    return own
+
+
+def parse_constraints(texts: Sequence[str]) -> dict[str, Any]:
+    """Reads `NAME=VALUE` texts; the value of `sparsity` is PATTERN@RULES, all others are numbers.
+
+    Raises:
+        ValueError: If one is no `NAME=VALUE` with a number.
+    """
+    budgets: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if SYNONYMS.get(name.strip(), name.strip()) in budgets:
+            raise ValueError(f"a cost can have one budget, but {name.strip()!r} has two: keep the one that is meant")
+        if name.strip() == "sparsity":
+            budgets["sparsity"] = value.strip()
+            continue
+        try:
+            budgets[SYNONYMS.get(name.strip(), name.strip())] = float(value)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise ValueError(f"a constraint must read NAME=NUMBER, but got {text!r}: write for example macs=0.5")
+    return budgets
+
+
+def load_config(recipe: Path | None, overrides: Mapping[str, Any]) -> SearchConfig:
+    """Reads a recipe and lays overrides over it.
+
+    Args:
+        recipe: TOML file, or None.
+        overrides: Dotted keys ("rules.round_to") to values; None values are left out.
+
+    Raises:
+        ValueError: If the file cannot be read, or a key or value is not allowed; one line.
+    """
+    values = _read_recipe(recipe) if recipe is not None else {}
+    for key, value in overrides.items():
+        if value is not None:
+            _put(values, key, value)
+    if "task" not in values:
+        raise ValueError("a search needs a task, but got none: pass --task digits, or a recipe that names one")
+    try:
+        return SearchConfig(**values)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Reads `dotted.key=value`, the value as TOML (a bare word is a string)."""
+    key, separator, raw = text.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"--set must read KEY=VALUE, but got {text!r}: write for example compression.images=500")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), raw
+
+
+def explain(error: ValidationError) -> str:
+    """The first complaint of pydantic as one line: law, value, cure."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "configuration"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"every configuration key must be a known one, but got {key!r}: `amc search --help` lists the options"
+    if first["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message}, but got {first['input']!r}: correct it in the recipe or on the command line"
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(
+            f"a recipe must be a readable TOML file, but {str(path)!r} is not ({error}): see experiments/demo.toml"
+        ) from error
+
+
+def _laid_under(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with what they leave open taken from the defaults, part by part."""
+    result = dict(defaults) | dict(values)
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(values.get(key), Mapping):
+            result[key] = _laid_under(values[key], default)
+    return result
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{key!r} names a key inside {parent!r}, but that is a plain value")
+    values[leaf] = value

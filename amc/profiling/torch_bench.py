@@ -1,0 +1,146 @@
+"""Profiles through torch, on the CPU or, where there is one, the GPU: every operator of the folded network by itself.
+
+Eager torch fuses nothing but normalization into convolutions (which we fold), so the micro-graphs are plain loops.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from math import ceil
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amc.profiling.bench import Bench, Setting
+from envs.network.graph import trace
+from envs.network.inference import converted, inference_copy
+from hw_profiles.latency.graphs import YARDSTICK, YARDSTICK_COPIES, Probe
+from hw_profiles.latency.kernels import Formats
+from hw_profiles.latency.profile import Device
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "clip": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leakyrelu": F.leaky_relu,
+    "hardsigmoid": F.hardsigmoid,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+class Loop:
+    """Something that runs in torch and can be timed; waits for the GPU before and after."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        """Runs it once."""
+        self._run = run
+        self.seconds(1)
+
+    def seconds(self, runs: int) -> float:
+        """Seconds per run, over a block of runs."""
+        with torch.inference_mode():
+            _wait()
+            began = time.perf_counter()
+            for _ in range(runs):
+                self._run()
+            _wait()
+        return (time.perf_counter() - began) / runs
+
+
+class TorchBench(Bench):
+    """Times probes in eager torch."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Sets torch's threads for this process."""
+        torch.set_num_threads(setting.threads)
+        self.setting, self.version = setting, str(torch.__version__)
+        self.formats = Formats(fuses=False)
+        fixed = Setting(runtime="torch", threads=setting.threads)
+        self.yardstick = Loop(_copies(YARDSTICK, YARDSTICK_COPIES, fixed))
+
+    def device(self) -> Device:
+        """The device that it times on: the GPU, if there is one."""
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        return super().device().model_copy(update={"gpu": gpu})
+
+    def graph(self, probe: Probe, copies: int) -> Any:
+        """The copies as a loop."""
+        return Loop(_copies(probe, copies, self.setting))
+
+
+def torch_network(network: nn.Module, example: Tensor, setting: Setting) -> Loop:
+    """A whole network with folded normalization."""
+    folded = converted(inference_copy(network, trace(network, example)), _device(), DTYPES[setting.dtype])
+    inputs = _random(setting, setting.batch, *example.shape[1:])
+    return Loop(lambda: folded(inputs))
+
+
+def _copies(probe: Probe, copies: int, setting: Setting) -> Callable[[], None]:
+    """Runs a kernel several times, each with weights of its own."""
+    kernel, inputs = probe.kernel, probe.inputs
+    channels_last = (setting.batch, *kernel.in_map, inputs)
+    x = _random(setting, *(channels_last if kernel.op == "linear" else (setting.batch, inputs, *kernel.in_map)))
+    cells = [_cell(probe, x, setting) for _ in range(copies)]
+
+    def run() -> None:
+        for cell in cells:
+            cell()
+
+    return run
+
+
+def _cell(probe: Probe, x: Tensor, setting: Setting) -> Callable[[], Tensor]:
+    kernel, inputs, outputs = probe
+    if kernel.op in ("conv", "depthwise", "transposed"):
+        return _convolution(probe, x, setting)
+    if kernel.op == "linear":
+        weight, bias = _random(setting, outputs, inputs), _random(setting, outputs)
+        return lambda: F.linear(x, weight, bias)
+    if kernel.op in ("add", "mul"):
+        other = _random(setting, *x.shape)
+        return (lambda: x + other) if kernel.op == "add" else (lambda: x * other)
+    if kernel.op == "activation":
+        function = ACTIVATIONS[kernel.activation]
+        return lambda: function(x)
+    if kernel.op == "norm":
+        mean, variance = torch.zeros_like(_random(setting, outputs)), torch.ones_like(_random(setting, outputs))
+        return lambda: F.batch_norm(x, mean, variance)
+    if kernel.op == "pool":
+        pools: Any = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+        return lambda: pools[len(kernel.in_map)](x, kernel.out_map)
+    return lambda: x.clone()
+
+
+def _convolution(probe: Probe, x: Tensor, setting: Setting) -> Callable[[], Tensor]:
+    kernel, inputs, outputs = probe
+    groups = outputs if kernel.op == "depthwise" else kernel.groups
+    transposed = kernel.op == "transposed"
+    shape = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
+    weight, bias = _random(setting, *shape, *kernel.kernel), _random(setting, outputs)
+    before, after = (kernel.out_map, kernel.in_map) if transposed else (kernel.in_map, kernel.out_map)
+    sizes = zip(before, after, kernel.stride, kernel.kernel, strict=True)
+    padding = tuple(max(0, ceil(((o - 1) * s + k - i) / 2)) for i, o, s, k in sizes)
+    rank, kind = len(kernel.in_map), "conv_transpose" if transposed else "conv"
+    function: Callable[..., Tensor] = getattr(F, f"{kind}{rank}d")
+    return lambda: function(x, weight, bias, stride=kernel.stride, padding=padding, groups=groups)
+
+
+def _random(setting: Setting, *shape: int) -> Tensor:
+    values = torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+    return values.to(_device(), DTYPES[setting.dtype])
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""Who plays the episodes: this process or Ray workers. Changes nothing but the time they take."""

@@ -1,0 +1,194 @@
+"""Scores of networks on images: metric, cross-entropy, distance from the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amc.tasks.plugins import describe
+from amc.tasks.splits import Split
+from amc.tasks.task import Metric
+from envs.compression.damage import output_error
+from envs.network.graph import Graph, functional_copy
+from envs.network.inference import channels_last, converted, inference_copy
+from envs.parallel import map_chunks
+from envs.reward import Block, Evaluation
+
+FloatArray = NDArray[np.float32]
+
+
+Taken = TypeVar("Taken")
+
+
+Backend = Literal["bf16", "fp32", "eager"]
+"""bfloat16 with folded normalization; fp32 with folded normalization; the network as it is."""
+
+
+OVERFLOW = 1e4
+"""Largest cross-entropy: a collapsed network's reward must still be a number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Score:
+    """How a network does on some images.
+
+    Attributes:
+        each: [N] metric of each image, for paired comparisons.
+        losses: [N] cross-entropy of each image; None where targets are no class indices.
+        errors: [N] squared difference from the dense network's outputs, None if those were not given.
+    """
+
+    each: FloatArray
+    losses: FloatArray | None
+    errors: FloatArray | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Mean metric."""
+        return float(self.each.mean(dtype=np.float64))
+
+    def at(self, indices: Sequence[int]) -> Score:
+        """The same on a part of the images."""
+        losses, errors = (None if x is None else x[indices] for x in (self.losses, self.errors))
+        return Score(each=self.each[indices], losses=losses, errors=errors)
+
+    def followed_by(self, other: Score) -> Score:
+        """This one and the score on other images behind it."""
+        losses, errors = (
+            None if a is None or b is None else np.concatenate([a, b])
+            for a, b in ((self.losses, other.losses), (self.errors, other.errors))
+        )
+        return Score(each=np.concatenate([self.each, other.each]), losses=losses, errors=errors)
+
+    def blocks(self, count: int) -> tuple[Block, ...]:
+        """Means over `count` parts of the images, as equal in size as can be."""
+        parts = (self.at(part.tolist()) for part in np.array_split(np.arange(len(self.each)), count))
+        means = (part.evaluation({}, 0) for part in parts)
+        return tuple(Block(one.accuracy, one.loss, one.output_error) for one in means)
+
+    def evaluation(self, costs: Mapping[str, float], image_forwards: int) -> Evaluation:
+        """What a reward is made of."""
+        loss, error = (None if x is None else float(x.mean(dtype=np.float64)) for x in (self.losses, self.errors))
+        return Evaluation(
+            accuracy=self.accuracy,
+            loss=loss,
+            output_error=error,
+            costs=costs,
+            images=len(self.each),
+            image_forwards=image_forwards,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """Scores networks of one task.
+
+    Attributes:
+        graph: Operator graph of the dense network, for folding.
+        metric: Score per sample.
+        chunk: Images per forward pass.
+        device: "cpu" or "cuda".
+        backend: The arithmetic, see `amc.scoring.backend`.
+    """
+
+    graph: Graph
+    metric: Metric
+    chunk: int = 250
+    device: str = "cpu"
+    backend: Backend = "fp32"
+
+    def __call__(self, network: nn.Module, split: Split, indices: Sequence[int], dense: Tensor | None = None) -> Score:
+        """Metric, cross-entropy and distance from the dense network over the chosen images of a split.
+
+        Args:
+            network: Who is scored.
+            split: Where the images are.
+            indices: Which ones, [N].
+            dense: [N, ...] outputs of the dense network on them.
+        """
+
+        def one(part: range, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            error = None if dense is None else output_error(outputs, dense[part.start : part.stop], targets)
+            return self._each(outputs, targets), _cross_entropy(outputs, targets), error
+
+        each, losses, errors = zip(*self._over(network, split, indices, one), strict=True)
+        return Score(each=_joined(each), losses=_joined(losses), errors=_joined(errors))
+
+    def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> Tensor:
+        """[N, ...] outputs over the chosen images of a split."""
+        return torch.cat(list(self._over(network, split, indices, lambda part, outputs, targets: outputs)))
+
+    def _over(
+        self, network: nn.Module, split: Split, indices: Sequence[int], take: Callable[[range, Tensor, Tensor], Taken]
+    ) -> Iterator[Taken]:
+        """What `take(positions in indices, outputs, targets)` says of each chunk, in order."""
+        plain, narrow = self.backend == "eager", torch.bfloat16 if self.backend == "bf16" else None
+        fast = functional_copy(network) if plain else inference_copy(network, self.graph)
+        if narrow is not None or self.device != "cpu":
+            fast = converted(fast, self.device, narrow)
+
+        def one(start: int) -> Taken:
+            part = range(start, min(start + self.chunk, len(indices)))
+            inputs, targets = read(split, indices[part.start : part.stop])
+            inputs = inputs.to(self.device)
+            if narrow is not None and inputs.is_floating_point():
+                inputs = inputs.to(narrow)
+            with torch.no_grad():
+                outputs = fast(inputs if plain else channels_last(inputs)).cpu()
+            return take(part, outputs if narrow is None else outputs.float(), targets)
+
+        return map_chunks(one, range(0, len(indices), self.chunk))
+
+    def _each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """[B] metric; what the user's metric raises, or a value that is no number, becomes one line."""
+        try:
+            values = self.metric(outputs, targets)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"a metric must score every batch, but raised {describe(error)}: correct it") from error
+        if values.isnan().any():
+            raise ValueError("a metric must return numbers, but returned NaN for some image: score it 0 instead")
+        return values.detach().float().cpu()
+
+
+def read(split: Split, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """One batch of a split; what the user's dataset or transform raises becomes one line."""
+    try:
+        return split.batch(indices)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"data must give the samples asked for, but raised {describe(error)}: correct the dataset or its transform"
+        ) from error
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """[B] cross-entropy of class scores [B, K, ...], None where targets are no class indices."""
+    fits = outputs.ndim >= 2 and targets.shape == (len(outputs), *outputs.shape[2:])
+    if not fits or targets.is_floating_point():
+        return None
+    loss = F.cross_entropy(outputs.float(), targets.long(), reduction="none")
+    loss = loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss
+    return loss.nan_to_num(nan=OVERFLOW, posinf=OVERFLOW).clamp(max=OVERFLOW)
+
+
+@overload
+def _joined(parts: Sequence[Tensor]) -> FloatArray: ...
+
+
+@overload
+def _joined(parts: Sequence[Tensor | None]) -> FloatArray | None: ...
+
+
+def _joined(parts: Sequence[Tensor | None]) -> FloatArray | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known).float().numpy() if len(known) == len(parts) else None

@@ -1,0 +1,126 @@
+"""What is decided and what bounds it: sites and constraint, from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor, nn
+
+from amc.config.search import COVERAGE, SearchConfig
+from envs.network.graph import trace
+from envs.network.recount import CountMismatch, confirm_macs, independent_macs
+from envs.space.constraint import Budget, Constraint, Costing, resolve_budget
+from envs.space.pattern_sites import interleaved, pattern_sites
+from envs.space.patterns import verify_network
+from envs.space.sites import Site
+from envs.units.anatomy import Anatomy
+from envs.units.layout import read_layout
+from envs.units.units import Fixed
+from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, cost_of
+from hw_profiles.latency.table import LatencyTable
+from hw_profiles.layers import IntArray
+from hw_profiles.shape_rules import ShapeRules, Uncovered
+
+
+def choose_sites(
+    config: SearchConfig, network: nn.Module, anatomy: Anatomy, shapes: ShapeRules | None
+) -> tuple[tuple[Site, ...], tuple[Fixed, ...]]:
+    """The decisions that `--choose` names, and what stays with the reason.
+
+    Raises:
+        ValueError: If the rules leave nothing to decide.
+    """
+    rules = config.rules.rules(profiled=config.profile is not None)
+    widths, skipped = rules.sites(anatomy.units) if config.choose in ("channels", "mixed") else ([], [])
+    if config.choose == "channels":
+        return tuple(widths), tuple(skipped)
+    named = config.patterns
+    if config.choose == "unstructured":
+        named = tuple(f"unstructured:{density:g}" for density in config.densities)
+    layers, stays = pattern_sites(network, anatomy.graph, anatomy.family.dense, named, rules.skip, shapes)
+    if not layers:
+        reasons = "; ".join(f"{fixed.name}: {fixed.reason}" for fixed in stays[:3])
+        raise ValueError(
+            f"--choose {config.choose} needs a layer that takes a pattern, but none does ({reasons}): "
+            "choose channels, or another pattern"
+        )
+    return tuple(interleaved(widths, layers, anatomy.units)), (*skipped, *stays)
+
+
+def bind(config: SearchConfig, costing: Costing, table: LatencyTable | None) -> Constraint:
+    """The configured budgets over some sites.
+
+    Raises:
+        InfeasibleBudget: If they cannot be kept.
+    """
+    skips = skipped_patterns(costing.shapes, table)
+    budgets = []
+    for name, value in config.constraint.items():
+        if name == COVERAGE:
+            budgets.append(Budget(Uncovered(), 1 - value))
+            continue
+        cost: Cost = table if table and name in LATENCY else COSTS[name]
+        if isinstance(cost, Macs):
+            cost = Macs(skips=skips)
+            if config.choose in ("patterns", "unstructured") and not skips:
+                raise ValueError(
+                    f"only patterns can lower macs under --choose {config.choose}, but nothing says that the hardware "
+                    "skips their zeros: add --constraint sparsity=2:4@RULES, a profile with `skips`, or bound params"
+                )
+        dense = cost_of(cost, costing.family.dense)
+        budgets.append(Budget(cost, value if name == "latency_ms" else resolve_budget(cost, value, dense)))
+    return Constraint.create(costing, budgets)
+
+
+def skipped_patterns(shapes: ShapeRules | None, table: LatencyTable | None) -> tuple[str, ...]:
+    """Patterns whose zeros the hardware does not multiply: the profile says it, or without one the shape rules."""
+    if table is not None:
+        return tuple(table.profile.skips)
+    return shapes.skips if shapes is not None else ()
+
+
+def recount(
+    network: nn.Module, example_input: Tensor, costs: Sequence[Cost], patterns: Mapping[str, str]
+) -> dict[str, float]:
+    """Costs by name of a real network, traced anew; its multiply-accumulates are counted in two independent ways.
+
+    Raises:
+        PatternMismatch: If a weight does not keep to the pattern by which it would be counted.
+        CountMismatch: If its layout counts other multiply-accumulates than its own forward runs.
+    """
+    verify_network(network, patterns)
+    graph = trace(network, example_input)
+    layout = read_layout(network, graph, example_input)
+    confirm_macs(layout, graph, independent_macs(network, example_input), "the pruned network")
+    layout = replace(layout, layers=tuple(replace(a, pattern=patterns.get(a.name, "dense")) for a in layout.layers))
+    return {name: cost_of(cost, layout) for name, cost in {cost.name: cost for cost in costs}.items()}
+
+
+def confirm_costs(
+    costs: Mapping[str, float], constraint: Constraint, widths: Sequence[int] | IntArray, *, bounded: bool
+) -> None:
+    """Checks the costs of a real network against what the search was told and against the budgets.
+
+    Args:
+        costs: Cost name -> value, recounted on the real network.
+        constraint: The budgets.
+        widths: [S] kept channels and ranks of the network.
+        bounded: Whether the budgets hold for it (not for the dense network).
+
+    Raises:
+        CountMismatch: If multiply-accumulates differ from those foretold, or a budget is exceeded.
+    """
+    foretold = constraint.costs(np.asarray(widths))
+    for name, limit in constraint.limits().items():
+        if name == "macs" and costs[name] != foretold[name]:
+            raise CountMismatch(
+                f"the network must cost what the search was told, but a recount gives {name}={costs[name]:,.0f} "
+                f"instead of {foretold[name]:,.0f}: please report this network"
+            )
+        if bounded and costs[name] > limit * (1 + 1e-12):
+            raise CountMismatch(
+                f"every budget must be kept, but a recount gives {name}={costs[name]:,.6g} for {limit:,.6g}: "
+                "please report this network"
+            )

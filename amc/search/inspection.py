@@ -1,0 +1,250 @@
+"""What of a task's network can be pruned, as data: costs and how low they can go, units, and every layer that stays
+with the reason. The tables made of it stand in `inspection_view.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from amc.config.search import SearchConfig
+from amc.search.bounds import choose_sites, skipped_patterns
+from amc.search.layer_patterns import mac_shares, weight_reasons
+from amc.tasks.splits import verification_samples
+from amc.tasks.task import Task
+from envs.network.graph import NORMS, WEIGHTED
+from envs.space.constraint import Costing
+from envs.space.sites import Site
+from envs.units.anatomy import Anatomy, dissect
+from envs.units.units import Fixed, Unit, weighted_outputs
+from hw_profiles.cost import COSTS, Cost, Macs, cost_of
+from hw_profiles.layers import Layout
+from hw_profiles.shape_rules import ShapeRules, load_rules
+
+SCHEMA_VERSION = 1
+
+UNPRUNED = (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+"""Layers with weights whose channels are never a unit's, beside those that users write themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostSpan:
+    """One cost of the network, and how low the rules let it become.
+
+    Attributes:
+        name: As in `--constraint NAME=VALUE`.
+        unit: Unit of both values.
+        dense: Of the dense network.
+        lowest: With every unit (and pattern) at its lightest allowed choice.
+        share: lowest / dense, the smallest budget that can be asked for.
+    """
+
+    name: str
+    unit: str
+    dense: float
+    lowest: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedUnit:
+    """Channels that are kept or dropped together.
+
+    Attributes:
+        name: First layer that writes the channels.
+        channels: How many there are.
+        step: Channels that only go together.
+        lightest: Smallest number of channels that the rules let stay.
+        macs: Share of the dense network's MACs in operators that the unit touches, in [0, 1].
+        writes: Layers whose outputs they are, in execution order: `name` is the first.
+        carries: Layers that map each channel to itself (normalization, depthwise convolution, PReLU).
+        reads: Layers whose inputs they are.
+    """
+
+    name: str
+    channels: int
+    step: int
+    lightest: int
+    macs: float
+    writes: tuple[str, ...]
+    carries: tuple[str, ...]
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stay:
+    """A layer whose output channels stay, and why."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedWeight:
+    """What pattern a layer's weight may get, at full width.
+
+    Attributes:
+        layer: Its name.
+        inputs: Input channels per group.
+        outputs: Output channels.
+        macs: Share of the dense network's MACs, in [0, 1].
+        choices: Patterns, sparsest first and "dense" last; () where it stays dense.
+        reason: Why it stays dense, or "".
+    """
+
+    layer: str
+    inputs: int
+    outputs: int
+    macs: float
+    choices: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What of a network can be pruned under some rules.
+
+    Every layer with a weight is listed once: its outputs are a unit's (writes, carries), or it is in `stays`.
+
+    Attributes:
+        task: Name of the task.
+        costs: Every cost that can be counted.
+        units: In execution order.
+        stays: In the order of the network's modules.
+        patterns: Every layer with a counted weight, where patterns are chosen; else ().
+        uncounted: Operators that no cost counts.
+        untraced: Why torch.fx could not trace the network, "" if it could.
+    """
+
+    task: str
+    costs: tuple[CostSpan, ...]
+    units: tuple[InspectedUnit, ...]
+    stays: tuple[Stay, ...]
+    patterns: tuple[InspectedWeight, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    untraced: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dictionary (docs/inspection.md)."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def inspection(task: Task, config: SearchConfig) -> Inspection:
+    """Finds out what can be pruned.
+
+    Args:
+        task: The task.
+        config: Its rules, patterns and shapes count; budgets do not.
+
+    Raises:
+        ValueError: If the rules leave a unit without a width, or match nothing.
+    """
+    anatomy = dissect(task.network, task.example_input, verification_samples(task.calibration))
+    shapes = load_rules(config.shapes) if config.shapes is not None else None
+    widths, skipped = config.rules.rules(profiled=config.profile is not None).sites(anatomy.units)
+    sites, fixed = choose_sites(config, task.network, anatomy, shapes)
+    units = _units(anatomy, widths)
+    return Inspection(
+        task=task.name,
+        costs=_costs(anatomy, sites, shapes),
+        units=units,
+        stays=_stays(task.network, anatomy, _spread(skipped, anatomy.units, task.network), units),
+        patterns=_patterns(anatomy, sites, fixed) if config.choose != "channels" else (),
+        uncounted=anatomy.uncounted,
+        untraced="" if anatomy.graph.traced else anatomy.graph.reason,
+    )
+
+
+def _costs(anatomy: Anatomy, sites: Sequence[Site], shapes: ShapeRules | None) -> tuple[CostSpan, ...]:
+    dense, costing = anatomy.family.dense, Costing(anatomy.family, tuple(sites), shapes)
+    lightest = costing.fitted(costing.lightest()[None, :])[0]
+    known: dict[str, Cost] = {**COSTS, "macs": Macs(skips=skipped_patterns(shapes, None))}
+    spans = []
+    for cost in (cost for name, cost in known.items() if dense.edges_known or name != "memory"):
+        full, least = cost_of(cost, dense), costing.one(cost, lightest)
+        share = least / full if full else 1.0
+        spans.append(CostSpan(name=cost.name, unit=cost.unit, dense=full, lowest=least, share=share))
+    return tuple(spans)
+
+
+def _units(anatomy: Anatomy, sites: Sequence[Site]) -> tuple[InspectedUnit, ...]:
+    dense, lightest = anatomy.family.dense, {site.unit: site.choices[0].kept for site in sites}
+    total, order = cost_of(Macs(), dense), anatomy.graph.order()
+    found = []
+    for unit in (unit for unit in anatomy.units if unit.name in lightest):
+        touched = Layout(layers=tuple(dense.layers[row] for row in anatomy.family.layers_of(unit.name)))
+        members = sorted(unit.members, key=lambda member: order.get(member.module, len(order)))
+        found.append(
+            InspectedUnit(
+                name=unit.name,
+                channels=unit.channels,
+                step=unit.granule,
+                lightest=lightest[unit.name],
+                macs=cost_of(Macs(), touched) / total if total else 0.0,
+                writes=tuple(member.module for member in members if member.role == "producer"),
+                carries=tuple(member.module for member in members if member.role == "carrier"),
+                reads=tuple(member.module for member in members if member.role == "consumer"),
+            )
+        )
+    return tuple(found)
+
+
+def _spread(skipped: Sequence[Fixed], units: Sequence[Unit], network: nn.Module) -> list[Fixed]:
+    """Units left out by the rules, as the layers that write their channels."""
+    named = {unit.name: unit for unit in units}
+    return [Fixed(name, entry.reason) for entry in skipped for name in weighted_outputs(named[entry.name], network)]
+
+
+def _stays(
+    network: nn.Module, anatomy: Anatomy, skipped: Sequence[Fixed], units: Sequence[InspectedUnit]
+) -> tuple[Stay, ...]:
+    """Every layer that no unit writes, once, with all that is said of it."""
+    held = {name for unit in units for name in (*unit.writes, *unit.carries)}
+    reasons: dict[str, list[str]] = {name: [] for name in weighted_layers(network) if name not in held}
+    for entry in (*anatomy.fixed, *skipped):
+        if entry.name not in held and entry.reason not in reasons.setdefault(entry.name, []):
+            reasons[entry.name].append(entry.reason)
+    return tuple(
+        Stay(layer=name, reason="; ".join(said) or _never(network.get_submodule(name)))
+        for name, said in reasons.items()
+    )
+
+
+def _never(module: nn.Module) -> str:
+    return f"the channels of a layer of type {type(module).__name__} are never pruned"
+
+
+def weighted_layers(network: nn.Module) -> list[str]:
+    """Names of the layers with a weight: torch's kinds, and any other module without children that owns a matrix."""
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, (*WEIGHTED, *UNPRUNED)) or _is_own_layer(module)
+    ]
+
+
+def _is_own_layer(module: nn.Module) -> bool:
+    leaf = not list(module.children()) and not isinstance(module, NORMS)
+    return leaf and any(own.ndim > 1 for own in module.parameters())
+
+
+def _patterns(anatomy: Anatomy, sites: Sequence[Site], fixed: Sequence[Fixed]) -> tuple[InspectedWeight, ...]:
+    """What each layer may choose at its full width, or why it stays dense."""
+    dense = anatomy.family.dense
+    choices: Mapping[str, tuple[str, ...]] = {site.layer: tuple(site.patterns()) for site in sites if site.layer}
+    reasons, shares = weight_reasons(fixed), mac_shares(dense)
+    return tuple(
+        InspectedWeight(
+            layer=layer.name,
+            inputs=layer.in_channels // layer.groups,
+            outputs=layer.out_channels,
+            macs=shares[layer.name],
+            choices=choices.get(layer.name, ()),
+            reason="" if layer.name in choices else reasons[layer.name],
+        )
+        for layer in dense.layers
+        if layer.has_weight
+    )

@@ -1,0 +1,133 @@
+"""What a search returns: the networks it reports, the policy, the effort. How it is written stands in `record.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from amc.config.search import SearchConfig
+from amc.profiling.layer_times import LayerTime
+from amc.profiling.timing import Timing
+from amc.rollouts.episode import IN_PROCESS, Usage
+from amc.search.layer_patterns import LayerPattern
+from envs.space.policy import Policy
+
+SCHEMA_VERSION = 1
+NETWORKS = ("dense", "uniform", "start", "found")
+"""What is reported, in the order in which it is shown; start only where there was one."""
+Stopped = Literal["episodes", "effort", "time", "patience"]
+
+
+class Images(NamedTuple):
+    """Images that were scored, and how many the plain way (every episode, all images of the reward) would have."""
+
+    scored: int
+    plain: int
+
+
+NOTHING_SCORED = Images(0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkReport:
+    """What the result says of one network.
+
+    Attributes:
+        accuracy: Split name -> fraction.
+        costs: Cost name -> value, recounted on the real network.
+        widths: [S] kept channels.
+        each: Split name -> [N] metric of each image, for paired comparisons.
+    """
+
+    accuracy: dict[str, float]
+    costs: dict[str, float]
+    widths: tuple[int, ...]
+    each: dict[str, NDArray[np.float32]] = field(repr=False, compare=False, default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """The outcome of a search.
+
+    Attributes:
+        task: Task name.
+        budgets: Cost name -> limit in the cost's unit.
+        seed: The run's seed.
+        reports: dense, uniform, start (the best solution that a learner started from) and found.
+        policy: The pruning policy found.
+        networks: The same ones, as modules.
+        episodes: Episodes played.
+        stopped: What ended the search.
+        evaluations: Policies compressed and scored during the search.
+        image_forwards: Everything the search paid for.
+        seconds: Wall time of the search.
+        failures: Episodes whose evaluation failed.
+        images: Images that the episodes were scored on.
+        workers: How many, and how much of their time they waited.
+        patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
+        remarks: What a reader of these numbers has to know, one sentence each.
+        uncounted: Operators of the network that no cost counts.
+    """
+
+    task: str
+    budgets: dict[str, float]
+    seed: int
+    reports: dict[str, NetworkReport]
+    policy: Policy
+    networks: dict[str, nn.Module] = field(repr=False)
+    episodes: int
+    stopped: Stopped
+    evaluations: int
+    image_forwards: int
+    seconds: float
+    failures: int = 0
+    images: Images = NOTHING_SCORED
+    workers: Usage = IN_PROCESS
+    patterns: tuple[LayerPattern, ...] = ()
+    remarks: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+
+    def to_json(
+        self,
+        versions: Mapping[str, str],
+        latency: Mapping[str, Timing],
+        layers: Mapping[str, Sequence[LayerTime]] | None = None,
+    ) -> dict[str, Any]:
+        """The content of `result.json`."""
+        each = {name: [layer.to_json() for layer in times] for name, times in (layers or {}).items()}
+        patterns = {one.layer: one.to_json() for one in self.patterns}
+        reports = {name: {"accuracy": r.accuracy, "costs": r.costs} for name, r in self.reports.items()}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "task": self.task,
+            "budgets": self.budgets,
+            "seed": self.seed,
+            **reports,
+            **({"patterns": patterns} if patterns else {}),
+            "episodes": self.episodes,
+            "failures": self.failures,
+            "stopped": self.stopped,
+            "evaluations": self.evaluations,
+            "images": self.images._asdict(),
+            "image_forwards": self.image_forwards,
+            "versions": dict(versions),
+            "uncounted": list(self.uncounted),
+            "remarks": list(self.remarks),
+            "measured": {
+                "seconds": round(self.seconds, 2),
+                "latency_ms": {name: timing.median_ms for name, timing in latency.items()},
+                "latency_spread": {name: timing.spread() for name, timing in latency.items()},
+                "workers": {"number": self.workers.workers, "idle": round(self.workers.idle, 4)},
+                **({"layers": each} if each else {}),
+            },
+        }
+
+
+def with_provenance(policy: Policy, config: SearchConfig) -> Policy:
+    """The policy with everything needed to make its network again."""
+    return replace(policy, provenance={"config": config.model_dump(mode="json", exclude_none=True)})

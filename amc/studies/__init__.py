@@ -1,0 +1,1 @@
+"""Many searches, and what they say together: comparisons of agents, sweeps, tuning, Pareto fronts."""

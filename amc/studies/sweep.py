@@ -1,0 +1,263 @@
+"""Sweeps: one search per agent, budget and seed, scheduled by Ray Tune; goes on where it was stopped.
+
+Tune decides when and where a search runs and tries failed ones again. The run folders are the truth (DESIGN law 2):
+a search that has ended is not repeated, and one that was stopped goes on from its last round.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from amc.config.parts import WorkersConfig
+from amc.config.search import SearchConfig, load_config
+from amc.rollouts.ray import connected
+from amc.runs.folder import CONFIG, RunFolder
+from amc.runs.runner import run_on
+from amc.search.state import Snapshot
+from amc.storage.files import write_text
+from amc.studies.pareto import PAGE, Outcome, gather, write_front
+from envs.parallel import THREADS, cores
+
+RUNS, TUNE = "runs", "tune"
+TRIES = 3
+"""How often a search that ends in an error, or whose node is lost, is begun again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One search of a sweep.
+
+    Attributes:
+        name: Of its run folder.
+        config: What is searched.
+    """
+
+    name: str
+    config: SearchConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What a sweep varies.
+
+    Attributes:
+        budgets: Of the configuration's first cost.
+        agents: Who searches.
+        seeds: Runs each, with seeds 0, 1, ...
+    """
+
+    budgets: tuple[float, ...]
+    agents: tuple[str, ...]
+    seeds: int
+
+    def trials(self, config: SearchConfig) -> dict[tuple[str, float, int], Trial]:
+        """All searches; seeds vary slowest, so that there is something to see early."""
+        return {
+            (agent, budget, seed): self._trial(config, agent, budget, seed)
+            for seed in range(self.seeds)
+            for agent in dict.fromkeys(self.agents)
+            for budget in dict.fromkeys(self.budgets)
+        }
+
+    def _trial(self, config: SearchConfig, agent: str, budget: float, seed: int) -> Trial:
+        values = config.model_dump(mode="json", exclude_none=True)
+        values["constraint"] = {**values["constraint"], next(iter(config.constraint)): budget}
+        changed = load_config(None, {**values, "agent": agent, "seed": seed})
+        return Trial(name=f"{agent}-{budget:g}-{seed}", config=changed)
+
+
+class _Told:
+    """Tells Tune how a search goes."""
+
+    def round(self, snapshot: Snapshot) -> None:
+        """After each round."""
+        from ray import tune
+
+        if snapshot.episodes:
+            best = snapshot.best
+            tune.report(
+                {
+                    "episodes": len(snapshot.lines),
+                    "reward": best.reward,
+                    "accuracy": best.evaluation.accuracy,
+                }
+            )
+
+
+def run_sweep(
+    config: SearchConfig, grid: Grid, out: Path, console: Console, workers: WorkersConfig
+) -> Sequence[Outcome]:
+    """Runs what is missing of a sweep, then writes and shows the Pareto front.
+
+    Args:
+        config: Task, budgets and settings of every search.
+        grid: What is varied.
+        out: Folder of the run folders and of the front.
+        console: Where to print.
+        workers: Of each search; 0 workers let each search play its own episodes.
+
+    Raises:
+        ValueError: If the folder holds another sweep, or a search failed every time.
+    """
+    trials = grid.trials(config)  # a wrong agent or budget is refused before any work
+    claim(out, config)
+    missing = [trial for trial in trials.values() if not ended(out, trial)]
+    console.print(f"{len(trials)} searches, {len(trials) - len(missing)} of them have ended", highlight=False)
+    if missing:
+        run_trials(missing, out, console, workers)
+    results = {key: (out / RUNS / trial.name, _result(out, trial)) for key, trial in trials.items()}
+    outcomes = [
+        gather(agent, budget, [results[agent, budget, seed] for seed in range(grid.seeds)])
+        for agent in dict.fromkeys(grid.agents)
+        for budget in dict.fromkeys(grid.budgets)
+    ]
+    dense = next(iter(results.values()))[1]["dense"]
+    cost = next(iter(config.constraint))
+    console.print(write_front(out, outcomes, dense, f"{config.task}: {cost} swept"), highlight=False)
+    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+    return outcomes
+
+
+def run_sweeps(
+    config: SearchConfig, grid: Grid, profiles: Sequence[str], out: Path, console: Console, workers: WorkersConfig
+) -> None:
+    """One sweep per profile, each in a folder of its own: milliseconds of two devices make no common front.
+
+    Args:
+        config: As for `run_sweep`; its first cost is a latency.
+        grid: What is varied.
+        profiles: Files or names.
+        out: Folder of the sweeps' folders.
+        console: Where to print.
+        workers: Of each search.
+
+    Raises:
+        ValueError: If two profiles have the same name, or one of the sweeps cannot be run.
+    """
+    named = {Path(profile).stem: profile for profile in profiles}
+    if len(named) < len(profiles):
+        raise ValueError(f"the profiles of a sweep need different names, but got {', '.join(profiles)}: rename a file")
+    values = config.model_dump(mode="json", exclude_none=True)
+    configs = {name: load_config(None, {**values, "profile": profile}) for name, profile in named.items()}
+    for name, own in configs.items():
+        console.print(f"[bold]{name}[/]", highlight=False)
+        run_sweep(own, grid, out / name, console, workers)
+
+
+def claim(out: Path, config: SearchConfig) -> None:
+    """Makes the folder a sweep's own.
+
+    Raises:
+        ValueError: If it holds a sweep of another configuration.
+    """
+    (out / RUNS).mkdir(parents=True, exist_ok=True)
+    path = out / CONFIG
+    if path.exists() and load_config(path, {}) != config:
+        raise ValueError(
+            f"a sweep goes on with the configuration that it began with, but {str(path)!r} is another one: "
+            "repeat the command as it was, or choose another --out"
+        )
+    write_text(path, config.to_toml())
+
+
+def ended(out: Path, trial: Trial) -> bool:
+    """Whether a search has its result."""
+    return RunFolder(out / RUNS / trial.name).result() is not None
+
+
+def run_trials(
+    trials: Sequence[Trial], out: Path, console: Console, workers: WorkersConfig, scheduler: Any = None
+) -> None:
+    """Runs searches by Ray Tune, as many at a time as there are CPUs for.
+
+    Raises:
+        ValueError: If one failed every time; the others are finished first.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables are replaced by one line per search
+    with connected(workers.address, max(cores(), workers.workers)):
+        from ray import tune
+
+        need = {"CPU": 1.0, **({"GPU": workers.gpus} if workers.gpus else {})}
+        # A driver only waits while its workers play: reserved together, without a CPU of its own, nothing deadlocks.
+        bundles = [{}, *([need] * workers.workers)] if workers.workers else [need]
+        settings = {
+            "out": str(out.absolute()),
+            "home": str(Path.cwd()),
+            "workers": workers.model_dump(exclude={"address"}),
+        }
+        space = {"settings": settings, "trial": tune.grid_search([_portable(trial) for trial in trials])}
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, tune.PlacementGroupFactory(bundles)),
+            param_space=space,
+            tune_config=tune.TuneConfig(metric="reward", mode="max", scheduler=scheduler, reuse_actors=False),
+            run_config=tune.RunConfig(
+                name=TUNE,
+                storage_path=str(out.absolute()),
+                verbose=0,
+                callbacks=[_lines(console)],
+                failure_config=tune.FailureConfig(max_failures=TRIES),
+            ),
+        )
+        results = tuner.fit()
+    errors = results.errors
+    if errors:
+        raise ValueError(
+            f"every search of a sweep must end, but {len(errors)} of {len(trials)} failed {TRIES + 1} times, the first "
+            f"because: {_last_line(errors[0])}: repeat the command to try them again"
+        )
+
+
+def run_trial(config: Mapping[str, Any]) -> None:
+    """One search inside a Tune worker."""
+    settings, trial = config["settings"], config["trial"]
+    workers = WorkersConfig(**settings["workers"])
+    os.environ[THREADS] = str(max(1, workers.workers))  # of the phases that the driver computes itself
+    os.chdir(settings["home"])  # from where the user's own modules are imported
+    path, own = Path(settings["out"]) / RUNS / trial["name"], load_config(None, trial["config"])
+    if RunFolder(path).result() is None:
+        run_on(own, path, Console(file=io.StringIO()), workers, _Told())
+
+
+def _lines(console: Console) -> Any:
+    """Prints one line whenever a search ends."""
+    from ray import tune
+
+    class Lines(tune.Callback):
+        def __init__(self) -> None:
+            self.console: Console | None = None
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"console": None}  # Tune writes its callbacks down
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            name, last = trial.config["trial"]["name"], trial.last_result
+            told = f": best {last['accuracy']:.2%} after {last['episodes']} episodes" if "accuracy" in last else ""
+            if self.console is not None:
+                self.console.print(f"{name}{told}", highlight=False)
+
+    lines = Lines()
+    lines.console = console
+    return lines
+
+
+def _portable(trial: Trial) -> dict[str, Any]:
+    return {"name": trial.name, "config": trial.config.model_dump(mode="json", exclude_none=True)}
+
+
+def _result(out: Path, trial: Trial) -> dict[str, Any]:
+    result = RunFolder(out / RUNS / trial.name).result()
+    if result is None:
+        raise ValueError(f"search {trial.name!r} has no result yet: repeat the command to go on with it")
+    return result
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,4 @@
+"""From a policy to a smaller, repaired network (`compress`), and what pruning one unit alone does (`damage`).
+
+Everything that no policy changes is computed once (`preparation`). No gradient step, no label.
+"""

@@ -1,0 +1,263 @@
+"""Damage per unit and width: what the network's output suffers when one unit alone is pruned and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor, nn
+
+from envs.compression.compress import Compressor
+from envs.compression.preparation import HELD_SHARE
+from envs.network.graph import last_readers
+from envs.network.inference import Twins, channels_last, inference_copy
+from envs.parallel import map_chunks
+from envs.regression.shrinkage import FOLDS
+from envs.repair.targets import Values, release, step
+from envs.space.sites import Site, decode
+from hw_profiles.cost import Macs, cost_of
+from hw_profiles.layers import Layout
+
+FloatArray = NDArray[np.float64]
+OVERFLOW = 1e6
+DAMAGE_MACS, MIN_DAMAGE_IMAGES = 1e13, 64
+"""Multiply-accumulates that all damage curves together should not take more than, and images below which they tell
+little.
+"""
+Damage = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps new outputs, dense outputs and targets of one batch to one value per image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Damage of one unit at the widths where it was measured.
+
+    Attributes:
+        unit: Name of the unit.
+        kept: [k] ascending kept channels; the last is the full width.
+        damage: [k] damage per image, 0 at full width.
+    """
+
+    unit: str
+    kept: tuple[int, ...]
+    damage: tuple[float, ...]
+
+    def at(self, kept: NDArray[np.int64]) -> FloatArray:
+        """Damage at any widths: monotone cubic between measured ones (Fritsch & Carlson 1980).
+
+        Straight lines would overrate every width between two measured ones of a convex curve, and an
+        allocation would end up on measured widths only.
+        """
+        if len(self.kept) < 2:
+            return np.interp(kept, self.kept, self.damage)
+        return np.asarray(PchipInterpolator(self.kept, self.damage)(kept), dtype=np.float64)
+
+
+def measured_widths(site: Site, count: int) -> list[int]:
+    """At most `count` widths of a site, evenly spread from the lightest, full width left out."""
+    kept = [choice.kept for choice in site.choices if choice.kept < site.channels]
+    picks = np.unique(np.linspace(0, len(kept) - 1, min(count, len(kept))).round().astype(int))
+    return [kept[index] for index in picks]
+
+
+def damage_images(dense: Layout, sites: Sequence[Site], widths: int, most: int) -> int:
+    """Images per variant: `most`, fewer where a network is so large that the curves would take hours."""
+    variants = sum(len(measured_widths(site, widths)) for site in sites)
+    affordable = 2 * DAMAGE_MACS / (cost_of(Macs(), dense) * max(variants, 1))  # a variant runs half of the network
+    return int(min(most, max(MIN_DAMAGE_IMAGES, affordable)))
+
+
+def sensitivity_forwards(sites: Sequence[Site], widths: int, images: int) -> int:
+    """Image-forwards that `measure_damage` is charged: one per image and variant, and the dense ones."""
+    return images * (1 + sum(len(measured_widths(site, widths)) for site in sites))
+
+
+class Batch(NamedTuple):
+    """Calibration images with their targets, and the fold that fits must leave out to be judged on them."""
+
+    inputs: Tensor
+    targets: Tensor
+    fold: int
+
+    def on(self, device: str) -> Batch:
+        """The same where the network is, in the layout that it prefers."""
+        return Batch(channels_last(self.inputs.to(device)), self.targets.to(device), self.fold)
+
+
+def measure_damage(
+    compressor: Compressor,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    widths: int,
+    damages: Mapping[str, Damage],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, list[Curve]]:
+    """Measures each unit's damage curve on images that the repair of that unit did not see (cross-fitting).
+
+    Only what a unit changes is computed again: a traced network is walked once, and every variant starts
+    from the values in front of its unit. With one unit pruned, sequential repair of its consumers is the
+    layer-wise fit (nothing in front of them has drifted), so that is what is used.
+
+    Args:
+        compressor: Of the dense network.
+        sites: The units to measure, in execution order.
+        batches: Calibration images.
+        widths: Widths per unit.
+        damages: What to measure, by name; all of them on the same outputs.
+        progress: Called with (variants done, all variants).
+
+    Returns:
+        For each damage one curve per site, in site order.
+    """
+    dense = inference_copy(compressor.network, compressor.graph)
+    batches = [batch.on(compressor.settings.device) for batch in batches]
+    outputs = list(map_chunks(lambda batch: forward(dense, batch.inputs), batches))
+    runner = (_Prefix if compressor.graph.traced else _Whole)(compressor, dense, [batch.inputs for batch in batches])
+    plan = {site.unit: measured_widths(site, widths) for site in sites}
+    total, done = sum(map(len, plan.values())), 0
+    curves: dict[str, list[Curve]] = {name: [] for name in damages}
+    for site in sites:
+        variants = [_variants(compressor, site, plan[site.unit], fold, dense) for fold in range(FOLDS)]
+        compressor.forget_folds()
+
+        def one(index: int, site: Site = site, variants: list[list[nn.Module]] = variants) -> list[list[float]]:
+            batch = batches[index]
+            found = runner.outputs(variants[batch.fold], site.unit, index)
+            return [[total_damage(d, new, outputs[index], batch.targets) for d in damages.values()] for new in found]
+
+        sums = np.asarray(list(map_chunks(one, range(len(batches))))).sum(axis=0).reshape(-1, len(damages))
+        means = np.clip(sums / sum(len(batch.inputs) for batch in batches), 0.0, OVERFLOW)
+        for name, measured in zip(damages, means.T, strict=True):
+            points = (*measured.tolist(), 0.0)
+            curves[name].append(Curve(unit=site.unit, kept=(*plan[site.unit], site.channels), damage=points))
+        done += len(plan[site.unit])
+        progress(done, total)
+    return curves
+
+
+def _variants(
+    compressor: Compressor, site: Site, widths: Sequence[int], fold: int, dense: nn.Module
+) -> list[nn.Module]:
+    """The network with one unit at each width, repaired on all images but those of one fold."""
+    repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
+    policies = [compressor.policy(*decode((site,), (kept,))) for kept in widths]
+    small = [compressor.compress(policy, repair, unseen=fold).network for policy in policies]
+    return [inference_copy(network, compressor.graph, Twins(compressor.network, dense)) for network in small]
+
+
+def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor) -> float:
+    """Sum over the images of a batch; a network that overflows is as bad as it gets."""
+    value = float(damage(new.double(), old.double(), targets).sum())
+    return value if np.isfinite(value) else OVERFLOW * len(new)
+
+
+def forward(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Output of one batch, without gradients."""
+    with torch.no_grad():
+        output: Tensor = network(inputs)
+    return output
+
+
+def divergence(temperature: float) -> Damage:
+    """KL of the outputs, softened by a temperature, from the dense network's, times temperature squared, in nats.
+
+    A trained network is so sure of its calibration images that the plain divergence (temperature 1) sees only
+    few of them (Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015).
+    """
+
+    def damage(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+        if not _scores_classes(new, targets):
+            return _per_image((new - old).square())
+        log_new, log_old = (F.log_softmax(outputs / temperature, dim=1) for outputs in (new, old))
+        return _per_image((log_old.exp() * (log_old - log_new)).sum(dim=1)) * temperature**2
+
+    return damage
+
+
+def output_error(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared difference of the outputs, each centred over the classes (the limit of high temperature)."""
+    difference = new - old
+    if not _scores_classes(new, targets):
+        return _per_image(difference.square())
+    return _per_image((difference - difference.mean(dim=1, keepdim=True)).square().mean(dim=1))
+
+
+def loss(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+    """Rise of the cross-entropy on the targets."""
+    if not _scores_classes(new, targets):
+        return _per_image((new - old).square())
+    rise = F.cross_entropy(new, targets, reduction="none") - F.cross_entropy(old, targets, reduction="none")
+    return _per_image(rise)
+
+
+def _scores_classes(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether outputs are scores [B, K, ...] of K > 1 classes; others are compared by squared difference."""
+    fits = outputs.ndim >= 2 and outputs.shape[1] > 1
+    return fits and not targets.is_floating_point() and targets.shape == (len(outputs), *outputs.shape[2:])
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
+
+
+DAMAGES: dict[str, Damage] = {"kl": divergence(4.0), "kl1": divergence(1.0), "logits": output_error, "loss": loss}
+
+
+class _Whole:
+    """Runs every variant from the start (networks that could not be traced)."""
+
+    def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
+        self._inputs = inputs
+
+    def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
+        """Each variant's output for one batch."""
+        for variant in variants:
+            yield forward(variant, self._inputs[index])
+
+
+class _Prefix:
+    """Runs variants from their unit's first layer on; dense values are kept at the last cut that is small enough."""
+
+    def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
+        program = compressor.graph.program
+        assert program is not None
+        self._nodes = list(program.nodes)
+        self._last = last_readers(program)
+        self._dense = dense
+        self._inputs = inputs
+        self._cuts: list[tuple[int, Values]] = [(0, {}) for _ in inputs]
+        self._held_bytes = HELD_SHARE * 1e9 * compressor.settings.memory_gb / sum(map(len, inputs))
+        first: dict[str, int] = {}
+        for index, node in enumerate(self._nodes):
+            if node.op == "call_module":
+                first.setdefault(str(node.target), index)
+        self._starts = {
+            unit.name: min(first.get(member.module, 0) for member in unit.members) for unit in compressor.units
+        } | {f"{name}.weight": index for name, index in first.items()}
+
+    def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
+        """Each variant's output for one batch; units must come in execution order, or the walk begins again."""
+        start = self._starts[unit]
+        place, kept = self._cuts[index] if self._cuts[index][0] <= start else (0, {})
+        values = dict(kept)
+        self._run(self._dense, values, index, place, start)
+        held = sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
+        if held <= self._held_bytes * len(self._inputs[index]):
+            self._cuts[index] = (start, dict(values))
+        for variant in variants:
+            yield self._run(variant, dict(values), index, start, len(self._nodes))
+
+    def _run(self, network: nn.Module, values: Values, index: int, start: int, stop: int) -> Any:
+        with torch.no_grad():
+            for node in self._nodes[start:stop]:
+                step(node, network, values, self._inputs[index])
+                if node.op == "output":
+                    return values[node]
+                release(node, values, self._last)
+        return None

@@ -1,0 +1,176 @@
+"""How networks are compressed (settings), and what no policy changes: input moments and the order of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from envs.compression.sparsify import NEEDS_CURVATURE
+from envs.importance.gates import FORWARDS, gate_sensitivities, images_at_once
+from envs.importance.scores import IMPORTANCES, NEEDS_GRADIENTS, NEEDS_MOMENTS, Evidence, channel_order
+from envs.regression.statistics import Moments, Sampling, input_moments, pack, totals, unpack
+from envs.repair.normalization import output_scales
+from envs.units.layout import LayoutFamily
+from envs.units.units import Unit
+
+ROWS, QUICK_ROWS = 32_000, 4_000
+"""Rows of a fit (images x positions) where positions are not set, of full and of quick repair."""
+HELD_SHARE = 0.25
+"""Of the memory setting, what sequential repair may hold of activations at a cut."""
+
+Repair = Literal["none", "layerwise", "sequential"]
+Remember = Callable[[str, Mapping[str, object], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionSettings:
+    """How channels are chosen and weights repaired.
+
+    Attributes:
+        importance: Name of the channel score.
+        repair: Closed-form refit of the remaining weights.
+        images: Calibration images wanted (fewer if the memory setting says so).
+        positions: Output positions sampled per image; None: `ROWS` over all images.
+        quick_images: Calibration images of a quick sequential repair (whole chunks).
+        quick_positions: Output positions per image of a quick sequential repair; None: `QUICK_ROWS` over its images.
+        ridge: Penalty relative to the mean diagonal of a Gram matrix; None: chosen for each fit.
+        producers: Sequential repair refits every layer whose input drifted, not only consumers.
+        selection: Which weights go under a pattern (`envs.compression.sparsify`).
+        reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
+        memory_gb: Bound on the activations and rows that repair holds, in GB.
+        seed: Seed of the calibration draw and of random scores.
+        narrow_targets: Keep the dense network's outputs at the sampled positions in bfloat16.
+        device: Where statistics, importance, selection and repair are computed: "cpu" or "cuda".
+    """
+
+    importance: str = "obs"
+    repair: Repair = "sequential"
+    images: int = 1000
+    positions: int | None = None
+    quick_images: int = 500
+    quick_positions: int | None = None
+    ridge: float | None = None
+    producers: bool = True
+    selection: str = "magnitude"
+    reestimate_images: int = 0
+    memory_gb: float = 1.0
+    seed: int = 0
+    narrow_targets: bool = False
+    device: str = "cpu"
+
+
+def positions_for(images: int, rows: int = ROWS) -> int:
+    """Output positions per image that make about so many rows; few images are looked at in more places."""
+    return -(-rows // max(images, 1))
+
+
+def divided(chunks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The chunks; a single one is cut in two, so that one half can judge what was fitted to the other."""
+    if len(chunks) == 1 and len(chunks[0]) > 1:
+        return tuple(chunks[0].tensor_split(2))
+    return tuple(chunks)
+
+
+def samplings(
+    settings: CompressionSettings, chunks: Sequence[Tensor], quick_chunks: Sequence[Tensor]
+) -> tuple[Sampling, Sampling]:
+    """How rows are drawn for statistics and full repair, and for quick repair."""
+    positions = settings.positions or positions_for(sum(map(len, chunks)))
+    quick = settings.quick_positions or positions_for(sum(map(len, quick_chunks)), QUICK_ROWS)
+    return Sampling(positions=positions, seed=settings.seed), Sampling(
+        positions=min(positions, quick), seed=settings.seed
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """Statistics of the dense network on its calibration images.
+
+    Attributes:
+        network: The dense network in eval mode.
+        family: Its layouts.
+        units: The units that may change.
+        settings: How to compress.
+        chunks: Calibration inputs.
+        sampling: How rows are drawn.
+        folds: Layer -> the module that alone reads it.
+        remember: Gives back earlier results of the same (kind, key), or computes them.
+        key: Fingerprints of structure, weights and calibration images.
+    """
+
+    network: nn.Module
+    family: LayoutFamily
+    units: tuple[Unit, ...]
+    settings: CompressionSettings
+    chunks: tuple[Tensor, ...]
+    sampling: Sampling
+    folds: Mapping[str, str]
+    remember: Remember
+    key: tuple[str, str, str]
+
+    def image_forwards(self, moments: Moments) -> int:
+        """What moments and orders take."""
+        passes = bool(moments) + FORWARDS * (self.settings.importance in NEEDS_GRADIENTS)
+        return passes * sum(map(len, self.chunks))
+
+    def moments(self, sparse: Sequence[str]) -> Moments:
+        """Input moments of all layers that importance, selection or repair look at, {} where none does.
+
+        Args:
+            sparse: Layers that may take a pattern.
+        """
+        settings = self.settings
+        needed = bool(sparse) and settings.selection in NEEDS_CURVATURE
+        if settings.importance not in NEEDS_MOMENTS and settings.repair == "none" and not needed:
+            return {}
+        consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
+
+        def compute() -> dict[str, Tensor]:
+            return pack(input_moments(self.network, list(consumers), self.chunks, self.sampling))
+
+        found = self.remember("moments", {**self._key(), "consumers": list(consumers)}, compute)
+        return unpack({name: tensor.to(settings.device) for name, tensor in found.items()})
+
+    def orders(self, moments: Moments) -> dict[str, list[int]]:
+        """Channels of each unit by descending importance."""
+        settings, score = self.settings, IMPORTANCES[self.settings.importance]
+        units = [[unit.name, unit.channels, unit.granule] for unit in self.units]
+
+        def compute() -> dict[str, Tensor]:
+            evidence = self._evidence(moments)
+            return {u.name: torch.tensor(channel_order(u, score(u, evidence)), device="cpu") for u in self.units}
+
+        key = {**self._key(), "importance": settings.importance, "units": units}
+        found = self.remember("orders", key, compute) if self.units else {}
+        return {name: order.tolist() for name, order in found.items()}
+
+    def _evidence(self, moments: Moments) -> Evidence:
+        settings, sensitivities = self.settings, dict[str, Tensor]()
+        if settings.importance in NEEDS_GRADIENTS:
+            size = images_at_once(self.family.dense, settings.memory_gb)
+            sensitivities = gate_sensitivities(self.network, self.units, self.chunks, at_once=size, seed=settings.seed)
+        return Evidence(
+            network=self.network,
+            moments=totals(moments),
+            output_scales=output_scales(self.network, self.folds),
+            sensitivities=sensitivities,
+            seed=settings.seed,
+        )
+
+    def _key(self) -> dict[str, object]:
+        """What determines everything computed from the calibration images."""
+        structure, weights, calibration = self.key
+        return {
+            "version": 3,
+            "structure": structure,
+            "weights": weights,
+            "calibration": calibration,
+            "chunks": [len(chunk) for chunk in self.chunks],
+            "positions": self.sampling.positions,
+            "seed": self.settings.seed,
+            **({} if self.settings.device == "cpu" else {"device": self.settings.device}),
+        }

@@ -1,0 +1,332 @@
+"""One traced operator graph per network: the only source for layouts, folding and repair.
+
+Tracing is torch.fx; a network that it cannot trace still gets a `Graph` of its modules in execution order,
+without edges. Module names are keys here, never read for meaning.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from envs.network.calls import Call, first_tensor, observe_calls
+from envs.network.copies import copy_network as copy_network
+from envs.network.copies import functional_copy as functional_copy
+from envs.network.copies import make_channels_last as make_channels_last
+from envs.network.copies import runs_channels_last
+from envs.network.copies import same_output as same_output
+from envs.network.counting import counting
+from envs.network.kinds import BATCH_NORMS as BATCH_NORMS
+from envs.network.kinds import CONVOLUTIONS as CONVOLUTIONS
+from envs.network.kinds import NORMS as NORMS
+from envs.network.kinds import TRANSPOSED as TRANSPOSED
+from envs.network.kinds import WEIGHTED as WEIGHTED
+from envs.network.kinds import function_kind, module_kind, plain_name
+from envs.network.tracing import constant, symbolic
+from hw_profiles.layers import Kind
+
+logger = logging.getLogger(__name__)
+
+
+class DataDependent(ValueError):
+    """Other layers run than when the network was read."""
+
+
+REST = "rest"
+"""Marks what a module with others inside multiplies by itself, where there is no program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One tensor-valued operator.
+
+    Attributes:
+        name: Unique name: the module's for a module called once, else the graph's.
+        kind: What it does.
+        module: Name of the module it calls, None for a function.
+        inputs: Indices of the operators that it reads.
+        function: What is computed, by `plain_name` ("relu", "maxpool2d").
+        owner: Name of the module whose forward runs it ("" is the network itself).
+        source: Name of its node in the program, "" without one.
+    """
+
+    name: str
+    kind: Kind
+    module: str | None
+    inputs: tuple[int, ...]
+    function: str = ""
+    owner: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        """How messages name it: a layer by its name, anything else by what it does and who runs it."""
+        if self.module is not None:
+            weighted = self.kind in ("conv", "transposed", "linear")
+            return repr(self.name) if weighted else f"{self.name!r} ({self.function})"
+        return f"{self.function!r} in {self.owner!r}" if self.owner else f"{self.function!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A network's operators in execution order.
+
+    Attributes:
+        nodes: The tensor-valued operators.
+        program: The torch.fx graph they came from (None: not traceable), free of in-place operators.
+        channels_last: Whether the network also runs on channels-last maps (a `view` in its code can forbid it).
+        reason: Why there is no program.
+    """
+
+    nodes: tuple[Node, ...]
+    program: fx.Graph | None
+    channels_last: bool
+    reason: str = ""
+
+    @property
+    def traced(self) -> bool:
+        """Whether the data flow between operators is known."""
+        return self.program is not None
+
+    def order(self) -> dict[str, int]:
+        """First position of every module that is called."""
+        positions: dict[str, int] = {}
+        for index, node in enumerate(self.nodes):
+            if node.module is not None:
+                positions.setdefault(node.module, index)
+        return positions
+
+    def calls(self) -> dict[str, int]:
+        """How often every module is called."""
+        counts: dict[str, int] = {}
+        for node in self.nodes:
+            if node.module is not None:
+                counts[node.module] = counts.get(node.module, 0) + 1
+        return counts
+
+    def folds(self) -> dict[str, str]:
+        """Module -> the module that alone reads its output, both called once (candidates for folding)."""
+        if self.program is None:
+            return {}
+        calls, pairs = self.calls(), {}
+        for node in self.program.nodes:
+            reader = next(iter(node.users)) if len(node.users) == 1 else None
+            if node.op == "call_module" and reader is not None and reader.op == "call_module":
+                source, target = str(node.target), str(reader.target)
+                if calls.get(source) == 1 and calls.get(target) == 1:
+                    pairs[source] = target
+        return pairs
+
+
+def trace(network: nn.Module, example_input: Tensor) -> Graph:
+    """Traces `network`; falls back to module order when torch.fx cannot.
+
+    Args:
+        network: Any module that maps one tensor to a tensor (or a structure of tensors).
+        example_input: [1, ...] input.
+
+    Raises:
+        ValueError: If the network does not run on the example input, or is scripted.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise ValueError("a scripted network has no layers that can be sliced: pass the module that it was made from")
+    twin = functional_copy(network)
+    with counting() as counter:
+        expected = _output(twin, example_input)
+        macs = counter.take()
+    fast = runs_channels_last(twin, example_input, expected)
+    try:
+        program = symbolic(twin)
+        values, multiplied = _run_counted(program, twin, example_input)
+        traced = values[next(node for node in program.nodes if node.op == "output")]
+        if not same_output(expected, traced, tolerance=1e-4):
+            raise ValueError("its traced operators do not reproduce its output")
+        if (found := sum(multiplied.values())) != macs:
+            raise ValueError(f"its traced operators multiply {found:,} times, but its forward {macs:,} times")
+    except Exception as error:  # torch.fx raises whatever the traced code raises
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        logger.info("torch.fx cannot trace %s (%s): module order only", type(network).__name__, reason)
+        return Graph(_nodes_by_hooks(twin, example_input), None, fast, reason)
+    _erase_sizes(program, values)
+    return Graph(_nodes_of(program, values, multiplied, twin), program, fast)
+
+
+def _run_counted(
+    program: fx.Graph, network: nn.Module, example_input: Tensor
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
+    """Each node's value and multiply-accumulates."""
+    values: dict[fx.Node, Any] = {}
+    multiplied: dict[fx.Node, int] = {}
+    with counting() as counter:
+        for node, value in run(program, network, example_input):
+            values[node], multiplied[node] = value, counter.take()
+    return values, multiplied
+
+
+def _output(network: nn.Module, example_input: Tensor) -> Any:
+    try:
+        with torch.no_grad():
+            return network(example_input)
+    except Exception as error:
+        raise ValueError(
+            f"the network must run on the example input of shape {tuple(example_input.shape)}, "
+            f"but it raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def run(program: fx.Graph, network: nn.Module, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+    """Runs `program` on the modules of `network`, yielding each node's value; values are freed after last use."""
+    values: dict[fx.Node, Any] = {}
+    last_reader, arguments = last_readers(program), iter(inputs)
+    for node in program.nodes:
+        value = next(arguments, None) if node.op == "placeholder" else execute(node, network, values)
+        if node.op == "placeholder" and value is None and node.args:
+            value = node.args[0]  # an optional second argument of forward keeps its default
+        values[node] = value
+        yield node, value
+        for source in (*node.all_input_nodes, node):
+            if last_reader.get(source, node) is node:
+                values.pop(source, None)
+
+
+def execute(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any]) -> Any:
+    """The value of one node, given the values of the nodes that it reads."""
+    args = fx.node.map_arg(node.args, values.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+    if node.op == "call_module":
+        return network.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(network)
+    if node.op == "output":
+        return args[0]
+    raise ValueError(f"an operator of kind {node.op!r} cannot stand inside a graph")
+
+
+def last_readers(program: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """For each node, the last node that reads it."""
+    return {source: node for node in program.nodes for source in node.all_input_nodes}
+
+
+def _erase_sizes(program: fx.Graph, values: dict[fx.Node, Any]) -> None:
+    """Erases what nobody reads and is no tensor. An unread tensor is computed all the same, and so it counts."""
+    for node in reversed(program.nodes):
+        unread = not node.users and node.op not in ("placeholder", "output")
+        if unread and (node.op == "get_attr" or node.target is constant or first_tensor(values[node]) is None):
+            program.erase_node(node)
+
+
+def _nodes_of(
+    program: fx.Graph, values: dict[fx.Node, Any], multiplied: dict[fx.Node, int], network: nn.Module
+) -> tuple[Node, ...]:
+    index_of: dict[fx.Node, int] = {}
+    nodes: list[Node] = []
+    calls = [node.target for node in program.nodes if node.op == "call_module"]
+    for node in program.nodes:
+        value = values[node]
+        works = node.op == "call_module" or multiplied[node] > 0  # not: a tuple of pieces
+        tensors = isinstance(value, Tensor) or (works and first_tensor(value) is not None)
+        if node.op in ("output", "get_attr") or node.target is constant or not tensors:
+            continue
+        inputs = tuple(dict.fromkeys(index_of[source] for source in _tensor_sources(node, index_of, values)))
+        name = str(node.target) if calls.count(node.target) == 1 and node.op == "call_module" else node.name
+        module = str(node.target) if node.op == "call_module" else None
+        index_of[node] = len(nodes)
+        called = type(network.get_submodule(module)) if module is not None else node.target
+        kind = _kind(node, network, values, index_of)
+        nodes.append(Node(name, kind, module, inputs, plain_name(called), _owner(node), node.name))
+    return tuple(nodes)
+
+
+def _owner(node: fx.Node) -> str:
+    """Name of the module whose forward runs a node."""
+    stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+    if node.op == "call_module":
+        return str(node.target)
+    return str(stack[-1]) if stack else ""
+
+
+def _tensor_sources(node: fx.Node, known: dict[fx.Node, int], values: dict[fx.Node, Any]) -> list[fx.Node]:
+    """Tensor nodes that `node` reads, looking through tuples (split, chunk) but not through sizes."""
+    sources: list[fx.Node] = []
+    for source in node.all_input_nodes:
+        if source in known:
+            sources.append(source)
+        elif isinstance(value := values.get(source), (tuple, list)) and any(isinstance(one, Tensor) for one in value):
+            sources.extend(_tensor_sources(source, known, values))
+    return sources
+
+
+def _kind(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any], known: dict[fx.Node, int]) -> Kind:
+    if node.op == "placeholder":
+        return "input"
+    sources = node.all_input_nodes
+    if node.target is operator.getitem and sources[0] in known and not isinstance(values[sources[0]], Tensor):
+        return "reshape"  # one of the tensors that a module returns
+    inputs = [values[source] for source in sources if isinstance(values.get(source), Tensor)]
+    wrote = values[node]
+    same_shape = len(inputs) == 1 and isinstance(wrote, Tensor) and inputs[0].shape == wrote.shape
+    if node.op == "call_module":
+        return module_kind(network.get_submodule(str(node.target)), same_shape)
+    return function_kind(node.target, len(inputs), same_shape)
+
+
+def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[Call]]:
+    """One forward pass: the output, and what every operator of `graph.nodes` read, wrote and multiplied.
+
+    Args:
+        graph: Operator graph of the network (or of the network it was sliced from).
+        network: Modules without in-place activations (`functional_copy`).
+        inputs: [B, ...] input.
+
+    Raises:
+        DataDependent: If other modules run than when the graph was made.
+    """
+    if graph.program is None:
+        return _record_by_hooks(graph, network, inputs)
+    wanted = {node.source: place for place, node in enumerate(graph.nodes)}
+    calls: dict[int, Call] = {}
+    output = None
+    with counting() as counter:
+        for node, value in run(graph.program, network, inputs):
+            macs, place = counter.take(), wanted.get(node.name)
+            if node.op == "output":
+                output = value
+            elif place is not None and (wrote := first_tensor(value)) is not None:
+                sources = [calls[wanted[s.name]].after for s in node.all_input_nodes if s.name in wanted]
+                after = tuple(wrote.shape)
+                calls[place] = Call(sources[0] if sources else after, after, macs)
+    return output, [calls[place] for place in sorted(calls)]
+
+
+def _record_by_hooks(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[Call]]:
+    output, observed = observe_calls(network, inputs)
+    if [one.name for one in observed if not one.rest] != [node.module for node in graph.nodes if node.source != REST]:
+        raise DataDependent("which layers run depends on the data")
+    rest = {one.name: one.call for one in observed if one.rest}
+    calls = [one.call for one in observed if not one.rest]
+    calls += [rest[node.owner] for node in graph.nodes if node.source == REST and node.owner in rest]
+    return output, calls
+
+
+def _nodes_by_hooks(network: nn.Module, example_input: Tensor) -> tuple[Node, ...]:
+    """Modules in the order in which a forward pass calls them, and what multiplies outside of them."""
+    nodes: list[Node] = []
+    taken: dict[str, int] = {}
+    for name, module, call, rest in observe_calls(network, example_input)[1]:
+        function = plain_name(type(module))
+        if rest:
+            nodes.append(Node(name or function, "other", None, (), function, name, REST))
+            continue
+        label = f"{name}#{taken[name]}" if name in taken else name
+        taken[name] = taken.get(name, 0) + 1
+        nodes.append(Node(label, module_kind(module, call.before == call.after), name, (), function, name))
+    return tuple(nodes)

@@ -1,0 +1,107 @@
+"""From a network's forward to a torch.fx program without operators in place."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from envs.network.counting import separate_products
+from envs.network.kinds import is_layer
+
+_IN_PLACE_TWINS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+    operator.isub: operator.sub,
+    operator.itruediv: operator.truediv,
+    torch.relu_: torch.relu,
+    torch.nn.functional.relu_: torch.relu,
+}
+
+
+def symbolic(network: nn.Module) -> fx.Graph:
+    """The program of a network's forward, layers whole.
+
+    Raises:
+        Exception: Whatever torch.fx raises where the forward depends on values.
+    """
+    before = set(vars(network))
+    with separate_products(), _recorded_len(network):
+        program = _functional(_Tracer().trace(network))
+    for name in vars(network).keys() - before:  # torch.fx puts tensors that forward makes there
+        value = vars(network).pop(name)
+        for node in program.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.op, node.target, node.args = "call_function", constant, (value,)
+    return program
+
+
+@contextmanager
+def _recorded_len(network: nn.Module) -> Iterator[None]:
+    """Lets `len(x)` be recorded in the files of the network's classes, as their own torch.fx.wrap("len") would."""
+    files = {id(names): names for m in network.modules() if (names := getattr(type(m).forward, "__globals__", None))}
+    own = (names for names in files.values() if not str(names.get("__name__", "")).startswith("torch."))
+    patched = [names for names in own if "len" not in names]
+    for names in patched:
+        names["len"] = _length
+    try:
+        yield
+    finally:
+        for names in patched:
+            del names["len"]
+
+
+def _length(value: Any) -> Any:
+    if isinstance(value, fx.Proxy):
+        return value.tracer.create_proxy("call_function", len, (value,), {})
+    return len(value)
+
+
+def constant(value: Tensor) -> Tensor:
+    """A tensor that forward makes from nothing."""
+    return value
+
+
+class _Tracer(fx.Tracer):
+    """Traces into whatever is not one operator; encoders and decoders of torch's are run layer by layer."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        if type(module).__module__ == "torch.nn.modules.transformer":
+            return False
+        return is_layer(module) or super().is_leaf_module(module, name)
+
+    def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if type(module) in (nn.TransformerEncoder, nn.TransformerDecoder):
+            forward = partial(_layer_by_layer, module)
+        return super().call_module(module, forward, args, kwargs)
+
+
+def _layer_by_layer(stack: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """What encoders and decoders do; their own forward asks for sizes, which a trace has not."""
+    names = {"mask": "src_mask"} if isinstance(stack, nn.TransformerEncoder) else {}
+    kwargs = {names.get(name, name): value for name, value in kwargs.items() if value is not None}
+    for layer in stack.layers:
+        x = layer(x, *args, **kwargs)
+    return x if stack.norm is None else stack.norm(x)
+
+
+def _functional(program: fx.Graph) -> fx.Graph:
+    """Replaces in-place operators by their twins (values are kept for repair, so nothing may overwrite them).
+
+    `view` becomes `reshape`, which also takes channels-last maps.
+    """
+    for node in program.nodes:
+        if node.op == "call_function":
+            node.target = _IN_PLACE_TWINS.get(node.target, node.target)
+        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+            node.target = node.target.removesuffix("_")
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+            node.target = "reshape"
+        if node.kwargs.get("inplace") is True:
+            node.update_kwarg("inplace", False)
+    return program

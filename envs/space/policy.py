@@ -1,0 +1,248 @@
+"""The pruning policy: which channels of each unit stay, self-contained enough to rebuild the small network."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from envs.space.patterns import mask_by_magnitude
+from envs.units.slicing import axis_size, slice_network
+from envs.units.units import Member, Positions, Role, Unit
+from hw_profiles.patterns import parse_pattern
+
+SCHEMA_VERSION = 1
+
+
+class PolicyMismatch(ValueError):
+    """A policy does not belong to the network it is applied to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitPolicy:
+    """What stays of one unit.
+
+    Attributes:
+        unit: The unit.
+        indices: Kept channels, ascending, at least one.
+    """
+
+    unit: Unit
+    indices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses indices that are no ascending subset of the channels, or that split a granule."""
+        kept = set(self.indices)
+        if not kept or list(self.indices) != sorted(kept) or self.indices[0] < 0:
+            raise ValueError(f"kept indices must be ascending and not empty, but {self.unit.name!r} has {self.indices}")
+        if self.indices[-1] >= self.unit.channels:
+            raise ValueError(
+                f"kept indices must be below {self.unit.channels}, but {self.unit.name!r} keeps {self.indices[-1]}"
+            )
+        if any(0 < len(kept.intersection(granule)) < len(granule) for granule in self.unit.granules):
+            raise ValueError(f"channels of a grouped convolution must stay together in {self.unit.name!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPolicy:
+    """The sparsity pattern of one layer: dense, N:M or unstructured:DENSITY."""
+
+    name: str
+    pattern: str = "dense"
+
+    def __post_init__(self) -> None:
+        """Refuses a pattern that is none."""
+        parse_pattern(self.pattern)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A pruning policy.
+
+    Attributes:
+        structure: Fingerprint of the dense network's modules and shapes (another one is refused).
+        weights: Fingerprint of its weights (others are warned about).
+        units: What stays of each unit.
+        layers: Pattern of each layer with a weight.
+        provenance: Where it comes from (task, budgets, seed, ...), free JSON.
+    """
+
+    structure: str
+    weights: str
+    units: tuple[UnitPolicy, ...]
+    layers: tuple[LayerPolicy, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Unit name -> kept channel indices."""
+        return {entry.unit.name: entry.indices for entry in self.units}
+
+    def widths(self) -> dict[str, int]:
+        """Unit name -> number of kept channels."""
+        return {entry.unit.name: len(entry.indices) for entry in self.units}
+
+    def patterns(self) -> dict[str, str]:
+        """Layer name -> pattern of the layers that are not dense."""
+        return {layer.name: layer.pattern for layer in self.layers if layer.pattern != "dense"}
+
+    def apply(self, network: nn.Module, *, check_weights: bool = True) -> nn.Module:
+        """A smaller, plain, trainable copy of the original network; patterns by magnitude.
+
+        Args:
+            network: The network this policy was made for, dense; it is not changed.
+            check_weights: Warn when its weights are not those the policy was made for.
+
+        Raises:
+            PolicyMismatch: If modules or shapes differ.
+        """
+        self.check_structure(network)
+        if check_weights and weights_fingerprint(network) != self.weights:
+            warnings.warn(
+                "the policy was made for other weights of this network: its channels may not be the best ones here",
+                stacklevel=2,
+            )
+        small = slice_network(network, [entry.unit for entry in self.units], self.kept())
+        small = copy.deepcopy(small)  # nothing may stay shared with the dense network
+        for name, pattern in self.patterns().items():
+            mask_by_magnitude(small.get_submodule(name), parse_pattern(pattern))
+        return small
+
+    def check_structure(self, network: nn.Module) -> None:
+        """Refuses a network of another structure.
+
+        Raises:
+            PolicyMismatch: If modules or shapes differ.
+        """
+        found = structure_fingerprint(network)
+        if found != self.structure:
+            raise PolicyMismatch(
+                f"a policy only fits the network it was made for (structure {self.structure[7:19]}), but this one "
+                f"has structure {found[7:19]}: build the same architecture, dense, or search again"
+            )
+        modules = dict(network.named_modules())
+        for member in (member for entry in self.units for member in entry.unit.members):
+            size = axis_size(modules[member.module], member.role) if member.module in modules else 0
+            if any(not 0 <= position < size for row in member.positions for position in row):
+                raise PolicyMismatch(
+                    f"a policy must name modules and positions of the network, but member {member.module!r} does not "
+                    "fit: take the file as it was written"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dictionary, the schema of `policy.json`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "network": {"structure": self.structure, "weights": self.weights},
+            "units": [_unit_to_json(entry) for entry in self.units],
+            "layers": [{"name": layer.name, "pattern": layer.pattern} for layer in self.layers],
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Policy:
+        """Reads `to_json` back.
+
+        Raises:
+            ValueError: If the schema is newer, or a field is missing or of the wrong kind.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("schema_version"), int):
+            raise ValueError("a policy must be a JSON object with an integer `schema_version`, but this is none")
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(
+                f"a policy's `schema_version` must be {SCHEMA_VERSION}, but got {data['schema_version']}: "
+                "use the version of amc that wrote it"
+            )
+        try:
+            return cls(
+                structure=str(data["network"]["structure"]),
+                weights=str(data["network"]["weights"]),
+                units=tuple(_unit_from_json(entry) for entry in data["units"]),
+                layers=tuple(LayerPolicy(name=row["name"], pattern=row["pattern"]) for row in data["layers"]),
+                provenance=dict(data["provenance"]),
+            )
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"a policy must have the fields of docs/run_folder.md, but {type(error).__name__}: {error}"
+            ) from error
+
+
+def structure_fingerprint(network: nn.Module) -> str:
+    """SHA-256 over module names, types, options (`extra_repr`) and parameter shapes."""
+    digest = hashlib.sha256()
+    for name, module in network.named_modules():
+        digest.update(f"{name}|{type(module).__name__}|{module.extra_repr()}\n".encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}|{tuple(tensor.shape)}\n".encode())
+    return "sha256:" + digest.hexdigest()
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """SHA-256 over all parameters and buffers."""
+    return tensors_fingerprint(tensor for _, tensor in sorted(network.state_dict().items()))
+
+
+def tensors_fingerprint(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over the bytes of tensors, in order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def _unit_to_json(entry: UnitPolicy) -> dict[str, Any]:
+    unit = entry.unit
+    return {
+        "name": unit.name,
+        "channels": unit.channels,
+        "kept": len(entry.indices),
+        "indices": list(entry.indices),
+        "granule": _runs(unit.granules),
+        "members": [
+            {"module": member.module, "role": member.role, "positions": _runs(member.positions)}
+            for member in unit.members
+        ],
+    }
+
+
+def _unit_from_json(data: Mapping[str, Any]) -> UnitPolicy:
+    channels = int(data["channels"])
+    members = tuple(
+        Member(module=str(row["module"]), role=row["role"], positions=_positions(row["positions"]))
+        for row in data["members"]
+    )
+    if any(len(member.positions) != channels for member in members):
+        raise ValueError(f"every member of unit {data['name']!r} must place all its {channels} channels")
+    if any(member.role not in get_args(Role) for member in members):
+        raise ValueError(f"`role` of a member must be one of {', '.join(get_args(Role))} in unit {data['name']!r}")
+    unit = Unit(name=str(data["name"]), channels=channels, granules=_positions(data["granule"]), members=members)
+    indices = tuple(int(index) for index in data["indices"])
+    if int(data["kept"]) != len(indices):
+        raise ValueError(
+            f"`kept` must equal the number of `indices`, but got {data['kept']} and {len(indices)} "
+            f"for unit {data['name']!r}"
+        )
+    return UnitPolicy(unit=unit, indices=indices)
+
+
+def _runs(rows: Positions) -> Any:
+    """Rows of consecutive numbers as {first, size, rows}; anything else as the rows themselves."""
+    first, size = rows[0][0], len(rows[0])
+    regular = tuple(tuple(range(first + k * size, first + (k + 1) * size)) for k in range(len(rows)))
+    if rows == regular:
+        return {"first": first, "size": size, "rows": len(rows)}
+    return [list(row) for row in rows]
+
+
+def _positions(data: Any) -> Positions:
+    if isinstance(data, dict):
+        first, size, rows = int(data["first"]), int(data["size"]), int(data["rows"])
+        return tuple(tuple(range(first + k * size, first + (k + 1) * size)) for k in range(rows))
+    rows_: Sequence[Sequence[int]] = data
+    return tuple(tuple(int(place) for place in row) for row in rows_)

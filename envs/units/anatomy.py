@@ -1,0 +1,87 @@
+"""What of a network can be pruned: its graph, its verified units, its layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from envs.network.graph import Graph, trace
+from envs.network.recount import confirm_macs, independent_macs
+from envs.parallel import single_threaded
+from envs.units.fates import left_over
+from envs.units.layout import LayoutFamily, measure_family
+from envs.units.together import verify_together
+from envs.units.units import Fixed, Unit, propose_units, weighted_outputs
+from envs.units.verify import verify_units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """What of a network can be pruned.
+
+    Attributes:
+        graph: Its operator graph.
+        family: Its layouts as a function of unit widths.
+        units: Verified units in execution order.
+        fixed: Layers that stay, each once, and why.
+        uncounted: Operators of torch that plausibly multiply, but for which no formula is known.
+    """
+
+    graph: Graph
+    family: LayoutFamily
+    units: tuple[Unit, ...]
+    fixed: tuple[Fixed, ...]
+    uncounted: tuple[str, ...] = ()
+
+
+def dissect(network: nn.Module, example_input: Tensor, samples: Tensor | None = None) -> Anatomy:
+    """Traces a network, finds its units, verifies them, and has its multiply-accumulates counted independently.
+
+    Args:
+        network: The network; it is not changed.
+        example_input: [1, ...] input.
+        samples: [B, ...] a few real inputs on which units are verified; None for random ones.
+
+    Raises:
+        CountMismatch: If the layouts count other multiply-accumulates than the network's own forward runs.
+    """
+    single_threaded()
+    graph = trace(network, example_input)
+    proposed, fixed = propose_units(network, example_input, graph)
+    verified, rejected, removals = verify_units(network, example_input, graph, proposed, samples=samples)
+    family, refused = measure_family(network, graph, example_input, verified, removals)
+    units = [unit for unit in verified if unit.name not in refused]
+    alone = [
+        Fixed(name, refused[unit.name])
+        for unit in verified
+        if unit.name in refused
+        for name in weighted_outputs(unit, network)
+    ]
+    units, clashing = verify_together(network, example_input, graph, units, family, samples=samples)
+    family = family.only([unit.name for unit in units])
+    recount = independent_macs(network, example_input)
+    confirm_macs(family.dense, graph, recount)
+    reasons = _one_each([*fixed, *rejected, *alone, *clashing])
+    return Anatomy(
+        graph=graph,
+        family=family,
+        units=tuple(units),
+        uncounted=recount.uncounted,
+        fixed=(*reasons, *(Fixed(*pair) for pair in left_over(network, graph, _known(reasons, units)))),
+    )
+
+
+def _one_each(fixed: Sequence[Fixed]) -> list[Fixed]:
+    """The first reason of each layer."""
+    first: dict[str, Fixed] = {}
+    for entry in fixed:
+        first.setdefault(entry.name, entry)
+    return list(first.values())
+
+
+def _known(fixed: Sequence[Fixed], units: Sequence[Unit]) -> set[str]:
+    """Layers that are in a unit or have a reason."""
+    written = {member.module for unit in units for member in unit.members if member.role != "consumer"}
+    return written | {entry.name for entry in fixed}

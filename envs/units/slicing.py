@@ -1,0 +1,173 @@
+"""Physical removal of channels: our own slicing, used for every candidate of a search.
+
+Torch-Pruning is the oracle in tests. Parameters that no removed channel touches are shared, not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from envs.network.graph import copy_network
+from envs.units.units import TRANSPOSED, Unit, is_depthwise
+
+Kept = Mapping[str, Sequence[int]]
+"""Unit name -> kept channel indices, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What stays of one module: kept positions on each axis, None for all of them."""
+
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+
+
+def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str, Axes]:
+    """For each touched module the positions that stay on its input and output axis.
+
+    Args:
+        network: The dense network.
+        units: Its units.
+        kept: Kept channels; units that are not named keep all.
+    """
+    masks: dict[tuple[str, str], Tensor] = {}
+    for unit in units:
+        dropped = sorted(set(range(unit.channels)).difference(kept.get(unit.name, range(unit.channels))))
+        if not dropped:
+            continue
+        for member in unit.members:
+            axis = "in" if member.role == "consumer" else "out"
+            mask = masks.get((member.module, axis))
+            if mask is None:
+                size = _axis_size(network.get_submodule(member.module), axis)
+                mask = torch.ones(size, dtype=torch.bool, device="cpu")  # written to channel by channel
+                masks[member.module, axis] = mask
+            mask[[position for channel in dropped for position in member.positions[channel]]] = False
+    device = next((parameter.device for parameter in network.parameters()), "cpu")
+    positions = {key: mask.nonzero().flatten().to(device) for key, mask in masks.items()}
+    names = dict.fromkeys(name for name, _ in positions)
+    return {name: Axes(positions.get((name, "in")), positions.get((name, "out"))) for name in names}
+
+
+def slice_network(network: nn.Module, units: Iterable[Unit], kept: Kept) -> nn.Module:
+    """A smaller copy of `network`; untouched parameters are shared with it.
+
+    Args:
+        network: The dense network; it is not changed.
+        units: Its units.
+        kept: Kept channels per unit, at least one each.
+    """
+    return sliced(network, kept_axes(network, units, kept))
+
+
+def sliced(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
+    """`slice_network` for axes that are known."""
+    small = copy_network(network)
+    for name, touched in axes.items():
+        slice_module(small.get_submodule(name), touched)
+    return small
+
+
+def slice_module(module: nn.Module, axes: Axes) -> None:
+    """Cuts one module (of a copied network) to its kept positions, in place."""
+    if isinstance(module, nn.Linear):
+        _assign(module, "weight", _take(_take(module.weight, 0, axes.outputs), 1, axes.inputs))
+        _slice_bias(module, axes.outputs)
+        module.out_features, module.in_features = module.weight.shape
+    elif hasattr(module, "in_channels") and hasattr(module, "kernel_size"):
+        _slice_convolution(module, axes)
+    else:
+        _slice_carrier(module, axes.outputs)
+
+
+def zero_inputs(network: nn.Module, unit: Unit, dropped: Sequence[int]) -> None:
+    """Zeroes the consumers' weights on the dropped channels, in place (the oracle of verification)."""
+    for member in unit.role("consumer"):
+        module = network.get_submodule(member.module)
+        weight = module.get_parameter("weight").detach().clone()
+        places = [p for channel in dropped for p in member.positions[channel]]
+        gone = torch.tensor(places, dtype=torch.long, device=weight.device)
+        if isinstance(module, TRANSPOSED):
+            weight[gone] = 0
+        else:
+            per_group = weight.shape[1]
+            rows = torch.arange(weight.shape[0], device=weight.device)
+            group_of_row = rows // (weight.shape[0] // getattr(module, "groups", 1))
+            for position in gone.tolist():
+                weight[group_of_row == position // per_group, position % per_group] = 0
+        _assign(module, "weight", weight)
+
+
+def axis_size(module: nn.Module, role: str) -> int:
+    """Channels on the axis where a member of this role holds its positions (0: it has no such axis)."""
+    if not any(hasattr(module, name) for name in ("in_features", "in_channels", *_WIDTHS, "normalized_shape")):
+        return 0
+    return _axis_size(module, "in" if role == "consumer" else "out")
+
+
+_WIDTHS = ("num_features", "num_channels", "num_parameters")
+
+
+def _axis_size(module: nn.Module, axis: str) -> int:
+    if isinstance(module, nn.Linear):
+        return module.in_features if axis == "in" else module.out_features
+    if hasattr(module, "in_channels"):
+        return int(module.in_channels if axis == "in" else module.out_channels)  # type: ignore[arg-type]
+    for name in _WIDTHS:
+        if hasattr(module, name):
+            return int(getattr(module, name))
+    return int(module.normalized_shape[-1])  # type: ignore[index]
+
+
+def _slice_convolution(module: nn.Module, axes: Axes) -> None:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if is_depthwise(module):
+        weight = _take(weight, 0, axes.outputs)
+        module.in_channels = module.out_channels = module.groups = weight.shape[0]  # type: ignore[assignment]
+    else:
+        transposed = isinstance(module, TRANSPOSED)
+        weight = _take(weight, int(transposed), axes.outputs)
+        columns = axes.inputs
+        if columns is not None and int(module.groups) > 1:  # type: ignore[arg-type]
+            columns = columns[columns < weight.shape[1]]  # granules: every group keeps the same places
+        weight = _take(weight, int(not transposed), columns)
+        module.out_channels = weight.shape[int(transposed)]  # type: ignore[assignment]
+        module.in_channels = weight.shape[int(not transposed)] * int(module.groups)  # type: ignore[assignment, arg-type]
+    _assign(module, "weight", weight)
+    _slice_bias(module, axes.outputs)
+
+
+def _slice_carrier(module: nn.Module, outputs: Tensor | None) -> None:
+    if outputs is None:
+        return
+    full = _axis_size(module, "out")
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if tensor.ndim >= 1 and tensor.shape[-1] == full:
+            _assign(module, name, _take(tensor, tensor.ndim - 1, outputs))
+    for name in _WIDTHS:
+        if hasattr(module, name):
+            setattr(module, name, len(outputs))
+    if hasattr(module, "normalized_shape"):
+        module.normalized_shape = (*module.normalized_shape[:-1], len(outputs))  # type: ignore[assignment, index]
+
+
+def _slice_bias(module: nn.Module, outputs: Tensor | None) -> None:
+    if isinstance(module.bias, Tensor):
+        _assign(module, "bias", _take(module.bias, 0, outputs))
+
+
+def _take(tensor: Tensor, axis: int, positions: Tensor | None) -> Tensor:
+    return tensor if positions is None else tensor.detach().index_select(axis, positions.to(tensor.device))
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a new tensor where `name` stands, as a parameter if it was one."""
+    old = getattr(module, name)
+    if tensor is old:
+        return
+    fresh = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    setattr(module, name, fresh)

@@ -1,0 +1,201 @@
+"""Verification: a unit is kept only if removing channels equals silencing them, in the network's own forward.
+
+The same removals tell how every operator's channels and products depend on the unit, without a rule per operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from envs.network.calls import Call
+from envs.network.graph import NORMS, DataDependent, Graph, functional_copy, record, same_output
+from envs.units.culprit import failing_module, find_culprit, first_line
+from envs.units.slicing import slice_network, zero_inputs
+from envs.units.units import Fixed, Unit, weighted_outputs
+
+DRAWS = 3
+TOLERANCE = 1e-3
+"""Largest accepted difference relative to the output's largest value; real mistakes are of order 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What all operators did with `dropped` channels of one unit gone, and the parameters left."""
+
+    unit: str
+    dropped: int
+    calls: tuple[Call, ...]
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A network prepared for removals.
+
+    Attributes:
+        network: A copy with random normalization statistics.
+        graph: Its operator graph.
+        samples: [B, ...] inputs on which outputs are compared.
+        generator: Source of the draws.
+    """
+
+    network: nn.Module
+    graph: Graph
+    samples: Tensor
+    generator: torch.Generator
+
+    @classmethod
+    def create(
+        cls, network: nn.Module, example_input: Tensor, graph: Graph, seed: int, samples: Tensor | None
+    ) -> Trial:
+        """A trial; without samples on random inputs, or on the example where those are not taken."""
+        generator = torch.Generator().manual_seed(seed)
+        twin = _shaken(network, generator)
+        if samples is None:
+            samples = example_input
+            if example_input.is_floating_point():
+                drawn = torch.randn(example_input.shape, generator=generator).to(example_input)
+                samples = drawn if not failing_module(twin, drawn) else example_input
+        return cls(twin, graph, samples, generator)
+
+    def shorter(self) -> Trial:
+        """The same on the first sample only."""
+        return replace(self, samples=self.samples[:1])
+
+    def dependence(self) -> str:
+        """Why the recorded operators are not those of every sample, or ''."""
+        try:
+            for sample in torch.split(self.samples, 1):
+                if self.graph.program is None:
+                    record(self.graph, self.network, sample)
+        except DataDependent as error:
+            return str(error)
+        return ""
+
+    def draw(self, unit: Unit) -> list[int]:
+        """Random channels of a unit, at least one granule and at most half of them."""
+        count = len(unit.granules)
+        order = torch.randperm(count, generator=self.generator).tolist()
+        number = 1 + int(torch.randint(0, max(1, count // 2), (1,), generator=self.generator))
+        return sorted(channel for g in order[:number] for channel in unit.granules[g])
+
+
+def verify_units(
+    network: nn.Module,
+    example_input: Tensor,
+    graph: Graph,
+    units: list[Unit],
+    seed: int = 0,
+    samples: Tensor | None = None,
+) -> tuple[list[Unit], list[Fixed], list[Removal]]:
+    """Keeps the units whose channels can be removed.
+
+    For each unit and three random draws: zeroing the consumers' input weights and removing the channels must
+    give the same output of the network's own forward, with random (non-trivial) normalization statistics; the first
+    draw is tried on all samples, the others on one.
+
+    Args:
+        network: The network; it is not changed.
+        example_input: [1, ...]; without samples only its shape and dtype are used when it is floating point.
+        graph: Its operator graph.
+        units: Proposed units.
+        seed: Seed of the draws.
+        samples: [B, ...] real inputs, None for random ones.
+
+    Returns:
+        Verified units, layers that stay with the reason, and the recorded removals per verified unit.
+    """
+    trial = Trial.create(network, example_input, graph, seed, samples)
+    verified, fixed, removals = [], [], []
+    if reason := trial.dependence():
+        return [], [Fixed(name, reason) for unit in units for name in weighted_outputs(unit, network)], []
+    for unit in units:
+        found: list[Removal] = []
+        try:
+            for part in (trial, *[trial.shorter()] * (DRAWS - 1)):
+                dropped = trial.draw(unit)
+                found.append(Removal(unit.name, len(dropped), *remove(part, {unit.name: dropped}, [unit])))
+        except ValueError as error:
+            fixed += [Fixed(name, str(error)) for name in weighted_outputs(unit, network)]
+            continue
+        verified.append(unit)
+        removals += found
+    return verified, fixed, removals
+
+
+def remove(trial: Trial, dropped: Mapping[str, list[int]], units: Sequence[Unit]) -> tuple[tuple[Call, ...], int]:
+    """What all operators do without some channels, and the parameters left.
+
+    Raises:
+        ValueError: If removal is not the same as silence; the text is the reason.
+    """
+    stays = {unit.name: sorted(set(range(unit.channels)).difference(dropped[unit.name])) for unit in units}
+    try:
+        small = slice_network(trial.network, units, stays)
+    except Exception as error:  # modules that hold their channels in another way
+        raise ValueError(f"its channels cannot be sliced ({first_line(error)})") from error
+    with _silenced(trial.network, units, dropped), torch.no_grad():
+        expected = trial.network(trial.samples)
+        try:
+            got = small(trial.samples)
+            calls = record(trial.graph, small, trial.samples[:1])[1]
+        except DataDependent:
+            raise
+        except Exception as error:  # whatever the network's own code raises
+            raise ValueError(_failure(trial, small, stays, error)) from error
+        if not same_output(expected, got, TOLERANCE):
+            raise ValueError(_difference(trial, small, stays))
+    return tuple(calls), sum(parameter.numel() for parameter in small.parameters())
+
+
+def _failure(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]], error: Exception) -> str:
+    where = _culprit(trial, small, stays) or failing_module(small, trial.samples)
+    return f"the network does not run without its channels: {where or first_line(error)}"
+
+
+def _difference(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]]) -> str:
+    where = _culprit(trial, small, stays)
+    return "removing its channels is not the same as silencing them" + (f": {where}" if where else "")
+
+
+def _culprit(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]]) -> str:
+    kept = next(iter(stays.values())) if len(stays) == 1 else []
+    return find_culprit(trial.graph, trial.network, small, trial.samples, kept, TOLERANCE)
+
+
+@contextmanager
+def _silenced(network: nn.Module, units: Sequence[Unit], dropped: Mapping[str, list[int]]) -> Iterator[None]:
+    """Zeroes the consumers' weights on the dropped channels, and puts them back."""
+    names = dict.fromkeys(member.module for unit in units for member in unit.role("consumer"))
+    before = {name: network.get_submodule(name).weight for name in names}
+    try:
+        for unit in units:
+            zero_inputs(network, unit, dropped[unit.name])
+        yield
+    finally:
+        for name, weight in before.items():
+            network.get_submodule(name).weight = weight
+
+
+def _shaken(network: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy in eval mode with random normalization statistics and affine parameters."""
+    twin = functional_copy(network)
+    for module in twin.modules():
+        if not isinstance(module, NORMS):
+            continue
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+            if name in ("weight", "running_var"):  # a zero-initialized scale would hide its branch
+                fresh = tensor.detach() * (noise + 0.5) + 0.1 * noise
+            else:
+                fresh = tensor.detach() + 0.5 * (noise - 0.3)
+            holder = nn.Parameter(fresh, requires_grad=False) if isinstance(tensor, nn.Parameter) else fresh
+            setattr(module, name, holder)
+    return twin

@@ -1,0 +1,4 @@
+"""Timing a device: which kernels, in which order, by which script; also as a bundle for a device with only numpy.
+
+What comes out is a profile of `latency`.
+"""

@@ -1,0 +1,138 @@
+"""What a runtime executes as one piece (`Kernel`), and how it lays tensors out (`Formats`).
+
+A kernel is a fused layer shape without its widths: the key under which measured times are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hw_profiles.layers import IntArray
+
+BoolArray = NDArray[np.bool_]
+
+Op = Literal[
+    "conv",
+    "depthwise",
+    "transposed",
+    "linear",
+    "add",
+    "mul",
+    "concat",
+    "norm",
+    "activation",
+    "pool",
+    "copy",
+    "to_blocked",
+    "to_plain",
+    "sink",
+]
+"""What a kernel does; "copy" stands for whatever moves a tensor without arithmetic, "sink" ends a micro-graph."""
+
+Mode = Literal["plain", "direct", "blocked"]
+"""How a kernel meets its tensors: plain (channels one after the other), blocked (channels in blocks of a vector
+register), or direct (reads plain, writes blocked: a convolution of few input channels)."""
+
+ELEMENTWISE = ("add", "mul", "norm", "activation")
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """Tensor formats of a runtime on a device, found by asking it (`device_script.detect_formats`).
+
+    Attributes:
+        block: Channels in a block; 0 where the runtime knows only the plain format.
+        align: Input channels must be a multiple of this for a convolution to run blocked.
+        fuses: Whether activations and additions are done by the convolution before them.
+    """
+
+    block: int = 0
+    align: int = 1
+    fuses: bool = True
+
+    def padded(self, channels: IntArray) -> IntArray:
+        """Channels that a blocked kernel really works on: whole blocks."""
+        return -(-channels // self.block) * self.block if self.block else channels
+
+    def convolution(self, inputs: IntArray, groups: IntArray) -> tuple[BoolArray, BoolArray]:
+        """Where a convolution reads and where it writes blocked tensors.
+
+        The rules of onnxruntime's `nchwc_transformer.cc` (1.22 to 1.31); `amc profile check` and the tests compare
+        them with the graph that the runtime itself reports.
+
+        Args:
+            inputs: [K] input channels.
+            groups: [K] groups; equal to `inputs` for a depthwise convolution.
+        """
+        if not self.block:
+            nowhere = np.zeros(len(inputs), dtype=np.bool_)
+            return nowhere, nowhere
+        aligned = inputs % self.align == 0
+        single, depthwise = groups == 1, (groups == inputs) & (groups > 1)
+        direct = single & (inputs < self.block)
+        blocked = (single & aligned & ~direct) | (depthwise & aligned)
+        return blocked, blocked | direct
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Kernel:
+    """One piece of a runtime's work, but for its widths.
+
+    Attributes:
+        op: What it does.
+        mode: How it meets its tensors.
+        add: Whether it also adds another tensor to its output (a residual connection).
+        activation: Activation that it applies to its output, or is ("relu"); "" for none.
+        kernel: Kernel size per spatial dimension, () without a kernel.
+        stride: Stride per spatial dimension, () without a kernel.
+        groups: Groups of a convolution (1 for a depthwise one, whose groups follow its width).
+        in_map: Size of the input without batch and channels.
+        out_map: Size of the output without batch and channels.
+    """
+
+    op: Op
+    mode: Mode = "plain"
+    add: bool = False
+    activation: str = ""
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    groups: int = 1
+    in_map: tuple[int, ...] = ()
+    out_map: tuple[int, ...] = ()
+
+    @property
+    def square(self) -> bool:
+        """Whether input and output channels are always the same number."""
+        return self.op not in ("conv", "transposed", "linear")
+
+    @property
+    def label(self) -> str:
+        """One line for people: `conv 3x3/1 32x32 > 32x32 + add + relu (blocked)`."""
+        size = "x".join(map(str, self.kernel))
+        size += f"/{self.stride[0]}" if self.stride and size else ""
+        maps = " > ".join("x".join(map(str, m)) or "1" for m in (self.in_map, self.out_map))
+        groups = f"{self.groups} groups" if self.groups > 1 else ""
+        fused = "".join(f" + {name}" for name in ("add" if self.add else "", self.activation) if name)
+        return " ".join(part for part in (self.op, size, groups, maps) if part) + f"{fused} ({self.mode})"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dictionary; `from_json` reads it back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Kernel:
+        """Reads `to_json` back.
+
+        Raises:
+            ValueError: If a field is missing, unknown or of the wrong kind.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(data) != names or data["op"] not in get_args(Op) or data["mode"] not in get_args(Mode):
+            raise ValueError(f"a kernel must have the fields {', '.join(sorted(names))}, but got {dict(data)}")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)

@@ -1,0 +1,311 @@
+"""A profile as it stands in a file: header, sessions, entries, corrections; read with one clear line for what is wrong.
+
+The JSON Schema of this file is committed as `profile.schema.json`; docs/hardware_profiles.md explains the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from math import sqrt
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hw_profiles.latency.graphs import Probe
+from hw_profiles.latency.kernels import Formats, Kernel, Mode, Op
+from hw_profiles.passes import MOST_DISTURBED, in_words
+from hw_profiles.patterns import parse_pattern
+
+SCHEMA_VERSION: Literal[1] = 1
+Milliseconds = Annotated[float, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Runtime = Literal["onnxruntime", "torch"]
+Dtype = Literal["fp32", "fp16"]
+
+
+class Part(BaseModel):
+    """A piece of a file: nothing missing, nothing unknown, every number finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class Device(Part):
+    """Where it was measured, as far as it can be read."""
+
+    name: str = Field(description="host name")
+    cpu: str = Field(description="model of the processor")
+    gpu: str | None = Field(None, description="model of the GPU, where one computes")
+    machine: str = Field(description="architecture, such as x86_64 or aarch64")
+    system: str = Field(description="operating system")
+    cores: Size = Field(description="cores of the device")
+    cores_used: Size = Field(description="threads that compute")
+    governor: str | None = Field(None, description="frequency governor")
+    mhz: float | None = Field(None, description="clock when the session began")
+
+
+class Disturbance(Part):
+    """How disturbed a sitting was: what ran off its usual time, scattered, or was timed while the machine was busy."""
+
+    entries: Size = Field(description="what was timed")
+    at_first: Annotated[int, Field(ge=0)] = Field(description="disturbed ones after the first pass")
+    left: Annotated[int, Field(ge=0)] = Field(description="disturbed ones that stayed so when timed again")
+
+    @property
+    def trusted(self) -> bool:
+        """Whether so few are left that the measurement can be trusted."""
+        return self.left <= MOST_DISTURBED * self.entries
+
+    def in_words(self, what: str = "entries") -> str:
+        """The same as a sentence."""
+        return in_words(self.model_dump(), what)
+
+
+class Session(Part):
+    """One sitting of measurements."""
+
+    date: str = Field(description="UTC, ISO 8601")
+    device: Device
+    runtime_version: str
+    yardstick_ms: Annotated[float, Field(gt=0)] = Field(description="median time of the yardstick graph")
+    overhead_ms: Milliseconds = Field(description="fixed cost of one call of the runtime")
+    disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
+
+
+class Entry(Part):
+    """One kernel at one pair of widths; milliseconds per execution, call overhead and helpers taken off."""
+
+    inputs: Size = Field(description="channels in")
+    outputs: Size = Field(description="channels out")
+    n: Size = Field(description="repeats")
+    median_ms: Milliseconds
+    mean_ms: Milliseconds
+    variance: Annotated[float, Field(ge=0)] = Field(description="of the repeats, ms squared")
+    p95_ms: Milliseconds
+    yardstick_ms: Annotated[float, Field(gt=0)] = Field(description="the yardstick, timed alternately with this entry")
+    session: Annotated[int, Field(ge=0)] = Field(description="index of the sitting")
+
+    @property
+    def standard_error_ms(self) -> float:
+        """Of the median, were the repeats normally distributed."""
+        return 1.2533 * sqrt(self.variance / self.n)
+
+
+class KernelKey(Part):
+    """A fused layer shape without its widths."""
+
+    op: Op
+    mode: Mode
+    add: bool = Field(description="whether it also adds a residual")
+    activation: str
+    kernel: list[Size]
+    stride: list[Size]
+    groups: Size
+    in_map: list[Size]
+    out_map: list[Size]
+
+
+class KernelTimes(Part):
+    """All entries of one kernel."""
+
+    kernel: KernelKey
+    entries: list[Entry] = Field(min_length=1)
+
+    def key(self) -> Kernel:
+        """The kernel."""
+        return Kernel.from_json(self.kernel.model_dump())
+
+
+class FormatsKey(Part):
+    """Tensor formats of the runtime on the device."""
+
+    block: Annotated[int, Field(ge=0)] = Field(description="channels in a block, 0: only the plain format")
+    align: Size = Field(description="input channels are a multiple of this where a convolution runs blocked")
+    fuses: bool = Field(description="whether activations and additions run inside convolutions")
+
+    def formats(self) -> Formats:
+        """The same for look-ups."""
+        return Formats(**self.model_dump())
+
+
+class Correction(Part):
+    """Whole network = intercept + slope x (overhead + sum of kernels), for one network; with its held-out error."""
+
+    network: str = Field(description="digest of the dense network's layout")
+    task: str
+    intercept_ms: float
+    slope: Annotated[float, Field(gt=0)]
+    networks: Size = Field(description="pruned networks timed whole")
+    median_relative_error: Annotated[float, Field(ge=0)] = Field(description="held out")
+    p95_relative_error: Annotated[float, Field(ge=0)] = Field(description="held out")
+    spearman: Annotated[float, Field(ge=-1, le=1)]
+    dense_ms: Annotated[float, Field(gt=0)] = Field(description="the dense network, timed in the same sitting")
+    date: str
+    disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
+
+
+class Profile(Part):
+    """A measured device: which kernels take how long."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    runtime: Runtime
+    dtype: Dtype
+    layout: Literal["NCHW"] = "NCHW"
+    batch: Size
+    threads: Size
+    formats: FormatsKey
+    sessions: list[Session] = Field(min_length=1)
+    kernels: list[KernelTimes]
+    corrections: list[Correction] = []
+    skips: dict[str, str] = Field({}, description="pattern whose zeros are not multiplied -> source; unstructured: any")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        first = self.sessions[0]
+        for session in self.sessions[1:]:
+            _same_device(first, session)
+        if any(session.device.cores_used != self.threads for session in self.sessions):
+            raise ValueError("`cores_used` of every session must equal `threads`: it was measured otherwise")
+        for text in self.skips:
+            if text != "unstructured":
+                parse_pattern(text)
+        seen: set[Kernel] = set()
+        for times in self.kernels:
+            key = times.key()
+            if key in seen:
+                raise ValueError(f"a kernel must stand once in a profile, but {key.label!r} stands twice: join them")
+            seen.add(key)
+            _check_entries(key, times.entries, len(self.sessions))
+        return self
+
+    @property
+    def version(self) -> str:
+        """Version of the runtime."""
+        return self.sessions[0].runtime_version
+
+    def disturbances(self) -> list[tuple[str, Disturbance, str]]:
+        """When and how each sitting and check was disturbed, and what was timed; only where that is known."""
+        found = [(f"measured {s.date}", s.disturbed, "entries") for s in self.sessions]
+        found += [(f"checked on {c.task}", c.disturbed, "networks") for c in self.corrections]
+        return [(when, disturbed, what) for when, disturbed, what in found if disturbed is not None]
+
+    def probes(self) -> dict[Probe, Entry]:
+        """All entries by what they measure."""
+        return {Probe(t.key(), e.inputs, e.outputs): e for t in self.kernels for e in t.entries}
+
+    def text(self) -> str:
+        """The file's content: one entry per line, kernels in a fixed order, so that versions can be compared."""
+        data = self.model_dump(mode="json")
+        kernels = data.pop("kernels")
+        if not self.skips:
+            del data["skips"]  # as files were before there were patterns
+        for part in (*data["sessions"], *data["corrections"]):
+            if part["disturbed"] is None:
+                del part["disturbed"]  # as files were before it was recorded
+        blocks = [
+            f'    {{\n      "kernel": {json.dumps(times["kernel"])},\n      "entries": [\n'
+            + ",\n".join(f"        {json.dumps(entry)}" for entry in times["entries"])
+            + "\n      ]\n    }"
+            for times in kernels
+        ]
+        head = json.dumps(data, indent=2, allow_nan=False).removesuffix("\n}")
+        return head + ',\n  "kernels": [\n' + ",\n".join(blocks) + "\n  ]\n}\n"
+
+
+def _same_device(first: Session, other: Session) -> None:
+    for what, a, b in (
+        ("processor", first.device.cpu, other.device.cpu),
+        ("GPU", first.device.gpu, other.device.gpu),
+        ("architecture", first.device.machine, other.device.machine),
+        ("threads", first.device.cores_used, other.device.cores_used),
+        ("runtime version", first.runtime_version, other.runtime_version),
+    ):
+        if a != b:
+            raise ValueError(
+                f"all sessions of a profile must have the same {what}, but got {a!r} and {b!r}: "
+                "keep one profile per device and runtime version"
+            )
+
+
+def _check_entries(key: Kernel, entries: list[Entry], sessions: int) -> None:
+    widths = {(entry.inputs, entry.outputs) for entry in entries}
+    if len(widths) != len(entries):
+        raise ValueError(f"an entry must stand once in a profile, but one of {key.label!r} stands twice: keep one")
+    inputs, outputs = {i for i, _ in widths}, {o for _, o in widths}
+    full = len(outputs) if key.square else len(inputs) * len(outputs)
+    if len(widths) != full or (key.square and any(i != o for i, o in widths)):
+        raise ValueError(
+            f"the entries of a kernel must form a full grid, but those of {key.label!r} do not: go on with "
+            "`amc profile measure`"
+        )
+    if any(entry.session >= sessions for entry in entries):
+        raise ValueError(f"`session` of an entry must be among the {sessions} sessions, but not so in {key.label!r}")
+
+
+def kernel_times(entries: Mapping[Probe, Entry]) -> list[KernelTimes]:
+    """Entries grouped by kernel, in a fixed order."""
+    grouped: dict[Kernel, list[Entry]] = {}
+    for probe in sorted(entries):
+        grouped.setdefault(probe.kernel, []).append(entries[probe])
+    return [KernelTimes(kernel=KernelKey(**k.to_json()), entries=listed) for k, listed in grouped.items()]
+
+
+def parse(text: str, where: str) -> Profile:
+    """Reads a profile.
+
+    Args:
+        text: Content of the file.
+        where: Its name, for the message.
+
+    Raises:
+        ValueError: If it is no complete, valid profile; one line.
+    """
+    return parse_model(Profile, text, where, "a profile")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_model(kind: type[Model], text: str, where: str, what: str) -> Model:
+    """Reads one of our JSON files, refusing repeated keys, NaN and whatever the model does not allow.
+
+    Raises:
+        ValueError: One line that names file, place and law.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} must be a complete JSON file, but {where!r} is not ({error})") from error
+    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+        got = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
+        raise ValueError(
+            f"{what} must be a JSON object with schema_version {SCHEMA_VERSION}, but {where!r} has {got!r}: "
+            "use the version of amc that wrote it"
+        )
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = " ".join(first["msg"].removeprefix("Value error, ").split())
+        got = "" if first["type"] in ("value_error", "missing") else f", but got {str(first['input'])[:80]!r}"
+        raise ValueError(
+            f"{where!r} is no valid {what.split()[-1]}: {place + ': ' if place else ''}{message}{got}"
+        ) from error
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    pairs = list(pairs)
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return data
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"every number must be finite, but got {text}")
+
+
+def schema_text() -> str:
+    """The published JSON Schema."""
+    return json.dumps(Profile.model_json_schema(), indent=2) + "\n"

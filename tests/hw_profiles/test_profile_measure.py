@@ -1,0 +1,346 @@
+"""Measuring and checking on this very machine, small and coarse: that it works, not how fast the machine is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from amc.profiling.bench import Bench, Setting
+from amc.profiling.check import (
+    Alternation,
+    Care,
+    Checked,
+    alternate,
+    check_profile,
+    sliced,
+    spread_networks,
+    whole_network,
+)
+from amc.profiling.measure import check_here, measure_profile, sample_widths
+from amc.profiling.show import summary
+from amc.profiling.store import read_profile
+from amc.tasks.models.resnet_cifar import resnet20
+from envs.units.anatomy import dissect
+from hw_profiles.bench.measure import Effort
+from hw_profiles.cost import cost_of
+from hw_profiles.latency.graphs import Probe
+from hw_profiles.latency.kernels import Formats
+from hw_profiles.latency.profile import parse
+from hw_profiles.latency.table import LatencyTable
+
+if TYPE_CHECKING:
+    from tests.conftest import Specimen
+
+QUICK = Effort(knots=2, rounds=0, confidence=1.0, blocks=7, again_minutes=0, keep_disturbed=True)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, zoo: Callable[[str], Specimen]) -> Path:
+    """A profile of this machine for a small residual network."""
+    path = tmp_path_factory.mktemp("profiles") / "here.json"
+    measure_profile(zoo("residual").anatomy, Setting(), QUICK, path, silent)
+    return path
+
+
+def test_a_measured_profile_answers_for_every_variant_of_the_network(
+    measured: Path, zoo: Callable[[str], Specimen]
+) -> None:
+    anatomy, table = zoo("residual").anatomy, LatencyTable(read_profile(measured), "here")
+    costs = table.many(anatomy.family.dense, sample_widths(anatomy))
+    assert (costs > 0).all()
+    assert table.standard_error(anatomy.family.dense) > 0
+    assert not measured.with_name("here.json.partial").exists()
+
+
+def test_a_second_measurement_of_the_same_task_changes_nothing(measured: Path, zoo: Callable[[str], Specimen]) -> None:
+    before = measured.read_text()
+    measure_profile(zoo("residual").anatomy, Setting(), QUICK, measured, silent)
+    assert measured.read_text() == before
+
+
+def test_an_interrupted_measurement_goes_on(
+    tmp_path: Path, zoo: Callable[[str], Specimen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[object] = []
+    real = Bench.time
+
+    def counting(self: Bench, probe: Probe, effort: Effort) -> dict[str, Any]:
+        if len(timed) == 5:
+            raise KeyboardInterrupt
+        timed.append(probe)
+        return real(self, probe, effort)
+
+    anatomy, out = zoo("option_a").anatomy, tmp_path / "p.json"
+    monkeypatch.setattr(Bench, "time", counting)
+    with pytest.raises(KeyboardInterrupt):
+        measure_profile(anatomy, Setting(), QUICK, out, silent)
+    assert len((tmp_path / "p.json.partial").read_text().splitlines()) == 1 + 5
+    again: list[object] = []
+
+    def counting_again(self: Bench, probe: Probe, effort: Effort) -> dict[str, Any]:
+        again.append(probe)
+        return real(self, probe, effort)
+
+    monkeypatch.setattr(Bench, "time", counting_again)
+    profile = measure_profile(anatomy, Setting(), QUICK, out, silent)
+    entries = len(profile.probes())
+    assert len(set(again)) <= entries
+    assert again[0] not in timed
+
+
+class MadeUp(Bench):
+    """Times nothing: quiet, but for every so-many-th probe the first time, or always."""
+
+    def __init__(self, every: int, always: bool = False, stop_after: int | None = None) -> None:
+        """Formats and device are those of a board."""
+        self.setting, self.version, self.formats = Setting(), "1.0", Formats()
+        self.every, self.always, self.stop_after = every, always, stop_after
+        self.timed: list[Probe] = []
+
+    def time(self, probe: Probe, effort: Effort) -> dict[str, Any]:
+        """A record."""
+        if len(self.timed) == self.stop_after:
+            raise KeyboardInterrupt
+        bad = (hash_of(probe) % self.every == 0) and (self.always or probe not in self.timed)
+        self.timed.append(probe)
+        return {
+            "n": 9,
+            "median_ms": 1.0,
+            "mean_ms": 1.0,
+            "variance": 1e-9,
+            "p95_ms": 1.0,
+            "overhead_ms": 0.003,
+            "yardstick_ms": 0.08,
+            "others": 9999.0 if bad else 0.0,
+        }
+
+
+def hash_of(probe: Probe) -> int:
+    """A number that a probe keeps from process to process."""
+    return sum(map(ord, repr(probe)))
+
+
+PLAIN = Effort(knots=2, rounds=0)
+
+
+def test_disturbed_entries_are_timed_again_shown_and_recorded(tmp_path: Path, zoo: Callable[[str], Specimen]) -> None:
+    told: list[tuple[str, int, int]] = []
+    bench, out = MadeUp(every=5), tmp_path / "p.json"
+    profile = measure_profile(zoo("residual").anatomy, Setting(), PLAIN, out, lambda *what: told.append(what), bench)
+    disturbed = [probe for probe in set(bench.timed) if hash_of(probe) % 5 == 0]
+    count = len(disturbed)
+    assert count > 1
+    assert sorted(bench.timed[-count:]) == sorted(disturbed)
+    assert told[-1] == ("timing disturbed ones again", count, count)
+    found = read_profile(out).sessions[0].disturbed
+    assert found == profile.sessions[0].disturbed
+    assert found is not None
+    assert (found.entries, found.at_first, found.left) == (len(set(bench.timed)), count, 0)
+    assert f"{count} of {found.entries} entries were disturbed, 0 still are" in summary(profile)
+
+
+def test_a_second_pass_that_is_stopped_goes_on(tmp_path: Path, zoo: Callable[[str], Specimen]) -> None:
+    anatomy, out = zoo("residual").anatomy, tmp_path / "p.json"
+    whole = MadeUp(every=5)
+    measure_profile(anatomy, Setting(), PLAIN, tmp_path / "whole.json", silent, whole)
+    first, again = len(set(whole.timed)), len(whole.timed) - len(set(whole.timed))
+    with pytest.raises(KeyboardInterrupt):
+        measure_profile(anatomy, Setting(), PLAIN, out, silent, MadeUp(every=5, stop_after=first + 1))
+    rest = MadeUp(every=10**9)
+    profile = measure_profile(anatomy, Setting(), PLAIN, out, silent, rest)
+    assert rest.timed == whole.timed[first + 1 :]
+    assert profile.sessions[0].disturbed is not None
+    assert profile.sessions[0].disturbed.at_first == again
+
+
+def test_a_machine_that_stays_busy_is_refused_and_nothing_is_lost(
+    tmp_path: Path, zoo: Callable[[str], Specimen]
+) -> None:
+    anatomy, out, busy = zoo("residual").anatomy, tmp_path / "p.json", MadeUp(every=2, always=True)
+    with pytest.raises(ValueError, match=r"at most 10%.*--keep-disturbed"):
+        measure_profile(anatomy, Setting(), PLAIN, out, silent, busy)
+    assert not out.exists()
+    kept = measure_profile(
+        anatomy, Setting(), replace(PLAIN, keep_disturbed=True, again_minutes=0), out, silent, MadeUp(1)
+    )
+    assert kept.sessions[0].disturbed is not None
+    assert not kept.sessions[0].disturbed.trusted
+    assert "do not trust it" in summary(kept)
+
+
+class Steady:
+    """A network whose runs always take the same."""
+
+    def __init__(self, seconds: float) -> None:
+        self.takes = seconds
+
+    def seconds(self, runs: int) -> float:
+        """Seconds per run."""
+        return self.takes
+
+
+def test_networks_timed_in_turn_know_their_scatter_and_what_ran_beside() -> None:
+    found = alternate(Steady(1e-3), Steady(2e-3), others=lambda: 4.0)
+    assert found == Alternation(ratio=0.5, other_ms=2.0, n=21, variance=0.0, others=4.0)
+    assert found.record()["yardstick_ms"] == 2.0
+
+
+class MadeUpTimer:
+    """Networks take what the profile predicts; the machine is busy at the calls named."""
+
+    def __init__(self, profile: Path, specimen: Specimen, order: Iterable[int], busy: Container[int]) -> None:
+        """Networks are timed in this order."""
+        family, table = specimen.anatomy.family, LatencyTable(read_profile(profile), "here")
+        kept = spread_networks(table, specimen.anatomy, 8, seed=0)
+        self.times = table.many(family.dense, family.widths(kept))
+        self.order, self.busy, self.calls = list(order), busy, 0
+
+    def __call__(self, one: Any, other: Any) -> Alternation:
+        if self.calls == len(self.order):
+            raise KeyboardInterrupt
+        self.calls += 1
+        others = 9999.0 if self.calls - 1 in self.busy else 0.0
+        ratio = float(self.times[self.order[self.calls - 1]])
+        return Alternation(ratio=ratio, other_ms=1.0, n=21, variance=1e-9, others=others)
+
+
+def check(specimen: Specimen, profile: Path, timer: MadeUpTimer, care: Care, told: list[Any] | None = None) -> Checked:
+    s, seen = specimen, told if told is not None else []
+    return check_profile(
+        read_profile(profile),
+        "here",
+        s.name,
+        s.network,
+        s.example,
+        s.anatomy,
+        8,
+        lambda *what: seen.append(what),
+        care=care,
+        timer=timer,
+    )
+
+
+def test_a_check_times_disturbed_networks_again_and_says_so(
+    measured: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
+) -> None:
+    told, s = list[Any](), zoo("residual")
+    timer = MadeUpTimer(measured, s, [*range(8), 2, 5], busy={2, 5})
+    found = check(s, measured, timer, Care(tmp_path / "journal"), told)
+    assert told[-1] == ("timing disturbed ones again", 2, 2)
+    assert found.correction.disturbed is not None
+    assert found.correction.disturbed.in_words("networks") == "2 of 8 networks were disturbed, 0 still are"
+    assert found.to_json()["disturbed"] == {"entries": 8, "at_first": 2, "left": 0}
+    assert found.correction.slope == pytest.approx(1)
+    assert found.to_json()["dense_spread"] == {"mad_ms": 0.0, "rounds": 8, "others": None}
+
+
+def test_a_check_on_a_busy_machine_is_refused_and_goes_on_later(
+    measured: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
+) -> None:
+    care, s, always = Care(tmp_path / "journal"), zoo("residual"), range(99)
+    with pytest.raises(KeyboardInterrupt):
+        check(s, measured, MadeUpTimer(measured, s, [*range(8), 0, 1], always), care)
+    with pytest.raises(ValueError, match=r"at most 10% of the networks.*but 8 of 8 are.*--keep-disturbed"):
+        check(s, measured, MadeUpTimer(measured, s, [*range(8), *range(8)], always), care)
+    found = check(s, measured, MadeUpTimer(measured, s, range(8), ()), care)
+    assert found.correction.disturbed is not None
+    assert (found.correction.disturbed.at_first, found.correction.disturbed.left) == (8, 0)
+
+
+def test_a_disturbed_check_is_stored_when_told_to_and_says_so(measured: Path, zoo: Callable[[str], Specimen]) -> None:
+    s = zoo("residual")
+    care = Care(again_minutes=0, keep_disturbed=True)
+    found = check(s, measured, MadeUpTimer(measured, s, range(8), range(8)), care)
+    profile = read_profile(measured).model_copy(update={"corrections": [found.correction]})
+    assert parse(profile.text(), "stored") == profile
+    assert "checked on residual: 8 of 8 networks were disturbed, 8 still are; do not trust it" in summary(profile)
+
+
+def test_a_profile_of_another_version_device_or_setting_is_refused(
+    measured: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
+) -> None:
+    data = json.loads(measured.read_text())
+    changes: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+        (lambda d: d["sessions"][0].update(runtime_version="0.1"), "same runtime version"),
+        (lambda d: d["sessions"][0]["device"].update(cpu="another"), "same processor"),
+        (lambda d: d.update(batch=8), "same batch"),
+    ]
+    for change, law in changes:
+        other = json.loads(json.dumps(data))
+        change(other)
+        path = tmp_path / "other.json"
+        path.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match=law):
+            measure_profile(zoo("residual").anatomy, Setting(), QUICK, path, silent)
+
+
+def test_whole_networks_are_timed_in_turn(zoo: Callable[[str], Specimen], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amc.profiling.check.MOST_ROUNDS", 3)
+    s = zoo("residual")
+    small = sliced(s.network, s.anatomy, dict.fromkeys(s.anatomy.family.units, 1))
+    for setting in (Setting(), Setting(batch=3), Setting(runtime="torch")):
+        timed = alternate(*(whole_network(network, s.example, setting) for network in (small, s.network)))
+        assert timed.ratio > 0
+        assert timed.other_ms > 0
+        assert timed.n == 3
+
+
+@pytest.mark.slow
+def test_a_check_reports_held_out_errors_and_a_correction(tmp_path: Path) -> None:
+    network, example = resnet20(), torch.zeros(1, 3, 32, 32)
+    anatomy, path = dissect(network.eval(), example), tmp_path / "resnet20.json"
+    profile = measure_profile(anatomy, Setting(), QUICK, path, silent)
+    check_here(profile, path)
+    care = Care(again_minutes=0, keep_disturbed=True)
+    checked = check_profile(profile, "here", "resnet20", network, example, anatomy, 8, care=care)
+    data = checked.to_json()
+    assert data["networks"] == len(data["points"]) == 8
+    assert data["slope"] > 0
+    assert data["dense_ms"] > min(point["measured_ms"] for point in data["points"]) > 0
+    stored = profile.model_copy(update={"corrections": [checked.correction]})
+    assert parse(stored.text(), "stored") == stored
+
+
+def test_too_few_networks_are_refused(measured: Path, zoo: Callable[[str], Specimen]) -> None:
+    s = zoo("residual")
+    with pytest.raises(ValueError, match="--networks must be at least 8"):
+        check_profile(read_profile(measured), "here", "residual", s.network, s.example, s.anatomy, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "law"),
+    [
+        ({"runtime": "tensorrt"}, "onnxruntime or torch"),
+        ({"dtype": "int8"}, "quantized"),
+        ({"threads": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(values: dict[str, object], law: str) -> None:
+    with pytest.raises(ValueError, match=law):
+        Setting(**values)  # type: ignore[arg-type]
+
+
+def test_torch_is_measured_without_fusion(tmp_path: Path, zoo: Callable[[str], Specimen]) -> None:
+    specimen = zoo("mobile_v2")
+    profile = measure_profile(specimen.anatomy, Setting(runtime="torch"), QUICK, tmp_path / "torch.json", silent)
+    assert not profile.formats.fuses
+    assert cost_of(LatencyTable(profile, "torch"), specimen.anatomy.family.dense) > 0
+
+
+def test_a_network_timed_in_half_precision_stays_as_it_is(zoo: Callable[[str], Specimen]) -> None:
+    s = zoo("chain")  # layers without normalization behind them share their weights with the copy that is timed
+    before = {name: tensor.clone() for name, tensor in s.network.state_dict().items()}
+    whole_network(s.network, s.example, Setting(runtime="torch", dtype="fp16"))
+    for name, tensor in s.network.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])

@@ -1,0 +1,50 @@
+"""What the screen says while a search runs."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from agents.searcher import SearcherState
+from amc.reporting.live import live
+from amc.rollouts.episode import Episode, Failure
+from amc.search.state import Snapshot
+from envs.reward import Evaluation
+
+
+def snapshot(*lines: Episode | Failure) -> Snapshot:
+    return Snapshot(
+        origin="",
+        starts={},
+        lines=lines,
+        timings=(),
+        searcher=SearcherState(arrays={}, numbers={}),
+        image_forwards=0,
+        evaluations=len(lines),
+        elapsed=1.0,
+    )
+
+
+def episode(accuracy: float) -> Episode:
+    evaluation = Evaluation(accuracy=accuracy, loss=None, costs={}, images=10, image_forwards=10)
+    return Episode(searcher="ddpg", actions=(0.5,), widths=(4,), reward=accuracy, evaluation=evaluation)
+
+
+def shown(*lines: Episode | Failure) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    with live(console) as screen:
+        screen.round(snapshot(*lines), 8)
+        screen.stop()
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def test_the_best_so_far_is_said_to_be_that_after_quick_repair() -> None:
+    assert "best 30.23% after quick repair, by ddpg" in shown(episode(0.1), episode(0.3023))
+
+
+def test_failures_are_counted_on_the_screen() -> None:
+    failed = Failure(searcher="ddpg", actions=(0.5,), widths=(4,), reason="broken")
+    assert ", 1 failed" in shown(episode(0.1), failed)
+    assert "best" not in shown(failed)

@@ -1,0 +1,115 @@
+"""Report, result and inspection say which layer has which pattern, and why the others stay dense."""
+
+from __future__ import annotations
+
+import io
+import re
+from functools import cache
+from html import unescape
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from amc.config.search import load_config
+from amc.reporting.facts import gather
+from amc.reporting.html import render
+from amc.reporting.inspection_view import inspection_tables
+from amc.reporting.patterns import pattern_section
+from amc.search.inspection import inspection
+from amc.search.layer_patterns import CHOSEN, LayerPattern, layer_patterns
+from amc.search.loop import search
+from amc.search.setup import Problem
+
+MIXED = {"choose": "mixed", "constraint": {"macs": 0.4, "sparsity": "2:4@multiple-of-4"}}
+
+
+@cache
+def problem(choose: str) -> Problem:
+    chosen = MIXED if choose == "mixed" else {"choose": choose, "constraint": {"params": 0.7}}
+    compression = {"images": 64, "quick_images": 64, "importance": "l1", "repair": "none"}
+    return Problem(
+        load_config(
+            None,
+            {
+                "task": "digits",
+                "agent": "random",
+                "reward_images": 64,
+                "confirm": 1,
+                "episodes": 2,
+                "round_size": 2,
+                "compression": compression,
+                "backend": {"name": "fp32"},
+                **chosen,
+            },
+        )
+    )
+
+
+def said(choose: str) -> str:
+    file = io.StringIO()
+    Console(file=file, width=200).print(inspection_tables(inspection(problem(choose).task, problem(choose).config)))
+    return file.getvalue()
+
+
+def test_every_layer_is_named_with_its_pattern_or_the_reason() -> None:
+    one = problem("mixed")
+    layers = layer_patterns(one, one.constraint.uniform())
+    weighted = [layer.name for layer in one.anatomy.family.dense.layers if layer.has_weight]
+    assert [layer.layer for layer in layers] == weighted
+    assert sum(layer.share for layer in layers) == pytest.approx(1)
+    assert all((layer.pattern == "dense") == bool(layer.reason) for layer in layers)
+    assert "fewer than the 4 of 2:4" in layers[0].reason  # one channel of grey
+
+
+def test_a_layer_whose_width_forbids_its_pattern_names_the_width() -> None:
+    one = problem("mixed")
+    kept = one.constraint.costing.dense()
+    free = layer_patterns(one, kept)
+    assert {layer.reason for layer in free[1:] if layer.pattern == "dense"} == {CHOSEN}
+    narrow = np.asarray([site.channels if site.layer else site.channels - 1 for site in one.sites])
+    reasons = [layer.reason for layer in layer_patterns(one, narrow)]
+    assert any("no multiple of the 4 of 2:4" in reason for reason in reasons)
+
+
+def test_without_patterns_nothing_is_said() -> None:
+    one = problem("channels")
+    assert layer_patterns(one, one.constraint.uniform()) == ()
+
+
+@pytest.mark.parametrize("choose", ["channels", "patterns", "mixed"])
+def test_result_and_report_show_patterns_where_they_were_decided(choose: str) -> None:
+    one = problem(choose)
+    result = search(one)
+    found = result.to_json({}, {}).get("patterns")
+    page = render(gather(one, result, {}, []))
+    assert ("<h2>Channels that stay</h2>" in page) == (choose != "patterns")
+    assert ("<h2>Patterns of the weights</h2>" in page) == (choose != "channels")
+    assert (found is None) == (choose == "channels")
+    if found is None:
+        return
+    assert {name: entry["pattern"] for name, entry in found.items()} == {
+        layer.name: layer.pattern for layer in result.policy.layers
+    }
+    assert all(("reason" in entry) == (entry["pattern"] == "dense") for entry in found.values())
+    section = page[page.index("<h2>Patterns of the weights</h2>") :]
+    for name, entry in found.items():
+        row = re.search(rf"<tr><th>{re.escape(name)}</th>((?:<td>[^<]*</td>)+)</tr>", section)
+        assert row is not None
+        assert unescape(row[1]).endswith(f"<td>{entry['pattern']}</td><td>{entry.get('reason', '')}</td>")
+
+
+def test_hostile_names_are_shown_not_run() -> None:
+    name = '<script>alert("1")</script>'
+    layer = LayerPattern(layer=name, inputs=4, outputs=4, share=1.0, pattern="dense", reason=name)
+    section = pattern_section([layer], {network: {} for network in ("dense", "uniform", "found")})
+    assert "<script" not in section
+    assert name in unescape(section)
+
+
+@pytest.mark.parametrize(("choose", "shown"), [("channels", False), ("mixed", True)])
+def test_inspection_lists_patterns_where_they_are_chosen(choose: str, shown: bool) -> None:
+    text = said(choose)
+    assert ("may take a pattern" in text) == shown
+    assert (": 2:4, dense" in text) == shown
+    assert ("dense: it reads 1 channels per group, fewer than the 4 of 2:4" in text) == shown
