@@ -32,4 +32,4 @@ def _check_siblings() -> None:
 
 _check_siblings()
 if ENVIRONMENT_ID not in gymnasium.registry:
-    gymnasium.register(id=ENVIRONMENT_ID, entry_point="amc.search.make_env:channel_pruning")
+    gymnasium.register(id=ENVIRONMENT_ID, entry_point="amc.problem.make_env:channel_pruning")

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from envs.space.constraint import Constraint
 from hw_profiles.cost import Macs, cost_of
-from hw_profiles.layers import LayerShape, Layout
+from hw_profiles.layers import LayerShape
 
 FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "macs", "reduced", "rest", "previous_action")
 """Step, output channels, input channels, height, width, stride, kernel, share of MACs; cost already saved and
 cost that later sites can still save, as fractions of the dense cost; the last executed action."""
 
-STATIC = 8
 ObservationArray = NDArray[np.float32]
 
 
@@ -57,13 +56,12 @@ class Observer:
     def _describe(self, step: int) -> list[float]:
         costing = self._constraint.costing
         site, family = costing.sites[step], costing.family
-        layer = _layer(family.dense, site.layer or site.unit)
-        rows = [family.dense.layers.index(layer)] if site.layer else family.layers_of(site.unit)
-        touched = replace(family.dense, layers=tuple(family.dense.layers[i] for i in rows))
+        layer = site.describing_layer(family.dense)
+        touched = replace(family.dense, layers=tuple(family.dense.layers[row] for row in site.layers(family)))
         height, width = _plane(layer)
         return [
             step,
-            layer.out_channels if site.layer else site.channels,
+            site.outputs(layer),
             layer.in_channels,
             height,
             width,
@@ -71,18 +69,6 @@ class Observer:
             max(layer.kernel, default=1),
             cost_of(Macs(), touched),
         ]
-
-
-def _layer(layout: Layout, name: str) -> LayerShape:
-    """The layer that a site is named after.
-
-    Raises:
-        ValueError: If the layout has no such layer.
-    """
-    found = next((layer for layer in layout.layers if layer.name == name), None)
-    if found is None:
-        raise ValueError(f"a site must be named after a layer of the layout, but there is no {name!r}")
-    return found
 
 
 def _plane(layer: LayerShape) -> tuple[int, int]:

@@ -1,8 +1,8 @@
-"""The Gymnasium environment: one step per site, the reward at the end."""
+"""The Gymnasium environment: one step per site, the reward at the end. What users step is what the search plays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from envs.observation import FEATURES, ObservationArray, Observer
 from envs.reward import Evaluation, Reward
+from envs.space.assignment import Assignment
 from envs.space.constraint import Constraint
 from envs.space.policy import Policy
-from envs.space.sites import Choice, decode
-from hw_profiles.layers import IntArray
 
 Action = NDArray[np.float32]
 
@@ -26,8 +25,8 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
     Action: Box(0, 1, (1,)) float32, the wanted preserve ratio; the nearest allowed width is executed. Where a
     layer's pattern is decided, [0, 1] is cut into equal parts, the sparsest pattern first.
     Reward: 0 until the last site, then the reward of the evaluated policy; the episode terminates there.
-    Info: `executed_action` (preserve ratio really taken), `unit`, `kept`, `pattern` of a layer; at the end also
-    `widths`, `policy` and `evaluation`.
+    Info: `executed_action` (preserve ratio really taken), `site`, `choice`; at the end also `assignment`, `policy`
+    and `evaluation`.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - the name and form are Gymnasium's
@@ -35,20 +34,20 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
     def __init__(
         self,
         constraint: Constraint,
-        policy_of: Callable[[Mapping[str, int], Mapping[str, str]], Policy],
-        evaluate: Callable[[Policy], Evaluation],
+        policy_of: Callable[[Assignment], Policy],
+        evaluate: Callable[[Assignment], Evaluation],
         reward: Reward,
     ) -> None:
         """Builds spaces; evaluates nothing yet.
 
         Args:
             constraint: Sites and budgets.
-            policy_of: Turns kept channels per unit and patterns per layer into a policy.
-            evaluate: Compresses and scores a policy.
+            policy_of: Turns an assignment into a policy.
+            evaluate: Compresses and scores an assignment's policy.
             reward: Turns an evaluation into a number.
         """
         self.constraint = constraint
-        self._policy_of, self.evaluate, self.reward = policy_of, evaluate, reward
+        self._policy_of, self._evaluate, self._reward = policy_of, evaluate, reward
         self._observe = Observer(constraint)
         self._prefix: list[int] = []
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
@@ -59,6 +58,20 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
         """Steps per episode."""
         return len(self.constraint.costing.sites)
 
+    @property
+    def assignment(self) -> Assignment:
+        """What was decided in the episode that has just ended.
+
+        Raises:
+            RuntimeError: If some site is undecided, or a budget is broken.
+        """
+        if len(self._prefix) < self.steps:
+            raise RuntimeError(f"an assignment needs all {self.steps} sites decided, but {len(self._prefix)} are: step")
+        assignment = Assignment.of(self.constraint.costing.sites, self._prefix)
+        if not self.constraint.keeps(assignment.values).all():
+            raise RuntimeError(f"the constraint must let no policy through that breaks a budget, but did: {assignment}")
+        return assignment
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObservationArray, dict[str, Any]]:
@@ -68,27 +81,7 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
         return self._observe([], 1.0), {}
 
     def step(self, action: Action) -> tuple[ObservationArray, float, bool, bool, dict[str, Any]]:
-        """Decides one site: the allowed width nearest to the wanted preserve ratio.
-
-        Raises:
-            RuntimeError: After the last step, until `reset`.
-            ValueError: If the action is not a finite number.
-        """
-        observation, choice = self.decide(action)
-        unit = self.constraint.costing.sites[len(self._prefix) - 1].unit
-        info: dict[str, Any] = {"executed_action": choice.ratio, "unit": unit, "kept": choice.kept}
-        if choice.pattern:
-            info["pattern"] = choice.pattern
-        reward, terminated = 0.0, len(self._prefix) == self.steps
-        if terminated:
-            policy = self.policy()
-            evaluation = self.evaluate(policy)
-            info |= {"widths": tuple(self._prefix), "policy": policy, "evaluation": evaluation}
-            reward = float(self.reward(evaluation))
-        return observation, reward, terminated, False, info
-
-    def decide(self, action: Action) -> tuple[ObservationArray, Choice]:
-        """`step` without an evaluation: what is observed next, and the choice made; for whoever evaluates elsewhere.
+        """Decides one site: the allowed choice nearest to the wanted preserve ratio.
 
         Raises:
             RuntimeError: After the last step, until `reset`.
@@ -101,11 +94,12 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
             raise ValueError(f"an action must be a finite number in [0, 1], but got {wanted}")
         site = self.constraint.costing.sites[len(self._prefix)]
         choice = site.choices[site.nearest(wanted, self.constraint.allowed(self._prefix))]
-        self._prefix.append(choice.kept)
-        return self._observe(self._prefix, choice.ratio), choice
-
-    def policy(self) -> Policy:
-        """The policy of an episode whose sites are all decided."""
-        widths: IntArray = np.asarray(self._prefix, dtype=np.int64)
-        assert self.constraint.keeps(widths).all(), "the constraint let a policy through that breaks a budget"
-        return self._policy_of(*decode(self.constraint.costing.sites, self._prefix))
+        self._prefix.append(choice.value)
+        observation = self._observe(self._prefix, choice.ratio)
+        info: dict[str, Any] = {"executed_action": choice.ratio, "site": site.name, "choice": choice.label}
+        if len(self._prefix) < self.steps:
+            return observation, 0.0, False, False, info
+        assignment = self.assignment
+        evaluation = self._evaluate(assignment)
+        info |= {"assignment": assignment, "policy": self._policy_of(assignment), "evaluation": evaluation}
+        return observation, float(self._reward(evaluation)), True, False, info

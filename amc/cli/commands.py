@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,20 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from amc.config.search import load_config
+from amc.config.parts import WorkersConfig
+from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
 from amc.export.onnx import write_onnx
+from amc.problem.prepare import Prepared, calibrate
+from amc.problem.setup import Setup, set_up
 from amc.profiling.timing import rounds_in_words
-from amc.reporting.live import live
-from amc.reporting.tables import remarks_below
-from amc.runs.runner import measured_latency
-from amc.search.setup import Problem
+from amc.reporting.live import Live, live
+from amc.reporting.tables import comparison, remarks_below, stored_comparison
+from amc.runs.folder import REPORT, RESULT
+from amc.runs.runner import HERE, Ended, Run, measured_latency, new_run, resume_run
+from amc.search.state import Snapshot
+from amc.studies.compare import PAGE
+from amc.studies.competition import run_compare
 from envs.network.inference import placed
 from envs.space.policy import Policy, weights_fingerprint
 
@@ -25,13 +33,90 @@ CHECKED_IMAGES = 16
 """Real images on which an ONNX file is compared with torch."""
 
 
+def run_search(
+    config: SearchConfig, out: Path, console: Console, *, fresh: bool = False, workers: WorkersConfig = HERE
+) -> Run:
+    """Searches, writes the run folder, shows the comparison."""
+    with live(console) as region:
+        run = new_run(config, out, ConsoleScreen(console, region), fresh=fresh, workers=workers)
+    _show(run, console)
+    return run
+
+
+def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig = HERE) -> None:
+    """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes."""
+    try:
+        with live(console) as region:
+            run = resume_run(path, more, ConsoleScreen(console, region), workers)
+    except Ended as ended:
+        console.print(stored_comparison(ended.result))
+        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
+        return
+    _show(run, console)
+
+
+def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, console: Console) -> None:
+    """Runs every agent with every seed at the same effort, shows and writes what they say together."""
+
+    def say(text: str) -> None:
+        console.print(f"[bold]{text}[/]")
+
+    with live(console) as region:
+        said = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
+    console.print(said, highlight=False)
+    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleScreen:
+    """Shows a run as it goes on."""
+
+    console: Console
+    region: Live
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Moves a bar."""
+        self.region.step(what, done, total)
+
+    def prepared(self, prepared: Prepared) -> None:
+        """Says by what arithmetic networks are scored, if it was chosen now."""
+        if (found := prepared.agreement) is None:
+            return
+        took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.seconds)
+        self.console.print(
+            f"scoring in {prepared.config.backend.name}: accuracies within {100 * found.difference:.2f} points of "
+            f"eager fp32 ({took})",
+            highlight=False,
+        )
+
+    def round(self, snapshot: Snapshot, wanted: int) -> None:
+        """Moves the bar of the episodes, with the best so far."""
+        self.region.round(snapshot, wanted)
+
+
+def _show(run: Run, console: Console) -> None:
+    """What was found, what it took, and where it is."""
+    result = run.result
+    console.print(comparison(result, run.latency))
+    effort = f"{result.evaluations} evaluations, {result.image_forwards:,} image-forwards, {result.seconds:.0f} s"
+    if result.images.scored < result.images.plain:
+        effort += f", {result.images.scored / result.images.plain:.0%} of the images that the plain way scores"
+    if result.failures:
+        effort += f", {result.failures} of {result.episodes} evaluations failed"
+    if result.workers.workers:
+        effort += f", {result.workers.workers} workers idle {result.workers.idle:.0%} of the time"
+    console.print(f"searched with {effort}; wrote", highlight=False)
+    for name in (POLICY, WEIGHTS, RESULT, REPORT):
+        console.print(f"  {run.folder / name}", highlight=False, soft_wrap=True)
+
+
 def run_apply(
     policy_file: Path, task: str | None, data: Path | None, checkpoint: Path | None, out: Path, console: Console
 ) -> nn.Module:
     """Makes the smaller network of a policy and writes it."""
-    policy, problem, small = _rebuild(policy_file, task, data, checkpoint, console)
+    policy, setup, small = _rebuild(policy_file, task, data, checkpoint, console)
     write_applied(policy, small, out)
-    _side_by_side(problem, policy, small, console)
+    _side_by_side(setup, policy, small, console)
     console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, soft_wrap=True)
     return small
 
@@ -42,11 +127,11 @@ def run_export(
     """Makes the smaller network of a policy and writes it as ONNX, compared with torch on real images."""
     if not out.parent.is_dir():
         raise ValueError(f"the folder of the ONNX file must exist, but {str(out.parent)!r} does not: make it first")
-    policy, problem, small = _rebuild(policy_file, task, data, checkpoint, console)
-    count = min(CHECKED_IMAGES, len(problem.task.validation))
-    inputs, _ = problem.task.validation.batch(range(count))
-    difference = write_onnx(small, problem.task.example_input, inputs, out, policy.patterns())
-    _side_by_side(problem, policy, small, console)
+    policy, setup, small = _rebuild(policy_file, task, data, checkpoint, console)
+    count = min(CHECKED_IMAGES, len(setup.task.validation))
+    inputs, _ = setup.task.validation.batch(range(count))
+    difference = write_onnx(small, setup.task.example_input, inputs, out, policy.patterns())
+    _side_by_side(setup, policy, small, console)
     console.print(
         f"wrote {out}: onnxruntime and torch agree on {count} images (largest relative difference {difference:.1e})",
         highlight=False,
@@ -56,8 +141,8 @@ def run_export(
 
 def _rebuild(
     policy_file: Path, task: str | None, data: Path | None, checkpoint: Path | None, console: Console
-) -> tuple[Policy, Problem, nn.Module]:
-    """The policy, the problem it came from (its configuration, other task, data or weights if given), the network."""
+) -> tuple[Policy, Setup, nn.Module]:
+    """The policy, the setup it came from (its configuration, other task, data or weights if given), the network."""
     policy = read_policy(policy_file)
     stored: dict[str, Any] = dict(policy.provenance.get("config", {}))
     if task is not None and task != stored.get("task"):
@@ -65,22 +150,22 @@ def _rebuild(
         stored.pop("checkpoint", None)
     stored |= {k: v for k, v in {"task": task, "data": data, "checkpoint": checkpoint}.items() if v is not None}
     with live(console) as screen:
-        problem = Problem(load_config(None, stored), screen.step)
-        policy.check_structure(problem.task.network)
-        if policy.weights != weights_fingerprint(problem.task.network):
+        setup = set_up(load_config(None, stored), screen.step)
+        policy.check_structure(setup.task.network)
+        if policy.weights != weights_fingerprint(setup.task.network):
             console.print("[yellow]warning:[/] the policy was made for other weights of this network")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            small = placed(problem.compressor.compress(policy).network, "cpu")
-    return policy, problem, small
+            small = placed(calibrate(setup, screen.step).compress(policy).network, "cpu")
+    return policy, setup, small
 
 
-def _side_by_side(problem: Problem, policy: Policy, small: nn.Module, console: Console) -> None:
-    networks = {"dense": problem.task.network, "pruned": small}
-    latency, remarks = measured_latency(networks, problem, "pruned")
+def _side_by_side(setup: Setup, policy: Policy, small: nn.Module, console: Console) -> None:
+    networks = {"dense": setup.task.network, "pruned": small}
+    latency, remarks = measured_latency(networks, setup, "pruned")
     for name, network in networks.items():
         patterns = policy.patterns() if name == "pruned" else {}
-        costs = ", ".join(f"{cost} {value:,.6g}" for cost, value in problem.real_costs(network, patterns).items())
+        costs = ", ".join(f"{cost} {value:,.6g}" for cost, value in setup.real_costs(network, patterns).items())
         timed = f"{latency[name]} ms, " if name in latency else ""
         console.print(f"{name:>8}: {timed}{costs}", highlight=False)
     if latency:

@@ -96,8 +96,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (docs/inspection.md).")] = False,
 ) -> None:
     """Show what can be pruned and how far: units, why every other layer stays, the lowest reachable costs."""
+    from amc.problem.inspection import inspection
     from amc.reporting.inspection_view import inspection_tables
-    from amc.search.inspection import inspection
     from amc.tasks.checks import check_task
     from amc.tasks.task import load_task
 
@@ -183,7 +183,7 @@ def search(
     }
     overrides |= dict(parse_override(text) for text in settings or [])
     config = load_config(recipe, overrides)
-    from amc.runs.runner import run_search
+    from amc.cli.commands import run_search
 
     run_search(config, out, console, fresh=fresh, workers=_workers(workers, ray, gpus, limit))
 
@@ -198,7 +198,7 @@ def resume(
     limit: LimitOption = 3600.0,
 ) -> None:
     """Go on with a run exactly where it stopped; on one that has ended, show its result."""
-    from amc.runs.runner import run_resume
+    from amc.cli.commands import run_resume
 
     run_resume(run, _more(episodes), console, _workers(workers, ray, gpus, limit))
 
@@ -236,9 +236,9 @@ def compare(
         raise ValueError(
             "a comparison needs an effort, but got none: pass for example --effort 300000 (image-forwards)"
         )
-    from amc.studies.competition import run_compare
+    from amc.cli.commands import run_comparison
 
-    run_compare(config, names, seeds, out, console)
+    run_comparison(config, names, seeds, out, console)
 
 
 class Spread(TyperCommand):

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from amc.problem.layer_patterns import LayerPattern
 from amc.profiling.layer_times import LayerTime
 from amc.profiling.timing import Timing
-from amc.search.layer_patterns import LayerPattern
 from amc.search.result import NETWORKS, NetworkReport, SearchResult
-from envs.space.sites import decode
+from envs.space.sites import WidthSite
 from envs.units.layout import LayoutFamily, kept_counts
 from hw_profiles.cost import Cost, Macs, Memory, cost_of
 from hw_profiles.latency.table import LatencyTable
 from hw_profiles.layers import Layout
 
 if TYPE_CHECKING:
-    from amc.rollouts.episode import Episode
-    from amc.search.setup import Problem
+    from amc.problem.prepare import Prepared
+    from amc.search.episode import Episode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +91,17 @@ class ReportData:
 
 
 def gather(
-    problem: Problem, result: SearchResult, latency: Mapping[str, Timing], episodes: Sequence[Episode]
+    prepared: Prepared, result: SearchResult, latency: Mapping[str, Timing], episodes: Sequence[Episode]
 ) -> ReportData:
     """Collects what `render` shows."""
-    family, first = problem.anatomy.family, problem.constraint.budgets[0].cost
+    setup = prepared.setup
+    family, first = setup.anatomy.family, setup.constraint.budgets[0].cost
     cost = Macs() if isinstance(first, Memory) else first  # peak memory does not add up over layers
-    units = tuple(site.unit for site in problem.sites if not site.layer)
+    units = tuple(site.name for site in setup.sites if isinstance(site, WidthSite))
 
     def facts(name: str, report: NetworkReport) -> NetworkFacts:
-        kept, patterns = decode(problem.sites, report.widths)
+        decided = setup.assignment(report.key).decisions
+        kept, patterns = decided.kept, decided.patterns
         return NetworkFacts(
             accuracy=report.accuracy,
             costs=report.costs,
@@ -111,16 +113,16 @@ def gather(
 
     return ReportData(
         task=result.task,
-        agent=problem.config.agent,
+        agent=prepared.config.agent,
         budgets=result.budgets,
         networks={name: facts(name, report) for name, report in result.reports.items()},
-        sites=tuple(site.unit for site in problem.sites),
+        sites=tuple(site.name for site in setup.sites),
         units=units,
         layer_patterns=result.patterns,
         remarks=result.remarks,
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight),
         layer_cost=cost.name,
-        images={"validation": len(problem.task.validation), "test": len(problem.task.test)},
+        images={"validation": len(setup.task.validation), "test": len(setup.task.test)},
         rewards=tuple(episode.reward for episode in episodes),
         searchers=tuple(episode.searcher for episode in episodes),
         ratios=tuple(episode.actions for episode in episodes),
@@ -131,7 +133,7 @@ def gather(
             "seconds": f"{result.seconds:,.0f}",
             "seed": str(result.seed),
         },
-        configuration=problem.config.to_toml(),
+        configuration=prepared.config.to_toml(),
     )
 
 

@@ -20,8 +20,8 @@ from amc.storage.files import write_text
 from hw_profiles.cost import COSTS
 
 if TYPE_CHECKING:
-    from amc.rollouts.episode import Episode
-    from amc.search.setup import Problem
+    from amc.problem.prepare import Prepared
+    from amc.search.episode import Episode
 from amc.reporting.facts import ReportData, gather
 
 MEANING = {
@@ -34,7 +34,7 @@ MEANING = {
 
 def write_report(
     path: Path,
-    problem: Problem,
+    prepared: Prepared,
     result: SearchResult,
     latency: Mapping[str, Timing],
     episodes: Sequence[Episode],
@@ -44,7 +44,7 @@ def write_report(
 
     Args:
         path: The HTML file.
-        problem: What was searched on.
+        prepared: What was searched on.
         result: What was found.
         latency: Network name -> its time; networks without an entry show none.
         episodes: All episodes in order.
@@ -53,7 +53,7 @@ def write_report(
     Raises:
         OSError: If the file cannot be written.
     """
-    write_text(path, render(replace(gather(problem, result, latency, episodes), layer_times=layers or {})))
+    write_text(path, render(replace(gather(prepared, result, latency, episodes), layer_times=layers or {})))
 
 
 def render(data: ReportData) -> str:

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from amc.search.inspection import CostSpan, InspectedUnit, InspectedWeight, Inspection, Stay
+from amc.problem.inspection import CostSpan, InspectedUnit, InspectedWeight, Inspection, Stay
 
 
 def inspection_tables(found: Inspection) -> RenderableType:

@@ -12,7 +12,7 @@ from hw_profiles.patterns import parse_pattern
 
 if TYPE_CHECKING:
     pass
-from amc.search.layer_patterns import LayerPattern
+from amc.problem.layer_patterns import LayerPattern
 
 
 def pattern_section(layers: Sequence[LayerPattern], patterns: Mapping[str, Mapping[str, str]]) -> str:

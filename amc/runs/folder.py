@@ -16,11 +16,11 @@ from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
 from amc.profiling.layer_times import LayerTime
 from amc.profiling.timing import Timing
-from amc.rollouts.episode import Episode, Failure
 from amc.runs.snapshot import read_snapshot, write_snapshot
+from amc.search.episode import Episode, Failure
 from amc.search.result import SearchResult
 from amc.search.state import Snapshot
-from amc.storage.files import read_json, write_bytes, write_json, write_text
+from amc.storage.files import append_text, read_json, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -38,6 +38,7 @@ class RunFolder:
         self.path = path
         self._events: SummaryWriter | None = None
         self._logged = 0  # episodes that are in the events already
+        self._written: int | None = None  # episodes that this process has written
 
     @classmethod
     def create(cls, path: Path, config: SearchConfig, *, fresh: bool = False) -> RunFolder:
@@ -115,14 +116,21 @@ class RunFolder:
         return read_json(path, "a result") if path.exists() else None
 
     def round(self, snapshot: Snapshot) -> None:
-        """Writes all episodes so far (seconds apart, so that equal runs have equal files), then the snapshot."""
-        lines = [json.dumps(episode.to_json(index)) for index, episode in enumerate(snapshot.lines)]
-        write_text(self.path / EPISODES, "".join(line + "\n" for line in lines))
+        """Appends the round's episodes (seconds apart, so that equal runs have equal files), then the snapshot.
+
+        The first round of a process writes all episodes: what a crash left behind those of the snapshot goes.
+        """
+        first = self._written or 0
+        new = snapshot.lines[first:]
+        lines = [json.dumps(episode.to_json(index)) for index, episode in enumerate(new, start=first)]
         clocks = [
             json.dumps({"episode": index, "seconds": round(seconds, 4), "host": host, "retries": retries})
-            for index, (seconds, host, retries) in enumerate(snapshot.timings)
+            for index, (seconds, host, retries) in enumerate(snapshot.timings[first:], start=first)
         ]
-        write_text(self.path / TIMINGS, "".join(line + "\n" for line in clocks))
+        write = write_text if self._written is None else append_text
+        write(self.path / EPISODES, "".join(line + "\n" for line in lines))
+        write(self.path / TIMINGS, "".join(line + "\n" for line in clocks))
+        self._written = len(snapshot.lines)
         write_snapshot(self.path / SNAPSHOT, snapshot)
         self._log(snapshot)
 

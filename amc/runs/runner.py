@@ -1,54 +1,124 @@
-"""One search from its configuration to its finished run folder: created, resumed, timed, reported."""
+"""One search from its configuration to its finished run folder: created, resumed, timed, reported. Prints nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
-from rich.console import Console
 from torch import nn
 
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.export.applied import POLICY, WEIGHTS
+from amc.pool.opening import open_pool
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import Setup, set_up
 from amc.profiling.layer_times import LayerTime, layer_times
 from amc.profiling.timing import BY_LATENCY, BY_WIDTH, LESS, Timing, latency_ms, timing_remarks
 from amc.reporting.html import write_report
-from amc.reporting.live import Live, live
-from amc.reporting.tables import comparison, stored_comparison
-from amc.runs.folder import CONFIG, REPORT, RESULT, RunFolder
-from amc.runs.staffing import staffed
+from amc.runs.folder import CONFIG, REPORT, RunFolder
 from amc.search.loop import Watcher, search
 from amc.search.result import SearchResult
-from amc.search.setup import Problem
 from amc.search.state import Snapshot
 from hw_profiles.bench.device_script import describe_device
 
 HERE = WorkersConfig()
-"""No workers: episodes are played in this process."""
+"""No workers: everything is done in this process."""
 
 
-def run_search(
-    config: SearchConfig, out: Path, console: Console, *, fresh: bool = False, workers: WorkersConfig = HERE
-) -> SearchResult:
-    """Searches, writes the run folder, shows the comparison."""
-    with live(console) as screen:
-        problem = Problem(config, screen.step)
-        return _search(problem, RunFolder.create(out, config, fresh=fresh), None, screen, console, workers)
+class Screen(Protocol):
+    """Is told how far a run is."""
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """One piece of work moves on."""
+        ...
+
+    def prepared(self, prepared: Prepared) -> None:
+        """The search can begin."""
+        ...
+
+    def round(self, snapshot: Snapshot, wanted: int) -> None:
+        """After each round of episodes."""
+        ...
 
 
-def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig = HERE) -> None:
-    """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes.
+class NoScreen:
+    """Shows nothing."""
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Does nothing."""
+
+    def prepared(self, prepared: Prepared) -> None:
+        """Does nothing."""
+
+    def round(self, snapshot: Snapshot, wanted: int) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """A run that has ended.
+
+    Attributes:
+        folder: Where it is.
+        prepared: What was searched on.
+        result: What was found.
+        latency: Network name -> measured latency; {} where none was measured.
+        snapshot: Where the search ended.
+    """
+
+    folder: Path
+    prepared: Prepared
+    result: SearchResult
+    latency: Mapping[str, Timing]
+    snapshot: Snapshot
+
+
+class Ended(Exception):
+    """A run that has ended before, and is not asked for more episodes.
+
+    Attributes:
+        result: The content of its `result.json`.
+    """
+
+    def __init__(self, result: Mapping[str, Any]) -> None:
+        """Takes the stored result."""
+        super().__init__("the run has ended")
+        self.result = result
+
+
+def new_run(
+    config: SearchConfig, out: Path, screen: Screen, *, fresh: bool = False, workers: WorkersConfig = HERE
+) -> Run:
+    """Searches and writes a run folder.
+
+    Args:
+        config: The configuration.
+        out: The folder.
+        screen: Is told how far it is.
+        fresh: Move an earlier run there aside.
+        workers: Who works.
+
+    Raises:
+        ValueError: If task, budgets or folder are not usable; before any long work.
+    """
+    setup = set_up(config, screen.step)
+    return _run(setup, RunFolder.create(out, config, fresh=fresh), None, screen, workers)
+
+
+def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = HERE) -> Run:
+    """Goes on with a run where it stopped.
 
     Args:
         path: The run folder.
         more: Episodes to add to those configured.
-        console: Where to print.
-        workers: Who plays from now on; it need not be who played before.
+        screen: Is told how far it is.
+        workers: Who works from now on; it need not be who worked before.
 
     Raises:
         ValueError: If there is no run, it is damaged, or its task has changed since.
+        Ended: If it has ended and gets no more episodes.
     """
     folder = RunFolder.reopen(path)
     config, result = folder.config(), folder.result()
@@ -60,105 +130,82 @@ def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig =
         config = config.model_copy(update={"episodes": config.episodes + more})
         folder.replace_config(config)
     elif result is not None and result["stopped"] != "time" and result["episodes"] >= config.planned_episodes:
-        console.print(stored_comparison(result))
-        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
-        return
-    with live(console) as screen:
-        problem, snapshot = Problem(config, screen.step), folder.snapshot()
-        _search(problem, folder, snapshot, screen, console, workers)
+        raise Ended(result)
+    return _run(set_up(config, screen.step), folder, folder.snapshot(), screen, workers)
 
 
-def _search(
-    problem: Problem,
-    folder: RunFolder,
-    snapshot: Snapshot | None,
-    screen: Live,
-    console: Console,
-    workers: WorkersConfig = HERE,
-    *watchers: Watcher,
-) -> SearchResult:
-    """Searches from a snapshot on, writes the results, shows them."""
-    if problem.config.backend.name == "auto":
-        backend = problem.backend  # settled here
-        folder.replace_config(problem.config)
-        if (found := problem.agreement) is not None:
-            took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.seconds)
-            console.print(
-                f"scoring in {backend}: accuracies within {100 * found.difference:.2f} points of eager fp32 ({took})",
-                highlight=False,
-            )
-    watcher = _All((folder, _Shown(screen, problem.config.planned_episodes), *watchers))
-    with staffed(problem, workers) as rollouts:
-        result = search(problem, watcher, snapshot, rollouts)
-    screen.step("timing networks", 0, 1)
-    latency, remarks = measured_latency(result.networks, problem, "found")
-    result = replace(result, remarks=(*result.remarks, *remarks))
-    layers = _layers(result, problem)
-    folder.finish(result, latency, layers)
-    last = folder.snapshot()
-    assert last is not None
-    write_report(folder.path / REPORT, problem, result, latency, last.episodes, layers)
-    screen.step("timing networks", 1, 1)
-    screen.stop()
-    console.print(comparison(result, latency))
-    effort = f"{result.evaluations} evaluations, {result.image_forwards:,} image-forwards, {result.seconds:.0f} s"
-    if result.images.scored < result.images.plain:
-        effort += f", {result.images.scored / result.images.plain:.0%} of the images that the plain way scores"
-    if result.failures:
-        effort += f", {result.failures} of {result.episodes} evaluations failed"
-    if result.workers.workers:
-        effort += f", {result.workers.workers} workers idle {result.workers.idle:.0%} of the time"
-    console.print(f"searched with {effort}; wrote", highlight=False)
-    for name in (POLICY, WEIGHTS, RESULT, REPORT):
-        console.print(f"  {folder.path / name}", highlight=False, soft_wrap=True)
-    return result
-
-
-def run_on(
-    config: SearchConfig, path: Path, console: Console, workers: WorkersConfig = HERE, *watchers: Watcher
-) -> Problem:
+def run_on(config: SearchConfig, path: Path, screen: Screen, workers: WorkersConfig = HERE, *watchers: Watcher) -> Run:
     """One run, from where an earlier process stopped."""
     started = (path / CONFIG).exists()
     if started:  # the backend stays, whatever this machine would choose
         config = config.model_copy(update={"backend": RunFolder.reopen(path).config().backend})
-    with live(console) as screen:
-        problem = Problem(config, screen.step)
-        folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
-        _search(problem, folder, folder.snapshot() if started else None, screen, console, workers, *watchers)
-    return problem
+    setup = set_up(config, screen.step)
+    folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
+    return _run(setup, folder, folder.snapshot() if started else None, screen, workers, *watchers)
+
+
+def _run(
+    setup: Setup,
+    folder: RunFolder,
+    snapshot: Snapshot | None,
+    screen: Screen,
+    workers: WorkersConfig,
+    *watchers: Watcher,
+) -> Run:
+    """Searches from a snapshot on and writes the results."""
+    last = _Last()
+    with open_pool(workers, setup.own_modules()) as pool:
+        prepared = prepare(setup, screen.step)
+        if prepared.config != setup.config:
+            folder.replace_config(prepared.config)
+        screen.prepared(prepared)
+        shown = _Shown(screen, prepared.config.planned_episodes)
+        watcher = _All((folder, shown, last, *watchers))
+        result = search(prepared, watcher, snapshot, pool, workers.retries)
+    screen.step("timing networks", 0, 1)
+    latency, remarks = measured_latency(result.networks, setup, "found")
+    result = replace(result, remarks=(*result.remarks, *remarks))
+    layers = _layers(result, setup)
+    folder.finish(result, latency, layers)
+    ended = last.snapshot or snapshot
+    if ended is None:
+        raise ValueError("a run must have a round, but the search ended without one")
+    write_report(folder.path / REPORT, prepared, result, latency, ended.episodes, layers)
+    screen.step("timing networks", 1, 1)
+    return Run(folder=folder.path, prepared=prepared, result=result, latency=latency, snapshot=ended)
 
 
 def measured_latency(
-    networks: Mapping[str, nn.Module], problem: Problem, pruned: str
+    networks: Mapping[str, nn.Module], setup: Setup, pruned: str
 ) -> tuple[dict[str, Timing], tuple[str, ...]]:
     """Latencies side by side, and what has to be said of them; none where onnxruntime cannot run a network."""
-    profile = problem.table.profile if problem.table else None
+    profile = setup.table.profile if setup.table else None
     setting = {"threads": profile.threads, "batch": profile.batch} if profile else {}
     try:
-        timings = latency_ms(networks, problem.task.example_input, **setting)
+        timings = latency_ms(networks, setup.task.example_input, **setting)
     except ValueError as error:
         return {}, (f"No latency was measured: {error}.",)
-    cures = [BY_LATENCY] if "latency_ms" not in problem.constraint.limits() else []
-    cures += [BY_WIDTH] if (problem.config.rules.round_to or 1) % 8 else []
+    cures = [BY_LATENCY] if "latency_ms" not in setup.constraint.limits() else []
+    cures += [BY_WIDTH] if (setup.config.rules.round_to or 1) % 8 else []
     return timings, timing_remarks(timings, pruned, threads=setting.get("threads", 1), cures=cures or [LESS])
 
 
-def _layers(result: SearchResult, problem: Problem) -> dict[str, tuple[LayerTime, ...]]:
+def _layers(result: SearchResult, setup: Setup) -> dict[str, tuple[LayerTime, ...]]:
     """Where the time of the dense and the found network goes, by the profile and, if it is of this device, really."""
-    table = problem.table
+    table = setup.table
     if table is None:
         return {}
     device = describe_device(table.profile.threads)
     here = table.profile.runtime == "onnxruntime" and table.profile.sessions[0].device.cpu == device["cpu"]
     shown = {name: result.networks[name] for name in ("dense", "found")}
-    return layer_times(shown, problem.task.example_input, table, here=here and table.profile.threads == 1)
+    return layer_times(shown, setup.task.example_input, table, here=here and table.profile.threads == 1)
 
 
 @dataclass(frozen=True, slots=True)
 class _All:
     """Tells all, the run folder first."""
 
-    watchers: tuple[Watcher, ...]
+    watchers: Sequence[Watcher]
 
     def round(self, snapshot: Snapshot) -> None:
         """After each round."""
@@ -166,11 +213,22 @@ class _All:
             watcher.round(snapshot)
 
 
+@dataclass(slots=True)
+class _Last:
+    """Keeps the last snapshot."""
+
+    snapshot: Snapshot | None = None
+
+    def round(self, snapshot: Snapshot) -> None:
+        """After each round."""
+        self.snapshot = snapshot
+
+
 @dataclass(frozen=True, slots=True)
 class _Shown:
     """Tells the screen."""
 
-    screen: Live
+    screen: Screen
     wanted: int
 
     def round(self, snapshot: Snapshot) -> None:

@@ -13,7 +13,8 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from agents.searcher import SearcherState
-from amc.rollouts.episode import Timing, read_line
+from amc.pool.pool import Timing
+from amc.search.episode import read_line
 from amc.search.state import Snapshot
 from amc.storage.files import write_bytes
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from amc.rollouts.episode import Episode
+from amc.pool.pool import Pool
+from amc.problem.prepare import Prepared
 from amc.scoring.paired import paired_difference
 from amc.scoring.scorer import Score
-from amc.search.setup import Problem
+from amc.search.episode import Episode
+from amc.search.tools import Tools, repair_and_score
 from envs.network.inference import placed
+from envs.space.assignment import Assignment, Key
 
 MIN_RANKED = 30
 """Episodes from which on the mean of the best tenth is a candidate too."""
@@ -23,11 +26,19 @@ REPORTING = 3.0
 
 
 class Confirmed(NamedTuple):
-    """A policy repaired in full and scored on the whole validation split."""
+    """A policy repaired in full and scored on the whole validation split.
 
-    widths: tuple[int, ...]
-    network: nn.Module
+    Attributes:
+        assignment: What is decided.
+        state: The weights that repair gave it; None for the dense network.
+        score: On validation images.
+        network: The network itself, on the CPU.
+    """
+
+    assignment: Assignment
+    state: dict[str, Tensor] | None
     score: Score
+    network: nn.Module
 
 
 class Confirmation(NamedTuple):
@@ -40,7 +51,13 @@ class Confirmation(NamedTuple):
 
 
 def confirm(
-    problem: Problem, starts: Sequence[str], episodes: Sequence[Episode], seconds: float = math.inf
+    prepared: Prepared,
+    pool: Pool,
+    tools: Tools,
+    dense: Tensor | None,
+    starts: Sequence[str],
+    episodes: Sequence[Episode],
+    seconds: float = math.inf,
 ) -> Confirmation:
     """Repairs uniform widths, the best start, the best policies and their mean in full; the best on unseen images wins.
 
@@ -49,7 +66,10 @@ def confirm(
     the start (DESIGN law 6: never worse than what stands beside it).
 
     Args:
-        problem: Task and settings.
+        prepared: Task and settings.
+        pool: Who works.
+        tools: Of the search.
+        dense: Outputs of the dense network on validation images, None where they are too many to keep.
         starts: Labels of the solutions that the search started from.
         episodes: All episodes.
         seconds: Time left; fewer are confirmed (but uniform, the start and the best) where it would not do for the
@@ -57,71 +77,78 @@ def confirm(
     """
     ranked = sorted(episodes, key=lambda episode: -episode.reward)
     first = next((episode for episode in ranked if episode.searcher in starts), None)
-    middle = [_middle(problem, ranked[: len(ranked) // 10])] if len(ranked) >= MIN_RANKED else []
-    uniform = tuple(problem.constraint.uniform().tolist())
-    needed = dict.fromkeys([uniform, *([first.widths] if first else []), ranked[0].widths])
-    count = problem.config.confirm + (first is not None) + len(middle)
-    others = list(dict.fromkeys([*([first.widths] if first else []), *middle, *(one.widths for one in ranked)]))[:count]
-    candidates, began = dict[tuple[int, ...], Confirmed](), time.perf_counter()
-    for widths in dict.fromkeys([*needed, *others]):
+    middle = [_middle(prepared, ranked[: len(ranked) // 10])] if len(ranked) >= MIN_RANKED else []
+    uniform = prepared.setup.uniform().key
+    needed = dict.fromkeys([uniform, *([first.key] if first else []), ranked[0].key])
+    count = prepared.config.confirm + (first is not None) + len(middle)
+    others = list(dict.fromkeys([*([first.key] if first else []), *middle, *(one.key for one in ranked)]))[:count]
+    planned = list(dict.fromkeys([*needed, *others]))
+    candidates, began = dict[Key, Confirmed](), time.perf_counter()
+    confirming = confirmed(prepared, pool, tools, dense, planned)
+    for place, (key, one) in enumerate(zip(planned, confirming, strict=True), start=1):
+        candidates[key] = one
         spent = time.perf_counter() - began
-        if widths not in needed and spent + (1 + REPORTING) * spent / len(candidates) > seconds:
+        spare = place < len(planned) and planned[place] not in needed
+        if spare and spent + (1 + REPORTING) * spent / len(candidates) > seconds:
             break
-        candidates[widths] = confirmed(problem, widths)
-    start = candidates[first.widths] if first else None
-    found = _winner(problem, list(candidates.values()), [candidates[uniform], *([start] if start else [])])
-    best = candidates[ranked[0].widths]
+    start = candidates[first.key] if first else None
+    found = _winner(prepared, list(candidates.values()), [candidates[uniform], *([start] if start else [])])
+    best = candidates[ranked[0].key]
     preferred = (
-        {"the damage curves": best} if problem.config.single else {"the damage curves": start, "the reward": best}
+        {"the damage curves": best} if prepared.config.single else {"the damage curves": start, "the reward": best}
     )
-    remarks = _remarks(problem, found, candidates[uniform], preferred)
-    return Confirmation(start, candidates[uniform], found, remarks)
+    return Confirmation(start, candidates[uniform], found, _remarks(prepared, found, candidates[uniform], preferred))
 
 
-def confirmed(problem: Problem, widths: Sequence[int]) -> Confirmed:
-    """Repairs a policy in full and scores it on the whole validation split; charged."""
-    small, forwards = problem.compressor.compress(problem.policy(np.asarray(widths)))
-    score = problem.score(small, "validation")
-    problem.effort.image_forwards += forwards + len(score.each)
-    return Confirmed(tuple(widths), placed(small, "cpu"), score)
+def confirmed(
+    prepared: Prepared, pool: Pool, tools: Tools, dense: Tensor | None, keys: Sequence[Key]
+) -> Iterator[Confirmed]:
+    """Repairs policies in full and scores them on the whole validation split, in order; charged."""
+    assignments = [prepared.setup.assignment(key) for key in keys]
+    for assignment, answer in zip(assignments, pool.map(repair_and_score, tools, dense, assignments), strict=False):
+        repaired = answer.result()
+        prepared.ledger.charge(repaired.image_forwards)
+        network = tools.rebuilt(assignment, repaired.state)
+        yield Confirmed(assignment, repaired.state, repaired.score, placed(network, "cpu"))
 
 
-def _winner(problem: Problem, candidates: Sequence[Confirmed], floor: Sequence[Confirmed]) -> Confirmed:
+def _winner(prepared: Prepared, candidates: Sequence[Confirmed], floor: Sequence[Confirmed]) -> Confirmed:
     """The best reward among the candidates that are as accurate as each of `floor`, all on unseen images."""
-    unseen = problem.draws.confirm()
+    unseen, setup = prepared.setup.draws.confirm(), prepared.setup
     least = max(one.score.at(unseen).accuracy for one in floor)
 
     def reward(one: Confirmed) -> float:
-        costs = problem.constraint.costs(np.asarray(one.widths))
-        return problem.reward(one.score.at(unseen).evaluation(costs, 0))
+        costs = setup.constraint.costs(one.assignment.values)
+        return setup.reward(one.score.at(unseen).evaluation(costs, 0))
 
     return max((one for one in candidates if one.score.at(unseen).accuracy >= least), key=reward)
 
 
-def _middle(problem: Problem, best: Sequence[Episode]) -> tuple[int, ...]:
+def _middle(prepared: Prepared, best: Sequence[Episode]) -> Key:
     """The mean of the best policies, within the budget: what they have in common is less luck than any one of them."""
-    ratios = np.mean([problem.actions(episode.widths) for episode in best], axis=0)
-    return tuple(problem.constraint.scaled(ratios).tolist())
+    setup = prepared.setup
+    ratios = np.mean([setup.assignment(episode.key).actions for episode in best], axis=0)
+    return setup.assignment(setup.constraint.scaled(ratios)).key
 
 
 def _remarks(
-    problem: Problem, found: Confirmed, uniform: Confirmed, preferred: Mapping[str, Confirmed | None]
+    prepared: Prepared, found: Confirmed, uniform: Confirmed, preferred: Mapping[str, Confirmed | None]
 ) -> tuple[str, ...]:
     """Where nothing beats uniform widths, and where what was preferred is worse than they are by more than noise.
 
     Args:
-        problem: Task and settings.
+        prepared: Task and settings.
         found: The winner.
         uniform: Uniform widths.
         preferred: By what -> which policy.
     """
-    unseen, said = problem.draws.confirm(), []
-    if found.widths == uniform.widths and problem.config.agent != "uniform":
+    unseen, said = prepared.setup.draws.confirm(), []
+    if found.assignment == uniform.assignment and prepared.config.agent != "uniform":
         said.append(
             f"nothing that was tried beats uniform widths on the {len(unseen):,} confirmation images: found is uniform"
         )
     for name, one in preferred.items():
-        if one is None or one.widths == uniform.widths:
+        if one is None or one.assignment == uniform.assignment:
             continue
         difference = paired_difference([one.score.at(unseen).each], [uniform.score.at(unseen).each])
         if difference.mean < 0 and difference.more_than_noise:

@@ -1,50 +1,66 @@
-"""The damage curves of a problem's sites: measured on images that repair did not see, remembered on disk."""
+"""The damage curves of a search's sites: measured on images that repair did not see, remembered on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from amc.pool.pool import Pool, blocks
+from amc.problem.prepare import Prepared, calibration_plan
 from amc.scoring.draws import read_batches
-from amc.search.setup import Problem
+from amc.search.tools import Tools
 from amc.storage.cache import cached_tensors
 from envs.compression.calibration import MAX_CHUNK, MIN_CHUNKS
-from envs.compression.damage import DAMAGES, Batch, Curve, damage_images, measure_damage, sensitivity_forwards
+from envs.compression.damage import (
+    DAMAGES,
+    Batch,
+    Curve,
+    damage_images,
+    measure_damage,
+    measured_widths,
+    sensitivity_forwards,
+)
 from envs.regression.shrinkage import FOLDS
 from envs.space.policy import tensors_fingerprint, weights_fingerprint
+from envs.space.sites import Site
 
 VERSION = 2
 """Of what is remembered; counts up when curves are measured otherwise."""
+BLOCKS_PER_WORKER = 3
+"""Parts of the sites for each worker, so that all end at about the same time; each walks to its first site anew."""
 
 
-def damage_curves(problem: Problem) -> dict[str, list[Curve]]:
-    """For each kind of damage, the damage per unit and width; remembered by weights, data and settings. Charged."""
-    config, knapsack = problem.config, problem.config.knapsack
-    batches = _batches(problem)
+class Measuring(NamedTuple):
+    """What all sites have in common: images, widths per site, kinds of damage, who is told of progress."""
+
+    batches: Sequence[Batch]
+    widths: int
+    kinds: Sequence[str]
+    progress: Callable[[int, int], None]
+
+
+def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, list[Curve]]:
+    """For each kind of damage, the damage per site and choice; remembered by weights, data and settings. Charged."""
+    setup, config, knapsack = prepared.setup, prepared.config, prepared.config.knapsack
+    batches = _batches(prepared)
     key: Mapping[str, object] = {
         "version": VERSION,
-        "weights": weights_fingerprint(problem.task.network),
+        "weights": weights_fingerprint(setup.task.network),
         "images": tensors_fingerprint(tensor for batch in batches for tensor in batch[:2]),
-        "calibration": problem.compressor.calibration_fingerprint,
+        "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
         "knapsack": knapsack.model_dump(mode="json"),
-        "sites": [[site.unit, site.kept().tolist(), *site.patterns()] for site in problem.sites],
+        "sites": [[site.name, *([choice.value, choice.label] for choice in site.choices)] for site in setup.sites],
         "seed": config.seed,
         **({} if config.device == "cpu" else {"device": config.device}),
     }
 
     def measure() -> dict[str, Tensor]:
-        curves = measure_damage(
-            problem.compressor,
-            problem.sites,
-            batches,
-            knapsack.widths,
-            {n: DAMAGES[n] for n in knapsack.damages},
-            lambda done, total: problem.progress("measuring damage", done, total),
-        )
+        curves = _measured(prepared, pool, tools, batches)
         return {
             f"{name}|{curve.unit}": torch.tensor([curve.kept, curve.damage], dtype=torch.float64, device="cpu")
             for name, kind in curves.items()
@@ -52,22 +68,51 @@ def damage_curves(problem: Problem) -> dict[str, list[Curve]]:
         }
 
     images = sum(len(batch.inputs) for batch in batches)
-    problem.effort.image_forwards += sensitivity_forwards(problem.sites, knapsack.widths, images)
+    prepared.ledger.charge(sensitivity_forwards(setup.sites, knapsack.widths, images))
     tables = cached_tensors("damage", key, measure)
     return {
-        name: [_curve(site.unit, tables[f"{name}|{site.unit}"]) for site in problem.sites] for name in knapsack.damages
+        name: [_curve(site.name, tables[f"{name}|{site.name}"]) for site in setup.sites] for name in knapsack.damages
     }
 
 
-def _batches(problem: Problem) -> list[Batch]:
+def _measured(prepared: Prepared, pool: Pool, tools: Tools, batches: Sequence[Batch]) -> dict[str, list[Curve]]:
+    sites, knapsack = prepared.setup.sites, prepared.config.knapsack
+    done, total = 0, sum(len(measured_widths(site, knapsack.widths)) for site in sites)
+
+    def progress(done: int, total: int) -> None:
+        prepared.progress("measuring damage", done, total)
+
+    own = _unseen if pool.workers else progress
+    measuring = Measuring(batches, knapsack.widths, knapsack.damages, own)
+    parts = blocks(sites, max(1, BLOCKS_PER_WORKER * pool.workers))
+    curves: dict[str, list[Curve]] = {name: [] for name in knapsack.damages}
+    for part, answer in zip(parts, pool.map(measure_block, tools, measuring, parts), strict=True):
+        for name, kind in answer.result().items():
+            curves[name] += kind
+        done += sum(len(measured_widths(site, knapsack.widths)) for site in part)
+        progress(done, total)
+    return curves
+
+
+def measure_block(tools: Tools, measuring: Measuring, sites: Sequence[Site]) -> dict[str, list[Curve]]:
+    """The damage curves of consecutive sites."""
+    kinds = {name: DAMAGES[name] for name in measuring.kinds}
+    return measure_damage(tools.compressor, sites, measuring.batches, measuring.widths, kinds, measuring.progress)
+
+
+def _unseen(done: int, total: int) -> None:
+    """Progress of a worker, which nobody sees."""
+
+
+def _batches(prepared: Prepared) -> list[Batch]:
     """Repair's own images by their folds: what is fitted to one is judged on the other."""
-    plan, knapsack = problem.calibration_plan, problem.config.knapsack
-    images = damage_images(problem.anatomy.family.dense, problem.sites, knapsack.widths, knapsack.images)
+    setup, knapsack, plan = prepared.setup, prepared.config.knapsack, calibration_plan(prepared.setup)
+    images = damage_images(setup.anatomy.family.dense, setup.sites, knapsack.widths, knapsack.images)
     chunks = np.arange(max(MIN_CHUNKS, images // plan.chunk) * plan.chunk).reshape(-1, plan.chunk)
-    indices, batches = problem.draws.repair()[: plan.images], list[Batch]()
+    indices, batches = setup.draws.repair()[: plan.images], list[Batch]()
     for number, chunk in enumerate(chunks):
         part = [indices[place] for place in chunk if place < len(indices)]
-        for inputs, targets in read_batches(problem.task.calibration, part, min(MAX_CHUNK, problem.scorer.chunk)):
+        for inputs, targets in read_batches(setup.task.calibration, part, min(MAX_CHUNK, setup.scorer.chunk)):
             batches.append(Batch(inputs, targets, number % FOLDS))
     return batches
 

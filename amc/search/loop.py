@@ -1,33 +1,28 @@
-"""The search: propose, play, tell, keep the best, confirm it, and only then look at the test images."""
+"""AMC's search (He et al., AMC, ECCV 2018) on one page: propose, play, learn; keep the best, confirm it.
+
+`search` is the outer loop, for any searcher. `play` is one episode (their Algorithm 1): state, action, bound by the
+budget, execute, and the reward at the end. Only when both are over does anything look at the test images.
+"""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from agents.searcher import Searcher
-from amc.rollouts.episode import Episode, Failure, Line, Rollouts, SerialRollouts, Timing
-from amc.scoring.racing import bar
-from amc.search.bounds import confirm_costs
-from amc.search.confirm import Confirmation, Confirmed, confirm
-from amc.search.layer_patterns import layer_patterns
-from amc.search.result import Images, NetworkReport, SearchResult, Stopped, with_provenance
+from agents.searcher import Plan, Trajectory
+from amc.pool.pool import Answer, InProcess, Pool, Timing
+from amc.problem.prepare import Prepared
+from amc.search.conclude import conclude
+from amc.search.confirm import confirm
+from amc.search.episode import Episode, Failure, Line
+from amc.search.result import SearchResult
+from amc.search.rollout import RETRIES, EvaluationFailed, Outcome, Rollout, Round
 from amc.search.searchers import make_searcher
-from amc.search.setup import Problem
-from amc.search.starts import starting_widths
-from amc.search.state import Snapshot
-from envs.reward import Evaluation
-
-SPLITS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
-CONFIRMING = 2.0
-"""Time of an image-forward of confirmation (fp32, full repair) over that of an episode, about."""
-MOST_FAILURES = 8
-"""A search whose first so many evaluations all fail ends there."""
+from amc.search.starts import starting_keys
+from amc.search.state import Progress, Snapshot
+from amc.search.stopping import Clock, bar_to_pass, check_success, reason_to_stop, successful
+from amc.search.tools import Tools
 
 
 class Watcher(Protocol):
@@ -46,18 +41,20 @@ class Silent:
 
 
 def search(
-    problem: Problem,
+    prepared: Prepared,
     watcher: Watcher | None = None,
     snapshot: Snapshot | None = None,
-    rollouts: Rollouts | None = None,
+    pool: Pool | None = None,
+    retries: int = RETRIES,
 ) -> SearchResult:
-    """Searches a pruning policy (the loop of He et al., AMC, ECCV 2018, for any searcher).
+    """Searches a pruning policy.
 
     Args:
-        problem: Task, budgets and settings.
+        prepared: Task, budgets and settings, calibrated.
         watcher: Is told after every round.
         snapshot: Where an earlier process stopped; the result is as if nothing had happened.
-        rollouts: Who plays the episodes, which changes nothing but the time; None plays them here.
+        pool: Who works, which changes nothing but the time; None: this process.
+        retries: How often an evaluation that failed is tried again.
 
     Returns:
         The confirmed best policy, reported beside the dense network, the uniform baseline and the best start.
@@ -65,207 +62,81 @@ def search(
     Raises:
         ValueError: If the snapshot belongs to another problem, or no evaluation succeeds.
     """
-    clock, watcher = _Clock(snapshot), watcher or Silent()
-    starts = dict(snapshot.starts) if snapshot else starting_widths(problem)
-    searcher = make_searcher(problem, starts)
-    rollouts = rollouts or SerialRollouts(problem.environment(problem.measurement), problem.evaluate)
-    lines, timings = _restore(problem, searcher, snapshot) if snapshot else ([], [])
-    while not (stopped := _stopped(problem, lines, timings, clock)):
-        missing = problem.config.planned_episodes - len(lines)
-        played = rollouts.play(searcher.propose(min(problem.config.round_size, missing)), _bar(problem, lines))
-        searcher.tell([one.trajectory for one in played])
-        lines += [one.line for one in played]
-        timings += [one.timing for one in played]
-        watcher.round(
-            Snapshot(
-                origin=problem.origin(),
-                starts=starts,
-                lines=tuple(lines),
-                timings=tuple(timings),
-                searcher=searcher.state(),
-                image_forwards=problem.effort.image_forwards,
-                evaluations=problem.effort.evaluations,
-                elapsed=clock.elapsed(),
-            )
-        )
-        _check_success(lines, problem.config.planned_episodes)
-    episodes = _successful(problem, lines)
-    confirmation = confirm(problem, [] if problem.config.single else list(starts), episodes, clock.left(problem))
-    result = conclude(problem, confirmation, len(lines), stopped, clock)
-    scored = sum(episode.evaluation.images for episode in episodes if episode.evaluation.image_forwards)
-    images = Images(scored, len(lines) * len(problem.draws.reward()))
-    return replace(result, failures=len(lines) - len(episodes), images=images, workers=rollouts.usage())
+    clock, watcher, pool = Clock.started(snapshot), watcher or Silent(), pool or InProcess()
+    config, ledger = prepared.config, prepared.ledger
+    tools = Tools.of(prepared)
+    starts = dict(snapshot.starts) if snapshot else starting_keys(prepared, pool, tools)
+    searcher = make_searcher(prepared, starts)
+    played = Progress.restored(snapshot, prepared, searcher)
+    rollout = make_rollout(prepared, pool)
+    while not (stopped := reason_to_stop(prepared, played, clock)):
+        plans = searcher.propose(min(config.round_size, config.planned_episodes - len(played.lines)))
+        round_ = Round(known=ledger.known, bar=bar_to_pass(prepared, played.lines), retries=retries)
+        trajectories: list[Trajectory | None] = []
+        for plan, answer in zip(plans, pool.map(play, rollout, round_, plans), strict=True):
+            line, trajectory = written_down(prepared, rollout, plan, answer)
+            played.add(line, _timing(answer))
+            trajectories.append(trajectory)
+        searcher.tell(trajectories)
+        watcher.round(played.snapshot(prepared, starts, searcher.state(), clock.elapsed()))
+        check_success(played.lines, config.planned_episodes)
+    episodes = successful(prepared, played.lines)
+    dense = tools.dense_outputs(prepared)
+    labels = [] if config.single else list(starts)
+    confirmation = confirm(prepared, pool, tools, dense, labels, episodes, clock.left(config))
+    return conclude(prepared, pool, tools, dense, confirmation, played, stopped, clock)
 
 
-class _Clock:
-    """Seconds of search, over all processes and in this one."""
-
-    def __init__(self, snapshot: Snapshot | None) -> None:
-        self._began = time.perf_counter()
-        self._before = snapshot.elapsed if snapshot else 0.0
-
-    def elapsed(self) -> float:
-        return self._before + self.here()
-
-    def here(self) -> float:
-        return time.perf_counter() - self._began
-
-    def left(self, problem: Problem) -> float:
-        """Seconds until the search should end, infinite without a limit."""
-        minutes = problem.config.max_minutes
-        return math.inf if minutes is None else 60 * minutes - self.here()
+def make_rollout(prepared: Prepared, pool: Pool) -> Rollout:
+    """What episodes are played on; other processes get one that holds nothing that they do not need."""
+    measurement = prepared.measurement.excerpt() if pool.workers else prepared.measurement
+    return Rollout(prepared.setup.constraint, measurement, prepared.setup.reward)
 
 
-def _bar(problem: Problem, lines: Sequence[Line]) -> Evaluation | None:
-    """Who a policy must beat to be confirmed, where images are saved."""
-    if problem.config.savings.images is None:
-        return None
-    distinct = {line.widths: (line.reward, line.evaluation) for line in reversed(lines) if isinstance(line, Episode)}
-    return bar(list(distinct.values()), problem.config.confirm, len(problem.draws.reward()))
-
-
-def _stopped(problem: Problem, lines: Sequence[Line], timings: Sequence[Timing], clock: _Clock) -> Stopped | None:
-    """Why no other round begins."""
-    config, episodes = problem.config, len(lines)
-    if episodes >= problem.config.planned_episodes:
-        return "episodes"
-    if config.savings.patience is not None and _idle(lines) >= config.savings.patience * config.round_size:
-        return "patience"
-    if config.effort is not None:
-        # Remembered policies are free, but a search that proposes nothing new any more must end as well.
-        at_least = episodes * (config.savings.images or len(problem.draws.reward()))
-        if max(problem.effort.image_forwards + problem.confirmation_forwards(), at_least) >= config.effort:
-            return "effort"
-    # The clock is the one exception to "time decides nothing"; a resumed run gets its minutes again.
-    if episodes and _confirming(problem, lines, timings) >= clock.left(problem):
-        return "time"
-    return None
-
-
-def _confirming(problem: Problem, lines: Sequence[Line], timings: Sequence[Timing]) -> float:
-    """Seconds that confirmation will presumably take, by what the episodes took."""
-    played = [
-        (line.evaluation.image_forwards, timing.seconds)
-        for line, timing in zip(lines, timings, strict=True)
-        if isinstance(line, Episode) and line.evaluation.image_forwards
-    ]
-    if not played:
-        return 0.0
-    forwards, seconds = (sum(column) for column in zip(*played, strict=True))
-    return float(CONFIRMING * problem.confirmation_forwards() * seconds / forwards)
-
-
-def _idle(lines: Sequence[Line]) -> int:
-    """Episodes since the best one."""
-    rewards = [line.reward if isinstance(line, Episode) else -math.inf for line in lines]
-    return len(rewards) - 1 - int(np.argmax(rewards)) if rewards else 0
-
-
-def _check_success(lines: Sequence[Line], planned: int) -> None:
-    """Stops a search none of whose evaluations succeeds.
-
-    Raises:
-        ValueError: With the reason of the last one.
-    """
-    if len(lines) >= min(planned, MOST_FAILURES) and all(isinstance(line, Failure) for line in lines):
-        raise _all_failed(lines)
-
-
-def _successful(problem: Problem, lines: Sequence[Line]) -> list[Episode]:
-    """The episodes that did not fail.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    episodes = [line for line in lines if isinstance(line, Episode)]
-    if not lines:
-        raise ValueError(
-            f"an effort must leave room for an episode, but of {problem.config.effort:,} image-forwards preparation "
-            f"took {problem.effort.image_forwards:,} and confirmation may take {problem.confirmation_forwards():,}: "
-            "raise it, or lower compression.images or knapsack.images"
-        )
-    if not episodes:
-        raise _all_failed(lines)
-    return episodes
-
-
-def _all_failed(lines: Sequence[Line]) -> ValueError:
-    reason = lines[-1].reason if isinstance(lines[-1], Failure) else ""
-    return ValueError(f"some evaluation must succeed, but all {len(lines)} failed, the last because: {reason}")
-
-
-def _restore(problem: Problem, searcher: Searcher, snapshot: Snapshot) -> tuple[list[Line], list[Timing]]:
-    """Puts searcher, memory of evaluations and ledger where an earlier process had them.
-
-    Raises:
-        ValueError: If configuration, weights or calibration images are others than then.
-    """
-    if snapshot.origin != problem.origin():
-        raise ValueError(
-            "a run can only be resumed with the configuration, weights and data that it began with, but one of them "
-            "has changed: put it back, or start a new run"
-        )
-    searcher.load(snapshot.searcher)
-    for episode in snapshot.episodes:
-        problem.evaluate.remember(problem.policy(np.asarray(episode.widths)), episode.evaluation)
-    problem.effort.image_forwards, problem.effort.evaluations = snapshot.image_forwards, snapshot.evaluations
-    return list(snapshot.lines), list(snapshot.timings)
-
-
-def conclude(
-    problem: Problem, confirmation: Confirmation, episodes: int, stopped: Stopped, clock: _Clock
-) -> SearchResult:
-    """Reports dense, uniform, start and found on validation and, once each, on test.
-
-    Raises:
-        CountMismatch: If a real network costs other than was foretold, or more than a budget (our mistake, never the
-            user's).
-    """
-    start, found = confirmation.start, confirmation.found
-    dense = tuple(problem.constraint.costing.dense().tolist())
-    shown = {
-        "dense": Confirmed(dense, problem.task.network, problem.score(problem.task.network, "validation")),
-        "uniform": confirmation.uniform,
-        **({"start": start} if start else {}),
-        "found": found,
-    }
-    reports: dict[tuple[int, ...], NetworkReport] = {}
-    for name, one in shown.items():
-        if one.widths not in reports:
-            reports[one.widths] = report(problem, one, bounded=name != "dense")
-    policy, uncounted = problem.policy(np.asarray(found.widths)), problem.anatomy.uncounted
-    return SearchResult(
-        task=problem.task.name,
-        budgets=dict(problem.constraint.limits()),
-        seed=problem.config.seed,
-        reports={name: reports[one.widths] for name, one in shown.items()},
-        policy=with_provenance(policy, problem.config),
-        networks={name: one.network for name, one in shown.items()},
-        episodes=episodes,
-        stopped=stopped,
-        evaluations=problem.effort.evaluations,
-        image_forwards=problem.effort.image_forwards,
-        seconds=clock.elapsed(),
-        patterns=layer_patterns(problem, found.widths),
-        uncounted=uncounted,
-        remarks=(*confirmation.remarks, *_left_out(uncounted)),
+def play(rollout: Rollout, round_: Round, plan: Plan) -> Outcome:
+    """One episode: the plan walks the environment site by site, and the policy at its end is evaluated."""
+    environment = rollout.enter(round_)
+    observation, _ = environment.reset()
+    observations, evaluation, reward, reason = [], None, float("nan"), ""
+    try:
+        terminated = False
+        while not terminated:
+            observations.append(observation)  # the state
+            action = plan(len(observations) - 1, observation)
+            # The environment bounds the action by what the budget still allows, and executes it.
+            observation, reward, terminated, _, info = environment.step(np.asarray([action], dtype=np.float32))
+        evaluation = info["evaluation"]
+    except EvaluationFailed as error:
+        reason = str(error)
+    return Outcome(
+        observations=np.stack(observations),
+        assignment=environment.assignment,
+        evaluation=evaluation,
+        reward=reward,
+        reason=reason,
+        retries=rollout.retries,
     )
 
 
-def _left_out(uncounted: Sequence[str]) -> tuple[str, ...]:
-    """What has to be said where some operators are in no cost."""
-    named = f"no cost counts these operators of the network: {', '.join(uncounted)}; budgets hold for all the others"
-    return (named,) if uncounted else ()
-
-
-def report(problem: Problem, one: Confirmed, *, bounded: bool) -> NetworkReport:
-    """Both accuracies and the recounted costs of one network; the only place that reads test images."""
-    costs = problem.real_costs(one.network, problem.patterns(one.widths))
-    confirm_costs(costs, problem.constraint, one.widths, bounded=bounded)
-    scores = {"validation": one.score, "test": problem.score(one.network, "test")}
-    return NetworkReport(
-        accuracy={split: score.accuracy for split, score in scores.items()},
-        costs=costs,
-        widths=one.widths,
-        each={split: score.each for split, score in scores.items()},
+def written_down(
+    prepared: Prepared, rollout: Rollout, plan: Plan, answer: Answer[Outcome]
+) -> tuple[Line, Trajectory | None]:
+    """An episode as it is kept, counted in the order of the plans, and what the searcher learns from it."""
+    outcome = answer.value
+    if outcome is None:  # no worker came back from it: its walk is repeated here
+        outcome = play(rollout, Round(known={}, refused=answer.lost), plan)
+    actions = tuple(round(float(action), 6) for action in outcome.actions)
+    key = outcome.assignment.key
+    if outcome.evaluation is None:
+        return Failure(searcher=plan.label, actions=actions, key=key, reason=outcome.reason), None
+    evaluation = prepared.ledger.account(key, outcome.evaluation)
+    episode = Episode(searcher=plan.label, actions=actions, key=key, reward=outcome.reward, evaluation=evaluation)
+    trajectory = Trajectory(
+        observations=outcome.observations, actions=outcome.actions, reward=outcome.reward, label=plan.label
     )
+    return episode, trajectory
+
+
+def _timing(answer: Answer[Outcome]) -> Timing:
+    again = answer.value.retries if answer.value is not None else 0
+    return answer.timing._replace(retries=answer.timing.retries + again)

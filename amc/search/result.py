@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from amc.config.search import SearchConfig
+from amc.pool.pool import IN_PROCESS, Usage
+from amc.problem.layer_patterns import LayerPattern
 from amc.profiling.layer_times import LayerTime
 from amc.profiling.timing import Timing
-from amc.rollouts.episode import IN_PROCESS, Usage
-from amc.search.layer_patterns import LayerPattern
+from envs.space.assignment import Key
 from envs.space.policy import Policy
 
 SCHEMA_VERSION = 1
@@ -40,13 +41,13 @@ class NetworkReport:
     Attributes:
         accuracy: Split name -> fraction.
         costs: Cost name -> value, recounted on the real network.
-        widths: [S] kept channels.
+        key: [S] values of the assignment: channels kept, ranks of patterns.
         each: Split name -> [N] metric of each image, for paired comparisons.
     """
 
     accuracy: dict[str, float]
     costs: dict[str, float]
-    widths: tuple[int, ...]
+    key: Key
     each: dict[str, NDArray[np.float32]] = field(repr=False, compare=False, default_factory=dict)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,42 +11,42 @@ from agents.cma_es import CMAES
 from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
 from agents.random_search import RandomSearch
 from agents.searcher import Searcher
-from amc.allocation.groups import alone
-from amc.allocation.knapsack import linearize
 from amc.config.search import learning_settings
-from amc.search.setup import Problem
+from amc.problem.prepare import Prepared
+from amc.problem.setup import Setup
+from amc.search.allocation.groups import alone
+from amc.search.allocation.knapsack import linearize
 from envs.observation import FEATURES
-from hw_profiles.layers import IntArray
+from envs.space.assignment import Assignment, Key
 
 
-def make_searcher(problem: Problem, starts: Mapping[str, Sequence[int]]) -> Searcher:
+def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
     """The configured searcher.
 
     Args:
-        problem: Steps, settings and seed.
-        starts: Label -> [S] kept channels, proposed first.
+        prepared: Steps, settings and seed.
+        starts: Label -> assignment, proposed first.
     """
-    config, steps = problem.config, len(problem.sites)
-    actions = [
-        (label, [site.action(kept) for site, kept in zip(problem.sites, widths, strict=True)])
-        for label, widths in starts.items()
-    ]
+    config, setup = prepared.config, prepared.setup
+    steps = len(setup.sites)
+    actions = [(label, setup.assignment(key).actions) for label, key in starts.items()]
     if config.agent in ("ddpg", "td3", "sac"):
         base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
         own = learning_settings(config.learning)
         settings = replace(base, algorithm=config.agent, warmup_episodes=config.warmup, **own)
-        shares = budget_shares(problem, next(iter(starts.values()), problem.constraint.uniform()))
+        first = next(iter(starts.values()), None)
+        shares = budget_shares(setup, setup.uniform() if first is None else setup.assignment(first))
         return DDPGSearcher(len(FEATURES), steps, settings, config.seed, actions, shares=shares)
     if config.agent == "cmaes":
         return CMAES(steps, config.seed, actions, sigma=0.05 if actions else 0.25)
     return RandomSearch(steps, config.seed, actions)
 
 
-def budget_shares(problem: Problem, widths: Sequence[int] | IntArray) -> list[float]:
+def budget_shares(setup: Setup, assignment: Assignment) -> list[float]:
     """[S] change of the first budget's cost per unit of preserve ratio, between each site's neighbouring choices."""
-    costing, kept = problem.constraint.costing, np.asarray(widths)
+    costing, kept = setup.constraint.costing, assignment.values
     groups = alone(costing, [np.zeros(len(site.choices)) for site in costing.sites])
-    tables = linearize(costing, problem.constraint.budgets[0].cost, kept, groups)[1]
+    tables = linearize(costing, setup.constraint.budgets[0].cost, kept, groups)[1]
     shares = []
     for site, group, table in zip(costing.sites, groups, tables, strict=True):
         index = group.index(kept)

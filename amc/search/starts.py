@@ -8,69 +8,113 @@ repair has not seen, goes first.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from amc.allocation.knapsack import knapsack
+import numpy as np
+from torch import Tensor, nn
+
+from amc.pool.pool import Pool
+from amc.problem.prepare import Prepared
+from amc.scoring.draws import Role
 from amc.scoring.scorer import read
+from amc.search.allocation.knapsack import knapsack
 from amc.search.damage import damage_curves
-from amc.search.setup import Problem
+from amc.search.tools import Tools
 from envs.compression.damage import DAMAGES, forward, total_damage
 from envs.network.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
+from envs.space.assignment import Assignment, Key
 from envs.space.constraint import Constraint
 from hw_profiles.layers import IntArray
 
 
-def starting_widths(problem: Problem) -> dict[str, tuple[int, ...]]:
-    """The solutions that the configured agent starts from by label, best guess first; [S] kept channels each."""
-    config = problem.config
+def starting_keys(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, Key]:
+    """The solutions that the configured agent starts from by label, best guess first."""
+    config = prepared.config
     wanted: tuple[str, ...] = (config.agent,) if config.single else config.starts
     if config.agent == "random":
         wanted = ()
-    solve = {"knapsack": lambda: best_knapsack(problem), "uniform": problem.constraint.uniform}
-    return {name: tuple(solve[name]().tolist()) for name in wanted}
+    solve = {"knapsack": lambda: best_knapsack(prepared, pool, tools), "uniform": prepared.setup.uniform}
+    return {name: solve[name]().key for name in wanted}
 
 
-def best_knapsack(problem: Problem, constraint: Constraint | None = None) -> IntArray:
-    """[S] kept channels of the best knapsack solution, by audition if there are several.
+def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint | None = None) -> Assignment:
+    """The best knapsack solution, by audition if there are several.
 
     Args:
-        problem: Whose damage curves are used.
-        constraint: A narrower one over the same sites, None for the problem's own.
+        prepared: Whose damage curves are used.
+        pool: Who works.
+        tools: Of the search.
+        constraint: A narrower one over the same sites, None for the setup's own.
     """
-    constraint = constraint or problem.constraint
-    solutions = [knapsack(constraint, curves) for curves in damage_curves(problem).values()]
+    constraint, setup = constraint or prepared.setup.constraint, prepared.setup
+    curves = damage_curves(prepared, pool, tools)
+    solutions: list[IntArray] = [knapsack(constraint, kind) for kind in curves.values()]
     if len(solutions) > 1:
-        solutions.append(constraint.scaled(np.mean([problem.actions(solution) for solution in solutions], axis=0)))
-    distinct = list({tuple(solution.tolist()): solution for solution in solutions}.values())
+        actions = [setup.assignment(solution).actions for solution in solutions]
+        solutions.append(constraint.scaled(np.mean(actions, axis=0)))
+    distinct = list(dict.fromkeys(setup.assignment(solution) for solution in solutions))
     if len(distinct) == 1:
         return distinct[0]
-    return min(zip(audition(problem, distinct), range(len(distinct)), distinct, strict=True))[2]
+    judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
+    return distinct[min(judged)[1]]
 
 
-def audition(problem: Problem, candidates: list[IntArray]) -> list[float]:
-    """Damage of whole networks: the first kind of damage, on images that repair has not seen.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Audience:
+    """The images on which starts are judged.
 
-    Args:
-        problem: Task and settings; charged with the images and the repairs.
-        candidates: [S] kept channels each.
+    Attributes:
+        role: Split that they are from.
+        indices: Which of them.
+        damage: Name of the kind of damage.
+        outputs: The dense network's outputs on them, one tensor per scoring chunk.
     """
-    damage = DAMAGES[problem.config.knapsack.damages[0]]
-    (role, indices), graph = problem.draws.audition(), problem.anatomy.graph
-    split = problem.task.calibration if role == "calibration" else problem.task.validation
-    networks = [problem.compressor.network]
-    for widths in candidates:
-        small, forwards = problem.compressor.compress(problem.policy(widths))
-        networks.append(small)
-        problem.effort.image_forwards += forwards
-    fast = [inference_copy(network, graph) for network in networks]
 
-    def one(part: list[int]) -> list[float]:
-        inputs, targets = (tensor.to(problem.config.device) for tensor in read(split, part))
-        dense, *rest = [forward(network, channels_last(inputs)) for network in fast]
-        return [total_damage(damage, outputs, dense, targets) for outputs in rest]
+    role: Role
+    indices: Sequence[int]
+    damage: str
+    outputs: Sequence[Tensor]
 
-    size = problem.scorer.chunk
-    parts = list(map_chunks(one, [indices[k : k + size] for k in range(0, len(indices), size)]))
-    problem.effort.image_forwards += len(indices) * len(networks)
-    return [sum(column) / len(indices) for column in zip(*parts, strict=True)]
+
+class Judged(NamedTuple):
+    """Mean damage of a whole network, and the image-forwards of its repair."""
+
+    damage: float
+    image_forwards: int
+
+
+def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
+    """Damage of whole networks: the first kind of damage, on images that repair has not seen; charged."""
+    role, indices = prepared.setup.draws.audition()
+    audience = Audience(role=role, indices=indices, damage=prepared.config.knapsack.damages[0], outputs=())
+    outputs = [dense for _, dense in _outputs(tools, tools.compressor.network, audience)]
+    audience = Audience(role=role, indices=indices, damage=audience.damage, outputs=outputs)
+    judged = [answer.result() for answer in pool.map(judge, tools, audience, candidates)]
+    prepared.ledger.charge(len(indices) * (1 + len(candidates)) + sum(one.image_forwards for one in judged))
+    return [one.damage for one in judged]
+
+
+def judge(tools: Tools, audience: Audience, candidate: Assignment) -> Judged:
+    """Repairs a candidate in full and measures how far its outputs are from the dense network's."""
+    small, forwards = tools.compressor.compress(tools.policy(candidate))
+    damage = DAMAGES[audience.damage]
+    sums = [
+        total_damage(damage, new, dense, targets)
+        for (targets, new), dense in zip(_outputs(tools, small, audience), audience.outputs, strict=True)
+    ]
+    return Judged(sum(sums) / len(audience.indices), forwards)
+
+
+def _outputs(tools: Tools, network: nn.Module, audience: Audience) -> list[tuple[Tensor, Tensor]]:
+    """(targets, outputs) of each scoring chunk, in order."""
+    fast, device = inference_copy(network, tools.compressor.graph), tools.scorer.device
+    split, size, indices = tools.splits[audience.role], tools.scorer.chunk, audience.indices
+
+    def one(start: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = (tensor.to(device) for tensor in read(split, indices[start : start + size]))
+        return targets, forward(fast, channels_last(inputs))
+
+    return list(map_chunks(one, range(0, len(indices), size)))

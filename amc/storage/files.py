@@ -54,6 +54,14 @@ def read_json(path: Path, what: str) -> Any:
         raise ValueError(f"{what} must be a readable JSON file, but {str(path)!r} is not ({error})") from error
 
 
+def append_text(path: Path, text: str) -> None:
+    """Adds lines at a file's end, on the disk when this returns; a crash in between may leave a part of them."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def one_line(error: Exception, limit: int = 200) -> str:
     """What an error says, without line breaks and cut at the limit, to be part of a message of ours."""
     text = " ".join(str(error).split())

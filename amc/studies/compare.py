@@ -11,12 +11,13 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from amc.problem.prepare import Prepared
 from amc.runs.folder import RESULT, SCORES
 from amc.scoring.paired import Difference, mean_interval, paired_difference
-from amc.search.confirm import confirmed
-from amc.search.setup import Problem
 from amc.search.state import Snapshot
+from amc.search.tools import Tools, repair_and_score
 from amc.storage.files import read_json, write_json, write_text
+from envs.space.assignment import Key
 
 TRACE, PAGE, DATA, PICTURE = "trace.json", "compare.md", "compare.json", "compare.svg"
 POINTS = 6
@@ -53,18 +54,19 @@ class Run:
         return np.concatenate([self.scores[f"{network}|{split}"] for split in ("validation", "test")])
 
 
-def trace(problem: Problem, snapshot: Snapshot) -> list[Point]:
+def trace(prepared: Prepared, snapshot: Snapshot) -> list[Point]:
     """Confirms the incumbents (by reward) at evenly spaced efforts; not charged, it is for the plot only."""
     paid = np.cumsum([episode.evaluation.image_forwards for episode in snapshot.episodes])
     paid += snapshot.image_forwards - int(paid[-1])  # what came before the first episode
     rewards = np.maximum.accumulate([episode.reward for episode in snapshot.episodes])
     points: list[Point] = []
-    known: dict[tuple[int, ...], float] = {}
+    known: dict[Key, float] = {}
+    tools = Tools.of(prepared)
     for index in np.unique(np.linspace(0, len(paid) - 1, POINTS).round().astype(int)):
         best = next(episode for episode in snapshot.episodes if episode.reward == rewards[index])
-        if best.widths not in known:
-            known[best.widths] = confirmed(problem, best.widths).score.accuracy
-        points.append(Point(int(paid[index]), known[best.widths]))
+        if best.key not in known:
+            known[best.key] = repair_and_score(tools, None, prepared.setup.assignment(best.key)).score.accuracy
+        points.append(Point(int(paid[index]), known[best.key]))
     return points
 
 

@@ -6,7 +6,6 @@ a search that has ended is not repeated, and one that was stopped goes on from i
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from rich.console import Console
 
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
-from amc.rollouts.ray import connected
+from amc.pool.ray import connected
 from amc.runs.folder import CONFIG, RunFolder
-from amc.runs.runner import run_on
+from amc.runs.runner import NoScreen, run_on
 from amc.search.state import Snapshot
 from amc.storage.files import write_text
 from amc.studies.pareto import PAGE, Outcome, gather, write_front
@@ -222,7 +221,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     os.chdir(settings["home"])  # from where the user's own modules are imported
     path, own = Path(settings["out"]) / RUNS / trial["name"], load_config(None, trial["config"])
     if RunFolder(path).result() is None:
-        run_on(own, path, Console(file=io.StringIO()), workers, _Told())
+        run_on(own, path, NoScreen(), workers, _Told())
 
 
 def _lines(console: Console) -> Any:

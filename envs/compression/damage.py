@@ -20,7 +20,8 @@ from envs.network.inference import Twins, channels_last, inference_copy
 from envs.parallel import map_chunks
 from envs.regression.shrinkage import FOLDS
 from envs.repair.targets import Values, release, step
-from envs.space.sites import Site, decode
+from envs.space.assignment import Assignment
+from envs.space.sites import Site
 from hw_profiles.cost import Macs, cost_of
 from hw_profiles.layers import Layout
 
@@ -61,7 +62,7 @@ class Curve:
 
 def measured_widths(site: Site, count: int) -> list[int]:
     """At most `count` widths of a site, evenly spread from the lightest, full width left out."""
-    kept = [choice.kept for choice in site.choices if choice.kept < site.channels]
+    kept = [choice.value for choice in site.choices if choice.value < site.size]
     picks = np.unique(np.linspace(0, len(kept) - 1, min(count, len(kept))).round().astype(int))
     return [kept[index] for index in picks]
 
@@ -119,24 +120,24 @@ def measure_damage(
     batches = [batch.on(compressor.settings.device) for batch in batches]
     outputs = list(map_chunks(lambda batch: forward(dense, batch.inputs), batches))
     runner = (_Prefix if compressor.graph.traced else _Whole)(compressor, dense, [batch.inputs for batch in batches])
-    plan = {site.unit: measured_widths(site, widths) for site in sites}
+    plan = {site.name: measured_widths(site, widths) for site in sites}
     total, done = sum(map(len, plan.values())), 0
     curves: dict[str, list[Curve]] = {name: [] for name in damages}
     for site in sites:
-        variants = [_variants(compressor, site, plan[site.unit], fold, dense) for fold in range(FOLDS)]
+        variants = [_variants(compressor, site, plan[site.name], fold, dense) for fold in range(FOLDS)]
         compressor.forget_folds()
 
         def one(index: int, site: Site = site, variants: list[list[nn.Module]] = variants) -> list[list[float]]:
             batch = batches[index]
-            found = runner.outputs(variants[batch.fold], site.unit, index)
+            found = runner.outputs(variants[batch.fold], site.name, index)
             return [[total_damage(d, new, outputs[index], batch.targets) for d in damages.values()] for new in found]
 
         sums = np.asarray(list(map_chunks(one, range(len(batches))))).sum(axis=0).reshape(-1, len(damages))
         means = np.clip(sums / sum(len(batch.inputs) for batch in batches), 0.0, OVERFLOW)
         for name, measured in zip(damages, means.T, strict=True):
             points = (*measured.tolist(), 0.0)
-            curves[name].append(Curve(unit=site.unit, kept=(*plan[site.unit], site.channels), damage=points))
-        done += len(plan[site.unit])
+            curves[name].append(Curve(unit=site.name, kept=(*plan[site.name], site.size), damage=points))
+        done += len(plan[site.name])
         progress(done, total)
     return curves
 
@@ -146,7 +147,8 @@ def _variants(
 ) -> list[nn.Module]:
     """The network with one unit at each width, repaired on all images but those of one fold."""
     repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
-    policies = [compressor.policy(*decode((site,), (kept,))) for kept in widths]
+    decided = [Assignment.of((site,), (kept,)).decisions for kept in widths]
+    policies = [compressor.policy(one.kept, one.patterns) for one in decided]
     small = [compressor.compress(policy, repair, unseen=fold).network for policy in policies]
     return [inference_copy(network, compressor.graph, Twins(compressor.network, dense)) for network in small]
 

@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.space.sites import Site
+from envs.space.sites import Site, WidthsDraft
 from envs.units.layout import LayoutFamily
 from hw_profiles.cost import Cost
 from hw_profiles.layers import IntArray, Widths
-from hw_profiles.patterns import parse_pattern
 from hw_profiles.shape_rules import ShapeRules, misfits
 
 FloatArray = NDArray[np.float64]
@@ -51,15 +50,15 @@ class Costing:
 
     def dense(self) -> IntArray:
         """[S] full widths."""
-        return np.asarray([site.channels for site in self.sites], dtype=np.int64)
+        return np.asarray([site.size for site in self.sites], dtype=np.int64)
 
     def lightest(self) -> IntArray:
         """[S] smallest allowed widths."""
-        return np.asarray([site.choices[0].kept for site in self.sites], dtype=np.int64)
+        return np.asarray([site.choices[0].value for site in self.sites], dtype=np.int64)
 
     def heaviest(self) -> IntArray:
         """[S] largest allowed widths."""
-        return np.asarray([site.choices[-1].kept for site in self.sites], dtype=np.int64)
+        return np.asarray([site.choices[-1].value for site in self.sites], dtype=np.int64)
 
     def many(self, cost: Cost, kept: IntArray) -> FloatArray:
         """[K] costs of [K, S] kept channels (and ranks of patterns)."""
@@ -68,27 +67,14 @@ class Costing:
     def widths(self, kept: IntArray) -> Widths:
         """Channel counts and patterns of [K, S] assignments."""
         kept = np.atleast_2d(kept)
-        full = np.repeat(self.family.channels[None, :], len(kept), axis=0)
-        steps = [step for step, site in enumerate(self.sites) if not site.layer]
-        full[:, [self.family.units.index(self.sites[step].unit) for step in steps]] = kept[:, steps]
-        return self.family.widths(full, self._codes(kept) if len(steps) < len(self.sites) else None)
-
-    def _codes(self, kept: IntArray) -> IntArray | None:
-        """[K, N] pattern of each operator, None where all are dense."""
-        rows = self._rows()
-        codes = np.zeros((len(kept), len(self.family.dense.layers)), dtype=np.int64)
+        draft = WidthsDraft(self.family, len(kept))
         for step, site in enumerate(self.sites):
-            if site.layer:
-                table = np.asarray([parse_pattern(choice.pattern).code for choice in site.choices], dtype=np.int64)
-                codes[:, rows[site.layer]] = table[kept[:, step] - site.choices[0].kept]
-        return codes if codes.any() else None
-
-    def _rows(self) -> dict[str, int]:
-        return {layer.name: row for row, layer in enumerate(self.family.dense.layers)}
+            site.write(kept[:, step], draft)
+        return draft.finished()
 
     def unfit(self, kept: IntArray) -> NDArray[np.bool_]:
         """[K, N] bool: layers of [K, S] assignments that have a pattern which their shape does not take."""
-        widths = self.widths(kept) if any(site.layer for site in self.sites) else None
+        widths = self.widths(kept) if any(site.shaped for site in self.sites) else None
         if widths is None or widths.patterns is None:
             return np.zeros((len(np.atleast_2d(kept)), len(self.family.dense.layers)), dtype=bool)
         return misfits(self.family.dense, widths, self.shapes)
@@ -102,10 +88,10 @@ class Costing:
         unfit = self.unfit(kept)
         if not unfit.any():
             return kept
-        fitted, rows = kept.copy(), self._rows()
-        for step, site in enumerate(self.sites):
-            if site.layer and step >= first and site.choices[-1].pattern == "dense":
-                fitted[unfit[:, rows[site.layer]], step] = site.channels
+        fitted = kept.copy()
+        rows = {layer.name: row for row, layer in enumerate(self.family.dense.layers)}
+        for step, site in enumerate(self.sites[first:], start=first):
+            fitted[:, step] = site.fitted(kept[:, step], unfit, rows)
         return fitted
 
     def one(self, cost: Cost, kept: IntArray) -> float:
@@ -176,7 +162,7 @@ class Constraint:
             Ascending indices into the site's choices, never empty.
         """
         step = len(prefix)
-        options = self.costing.sites[step].kept()
+        options = self.costing.sites[step].values()
         kept = np.repeat(self.fallback[None, :], len(options), axis=0)
         kept[:, :step] = prefix
         kept[:, step] = options
@@ -187,7 +173,7 @@ class Constraint:
         prefix: list[int] = []
         for site, ratio in zip(self.costing.sites, ratios, strict=True):
             index = site.nearest(float(ratio), self.allowed(prefix))
-            prefix.append(site.choices[index].kept)
+            prefix.append(site.choices[index].value)
         return np.asarray(prefix, dtype=np.int64)
 
     def uniform(self) -> IntArray:
@@ -212,7 +198,7 @@ class Constraint:
                 np.abs(own[None, :] - chunk[:, None] * ratio).argmin(axis=1)
                 for own, ratio in zip(steps, ratios, strict=True)
             ]
-            kept = np.stack([site.kept()[index] for site, index in zip(sites, every, strict=True)], axis=1)
+            kept = np.stack([site.values()[index] for site, index in zip(sites, every, strict=True)], axis=1)
             kept = self.costing.fitted(kept)
             legal = np.flatnonzero(self.keeps(kept))
             if len(legal):
@@ -280,9 +266,9 @@ def _descend(costing: Costing, kept: IntArray, excess: Callable[[IntArray], Floa
     improved = True
     while best > 0 and improved:
         improved = False
-        for step, site in sorted(enumerate(costing.sites), key=lambda pair: bool(pair[1].layer)):
+        for step, site in sorted(enumerate(costing.sites), key=lambda pair: pair[1].precedence):
             options = np.repeat(kept[None, :], len(site.choices), axis=0)
-            options[:, step] = site.kept()
+            options[:, step] = site.values()
             values = excess(options)
             if values.min() < best:
                 kept, best, improved = options[int(values.argmin())], float(values.min()), True

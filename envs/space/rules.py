@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from envs.space.sites import Choice, Site
+from envs.space.sites import WidthSite
 from envs.units.units import Fixed, Unit
 
 KERNEL_WIDTH, MIN_ROUNDED = 8, 96
@@ -42,23 +42,22 @@ class Rules:
                 f"min_ratio={self.min_ratio}, max_ratio={self.max_ratio}: write fractions of kept channels"
             )
 
-    def choices(self, unit: Unit) -> tuple[Choice, ...]:
+    def widths(self, unit: Unit) -> list[int]:
         """The unit's widths under these rules, lightest first; never zero channels."""
         steps, multiple = range(unit.granule, unit.channels + 1, unit.granule), self._multiple(unit.channels)
-        kept = [
+        return [
             count
             for count in steps
             if (count % multiple == 0 or count == unit.channels)
             and self.min_ratio - 1e-9 <= count / unit.channels <= self.max_ratio + 1e-9
         ]
-        return tuple(Choice(count, unit.channels) for count in kept)
 
     def _multiple(self, channels: int) -> int:
         if self.round_to is not None:
             return self.round_to
         return KERNEL_WIDTH if channels >= MIN_ROUNDED else 1
 
-    def sites(self, units: Sequence[Unit]) -> tuple[list[Site], list[Fixed]]:
+    def sites(self, units: Sequence[Unit]) -> tuple[list[WidthSite], list[Fixed]]:
         """One site per unit that may change, in order, and the skipped ones with the reason.
 
         Raises:
@@ -77,12 +76,12 @@ class Rules:
             if hit is not None:
                 fixed.append(Fixed(unit.name, f"skipped by the pattern {hit!r}"))
                 continue
-            choices = self.choices(unit)
-            if not choices:
+            widths = self.widths(unit)
+            if not widths:
                 raise ValueError(
                     f"every unit needs a width that the rules allow, but {unit.name!r} with {unit.channels} "
                     f"channels (in steps of {unit.granule}) has none under {self}: widen the ratios, lower "
                     "round_to, or skip it"
                 )
-            sites.append(Site(unit=unit.name, channels=unit.channels, choices=choices))
+            sites.append(WidthSite.of(unit.name, unit.channels, widths))
         return sites, fixed

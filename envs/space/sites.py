@@ -1,125 +1,240 @@
-"""Sites and their ordered choices: what a policy decides, one site per step."""
+"""Sites: one decision each, with its ordered choices. A policy decides every site, one per step of an episode.
+
+A kind of decision is a class of `Site` in a module of its own (`widths` here, `pattern_sites`), found by a line of
+`kinds.KINDS`. A site only says what its values mean; what a decision does to weights stands in `compression`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hw_profiles.layers import IntArray
+from envs.units.layout import LayoutFamily
+from hw_profiles.layers import IntArray, LayerShape, Layout, Widths
+
+FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """One width of a unit, or one pattern of a layer.
+    """One thing that a site can become.
 
     Attributes:
-        kept: Channels kept; of a pattern its rank, the sparsest is 1.
-        channels: Channels of the dense unit; of a pattern the number of choices (dense is the last one).
-        pattern: The pattern, "" for a width.
+        value: What an assignment holds: channels kept, or the rank of a pattern.
+        ratio: The action in (0, 1] that means it.
+        label: For people: "12" channels, "2:4".
     """
 
-    kept: int
-    channels: int
-    pattern: str = ""
-
-    @property
-    def ratio(self) -> float:
-        """The action that means this choice, in (0, 1]: the preserve ratio, or the middle of the pattern's part."""
-        return (self.kept - 0.5) / self.channels if self.pattern else self.kept / self.channels
+    value: int
+    ratio: float
+    label: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """One decision: how many channels of a unit stay, or which pattern a layer's weight gets.
+@dataclass(slots=True)
+class Decisions:
+    """What was decided, by name.
 
     Attributes:
-        unit: Name of the unit; for a pattern the name of the weight ("layer1.0.conv1.weight").
-        channels: Its full width, or the number of patterns: what the dense network has here.
+        kept: Unit name -> channels kept.
+        patterns: Layer name -> sparsity pattern.
+    """
+
+    kept: dict[str, int] = field(default_factory=dict)
+    patterns: dict[str, str] = field(default_factory=dict)
+
+
+class WidthsDraft:
+    """Channel counts and patterns of K assignments while the sites write into them."""
+
+    def __init__(self, family: LayoutFamily, count: int) -> None:
+        """The dense network, `count` times."""
+        self.family, self.count = family, count
+        self.channels: IntArray = np.repeat(family.channels[None, :], count, axis=0)
+        self._patterns: IntArray | None = None
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Layer name -> row of the layout."""
+        return {layer.name: row for row, layer in enumerate(self.family.dense.layers)}
+
+    def set_patterns(self, layer: str, codes: IntArray) -> None:
+        """Gives a layer [K] pattern codes."""
+        if self._patterns is None:
+            self._patterns = np.zeros((self.count, len(self.family.dense.layers)), dtype=np.int64)
+        self._patterns[:, self.rows[layer]] = codes
+
+    def finished(self) -> Widths:
+        """The widths; without patterns where all are dense."""
+        dense = self._patterns is None or not self._patterns.any()
+        return self.family.widths(self.channels, None if dense else self._patterns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site(ABC):
+    """One decision.
+
+    Attributes:
+        name: Name of what is decided: a unit, or a weight ("layer1.0.conv1.weight").
         choices: What is allowed before any budget, lightest first.
-        layer: The layer whose pattern is decided, "" for a width.
+        precedence: Sites of a lower one are changed first where a budget must be reached.
+        shaped: Whether a layer's shape can refuse a value.
     """
 
-    unit: str
-    channels: int
+    name: str
     choices: tuple[Choice, ...]
-    layer: str = ""
+    precedence: ClassVar[int] = 0
+    shaped: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuses a site without choices or with unordered ones."""
-        if not self.choices or list(self.choices) != sorted(set(self.choices)):
-            raise ValueError(f"a site needs ordered, distinct choices, but {self.unit!r} has {self.choices}")
+        values = [choice.value for choice in self.choices]
+        if not values or values != sorted(set(values)):
+            raise ValueError(f"a site needs ordered, distinct choices, but {self.name!r} has {values}")
 
-    def kept(self) -> IntArray:
-        """[C] kept channels (ranks of patterns) of the choices, lightest first."""
-        return np.asarray([choice.kept for choice in self.choices], dtype=np.int64)
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The value that the dense network has here."""
 
-    def patterns(self) -> list[str]:
-        """The patterns of the choices, lightest first; none for a unit."""
-        return [choice.pattern for choice in self.choices if choice.pattern]
+    @abstractmethod
+    def action(self, value: int) -> float:
+        """The action in (0, 1] that means a value, an allowed choice or not."""
 
-    def ratios(self) -> NDArray[np.float64]:
+    @abstractmethod
+    def decide(self, value: int, decisions: Decisions) -> None:
+        """Writes down what a value means."""
+
+    @abstractmethod
+    def value_in(self, decisions: Decisions) -> int:
+        """The value that means what was decided: the inverse of `decide`.
+
+        Raises:
+            ValueError: If it is no choice of this site.
+        """
+
+    @abstractmethod
+    def write(self, values: IntArray, draft: WidthsDraft) -> None:
+        """Gives K assignments this site's [K] values."""
+
+    @abstractmethod
+    def layers(self, family: LayoutFamily) -> list[int]:
+        """Rows of the layout's layers whose cost this decision changes."""
+
+    @abstractmethod
+    def describing_layer(self, dense: Layout) -> LayerShape:
+        """The layer whose shape an observation of this site shows.
+
+        Raises:
+            ValueError: If the layout has no such layer.
+        """
+
+    def outputs(self, layer: LayerShape) -> int:
+        """Channels that an observation calls the site's output, given `describing_layer`."""
+        return layer.out_channels
+
+    def fitted(self, values: IntArray, unfit: NDArray[np.bool_], rows: dict[str, int]) -> IntArray:
+        """[K] values with those that their layer does not take replaced; by default all are taken.
+
+        Args:
+            values: [K].
+            unfit: [K, N] layers whose pattern does not fit their shape.
+            rows: Layer name -> column of `unfit`.
+        """
+        return values
+
+    def values(self) -> IntArray:
+        """[C] values of the choices, lightest first."""
+        return np.asarray([choice.value for choice in self.choices], dtype=np.int64)
+
+    def ratios(self) -> FloatArray:
         """[C] the actions that mean the choices, lightest first."""
         return np.asarray([choice.ratio for choice in self.choices])
-
-    def action(self, kept: int) -> float:
-        """The action that means a width of the unit, or a rank of its patterns."""
-        return Choice(int(kept), self.channels, "any" if self.layer else "").ratio
 
     def nearest(self, ratio: float, among: IntArray) -> int:
         """Index of the choice whose action is closest to `ratio`; the lighter one on a tie.
 
         Args:
-            ratio: Wanted preserve ratio; patterns cut [0, 1] into equal parts.
+            ratio: Wanted action.
             among: [C'] indices of the choices to look at, ascending.
         """
         return int(among[int(np.argmin(np.abs(self.ratios()[among] - ratio)))])
 
+    def choice(self, value: int) -> Choice:
+        """The choice of a value.
 
-def pattern_site(layer: str, patterns: Sequence[str]) -> Site:
-    """The site of a layer's weight; patterns sparsest first, the last one is dense."""
-    count = len(patterns)
-    choices = tuple(Choice(rank, count, pattern) for rank, pattern in enumerate(patterns, start=1))
-    return Site(unit=f"{layer}.weight", channels=count, choices=choices, layer=layer)
-
-
-class Decisions(NamedTuple):
-    """What was decided: unit name -> kept channels, layer name -> pattern."""
-
-    kept: dict[str, int]
-    patterns: dict[str, str]
+        Raises:
+            ValueError: If there is none.
+        """
+        for choice in self.choices:
+            if choice.value == value:
+                return choice
+        known = ", ".join(choice.label for choice in self.choices)
+        raise ValueError(f"{self.name!r} must become one of {known}, but got the value {value}")
 
 
-def decode(sites: Sequence[Site], values: Sequence[int] | IntArray) -> Decisions:
-    """What [S] kept channels and ranks of patterns mean."""
-    kept: dict[str, int] = {}
-    patterns: dict[str, str] = {}
-    for site, value in zip(sites, values, strict=True):
-        if site.layer:
-            patterns[site.layer] = next(choice.pattern for choice in site.choices if choice.kept == value)
-        else:
-            kept[site.unit] = int(value)
-    return Decisions(kept, patterns)
-
-
-def encode(sites: Sequence[Site], widths: Mapping[str, int], patterns: Mapping[str, str]) -> IntArray:
-    """[S] the inverse of `decode`; layers that are not named are dense.
+def layer_named(dense: Layout, name: str) -> LayerShape:
+    """A layer of a layout.
 
     Raises:
-        ValueError: If a layer has a pattern that is no choice of its site.
+        ValueError: If the layout has no such layer.
     """
-    values = []
-    for site in sites:
-        if not site.layer:
-            values.append(widths[site.unit])
-            continue
-        wanted = patterns.get(site.layer, "dense")
-        rank = next((choice.kept for choice in site.choices if choice.pattern == wanted), None)
-        if rank is None:
-            named = ", ".join(choice.pattern for choice in site.choices)
-            raise ValueError(f"the pattern of {site.layer!r} must be one of {named}, but got {wanted!r}")
-        values.append(rank)
-    return np.asarray(values, dtype=np.int64)
+    found = next((layer for layer in dense.layers if layer.name == name), None)
+    if found is None:
+        raise ValueError(f"a site must be named after a layer of the layout, but there is no {name!r}")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthSite(Site):
+    """How many channels of a unit stay; the action is the preserve ratio.
+
+    Attributes:
+        channels: The unit's full width.
+    """
+
+    channels: int
+
+    @classmethod
+    def of(cls, unit: str, channels: int, kept: Sequence[int]) -> WidthSite:
+        """The site of a unit with the widths that it may have, lightest first."""
+        choices = tuple(Choice(count, count / channels, str(count)) for count in kept)
+        return cls(name=unit, channels=channels, choices=choices)
+
+    @property
+    def size(self) -> int:
+        """The full width."""
+        return self.channels
+
+    def action(self, value: int) -> float:
+        """The preserve ratio."""
+        return int(value) / self.channels
+
+    def decide(self, value: int, decisions: Decisions) -> None:
+        """So many channels of the unit stay."""
+        decisions.kept[self.name] = int(value)
+
+    def value_in(self, decisions: Decisions) -> int:
+        """Channels kept; all of them where nothing is said."""
+        return decisions.kept.get(self.name, self.channels)
+
+    def write(self, values: IntArray, draft: WidthsDraft) -> None:
+        """Sets the unit's channels."""
+        draft.channels[:, draft.family.units.index(self.name)] = values
+
+    def outputs(self, layer: LayerShape) -> int:
+        """The unit's full width."""
+        return self.channels
+
+    def layers(self, family: LayoutFamily) -> list[int]:
+        """All layers that write, carry or read the unit's channels."""
+        return family.layers_of(self.name)
+
+    def describing_layer(self, dense: Layout) -> LayerShape:
+        """The layer that first produces the unit, by which it is named."""
+        return layer_named(dense, self.name)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 import envs.compression.compress
 from agents.searcher import Searcher
 from amc.config.search import SearchConfig
-from amc.rollouts.episode import Episode, Line, Played, SerialRollouts, Timing
-from amc.rollouts.worker import processor
+from amc.search.episode import Episode, Line, Played, SerialRollouts, Timing
+from amc.pool.worker import processor
 from amc.runs.folder import RunFolder
 from amc.scoring.scorer import Score, Scorer, read
 from amc.search.searchers import make_searcher

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from amc.rollouts.worker import processor
+from amc.pool.worker import processor
 from experiments.bench.gpu_parts import PARTS
 from experiments.chain import commit
 

@@ -26,8 +26,8 @@ import torch
 
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.rollouts.ray import RayRollouts
-from amc.rollouts.worker import processor
+from amc.pool.ray import RayRollouts
+from amc.pool.worker import processor
 from amc.runs.folder import RunFolder
 from amc.scoring.evaluate import Evaluator
 from amc.search.loop import search

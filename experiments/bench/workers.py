@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 from agents.random_search import RandomSearch
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.rollouts.episode import Rollouts, SerialRollouts
-from amc.rollouts.ray import RayRollouts, connected
-from amc.rollouts.worker import processor
+from amc.search.episode import Rollouts, SerialRollouts
+from amc.pool.ray import RayRollouts, connected
+from amc.pool.worker import processor
 from amc.scoring.evaluate import Effort, Evaluator
 from amc.search.setup import Problem
 from envs.parallel import THREADS

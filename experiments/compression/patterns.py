@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from amc.allocation.baselines import ALLOCATIONS, allocate, narrowed, wherever_legal
+from amc.search.allocation.baselines import ALLOCATIONS, allocate, narrowed, wherever_legal
 from amc.config.search import SearchConfig, load_config
 from amc.scoring.paired import paired_difference
 from amc.search.loop import search

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from agents.searcher import Searcher, keyed_generator
-from amc.rollouts.episode import play
+from amc.search.episode import play
 from envs.parallel import single_threaded
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation, accuracy

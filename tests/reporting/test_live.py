@@ -8,7 +8,7 @@ from rich.console import Console
 
 from agents.searcher import SearcherState
 from amc.reporting.live import live
-from amc.rollouts.episode import Episode, Failure
+from amc.search.episode import Episode, Failure
 from amc.search.state import Snapshot
 from envs.reward import Evaluation
 

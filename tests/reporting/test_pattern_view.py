@@ -16,8 +16,8 @@ from amc.reporting.facts import gather
 from amc.reporting.html import render
 from amc.reporting.inspection_view import inspection_tables
 from amc.reporting.patterns import pattern_section
-from amc.search.inspection import inspection
-from amc.search.layer_patterns import CHOSEN, LayerPattern, layer_patterns
+from amc.problem.inspection import inspection
+from amc.problem.layer_patterns import CHOSEN, LayerPattern, layer_patterns
 from amc.search.loop import search
 from amc.search.setup import Problem
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amc.allocation import knapsack as allocate
-from amc.allocation.groups import Group, alone, together
-from amc.allocation.knapsack import exchange, is_additive, knapsack, linearize, solve_additive
+from amc.search.allocation.groups import Group, alone, together
+from amc.search.allocation.knapsack import exchange, is_additive, knapsack, linearize, solve_additive
 from amc.tasks.models.resnet_cifar import resnet20
 from envs.compression.damage import Curve
 from envs.space.constraint import Budget, Constraint, Costing, FloatArray

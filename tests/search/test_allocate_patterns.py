@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from amc.allocation.baselines import ALLOCATIONS, allocate, erk, global_magnitude, lamp, narrowed, wherever_legal
-from amc.allocation.knapsack import knapsack
+from amc.search.allocation.baselines import ALLOCATIONS, allocate, erk, global_magnitude, lamp, narrowed, wherever_legal
+from amc.search.allocation.knapsack import knapsack
 from amc.config.search import load_config
 from amc.search.setup import Problem
 from envs.compression.damage import Curve

@@ -8,7 +8,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from amc.config.search import SearchConfig
-from amc.rollouts.parcel import pack, unpack
+from amc.pool.parcel import pack, unpack
 from amc.scoring.evaluate import excerpt
 from amc.search import setup as module
 from amc.search.setup import Problem

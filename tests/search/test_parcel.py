@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
-from amc.rollouts.parcel import Parcel, pack, unpack
-from amc.rollouts.worker import Round
+from amc.pool.parcel import Parcel, pack, unpack
+from amc.pool.worker import Round
 from amc.search.setup import Problem
 from amc.storage.cache import cached_tensors
 from envs.network.graph import trace

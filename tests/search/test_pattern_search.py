@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from amc.allocation.baselines import wherever_legal
+from amc.search.allocation.baselines import wherever_legal
 from amc.config.search import load_config, parse_constraints
 from amc.export.applied import load_applied, write_applied
 from amc.export.check import check_file
 from amc.export.onnx import write_onnx
-from amc.search.bounds import skipped_patterns
+from amc.problem.bounds import skipped_patterns
 from amc.search.loop import search
 from amc.search.setup import Problem
 from envs.space.constraint import Budget, Constraint, Costing

@@ -19,9 +19,9 @@ from rich.console import Console
 from agents.searcher import FixedPlan, Plan
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.rollouts.episode import Episode, Failure, Played, Rollouts, SerialRollouts
-from amc.rollouts.ray import MOST_DEATHS, RayRollouts
-from amc.rollouts.worker import About, Round
+from amc.search.episode import Episode, Failure, Played, Rollouts, SerialRollouts
+from amc.pool.ray import MOST_DEATHS, RayRollouts
+from amc.pool.worker import About, Round
 from amc.runs.folder import RunFolder
 from amc.runs.runner import run_resume, run_search
 from amc.scoring.evaluate import Effort, Evaluator
@@ -291,7 +291,7 @@ def test_a_failed_episode_is_written_down_and_read_back(bare: None, tmp_path: Pa
 def test_different_processors_are_warned_about(
     own_ray: None, models: tuple[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amc.rollouts.ray.processor", lambda: "one")
+    monkeypatch.setattr("amc.pool.ray.processor", lambda: "one")
     environment = troubled("none", 0, Path())
     rollouts = RayRollouts(environment, counted(environment)[0], WorkersConfig(workers=2), 2)
     with caplog.at_level(logging.WARNING):
@@ -310,7 +310,7 @@ def test_a_node_on_which_workers_cannot_be_made_is_told_once(
 
         def about(self) -> None: ...
 
-    monkeypatch.setattr("amc.rollouts.ray.Worker", Unmade)
+    monkeypatch.setattr("amc.pool.ray.Worker", Unmade)
     environment = troubled("none", 0, tmp_path / "marks")
     rollouts = RayRollouts(environment, counted(environment)[0], WorkersConfig(workers=2), 2)
     with pytest.raises(ValueError, match=r"No module named 'amc': see docs/ray\.md"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agents.searcher import FixedPlan
 from amc.config.search import SearchConfig
-from amc.rollouts.episode import Episode, SerialRollouts
+from amc.search.episode import Episode, SerialRollouts
 from amc.scoring.racing import BLOCKS, Race, bar
 from amc.scoring.scorer import Score
 from amc.search.loop import search

@@ -14,8 +14,8 @@ import pytest
 from amc.config.search import SearchConfig, load_config
 from amc.profiling.timing import Timing
 from amc.reporting.live import curve
-from amc.rollouts.episode import Episode
-from amc.search.bounds import confirm_costs
+from amc.search.episode import Episode
+from amc.problem.bounds import confirm_costs
 from amc.search.confirm import confirm, confirmed
 from amc.search.loop import search
 from amc.search.setup import Problem

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from amc.config.search import load_config
 from amc.reporting.inspection_view import inspection_tables
-from amc.search.bounds import recount
-from amc.search.inspection import CostSpan, InspectedUnit, Inspection, Stay, inspection, weighted_layers
+from amc.problem.bounds import recount
+from amc.problem.inspection import CostSpan, InspectedUnit, Inspection, Stay, inspection, weighted_layers
 from amc.tasks.models.resnet_cifar import resnet56
 from amc.tasks.task import Task
 from envs.units.slicing import slice_network

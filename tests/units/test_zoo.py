@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from amc.config.search import load_config
 from amc.export.onnx import write_onnx
 from amc.reporting.inspection_view import inspection_tables
-from amc.search.inspection import Inspection, inspection, weighted_layers
+from amc.problem.inspection import Inspection, inspection, weighted_layers
 from amc.search.loop import search
 from amc.search.setup import Problem
 from amc.tasks.task import Task, top1
@@ -212,7 +212,7 @@ def test_any_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     task = task_of(name)
     monkeypatch.setattr("amc.search.setup.load_task", lambda *_, **__: task)
     anatomy = dissect(task.network, task.example_input)
-    for module in ("amc.search.inspection", "amc.search.setup"):  # half of the time: once is enough
+    for module in ("amc.problem.inspection", "amc.search.setup"):  # half of the time: once is enough
         monkeypatch.setattr(f"{module}.dissect", lambda *_: anatomy)
     found = inspection(task, load_config(None, {"task": name}))
     check_inspection(found, task.network, task.example_input)

@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from amc.config.search import SearchConfig
-from amc.search.bounds import choose_sites, skipped_patterns
-from amc.search.layer_patterns import mac_shares, weight_reasons
+from amc.problem.bounds import choose_sites, skipped_patterns
+from amc.problem.layer_patterns import mac_shares, weight_reasons
 from amc.tasks.splits import verification_samples
 from amc.tasks.task import Task
 from envs.network.graph import NORMS, WEIGHTED
 from envs.space.constraint import Costing
+from envs.space.pattern_sites import PatternSite
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.units import Fixed, Unit, weighted_outputs
@@ -171,7 +172,7 @@ def _costs(anatomy: Anatomy, sites: Sequence[Site], shapes: ShapeRules | None) -
 
 
 def _units(anatomy: Anatomy, sites: Sequence[Site]) -> tuple[InspectedUnit, ...]:
-    dense, lightest = anatomy.family.dense, {site.unit: site.choices[0].kept for site in sites}
+    dense, lightest = anatomy.family.dense, {site.name: site.choices[0].value for site in sites}
     total, order = cost_of(Macs(), dense), anatomy.graph.order()
     found = []
     for unit in (unit for unit in anatomy.units if unit.name in lightest):
@@ -234,7 +235,9 @@ def _is_own_layer(module: nn.Module) -> bool:
 def _patterns(anatomy: Anatomy, sites: Sequence[Site], fixed: Sequence[Fixed]) -> tuple[InspectedWeight, ...]:
     """What each layer may choose at its full width, or why it stays dense."""
     dense = anatomy.family.dense
-    choices: Mapping[str, tuple[str, ...]] = {site.layer: tuple(site.patterns()) for site in sites if site.layer}
+    choices: Mapping[str, tuple[str, ...]] = {
+        site.layer: tuple(site.patterns()) for site in sites if isinstance(site, PatternSite)
+    }
     reasons, shares = weight_reasons(fixed), mac_shares(dense)
     return tuple(
         InspectedWeight(

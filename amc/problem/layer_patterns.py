@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from amc.problem.setup import Setup
+from envs.space.assignment import Assignment
+from envs.space.pattern_sites import PatternSite
 from envs.space.patterns import refusal
-from envs.space.sites import Site, decode
 from envs.units.layout import kept_counts
 from envs.units.units import Fixed
 from hw_profiles.cost import Macs, cost_of
-from hw_profiles.layers import IntArray, LayerShape, Layout
+from hw_profiles.layers import LayerShape, Layout
 from hw_profiles.patterns import parse_pattern
 from hw_profiles.shape_rules import ShapeRules
-
-if TYPE_CHECKING:
-    from amc.search.setup import Problem
 
 CHOSEN = "it could take a pattern, and was left dense"
 
@@ -46,19 +44,19 @@ class LayerPattern:
         return {"pattern": self.pattern, **({"reason": self.reason} if self.reason else {})}
 
 
-def layer_patterns(problem: Problem, kept: Sequence[int] | IntArray) -> tuple[LayerPattern, ...]:
-    """Every layer with a weight at [S] kept channels and ranks; none where no pattern is decided."""
-    sites = {site.layer: site for site in problem.sites if site.layer}
+def layer_patterns(setup: Setup, assignment: Assignment) -> tuple[LayerPattern, ...]:
+    """Every layer with a weight under an assignment; none where no pattern is decided."""
+    sites = {site.layer: site for site in setup.sites if isinstance(site, PatternSite)}
     if not sites:
         return ()
-    family, decided = problem.anatomy.family, decode(problem.sites, kept)
-    fixed = weight_reasons(problem.fixed)
+    family, decided = setup.anatomy.family, assignment.decisions
+    fixed = weight_reasons(setup.fixed)
     layers = family.at(kept_counts(family, decided.kept)).layers
     shares = mac_shares(family.dense)
     found = []
     for layer in (layer for layer in layers if layer.has_weight):
         pattern, site = decided.patterns.get(layer.name, "dense"), sites.get(layer.name)
-        why = fixed.get(layer.name, "") if site is None else _why_dense(layer, site, problem.shapes)
+        why = fixed.get(layer.name, "") if site is None else _why_dense(layer, site, setup.shapes)
         found.append(
             LayerPattern(
                 layer=layer.name,
@@ -85,7 +83,7 @@ def mac_shares(dense: Layout) -> dict[str, float]:
     return {layer.name: cost_of(Macs(), Layout(layers=(layer,))) / total for layer in weighted}
 
 
-def _why_dense(layer: LayerShape, site: Site, shapes: ShapeRules | None) -> str:
+def _why_dense(layer: LayerShape, site: PatternSite, shapes: ShapeRules | None) -> str:
     """Why a layer that had a choice is dense: its width forbids every pattern, or it was chosen."""
     texts = [text for text in site.patterns() if text != "dense"]
     reasons = [refusal(layer, parse_pattern(text)) or (shapes.refusal(layer, text) if shapes else "") for text in texts]

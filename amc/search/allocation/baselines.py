@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from envs.regression.rows import weight_of
 from envs.space.constraint import Constraint, InfeasibleBudget
+from envs.space.pattern_sites import PatternSite
 from envs.space.sites import Site
 from hw_profiles.layers import IntArray
 from hw_profiles.patterns import parse_pattern
@@ -67,11 +68,11 @@ def allocate(constraint: Constraint, network: nn.Module, name: str) -> IntArray:
         InfeasibleBudget: If it is above a budget even at its sparsest.
     """
     sites = constraint.costing.sites
-    layers = [site for site in sites if site.layer]
+    layers = [site for site in sites if isinstance(site, PatternSite)]
     found = ALLOCATIONS[name]([weight_of(network.get_submodule(site.layer)) for site in layers])
     levels = np.asarray([found(float(level)) for level in np.linspace(1, 1 / LEVELS, LEVELS)])  # [LEVELS, L]
-    columns = dict(zip((site.unit for site in layers), levels.T, strict=True))
-    kept = np.stack([_nearest(s, columns[s.unit]) if s.layer else np.full(LEVELS, s.channels) for s in sites], axis=1)
+    columns = dict(zip((site.name for site in layers), levels.T, strict=True))
+    kept = np.stack([_nearest(s, columns.get(s.name)) for s in sites], axis=1)
     legal = np.flatnonzero(constraint.keeps(kept))
     if len(legal):
         return np.asarray(kept[legal[0]])
@@ -83,7 +84,7 @@ def allocate(constraint: Constraint, network: nn.Module, name: str) -> IntArray:
 
 def wherever_legal(sites: Sequence[Site], pattern: str) -> IntArray:
     """[S] the pattern in every layer that may choose it, all else dense (uniform N:M)."""
-    ranks = [next((c.kept for c in site.choices if c.pattern == pattern), site.channels) for site in sites]
+    ranks = [next((c.value for c in site.choices if c.label == pattern), site.size) for site in sites]
     return np.asarray(ranks, dtype=np.int64)
 
 
@@ -96,17 +97,21 @@ def narrowed(constraint: Constraint, pattern: str) -> Constraint:
     costing, group = constraint.costing, parse_pattern(pattern).group
     sites = []
     for site in costing.sites:
-        named = [choice for choice in site.choices if choice.pattern == pattern]
-        whole = [choice for choice in site.choices if choice.kept % max(group, 1) == 0]
-        choices = (named if site.layer else whole) or site.choices
+        if isinstance(site, PatternSite):
+            wanted = [choice for choice in site.choices if choice.label == pattern]
+        else:
+            wanted = [choice for choice in site.choices if choice.value % max(group, 1) == 0]
+        choices = wanted or site.choices
         sites.append(replace(site, choices=tuple(choices)))
     return Constraint.create(replace(costing, sites=tuple(sites)), constraint.budgets)
 
 
-def _nearest(site: Site, densities: FloatArray) -> IntArray:
-    """[K] ranks of the choices nearest to [K] densities."""
-    own = np.asarray([parse_pattern(choice.pattern).density for choice in site.choices])
-    return np.asarray(site.kept()[np.abs(own[None, :] - densities[:, None]).argmin(axis=1)])
+def _nearest(site: Site, densities: FloatArray | None) -> IntArray:
+    """[K] ranks of the choices nearest to [K] densities; a unit stays whole."""
+    if densities is None or not isinstance(site, PatternSite):
+        return np.full(LEVELS, site.size, dtype=np.int64)
+    own = np.asarray([parse_pattern(pattern).density for pattern in site.patterns()])
+    return np.asarray(site.values()[np.abs(own[None, :] - densities[:, None]).argmin(axis=1)])
 
 
 def _by_scores(scores: Sequence[Tensor]) -> Densities:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.allocation.groups import Group, together
+from amc.search.allocation.groups import Group, together
 from envs.compression.damage import Curve
 from envs.space.constraint import Constraint, Costing
 from hw_profiles.cost import Cost
@@ -42,7 +42,7 @@ def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
         [S] kept channels.
     """
     costing = constraint.costing
-    groups = together(costing, [curve.at(site.kept()) for curve, site in zip(curves, costing.sites, strict=True)])
+    groups = together(costing, [curve.at(site.values()) for curve, site in zip(curves, costing.sites, strict=True)])
     starts = [constraint.uniform(), constraint.fallback]
     if len(constraint.budgets) == 1 and is_additive(costing, constraint.budgets[0].cost, groups):
         cost, limit = constraint.budgets[0]

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.space.constraint import Costing
+from envs.space.pattern_sites import PatternSite
 from hw_profiles.layers import IntArray
 
 FloatArray = NDArray[np.float64]
 
-MOST = 1024
+MAX_OPTIONS = 1024
 """Options of one group at most; patterns beyond are decided alone."""
 
 
@@ -50,7 +51,7 @@ class Group:
 def alone(costing: Costing, damages: Sequence[FloatArray]) -> list[Group]:
     """Every site by itself, with the damage of each of its choices."""
     return [
-        Group(steps=np.asarray([step]), options=site.kept()[:, None], damage=damage)
+        Group(steps=np.asarray([step]), options=site.values()[:, None], damage=damage)
         for step, (site, damage) in enumerate(zip(costing.sites, damages, strict=True))
     ]
 
@@ -64,27 +65,28 @@ def together(costing: Costing, damages: Sequence[FloatArray]) -> list[Group]:
     """
     sites, layers = costing.sites, costing.family.dense.layers
     touched = {
-        step: {layers[row].name for row in costing.family.layers_of(site.unit)}
+        step: {layers[row].name for row in site.layers(costing.family)}
         for step, site in enumerate(sites)
-        if not site.layer
+        if not isinstance(site, PatternSite)
     }
     members = {step: [step] for step in range(len(sites))}
-    for step, site in enumerate(sites):
-        units = sorted((unit for unit in touched if site.layer in touched[unit]), key=lambda unit: len(touched[unit]))
-        room = (u for u in units if prod(len(sites[k].choices) for k in (*members[u], step)) <= MOST)
+    patterned = {step: site.layer for step, site in enumerate(sites) if isinstance(site, PatternSite)}
+    for step, layer in patterned.items():
+        units = sorted((unit for unit in touched if layer in touched[unit]), key=lambda unit: len(touched[unit]))
+        room = (u for u in units if prod(len(sites[k].choices) for k in (*members[u], step)) <= MAX_OPTIONS)
         if (home := next(room, None)) is not None:
             members[home].append(members.pop(step)[0])
     groups = []
     for steps in map(sorted, members.values()):
         outside = {name for unit, names in touched.items() if unit not in steps for name in names}
-        inside = {sites[step].layer for step in steps if sites[step].layer} - outside
+        inside = {patterned[step] for step in steps if step in patterned} - outside
         groups.append(_group(costing, damages, steps, inside))
     return groups
 
 
 def _group(costing: Costing, damages: Sequence[FloatArray], steps: list[int], inside: set[str]) -> Group:
     """All combinations, without those in which a layer that only these sites touch does not take its pattern."""
-    kept = np.meshgrid(*(costing.sites[step].kept() for step in steps), indexing="ij")
+    kept = np.meshgrid(*(costing.sites[step].values() for step in steps), indexing="ij")
     losses = np.meshgrid(*(damages[step] for step in steps), indexing="ij")
     group = Group(
         steps=np.asarray(steps),

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amc.config.search import load_config, parse_constraints
-from amc.search.setup import Problem
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
 from envs.pruning_env import PruningEnv
 
 
@@ -27,4 +28,5 @@ def channel_pruning(
         constraint = constraint.split(",")
     budgets = dict(constraint) if isinstance(constraint, Mapping) else parse_constraints(constraint)
     reward = {"reward": "accuracy", "reward_split": "validation"}
-    return Problem(load_config(None, {"task": task, "constraint": budgets, **reward, **settings})).environment()
+    config = load_config(None, {"task": task, "constraint": budgets, **reward, **settings})
+    return prepare(set_up(config)).environment()

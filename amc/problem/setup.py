@@ -1,0 +1,193 @@
+"""The door: task, units, sites, constraint and draws of a search, checked before any long work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc.config.search import SearchConfig
+from amc.problem.bounds import bind, choose_sites, recount, skipped_patterns
+from amc.profiling.store import load_table
+from amc.scoring.draws import Draws
+from amc.scoring.scorer import Scorer, scoring_chunk
+from amc.tasks.checks import check_task
+from amc.tasks.plugins import describe, find_function
+from amc.tasks.splits import Split, verification_samples
+from amc.tasks.task import Task, load_task, top1
+from envs.parallel import return_memory, single_threaded
+from envs.reward import REWARDS, Reward, accuracy_latency
+from envs.space.assignment import Assignment
+from envs.space.constraint import Constraint, Costing
+from envs.space.sites import Site
+from envs.units.anatomy import Anatomy, dissect
+from envs.units.units import Fixed
+from hw_profiles.cost import Cost, Macs, Params
+from hw_profiles.latency.table import LatencyTable
+from hw_profiles.layers import IntArray
+from hw_profiles.shape_rules import ShapeRules, load_rules
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many done, how many in all)."""
+
+KEPT_BYTES = 512e6
+"""Outputs of the dense network that are kept at most."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """One task under one constraint.
+
+    Attributes:
+        config: The configuration.
+        task: The task.
+        anatomy: Graph, units and layouts.
+        sites: The decisions, one per step.
+        fixed: What stays, with the reason.
+        shapes: Which shapes a device takes in which pattern, None without such rules.
+        table: Latencies by the named profile, None without one.
+        constraint: The budgets over the sites.
+        draws: Which images are used for what.
+        scorer: Scores networks in full precision.
+        reward: Turns an evaluation into a number.
+    """
+
+    config: SearchConfig
+    task: Task
+    anatomy: Anatomy
+    sites: tuple[Site, ...]
+    fixed: tuple[Fixed, ...]
+    shapes: ShapeRules | None
+    table: LatencyTable | None
+    constraint: Constraint
+    draws: Draws
+    scorer: Scorer
+    reward: Reward
+
+    def assignment(self, values: Sequence[int] | IntArray) -> Assignment:
+        """The assignment of [S] values."""
+        return Assignment.of(self.sites, values)
+
+    def dense(self) -> Assignment:
+        """The dense network's assignment."""
+        return self.assignment(self.constraint.costing.dense())
+
+    def uniform(self) -> Assignment:
+        """The largest common preserve ratio within the budgets."""
+        return self.assignment(self.constraint.uniform())
+
+    def reward_split(self) -> Split:
+        """The split that the reward's images are from."""
+        return self.task.validation if self.config.reward_split == "validation" else self.task.calibration
+
+    def keeps_outputs(self) -> bool:
+        """Whether the dense network's outputs on all validation images can be kept."""
+        return outputs_fit(self.task)
+
+    def own_modules(self) -> list[str]:
+        """Modules of the user's that the configuration names."""
+        return [name.partition(":")[0] for name in (self.config.task, self.config.reward) if ":" in name]
+
+    def real_costs(self, network: nn.Module, patterns: Mapping[str, str] | None = None) -> dict[str, float]:
+        """MACs, parameters and every budget's cost, recounted on a real network (traced anew).
+
+        Args:
+            network: Whose weights keep to their patterns: they are checked before they are counted.
+            patterns: Layer name -> pattern.
+        """
+        macs = Macs(skips=skipped_patterns(self.shapes, self.table))
+        wanted: list[Cost] = [macs, Params(), *(budget.cost for budget in self.constraint.budgets)]
+        wanted += [self.table] if self.table is not None else []
+        return recount(network, self.task.example_input, wanted, patterns or {})
+
+
+def set_up(config: SearchConfig, progress: Progress = no_progress) -> Setup:
+    """Loads and checks task and budgets; nothing is calibrated yet.
+
+    Raises:
+        ValueError: If task, rules, budgets or reward are not usable.
+    """
+    single_threaded()
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
+    task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
+    check_task(task)
+    draws = Draws(config, len(task.calibration), len(task.validation))
+    table = load_table(config.profile, logger.warning) if config.profile is not None else None
+    progress("finding units", 0, 1)
+    anatomy = dissect(task.network, task.example_input, verification_samples(task.calibration))
+    return_memory()
+    progress("finding units", 1, 1)
+    shapes = load_rules(config.shapes) if config.shapes is not None else None
+    sites, skipped = choose_sites(config, task.network, anatomy, shapes)
+    table = table.for_network(anatomy.family.dense) if table is not None else None
+    if table is not None and table.correction is None:
+        logger.warning("latencies of %s are uncorrected: `amc profile check` measures how true they are", task.name)
+    constraint = bind(config, Costing(anatomy.family, sites, shapes), table)
+    chunk = scoring_chunk(anatomy.family.dense, config.device)
+    scorer = Scorer(graph=anatomy.graph, metric=task.metric, chunk=chunk, device=config.device)
+    reward = _reward(config, task, constraint)
+    _check_reward(config.reward, reward, task, scorer, constraint)
+    return Setup(
+        config=config,
+        task=task,
+        anatomy=anatomy,
+        sites=sites,
+        fixed=(*anatomy.fixed, *skipped),
+        shapes=shapes,
+        table=table,
+        constraint=constraint,
+        draws=draws,
+        scorer=scorer,
+        reward=reward,
+    )
+
+
+def outputs_fit(task: Task) -> bool:
+    """Whether the dense network's outputs on all validation images can be kept."""
+    with torch.no_grad():
+        one: Tensor = task.network(task.example_input)
+    return 4 * one.numel() * len(task.validation) <= KEPT_BYTES
+
+
+def _reward(config: SearchConfig, task: Task, constraint: Constraint) -> Reward:
+    """The reward by name, or the user's own."""
+    name = config.reward
+    if name == "auto":
+        name = "output_error" if task.metric is top1 and outputs_fit(task) else "accuracy"
+    if name == "accuracy_latency":
+        return partial(accuracy_latency, target_ms=constraint.limits()["latency_ms"])
+    return REWARDS[name] if name in REWARDS else find_function("reward", name)
+
+
+def _check_reward(name: str, reward: Reward, task: Task, scorer: Scorer, constraint: Constraint) -> None:
+    """Tries the reward on the dense network's first images: it may be the user's code.
+
+    Raises:
+        ValueError: If it raises, or gives no finite number.
+    """
+    first = range(min(16, len(task.validation)))
+    dense = scorer.outputs(task.network, task.validation, first) if outputs_fit(task) else None
+    score = scorer(task.network, task.validation, first, dense)
+    evaluation = score.evaluation(constraint.costs(constraint.costing.dense()), 0)
+    try:
+        value = float(reward(evaluation))
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"reward {name!r} must turn an Evaluation into a number, but raised {describe(error)}: correct it"
+        ) from error
+    if not np.isfinite(value):
+        raise ValueError(f"a reward must be a finite number, but {name!r} gave {value}: correct it")

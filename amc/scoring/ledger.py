@@ -1,0 +1,53 @@
+"""What a search has paid and what it has learned for it: every policy is charged once, and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from envs.reward import Evaluation
+from envs.space.assignment import Key
+
+
+class Ledger:
+    """Image-forwards and evaluations of one search (DESIGN law 3); both only grow.
+
+    Attributes:
+        image_forwards: Forward passes of one image each: calibration, damage curves and validation alike.
+        evaluations: Policies compressed and scored.
+    """
+
+    def __init__(self) -> None:
+        """Nothing paid, nothing known."""
+        self.image_forwards, self.evaluations = 0, 0
+        self._known: dict[Key, Evaluation] = {}
+
+    @property
+    def known(self) -> Mapping[Key, Evaluation]:
+        """All evaluations so far by assignment; a live view."""
+        return MappingProxyType(self._known)
+
+    def charge(self, image_forwards: int) -> None:
+        """Adds work that is no evaluation of an episode."""
+        self.image_forwards += image_forwards
+
+    def account(self, key: Key, evaluation: Evaluation) -> Evaluation:
+        """Charges an evaluation of a new assignment and remembers it; of a known one gives the first, free of charge.
+
+        Args:
+            key: The assignment.
+            evaluation: Made wherever.
+        """
+        if key in self._known:
+            return replace(self._known[key], image_forwards=0)
+        self.image_forwards += evaluation.image_forwards
+        self.evaluations += 1
+        self._known[key] = evaluation
+        return evaluation
+
+    def restore(self, image_forwards: int, evaluations: int, known: Mapping[Key, Evaluation]) -> None:
+        """Takes over the books of an earlier process."""
+        self.image_forwards, self.evaluations = image_forwards, evaluations
+        for key, evaluation in known.items():
+            self._known.setdefault(key, evaluation)
