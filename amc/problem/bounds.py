@@ -12,7 +12,7 @@ from amc.config.search import COVERAGE, SearchConfig
 from envs.network.graph import trace
 from envs.network.recount import CountMismatch, confirm_macs, independent_macs
 from envs.space.constraint import Budget, Constraint, Costing, resolve_budget
-from envs.space.pattern_sites import interleaved, pattern_sites
+from envs.space.kinds import KINDS, Wanted
 from envs.space.patterns import verify_network
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy
@@ -32,21 +32,16 @@ def choose_sites(
     Raises:
         ValueError: If the rules leave nothing to decide.
     """
-    rules = config.rules.rules(profiled=config.profile is not None)
-    widths, skipped = rules.sites(anatomy.units) if config.choose in ("channels", "mixed") else ([], [])
-    if config.choose == "channels":
-        return tuple(widths), tuple(skipped)
-    named = config.patterns
-    if config.choose == "unstructured":
-        named = tuple(f"unstructured:{density:g}" for density in config.densities)
-    layers, stays = pattern_sites(network, anatomy.graph, anatomy.family.dense, named, rules.skip, shapes)
-    if not layers:
-        reasons = "; ".join(f"{fixed.name}: {fixed.reason}" for fixed in stays[:3])
-        raise ValueError(
-            f"--choose {config.choose} needs a layer that takes a pattern, but none does ({reasons}): "
-            "choose channels, or another pattern"
-        )
-    return tuple(interleaved(widths, layers, anatomy.units)), (*skipped, *stays)
+    wanted = Wanted(
+        network=network,
+        anatomy=anatomy,
+        rules=config.rules.rules(profiled=config.profile is not None),
+        patterns=config.patterns,
+        densities=config.densities,
+        shapes=shapes,
+    )
+    sites, fixed = KINDS[config.choose](wanted)
+    return tuple(sites), tuple(fixed)
 
 
 def bind(config: SearchConfig, costing: Costing, table: LatencyTable | None) -> Constraint:

@@ -1,7 +1,7 @@
 """Sites: one decision each, with its ordered choices. A policy decides every site, one per step of an episode.
 
-A kind of decision is a class of `Site` in a module of its own (`widths` here, `pattern_sites`), found by a line of
-`kinds.KINDS`. A site only says what its values mean; what a decision does to weights stands in `compression`.
+A kind of decision is a class of `Site` in a module of its own (`WidthSite` here, `pattern_sites.PatternSite`) with a
+line in `kinds.KINDS`. A site only says what its values mean; what a decision does to weights stands in `compression`.
 """
 
 from __future__ import annotations

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from amc.search.setup import Problem
 from torch import Tensor, nn
 
 import envs.compression.compress
 from agents.searcher import Searcher
 from amc.config.search import SearchConfig
-from amc.search.episode import Episode, Line, Played, SerialRollouts, Timing
 from amc.pool.worker import processor
 from amc.runs.folder import RunFolder
 from amc.scoring.scorer import Score, Scorer, read
+from amc.search.episode import Episode, Line, Played, SerialRollouts, Timing
 from amc.search.searchers import make_searcher
-from amc.search.setup import Problem
 from amc.search.state import Snapshot
 from amc.tasks.splits import Split
 from envs.compression.compress import Compressor

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from amc.search.setup import Problem
 
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
@@ -31,7 +32,6 @@ from amc.pool.worker import processor
 from amc.runs.folder import RunFolder
 from amc.scoring.evaluate import Evaluator
 from amc.search.loop import search
-from amc.search.setup import Problem
 from amc.search.state import Snapshot
 from amc.tasks.models import resnet_cifar
 from amc.tasks.task import Task

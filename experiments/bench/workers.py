@@ -21,14 +21,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from amc.search.setup import Problem
+
 from agents.random_search import RandomSearch
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.search.episode import Rollouts, SerialRollouts
 from amc.pool.ray import RayRollouts, connected
 from amc.pool.worker import processor
 from amc.scoring.evaluate import Effort, Evaluator
-from amc.search.setup import Problem
+from amc.search.episode import Rollouts, SerialRollouts
 from envs.parallel import THREADS
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from amc.search.setup import Problem
 
 from amc.config.search import load_config
 from amc.scoring.paired import paired_difference
-from amc.search.setup import Problem
 from amc.storage.files import write_json
 from experiments.chain import ROOT, commit, processor
 

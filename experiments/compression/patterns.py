@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from amc.search.setup import Problem
 
-from amc.search.allocation.baselines import ALLOCATIONS, allocate, narrowed, wherever_legal
 from amc.config.search import SearchConfig, load_config
 from amc.scoring.paired import paired_difference
+from amc.search.allocation.baselines import ALLOCATIONS, allocate, narrowed, wherever_legal
 from amc.search.loop import search
-from amc.search.setup import Problem
 from amc.search.starts import best_knapsack
 from amc.storage.files import write_json, write_text
 from envs.compression.sparsify import SELECTIONS

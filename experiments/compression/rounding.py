@@ -13,12 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from amc.search.setup import Problem
 from torch import nn
 
 from amc.config.search import load_config
 from amc.profiling.timing import latency_ms, timing_remarks
 from amc.search.loop import SPLITS
-from amc.search.setup import Problem
 from amc.storage.files import write_json
 from envs.space.constraint import InfeasibleBudget
 from experiments.chain import ROOT, commit, processor

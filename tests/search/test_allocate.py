@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from amc.allocation import knapsack as allocate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from amc.allocation import knapsack as allocate
 from amc.search.allocation.groups import Group, alone, together
 from amc.search.allocation.knapsack import exchange, is_additive, knapsack, linearize, solve_additive
 from amc.tasks.models.resnet_cifar import resnet20

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from amc.search.setup import Problem
 
+from amc.config.search import load_config
 from amc.search.allocation.baselines import ALLOCATIONS, allocate, erk, global_magnitude, lamp, narrowed, wherever_legal
 from amc.search.allocation.knapsack import knapsack
-from amc.config.search import load_config
-from amc.search.setup import Problem
 from envs.compression.damage import Curve
 from envs.space.constraint import InfeasibleBudget
 

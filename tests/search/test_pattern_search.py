@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from amc.search.setup import Problem
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from amc.search.allocation.baselines import wherever_legal
 from amc.config.search import load_config, parse_constraints
 from amc.export.applied import load_applied, write_applied
 from amc.export.check import check_file
 from amc.export.onnx import write_onnx
 from amc.problem.bounds import skipped_patterns
+from amc.search.allocation.baselines import wherever_legal
 from amc.search.loop import search
-from amc.search.setup import Problem
 from envs.space.constraint import Budget, Constraint, Costing
 from envs.space.pattern_sites import interleaved, pattern_sites
 from envs.space.patterns import PatternMismatch, verify_network

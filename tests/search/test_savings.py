@@ -7,15 +7,15 @@ from functools import cache
 
 import numpy as np
 import pytest
+from amc.search.setup import Problem
 from numpy.typing import NDArray
 
 from agents.searcher import FixedPlan
 from amc.config.search import SearchConfig
-from amc.search.episode import Episode, SerialRollouts
 from amc.scoring.racing import BLOCKS, Race, bar
 from amc.scoring.scorer import Score
+from amc.search.episode import Episode, SerialRollouts
 from amc.search.loop import search
-from amc.search.setup import Problem
 from amc.search.state import Snapshot
 from envs.reward import Evaluation, accuracy, output_error
 

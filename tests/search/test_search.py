@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from amc.search.setup import Problem
 
 from amc.config.search import SearchConfig, load_config
+from amc.problem.bounds import confirm_costs
 from amc.profiling.timing import Timing
 from amc.reporting.live import curve
-from amc.search.episode import Episode
-from amc.problem.bounds import confirm_costs
 from amc.search.confirm import confirm, confirmed
+from amc.search.episode import Episode
 from amc.search.loop import search
-from amc.search.setup import Problem
 from envs.network.recount import CountMismatch, independent_macs
 from envs.reward import REWARDS, Evaluation
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from amc.search.setup import Problem
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,10 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amc.config.search import load_config
 from amc.export.onnx import write_onnx
-from amc.reporting.inspection_view import inspection_tables
 from amc.problem.inspection import Inspection, inspection, weighted_layers
+from amc.reporting.inspection_view import inspection_tables
 from amc.search.loop import search
-from amc.search.setup import Problem
 from amc.tasks.task import Task, top1
 from envs.network.graph import copy_network
 from envs.units.anatomy import dissect
