@@ -27,7 +27,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def single_threaded() -> None:
-    """Sets torch to one intra-op thread in this process (DESIGN law 1)."""
+    """Sets torch to one intra-op thread in this process (law 1 of docs/architecture.md)."""
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from envs.space.assignment import Key
 
 
 class Ledger:
-    """Image-forwards and evaluations of one search (DESIGN law 3); both only grow.
+    """Image-forwards and evaluations of one search (law 3 of docs/architecture.md); both only grow.
 
     Attributes:
         image_forwards: Forward passes of one image each: calibration, damage curves and validation alike.

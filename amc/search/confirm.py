@@ -63,7 +63,7 @@ def confirm(
 
     A search that kept the best of many noisy rewards would keep the luckiest: the winner is decided by its
     reward on validation images that were not seen before, and must there be no less accurate than uniform widths and
-    the start (DESIGN law 6: never worse than what stands beside it).
+    the start (law 6 of docs/architecture.md: never worse than what stands beside it).
 
     Args:
         prepared: Task and settings.
