@@ -12,7 +12,7 @@ from hw_profiles.latency.profile import Profile
 from hw_profiles.latency.surface import Surface
 from hw_profiles.latency.table import LatencyTable
 
-MOST_LINES = 5
+MAX_LINES = 5
 """Curves per kernel in the picture; between them there are more."""
 
 
@@ -103,7 +103,7 @@ def _curves(axis, surface: Surface) -> None:  # type: ignore[no-untyped-def]
         times, along, across, names = times.T, surface.inputs, surface.outputs, ("channels in", "out")
     elif not surface.kernel.square:
         names = ("channels out", "in")
-    step = max(1, -(-len(across) // MOST_LINES))
+    step = max(1, -(-len(across) // MAX_LINES))
     for width, line in list(zip(across.tolist(), times, strict=True))[::-step]:
         label = None if surface.kernel.square else f"{width} {names[1]}"
         axis.plot(along, line, marker="o", markersize=3, linewidth=1, label=label)

@@ -12,7 +12,7 @@ from amc.search.layer_patterns import LayerPattern
 from amc.search.result import NETWORKS, NetworkReport, SearchResult
 from envs.space.sites import decode
 from envs.units.layout import LayoutFamily, kept_counts
-from hw_profiles.cost import Cost, Macs, Memory, cost_of
+from hw_profiles.cost import COSTS, Cost, Macs, cost_of
 from hw_profiles.latency.table import LatencyTable
 from hw_profiles.layers import Layout
 
@@ -95,7 +95,7 @@ def gather(
 ) -> ReportData:
     """Collects what `render` shows."""
     family, first = problem.anatomy.family, problem.constraint.budgets[0].cost
-    cost = Macs() if isinstance(first, Memory) else first  # peak memory does not add up over layers
+    cost = Macs() if first.name in COSTS and not COSTS[first.name].adds_up else first
     units = tuple(site.unit for site in problem.sites if not site.layer)
 
     def facts(name: str, report: NetworkReport) -> NetworkFacts:

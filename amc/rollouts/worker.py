@@ -18,6 +18,7 @@ from amc.scoring.evaluate import Key
 from envs.parallel import THREADS, keep_memory, single_threaded
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation
+from hw_profiles.device import cpu_model
 
 
 class Round(NamedTuple):
@@ -88,9 +89,4 @@ class Worker:
 @cache
 def processor() -> str:
     """Model of the CPU."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    return cpu_model()

@@ -10,27 +10,44 @@ from collections.abc import Iterable, Mapping
 from math import sqrt
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Formats, Kernel, Mode, Op
-from hw_profiles.passes import MOST_DISTURBED, in_words
+from hw_profiles.latency.runtimes import EXECUTIONS
+from hw_profiles.latency.runtimes.execution import Execution
+from hw_profiles.passes import MAX_DISTURBED, in_words
 from hw_profiles.patterns import parse_pattern
 
 SCHEMA_VERSION: Literal[1] = 1
 Milliseconds = Annotated[float, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
-Runtime = Literal["onnxruntime", "torch"]
 Dtype = Literal["fp32", "fp16"]
 
 
-class Part(BaseModel):
+def known_runtime(name: str) -> str:
+    """The name of a runtime, if it is one.
+
+    Raises:
+        ValueError: If it is none of `EXECUTIONS`.
+    """
+    if name not in EXECUTIONS:
+        raise ValueError(f"the runtime must be {' or '.join(EXECUTIONS)}, but got {name!r}")
+    return name
+
+
+RuntimeName = Annotated[
+    str, AfterValidator(known_runtime), WithJsonSchema({"enum": list(EXECUTIONS), "type": "string"})
+]
+
+
+class Strict(BaseModel):
     """A piece of a file: nothing missing, nothing unknown, every number finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
-class Device(Part):
+class Device(Strict):
     """Where it was measured, as far as it can be read."""
 
     name: str = Field(description="host name")
@@ -44,7 +61,7 @@ class Device(Part):
     mhz: float | None = Field(None, description="clock when the session began")
 
 
-class Disturbance(Part):
+class Disturbance(Strict):
     """How disturbed a sitting was: what ran off its usual time, scattered, or was timed while the machine was busy."""
 
     entries: Size = Field(description="what was timed")
@@ -54,14 +71,14 @@ class Disturbance(Part):
     @property
     def trusted(self) -> bool:
         """Whether so few are left that the measurement can be trusted."""
-        return self.left <= MOST_DISTURBED * self.entries
+        return self.left <= MAX_DISTURBED * self.entries
 
     def in_words(self, what: str = "entries") -> str:
         """The same as a sentence."""
         return in_words(self.model_dump(), what)
 
 
-class Session(Part):
+class Session(Strict):
     """One sitting of measurements."""
 
     date: str = Field(description="UTC, ISO 8601")
@@ -72,7 +89,7 @@ class Session(Part):
     disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
 
 
-class Entry(Part):
+class Entry(Strict):
     """One kernel at one pair of widths; milliseconds per execution, call overhead and helpers taken off."""
 
     inputs: Size = Field(description="channels in")
@@ -91,7 +108,7 @@ class Entry(Part):
         return 1.2533 * sqrt(self.variance / self.n)
 
 
-class KernelKey(Part):
+class KernelKey(Strict):
     """A fused layer shape without its widths."""
 
     op: Op
@@ -105,7 +122,7 @@ class KernelKey(Part):
     out_map: list[Size]
 
 
-class KernelTimes(Part):
+class KernelTimes(Strict):
     """All entries of one kernel."""
 
     kernel: KernelKey
@@ -116,7 +133,7 @@ class KernelTimes(Part):
         return Kernel.from_json(self.kernel.model_dump())
 
 
-class FormatsKey(Part):
+class FormatsKey(Strict):
     """Tensor formats of the runtime on the device."""
 
     block: Annotated[int, Field(ge=0)] = Field(description="channels in a block, 0: only the plain format")
@@ -128,7 +145,7 @@ class FormatsKey(Part):
         return Formats(**self.model_dump())
 
 
-class Correction(Part):
+class Correction(Strict):
     """Whole network = intercept + slope x (overhead + sum of kernels), for one network; with its held-out error."""
 
     network: str = Field(description="digest of the dense network's layout")
@@ -144,11 +161,11 @@ class Correction(Part):
     disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
 
 
-class Profile(Part):
+class Profile(Strict):
     """A measured device: which kernels take how long."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    runtime: Runtime
+    runtime: RuntimeName
     dtype: Dtype
     layout: Literal["NCHW"] = "NCHW"
     batch: Size
@@ -177,6 +194,10 @@ class Profile(Part):
             seen.add(key)
             _check_entries(key, times.entries, len(self.sessions))
         return self
+
+    def execution(self) -> Execution:
+        """How the runtime executes networks on this device."""
+        return EXECUTIONS[self.runtime](self.formats.formats())
 
     @property
     def version(self) -> str:
