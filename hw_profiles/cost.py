@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,9 +77,9 @@ class CountedCost(Cost, Protocol):
         class Depth:
             name: str = "depth"
             unit: str = "layers"
-            display: Display = Display(label="layers with a weight")
-            needs_edges: bool = False
-            adds_up: bool = True
+            display: ClassVar[Display] = Display(label="layers with a weight")
+            needs_edges: ClassVar[bool] = False
+            adds_up: ClassVar[bool] = True
 
             def many(self, layout: Layout, widths: Widths) -> FloatArray:
                 return np.full(len(widths.outputs), float(sum(layer.has_weight for layer in layout.layers)))
@@ -117,9 +117,9 @@ class Macs:
 
     name: str = "macs"
     unit: str = "MACs"
-    display: Display = Display(label="MACs")
-    needs_edges: bool = False
-    adds_up: bool = True
+    display: ClassVar[Display] = Display(label="MACs")
+    needs_edges: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = True
     skips: tuple[str, ...] = ()
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
@@ -137,9 +137,9 @@ class Params:
 
     name: str = "params"
     unit: str = "parameters"
-    display: Display = Display(label="parameters")
-    needs_edges: bool = False
-    adds_up: bool = True
+    display: ClassVar[Display] = Display(label="parameters")
+    needs_edges: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = True
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] parameters."""
@@ -158,9 +158,9 @@ class Memory:
 
     name: str = "memory"
     unit: str = "bytes"
-    display: Display = Display(label="peak memory", symbol="B")
-    needs_edges: bool = True
-    adds_up: bool = False
+    display: ClassVar[Display] = Display(label="peak memory", symbol="B")
+    needs_edges: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = False
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] bytes.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from hw_profiles.passes import AGAIN_MINUTES
 
@@ -113,31 +112,9 @@ def import_(
 @app.command("list")
 def list_() -> None:
     """Show the known profiles, and where they lie."""
-    from amc.profiling.store import folders, known, read_profile
+    from amc.profiling.show import listing
 
-    table = Table("name", "processor", "runtime", "threads", "batch", "entries", "checked on", "file")
-    for name, path, hidden in known():
-        try:
-            p = read_profile(path)
-        except ValueError as error:
-            table.add_row(name, f"[red]broken:[/] {error}", "", "", "", "", "", str(path))
-            continue
-        checked = ", ".join(f"{c.task} ({c.median_relative_error:.1%})" for c in p.corrections) or "-"
-        entries = sum(len(times.entries) for times in p.kernels)
-        marks = " [yellow](hidden)[/]" if hidden else ""
-        marks += "" if all(found.trusted for _, found, _ in p.disturbances()) else " [yellow](disturbed)[/]"
-        table.add_row(
-            name + marks,
-            p.sessions[0].device.cpu,
-            f"{p.runtime} {p.version} {p.dtype}",
-            str(p.threads),
-            str(p.batch),
-            str(entries),
-            checked,
-            str(path),
-        )
-    console.print(table)
-    console.print("looked in, first wins: " + ", ".join(str(f) for f in folders()), highlight=False, soft_wrap=True)
+    console.print(listing())
 
 
 @app.command()

@@ -177,6 +177,23 @@ def test_a_machine_that_stays_busy_is_refused_and_nothing_is_lost(
     assert "do not trust it" in summary(kept)
 
 
+class Sized(MadeUp):
+    """A quiet board on which a kernel takes the longer, the more channels it multiplies."""
+
+    def time(self, probe: Probe, options: MeasureOptions) -> dict[str, Any]:
+        """A record."""
+        products = 0 if probe.kernel.square else probe.inputs * probe.outputs
+        return super().time(probe, options) | {"median_ms": 1e-3 * (1 + products)}
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory, zoo: Callable[[str], Specimen]) -> Path:
+    """A made-up profile for a small residual network."""
+    path = tmp_path_factory.mktemp("profiles") / "here.json"
+    measure_profile(zoo("residual").anatomy, Setting(), PLAIN, path, silent, Sized(every=10**9))
+    return path
+
+
 class Steady:
     """A network whose runs always take the same."""
 
@@ -228,11 +245,11 @@ def check(
 
 
 def test_a_check_times_disturbed_networks_again_and_says_so(
-    measured: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
+    sized: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
 ) -> None:
     told, s = list[Any](), zoo("residual")
-    timer = MadeUpTimer(measured, s, [*range(8), 2, 5], busy={2, 5})
-    found = check(s, measured, timer, CheckOptions(networks=8, journal=tmp_path / "journal"), told)
+    timer = MadeUpTimer(sized, s, [*range(8), 2, 5], busy={2, 5})
+    found = check(s, sized, timer, CheckOptions(networks=8, journal=tmp_path / "journal"), told)
     assert told[-1] == ("timing disturbed ones again", 2, 2)
     assert found.correction.disturbed is not None
     assert found.correction.disturbed.in_words("networks") == "2 of 8 networks were disturbed, 0 still are"
@@ -242,23 +259,23 @@ def test_a_check_times_disturbed_networks_again_and_says_so(
 
 
 def test_a_check_on_a_busy_machine_is_refused_and_goes_on_later(
-    measured: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
+    sized: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
 ) -> None:
     options, s, always = CheckOptions(networks=8, journal=tmp_path / "journal"), zoo("residual"), range(99)
     with pytest.raises(KeyboardInterrupt):
-        check(s, measured, MadeUpTimer(measured, s, [*range(8), 0, 1], always), options)
+        check(s, sized, MadeUpTimer(sized, s, [*range(8), 0, 1], always), options)
     with pytest.raises(ValueError, match=r"at most 10% of the networks.*but 8 of 8 are.*--keep-disturbed"):
-        check(s, measured, MadeUpTimer(measured, s, [*range(8), *range(8)], always), options)
-    found = check(s, measured, MadeUpTimer(measured, s, range(8), ()), options)
+        check(s, sized, MadeUpTimer(sized, s, [*range(8), *range(8)], always), options)
+    found = check(s, sized, MadeUpTimer(sized, s, range(8), ()), options)
     assert found.correction.disturbed is not None
     assert (found.correction.disturbed.at_first, found.correction.disturbed.left) == (8, 0)
 
 
-def test_a_disturbed_check_is_stored_when_told_to_and_says_so(measured: Path, zoo: Callable[[str], Specimen]) -> None:
+def test_a_disturbed_check_is_stored_when_told_to_and_says_so(sized: Path, zoo: Callable[[str], Specimen]) -> None:
     s = zoo("residual")
     options = CheckOptions(networks=8, again_minutes=0, keep_disturbed=True)
-    found = check(s, measured, MadeUpTimer(measured, s, range(8), range(8)), options)
-    profile = read_profile(measured).model_copy(update={"corrections": [found.correction]})
+    found = check(s, sized, MadeUpTimer(sized, s, range(8), range(8)), options)
+    profile = read_profile(sized).model_copy(update={"corrections": [found.correction]})
     assert parse(profile.text(), "stored") == profile
     assert "checked on residual: 8 of 8 networks were disturbed, 8 still are; do not trust it" in summary(profile)
 

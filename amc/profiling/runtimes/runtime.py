@@ -29,7 +29,7 @@ class Runtime(Protocol):
     Example::
 
         class MyRuntime(Runtime):
-            version, execution = my_runtime.__version__, MyExecution()
+            version, execution = my_runtime.__version__, MyExecution(Formats(fuses=False))
 
             def __init__(self, setting: Setting) -> None:
                 self.setting = setting

@@ -33,7 +33,7 @@ class Execution(Hashable, Protocol):
 
         @dataclass(frozen=True, slots=True)
         class MyExecution:
-            formats: Formats = Formats(fuses=False)
+            formats: Formats
             fused_activations: ClassVar[Mapping[str, str]] = {}
             fuses_additions: ClassVar[bool] = False
 
