@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from hw_profiles.latency.runtimes import EXECUTIONS
 from hw_profiles.passes import AGAIN_MINUTES
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ console = Console()
 TaskOption = Annotated[str, typer.Option("--task", help="Task whose network is measured, as for search.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the task's data.")]
 CheckpointOption = Annotated[Path | None, typer.Option("--checkpoint", help="Weights of the task.")]
-RuntimeOption = Annotated[str, typer.Option(help="onnxruntime or torch.")]
+RuntimeOption = Annotated[str, typer.Option(help=f"{' or '.join(EXECUTIONS)}.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads within an operator.")]
 BatchOption = Annotated[int, typer.Option(help="Batch size.")]
 DtypeOption = Annotated[str, typer.Option(help="fp32 or fp16.")]

@@ -29,11 +29,11 @@ from hw_profiles.latency.profile import (
     RuntimeName,
     Session,
     Size,
-    Strict,
     kernel_times,
 )
 from hw_profiles.latency.runtimes import EXECUTIONS
 from hw_profiles.latency.runtimes.execution import Execution
+from hw_profiles.latency.strict_json import Strict
 
 BUNDLED_RUNTIME = "onnxruntime"
 """The runtime that the device script times."""

@@ -6,20 +6,20 @@ The JSON Schema of this file is committed as `profile.schema.json`; docs/hardwar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import sqrt
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Formats, Kernel, Mode, Op
 from hw_profiles.latency.runtimes import EXECUTIONS
 from hw_profiles.latency.runtimes.execution import Execution
+from hw_profiles.latency.strict_json import SCHEMA_VERSION, Strict, parse_model
 from hw_profiles.passes import MAX_DISTURBED, in_words
 from hw_profiles.patterns import parse_pattern
 
-SCHEMA_VERSION: Literal[1] = 1
 Milliseconds = Annotated[float, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Dtype = Literal["fp32", "fp16"]
@@ -39,12 +39,6 @@ def known_runtime(name: str) -> str:
 RuntimeName = Annotated[
     str, AfterValidator(known_runtime), WithJsonSchema({"enum": list(EXECUTIONS), "type": "string"})
 ]
-
-
-class Strict(BaseModel):
-    """A piece of a file: nothing missing, nothing unknown, every number finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Device(Strict):
@@ -173,7 +167,7 @@ class Profile(Strict):
     formats: FormatsKey
     sessions: list[Session] = Field(min_length=1)
     kernels: list[KernelTimes]
-    corrections: list[Correction] = []
+    corrections: list[Correction] = Field([])
     skips: dict[str, str] = Field({}, description="pattern whose zeros are not multiplied -> source; unstructured: any")
 
     @model_validator(mode="after")
@@ -282,49 +276,6 @@ def parse(text: str, where: str) -> Profile:
         ValueError: If it is no complete, valid profile; one line.
     """
     return parse_model(Profile, text, where, "a profile")
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def parse_model(kind: type[Model], text: str, where: str, what: str) -> Model:
-    """Reads one of our JSON files, refusing repeated keys, NaN and whatever the model does not allow.
-
-    Raises:
-        ValueError: One line that names file, place and law.
-    """
-    try:
-        data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} must be a complete JSON file, but {where!r} is not ({error})") from error
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-        got = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(
-            f"{what} must be a JSON object with schema_version {SCHEMA_VERSION}, but {where!r} has {got!r}: "
-            "use the version of amc that wrote it"
-        )
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = " ".join(first["msg"].removeprefix("Value error, ").split())
-        got = "" if first["type"] in ("value_error", "missing") else f", but got {str(first['input'])[:80]!r}"
-        raise ValueError(
-            f"{where!r} is no valid {what.split()[-1]}: {place + ': ' if place else ''}{message}{got}"
-        ) from error
-
-
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    pairs = list(pairs)
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return data
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"every number must be finite, but got {text}")
 
 
 def schema_text() -> str:
