@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from hw_profiles.device import cpu_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "chain", ROOT / "experiments" / "results" / "chain.md"
@@ -101,9 +102,7 @@ def commit() -> str:
 
 def processor() -> str:
     """CPU model and number of cores."""
-    info = Path("/proc/cpuinfo")
-    names = [row.split(":")[1].strip() for row in info.read_text().splitlines() if row.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def row(line: Line, results: Sequence[dict[str, Any]]) -> str:

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amc.config.search import load_config
-from amc.profiling.bench import Setting
-from amc.profiling.check import alternate, sliced, whole_network
+from amc.profiling.networks import network_at
+from amc.profiling.pairs import time_pair
+from amc.profiling.runtimes import make_runtime
+from amc.profiling.setting import Setting
 from amc.scoring.paired import paired_difference
 from amc.search.confirm import confirmed
 from amc.search.setup import Problem
@@ -145,11 +147,13 @@ def measured_ratio(problem: Problem, widths: Sequence[int]) -> float:
     example, setting = problem.task.example_input, SETTINGS[0]
     kept = {site.unit: int(width) for site, width in zip(problem.sites, widths, strict=True)}
     full = {unit.name: unit.channels for unit in problem.anatomy.units}
-    small = sliced(problem.task.network, problem.anatomy, full | kept)
-    pairs = (
-        [whole_network(network, example, setting) for network in (small, problem.task.network)] for _ in range(SITTINGS)
-    )
-    return float(np.median([alternate(*pair)[0] for pair in pairs]))
+    small = network_at(problem.task.network, problem.anatomy, full | kept)
+    ratios = []
+    for _ in range(SITTINGS):
+        runtime = make_runtime(setting)
+        pruned, dense = runtime.network(small, example), runtime.network(problem.task.network, example)
+        ratios.append(time_pair(pruned, dense).ratio)
+    return float(np.median(ratios))
 
 
 def outcome(problem: Problem, widths: Sequence[int]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Costs of a layout: MACs, parameters, peak memory. Each is a black box to everything above.
 
 A cost evaluates `K` variants of a layout at once, because a constraint asks about all choices of a site
-together; that replaces a per-site difference and needs no additivity.
+together; that replaces a per-site difference and needs no additivity. A new one is a class like these (`CountedCost`)
+and one line in `COSTS`: configuration, budgets, inspection and reports read everything else from it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +36,68 @@ class Cost(Protocol):
 
     @property
     def unit(self) -> str:
-        """Unit of the value."""
+        """Unit of the value, in words."""
         ...
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """Costs of `K` variants of `layout`: [K] float64 in `unit`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Display:
+    """How people are shown a cost.
+
+    Attributes:
+        label: What it is called in a sentence.
+        symbol: Symbol of its unit, behind the digits; "" for counts.
+        decimals: Digits behind the point; None: four significant ones, with a prefix for large values.
+    """
+
+    label: str
+    symbol: str = ""
+    decimals: int | None = None
+
+    def text(self, value: float) -> str:
+        """A value in digits that a person reads: 125.5 M, 853.2 k, 1.21 MB, 2.330 ms."""
+        if self.decimals is not None:
+            return f"{value:.{self.decimals}f} {self.symbol}".strip()
+        for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if value >= max(size, 1e4):
+                return f"{value / size:.4g} {prefix}{self.symbol}"
+        return f"{value:,.4g} {self.symbol}".strip() if value < 1000 else f"{value:,.0f} {self.symbol}".strip()
+
+
+class CountedCost(Cost, Protocol):
+    """A cost that is counted on a layout, with what reports and checks have to know of it.
+
+    Example, the number of operators with a weight::
+
+        @dataclass(frozen=True, slots=True)
+        class Depth:
+            name: str = "depth"
+            unit: str = "layers"
+            display: ClassVar[Display] = Display(label="layers with a weight")
+            needs_edges: ClassVar[bool] = False
+            adds_up: ClassVar[bool] = True
+
+            def many(self, layout: Layout, widths: Widths) -> FloatArray:
+                return np.full(len(widths.outputs), float(sum(layer.has_weight for layer in layout.layers)))
+    """
+
+    @property
+    def display(self) -> Display:
+        """How it is shown."""
+        ...
+
+    @property
+    def needs_edges(self) -> bool:
+        """Whether it can be counted only where the network's data flow is known (`Layout.edges_known`)."""
+        ...
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether a network's cost is the sum of its layers', so that each layer's share can be shown."""
         ...
 
 
@@ -59,6 +117,9 @@ class Macs:
 
     name: str = "macs"
     unit: str = "MACs"
+    display: ClassVar[Display] = Display(label="MACs")
+    needs_edges: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = True
     skips: tuple[str, ...] = ()
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
@@ -76,6 +137,9 @@ class Params:
 
     name: str = "params"
     unit: str = "parameters"
+    display: ClassVar[Display] = Display(label="parameters")
+    needs_edges: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = True
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] parameters."""
@@ -94,6 +158,9 @@ class Memory:
 
     name: str = "memory"
     unit: str = "bytes"
+    display: ClassVar[Display] = Display(label="peak memory", symbol="B")
+    needs_edges: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = False
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] bytes.
@@ -138,5 +205,19 @@ def _ends(layout: Layout) -> IntArray:
 LATENCY = ("latency", "latency_ms")
 """Budgets on a profile's latency: a fraction of the dense network's, or milliseconds."""
 
-COSTS: dict[str, Cost] = {cost.name: cost for cost in (Macs(), Params(), Memory())}
+COSTS: dict[str, CountedCost] = {
+    "macs": Macs(),
+    "params": Params(),
+    "memory": Memory(),
+}
 """Costs that are counted, by the name used in a constraint."""
+
+LATENCY_DISPLAY = Display(label="predicted latency", symbol="ms", decimals=3)
+"""How a profile's latency is shown."""
+
+
+def display_of(name: str) -> Display:
+    """How a cost is shown, by its name; under that name where it is none of ours."""
+    if name in LATENCY:
+        return LATENCY_DISPLAY
+    return COSTS[name].display if name in COSTS else Display(label=name)

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 DRIFT = 0.1  # relative distance of the yardstick from its usual time at which a record is disturbed
-SMALLEST_SCATTER = 2e-4  # ms: a standard error below this is none
-MOST_AGAIN = 2  # times that one command times a disturbed record again
+MIN_ERROR = 2e-4  # ms: a standard error below this is none
+MAX_REPEATS = 2  # times that one command times a disturbed record again
 AGAIN_MINUTES = 5.0  # that it spends on this at most
-MOST_DISTURBED = 0.1  # share of records that may stay disturbed
+MAX_DISTURBED = 0.1  # share of records that may stay disturbed
 
 Record = dict[str, Any]
 Report = Callable[[str, int, int, float], None]
@@ -25,16 +25,16 @@ Report = Callable[[str, int, int, float], None]
 FIRST, AGAIN = "measured", "disturbed ones timed again"
 
 
-class Law(NamedTuple):
+class TrustLimits(NamedTuple):
     """When a record counts as disturbed.
 
     Attributes:
-        room: Other programs that may be ready to run meanwhile: cores that the measurement leaves free.
-        scatter: Standard error over median from which on it scatters too much.
+        max_others: Other programs that may be ready to run meanwhile: cores that the measurement leaves free.
+        max_scatter: Standard error over median above which it scatters too much.
     """
 
-    room: int
-    scatter: float = 0.1
+    max_others: int
+    max_scatter: float = 0.1
 
 
 class Journal:
@@ -64,22 +64,22 @@ class Journal:
             self.path.unlink()
 
 
-def disturbed(records: Sequence[Record], law: Law) -> list[int]:
+def disturbed(records: Sequence[Record], limits: TrustLimits) -> list[int]:
     """Records during which the machine was busy or the yardstick unusually slow or fast, or that scatter too much.
 
     Args:
         records: Each with `median_ms`, `variance`, `n`, `yardstick_ms` and, where the system tells, `others`.
-        law: When a record counts as disturbed.
+        limits: When a record counts as disturbed.
     """
-    usual = _usual_ms(records, law)
-    return [index for index, record in enumerate(records) if _trouble(record, usual, law) > (False, 1.0)]
+    usual = _usual_ms(records, limits)
+    return [index for index, record in enumerate(records) if _trouble(record, usual, limits) > (False, 1.0)]
 
 
 def in_passes(
     timed: Callable[[int], Record],
     count: int,
     journal: Journal,
-    law: Law,
+    limits: TrustLimits,
     *,
     seconds: float,
     report: Report,
@@ -91,7 +91,7 @@ def in_passes(
         timed: Times a record, by index.
         count: Records.
         journal: Holds every record as it comes; those of the second pass carry their index as `again`.
-        law: When a record counts as disturbed.
+        limits: When a record counts as disturbed.
         seconds: Time for the second pass (`settle`).
         report: Told about progress.
         clock: Seconds.
@@ -110,13 +110,13 @@ def in_passes(
     def again(index: int) -> Record:
         return _without_mark(journal.add({**timed(index), "again": index}))
 
-    return records, settle(records, again, law, seconds=seconds, report=report, earlier=earlier, clock=clock)
+    return records, settle(records, again, limits, seconds=seconds, report=report, earlier=earlier, clock=clock)
 
 
 def settle(
     records: list[Record],
     again: Callable[[int], Record],
-    law: Law,
+    limits: TrustLimits,
     *,
     seconds: float,
     report: Report,
@@ -128,7 +128,7 @@ def settle(
     Args:
         records: [N] of the first pass; better ones replace them here.
         again: Times a record again, by index.
-        law: When a record counts as disturbed.
+        limits: When a record counts as disturbed.
         seconds: Time to spend at most; a record that was begun is finished.
         report: Told about progress.
         earlier: What an interrupted process has timed again: index, record.
@@ -137,18 +137,18 @@ def settle(
     Returns:
         `entries`: N; `at_first`, `left`: disturbed ones before and after.
     """
-    at_first, until = len(disturbed(records, law)), clock() + seconds
+    at_first, until = len(disturbed(records, limits)), clock() + seconds
     for index, record in earlier:
-        _improve(records, index, record, law)
-    for _ in range(MOST_AGAIN):
-        wanted, began = disturbed(records, law), clock()
+        _improve(records, index, record, limits)
+    for _ in range(MAX_REPEATS):
+        wanted, began = disturbed(records, limits), clock()
         for done, index in enumerate(wanted):
             if clock() >= until:
                 break
-            _improve(records, index, again(index), law)
+            _improve(records, index, again(index), limits)
             pace = (clock() - began) / (done + 1)
             report(AGAIN, done + 1, len(wanted), max(0.0, min(pace * (len(wanted) - done - 1), until - clock())))
-    return {"entries": len(records), "at_first": at_first, "left": len(disturbed(records, law))}
+    return {"entries": len(records), "at_first": at_first, "left": len(disturbed(records, limits))}
 
 
 def check_trust(found: Record, what: str = "entries") -> None:
@@ -161,9 +161,9 @@ def check_trust(found: Record, what: str = "entries") -> None:
     Raises:
         ValueError: If more than a tenth do.
     """
-    if found["left"] > MOST_DISTURBED * found["entries"]:
+    if found["left"] > MAX_DISTURBED * found["entries"]:
         raise ValueError(
-            f"at most {MOST_DISTURBED:.0%} of the {what} may be disturbed, but {found['left']} of {found['entries']} "
+            f"at most {MAX_DISTURBED:.0%} of the {what} may be disturbed, but {found['left']} of {found['entries']} "
             "are: repeat the command when the machine is quiet (it times only these again), or pass --keep-disturbed"
         )
 
@@ -189,24 +189,24 @@ def _without_mark(row: Record) -> Record:
     return {name: value for name, value in row.items() if name != "again"}
 
 
-def _usual_ms(records: Sequence[Record], law: Law) -> float:
+def _usual_ms(records: Sequence[Record], limits: TrustLimits) -> float:
     """The yardstick's usual time: of the records that nothing else ran beside, where there are any."""
-    quiet = [record for record in records if not _busy(record, law)] or records
+    quiet = [record for record in records if not _busy(record, limits)] or records
     return float(np.median([record["yardstick_ms"] for record in quiet])) if quiet else 0.0
 
 
-def _busy(record: Record, law: Law) -> bool:
+def _busy(record: Record, limits: TrustLimits) -> bool:
     others = record.get("others")
-    return others is not None and others > law.room
+    return others is not None and others > limits.max_others
 
 
-def _trouble(record: Record, usual_ms: float, law: Law) -> tuple[bool, float]:
+def _trouble(record: Record, usual_ms: float, limits: TrustLimits) -> tuple[bool, float]:
     """Whether the machine was busy, and how far the record is off, 1 being the limit; the smaller, the better."""
     error = 1.2533 * (record["variance"] / record["n"]) ** 0.5
-    scatter = error / max(law.scatter * record["median_ms"], SMALLEST_SCATTER)
-    return _busy(record, law), max(abs(record["yardstick_ms"] / usual_ms - 1) / DRIFT, scatter)
+    scatter = error / max(limits.max_scatter * record["median_ms"], MIN_ERROR)
+    return _busy(record, limits), max(abs(record["yardstick_ms"] / usual_ms - 1) / DRIFT, scatter)
 
 
-def _improve(records: list[Record], index: int, record: Record, law: Law) -> None:
-    usual = _usual_ms([*records, record], law)
-    records[index] = min(records[index], record, key=lambda one: _trouble(one, usual, law))
+def _improve(records: list[Record], index: int, record: Record, limits: TrustLimits) -> None:
+    usual = _usual_ms([*records, record], limits)
+    records[index] = min(records[index], record, key=lambda one: _trouble(one, usual, limits))

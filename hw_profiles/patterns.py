@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
-LARGEST_GROUP = 4096
+MAX_GROUP = 4096
 PARTS = 1_000_000
 """Densities are whole millionths, so that a count of weights is the same wherever it is made."""
 
@@ -54,7 +54,7 @@ class Pattern:
         """The pattern as one integer, 0 for dense: what a batch of variants holds for each operator."""
         if self.dense:
             return 0
-        return self.keep * LARGEST_GROUP + self.group if self.structured else -self.keep
+        return self.keep * MAX_GROUP + self.group if self.structured else -self.keep
 
     def __str__(self) -> str:
         """As in `policy.json`: dense, 2:4, unstructured:0.2."""
@@ -99,8 +99,8 @@ def parse_pattern(text: str) -> Pattern:
         raise ValueError(
             f"a pattern must read dense, N:M or unstructured:DENSITY, but got {text!r}: write for example 2:4"
         ) from error
-    if not 0 < keep < group <= LARGEST_GROUP // 2:
-        raise ValueError(f"`0 < N < M <= {LARGEST_GROUP // 2}` must hold for a pattern N:M, but got {text!r}")
+    if not 0 < keep < group <= MAX_GROUP // 2:
+        raise ValueError(f"`0 < N < M <= {MAX_GROUP // 2}` must hold for a pattern N:M, but got {text!r}")
     return Pattern(keep=keep, group=group)
 
 
@@ -112,6 +112,6 @@ def nonzeros(weights: IntArray, codes: IntArray) -> IntArray:
         codes: `Pattern.code` of each, of the same shape.
     """
     structured = codes > 0
-    numerator = np.where(structured, codes // LARGEST_GROUP, np.where(codes < 0, -codes, 1))
-    denominator = np.where(structured, codes % LARGEST_GROUP, np.where(codes < 0, PARTS, 1))
+    numerator = np.where(structured, codes // MAX_GROUP, np.where(codes < 0, -codes, 1))
+    denominator = np.where(structured, codes % MAX_GROUP, np.where(codes < 0, PARTS, 1))
     return np.asarray(weights * numerator // denominator, dtype=np.int64)

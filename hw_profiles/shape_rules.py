@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw_profiles.layers import LayerShape, Layout, Widths
-from hw_profiles.patterns import LARGEST_GROUP, parse_pattern
+from hw_profiles.patterns import MAX_GROUP, parse_pattern
 
 BoolArray = NDArray[np.bool_]
 FOLDER = files("hw_profiles") / "rules"
@@ -74,7 +74,7 @@ def misfits(layout: Layout, widths: Widths, rules: ShapeRules | None) -> BoolArr
     """[K, N] bool: operators with an N:M pattern that their inputs, or the device, do not take."""
     assert widths.patterns is not None
     structured = widths.patterns > 0
-    group = np.where(structured, widths.patterns % LARGEST_GROUP, 1)
+    group = np.where(structured, widths.patterns % MAX_GROUP, 1)
     wrong = structured & (widths.inputs // widths.groups % group != 0)
     if rules is not None:
         taken = np.isin(widths.patterns, [parse_pattern(text).code for text in rules.patterns])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from hw_profiles.latency.runtimes import EXECUTIONS
 from hw_profiles.passes import AGAIN_MINUTES
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ console = Console()
 TaskOption = Annotated[str, typer.Option("--task", help="Task whose network is measured, as for search.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the task's data.")]
 CheckpointOption = Annotated[Path | None, typer.Option("--checkpoint", help="Weights of the task.")]
-RuntimeOption = Annotated[str, typer.Option(help="onnxruntime or torch.")]
+RuntimeOption = Annotated[str, typer.Option(help=f"{' or '.join(EXECUTIONS)}.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads within an operator.")]
 BatchOption = Annotated[int, typer.Option(help="Batch size.")]
 DtypeOption = Annotated[str, typer.Option(help="fp32 or fp16.")]
@@ -52,16 +52,17 @@ def measure(
     keep_disturbed: KeepOption = False,
 ) -> None:
     """Measure this device for a task; goes on where it was stopped, adds to a profile what is missing."""
-    from amc.profiling.bench import Setting
     from amc.profiling.measure import measure_profile
+    from amc.profiling.setting import Setting
     from amc.reporting.live import live
-    from hw_profiles.bench.measure import COARSE, Effort
+    from hw_profiles.bench.measure import COARSE, MeasureOptions
 
     setting = Setting(runtime=runtime, threads=threads, batch=batch, dtype=dtype)
-    effort = replace(COARSE if coarse else Effort(), again_minutes=again_minutes, keep_disturbed=keep_disturbed)
+    careful = COARSE if coarse else MeasureOptions()
+    options = replace(careful, again_minutes=again_minutes, keep_disturbed=keep_disturbed)
     with live(console) as screen:
         _, anatomy = _network(task, data, checkpoint)
-        profile = measure_profile(anatomy, setting, effort, out, screen.step)
+        profile = measure_profile(anatomy, setting, options, out, screen.step)
     if (found := profile.sessions[-1].disturbed) is not None:
         console.print(found.in_words(), highlight=False, soft_wrap=True)
     entries = sum(len(times.entries) for times in profile.kernels)
@@ -77,11 +78,11 @@ def bundle(
     checkpoint: CheckpointOption = None,
     batch: BatchOption = 1,
     dtype: DtypeOption = "fp32",
-    entries: Annotated[int, typer.Option(min=1, help="Most entries; a device takes about 0.3 s for each.")] = 1000,
+    entries: Annotated[int, typer.Option(min=1, help="Maximum of entries; each takes about 0.3 s.")] = 1000,
 ) -> None:
     """Pack what measures another device: it needs only Python, numpy and onnxruntime there."""
-    from amc.profiling.bench import Setting
     from amc.profiling.measure import bundle_for
+    from amc.profiling.setting import Setting
     from amc.storage.files import write_bytes
 
     _, anatomy = _network(task, data, checkpoint)
@@ -112,31 +113,9 @@ def import_(
 @app.command("list")
 def list_() -> None:
     """Show the known profiles, and where they lie."""
-    from amc.profiling.store import folders, known, read_profile
+    from amc.profiling.show import listing
 
-    table = Table("name", "processor", "runtime", "threads", "batch", "entries", "checked on", "file")
-    for name, path, hidden in known():
-        try:
-            p = read_profile(path)
-        except ValueError as error:
-            table.add_row(name, f"[red]broken:[/] {error}", "", "", "", "", "", str(path))
-            continue
-        checked = ", ".join(f"{c.task} ({c.median_relative_error:.1%})" for c in p.corrections) or "-"
-        entries = sum(len(times.entries) for times in p.kernels)
-        marks = " [yellow](hidden)[/]" if hidden else ""
-        marks += "" if all(found.trusted for _, found, _ in p.disturbances()) else " [yellow](disturbed)[/]"
-        table.add_row(
-            name + marks,
-            p.sessions[0].device.cpu,
-            f"{p.runtime} {p.version} {p.dtype}",
-            str(p.threads),
-            str(p.batch),
-            str(entries),
-            checked,
-            str(path),
-        )
-    console.print(table)
-    console.print("looked in, first wins: " + ", ".join(str(f) for f in folders()), highlight=False, soft_wrap=True)
+    console.print(listing())
 
 
 @app.command()
@@ -178,7 +157,7 @@ def check(
     keep_disturbed: KeepOption = False,
 ) -> None:
     """Time random pruned networks whole on this device, and store the correction with its held-out error."""
-    from amc.profiling.check import Care, check_profile
+    from amc.profiling.check import CheckOptions, Subject, check_profile
     from amc.profiling.measure import check_here
     from amc.profiling.store import write_profile
     from amc.reporting.live import live
@@ -186,20 +165,13 @@ def check(
     path, found = _read(profile)
     check_here(found, path)
     journal = path.with_name(f"{path.name}.check.partial")
-    care = Care(journal, again_minutes, keep_disturbed)
+    options = CheckOptions(
+        networks=networks, journal=journal, again_minutes=again_minutes, keep_disturbed=keep_disturbed
+    )
     with live(Console(stderr=True) if as_json else console) as screen:
         loaded, anatomy = _network(task, data, checkpoint)
-        checked = check_profile(
-            found,
-            str(path),
-            loaded.name,
-            loaded.network,
-            loaded.example_input,
-            anatomy,
-            networks,
-            screen.step,
-            care=care,
-        )
+        subject = Subject(loaded.name, loaded.network, loaded.example_input, anatomy)
+        checked = check_profile(found, str(path), subject, options, screen.step)
     others = [c for c in found.corrections if c.network != checked.correction.network]
     write_profile(path, found.model_copy(update={"corrections": [*others, checked.correction]}))
     journal.unlink()

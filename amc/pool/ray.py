@@ -19,8 +19,9 @@ from typing import Any
 from amc.config.parts import WorkersConfig
 from amc.pool.parcel import pack
 from amc.pool.pool import Answer, Common, Item, Result, Shared, Timing, Usage
-from amc.pool.worker import About, Call, Worker, processor
+from amc.pool.worker import About, Call, Worker
 from envs.parallel import cores
+from hw_profiles.device import cpu_model
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ class RayPool:
 
     def _join(self, seat: _Seat, about: About) -> None:
         seat.about = about
-        models = {processor(), *(other.about.processor for other in self._seats if other.about is not None)}
+        models = {cpu_model(), *(other.about.processor for other in self._seats if other.about is not None)}
         if len(models) > 1 and not self._warned:
             self._warned = True
             logger.warning(

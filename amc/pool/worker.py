@@ -6,12 +6,12 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 from amc.pool.parcel import unpack
 from amc.pool.pool import Timing
 from envs.parallel import THREADS, keep_memory, single_threaded
+from hw_profiles.device import cpu_model
 
 
 class Call(NamedTuple):
@@ -41,7 +41,7 @@ class Worker:
 
     def about(self) -> About:
         """Where this worker runs."""
-        return About(platform.node(), processor())
+        return About(platform.node(), cpu_model())
 
     def peak_megabytes(self) -> float:
         """Peak memory of this process beyond what it shares through the object store."""
@@ -71,14 +71,3 @@ class Worker:
             self._held.pop(what, None)  # the old one is freed before the new one is made
             self._held[what] = (name, unpack(ray.get(reference)))
         return self._held[what][1]
-
-
-@cache
-def processor() -> str:
-    """Model of the CPU."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -21,7 +21,7 @@ from envs.space.pattern_sites import PatternSite
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.units import Fixed, Unit, weighted_outputs
-from hw_profiles.cost import COSTS, Cost, Macs, cost_of
+from hw_profiles.cost import COSTS, CountedCost, Macs, cost_of
 from hw_profiles.layers import Layout
 from hw_profiles.shape_rules import ShapeRules, load_rules
 
@@ -162,9 +162,9 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
 def _costs(anatomy: Anatomy, sites: Sequence[Site], shapes: ShapeRules | None) -> tuple[CostSpan, ...]:
     dense, costing = anatomy.family.dense, Costing(anatomy.family, tuple(sites), shapes)
     lightest = costing.fitted(costing.lightest()[None, :])[0]
-    known: dict[str, Cost] = {**COSTS, "macs": Macs(skips=skipped_patterns(shapes, None))}
+    known: dict[str, CountedCost] = {**COSTS, "macs": Macs(skips=skipped_patterns(shapes, None))}
     spans = []
-    for cost in (cost for name, cost in known.items() if dense.edges_known or name != "memory"):
+    for cost in (cost for cost in known.values() if dense.edges_known or not cost.needs_edges):
         full, least = cost_of(cost, dense), costing.one(cost, lightest)
         share = least / full if full else 1.0
         spans.append(CostSpan(name=cost.name, unit=cost.unit, dense=full, lowest=least, share=share))

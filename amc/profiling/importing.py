@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from amc.profiling.store import SUFFIX, read_profile, read_text, user_folder, write_profile
 from hw_profiles.bench.bundle import Measured
-from hw_profiles.latency.profile import Profile, parse_model
+from hw_profiles.latency.profile import Profile
+from hw_profiles.latency.strict_json import parse_model
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

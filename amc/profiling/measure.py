@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from amc.profiling.bench import Bench, Setting
-from amc.profiling.runtimes import make_bench
+from amc.profiling.networks import sample_widths
+from amc.profiling.runtimes import make_runtime
+from amc.profiling.runtimes.runtime import Runtime
+from amc.profiling.setting import Setting
 from amc.profiling.store import read_profile, write_profile
 from envs.parallel import single_threaded
 from envs.units.anatomy import Anatomy
 from hw_profiles.bench.bundle import (
+    BUNDLED_RUNTIME,
     KNOWN_FORMATS,
-    MOST_ENTRIES,
+    MAX_ENTRIES,
     fixed_grid,
     write_bundle,
 )
-from hw_profiles.bench.device_script import now
-from hw_profiles.bench.measure import Effort, Survey
+from hw_profiles.bench.measure import MeasureOptions, TableBuilder
 from hw_profiles.bench.plan import reachable
+from hw_profiles.device import now
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Kernel
 from hw_profiles.latency.profile import Correction, Device, Disturbance, FormatsKey, Profile, Session, kernel_times
-from hw_profiles.layers import IntArray, Widths
-from hw_profiles.passes import Journal, Law, check_trust
-
-SWEPT = 96
-"""Widths of a unit that are all tried; of wider ones the ends and a random choice."""
-MIXED = 1500
-"""Random assignments tried, for kernels that only some combinations of widths execute."""
+from hw_profiles.latency.runtimes import EXECUTIONS
+from hw_profiles.passes import Journal, TrustLimits, check_trust
 
 Progress = Callable[[str, int, int], None]
 
 
 def measure_profile(
-    anatomy: Anatomy, setting: Setting, effort: Effort, out: Path, progress: Progress, bench: Bench | None = None
+    anatomy: Anatomy,
+    setting: Setting,
+    options: MeasureOptions,
+    out: Path,
+    progress: Progress,
+    runtime: Runtime | None = None,
 ) -> Profile:
     """Measures what the network needs and `out` does not hold yet, and writes it there.
 
@@ -46,60 +50,65 @@ def measure_profile(
     Args:
         anatomy: The network's units and layouts.
         setting: How networks are run.
-        effort: How carefully.
+        options: How carefully.
         out: File of the profile; measured entries are added to an existing one.
         progress: Told what is done.
-        bench: What times; None: that of the setting's runtime.
+        runtime: What times; None: the setting's.
 
     Raises:
         ValueError: If `out` holds a profile of another device, runtime version or setting, or if too many entries
-            stay disturbed and `effort` does not keep them.
+            stay disturbed and `options` do not keep them.
     """
     single_threaded()
-    bench = make_bench(setting) if bench is None else bench
-    device = bench.device()
+    runtime = make_runtime(setting) if runtime is None else runtime
+    device = runtime.device()
     old = read_profile(out) if out.exists() else None
     if old is not None:
-        check_same(old, device, setting, bench, out)
-    reaches = reachable(anatomy.family.dense, sample_widths(anatomy), bench.formats)
-    journal = Journal(out.with_name(out.name + ".partial"), _header(device, setting, bench, effort, old))
+        check_same(old, device, setting, runtime, out)
+    reaches = reachable(anatomy.family.dense, sample_widths(anatomy), runtime.execution)
+    journal = Journal(out.with_name(out.name + ".partial"), _header(device, setting, runtime, options, old))
     remembered = {_probe(row): row["raw"] for row in journal.records if not row.get("again")}
     earlier = [(_probe(row), row["raw"]) for row in journal.records if row.get("again")]
 
     def timed(probe: Probe, **mark: bool) -> dict[str, Any]:
         raw: dict[str, Any] | None = remembered.pop(probe, None)
         if raw is None:
-            raw = bench.time(probe, effort)
+            raw = runtime.time(probe, options)
             place = {"kernel": probe.kernel.to_json(), "inputs": probe.inputs, "outputs": probe.outputs}
             journal.add({**place, "raw": raw, **mark})
         return raw
 
-    survey = Survey(bench.formats, timed, old.probes() if old else {})
-    survey.progress = lambda done, planned: progress("timing kernels", done, planned)
-    survey.repeated = lambda done, planned: progress("timing disturbed ones again", done, planned)
-    survey.cover(reaches, effort)
-    law = Law(device.cores - setting.threads)
-    found = survey.settle(lambda probe: timed(probe, again=True), law, 60 * effort.again_minutes, earlier)
-    if found is not None and not effort.keep_disturbed:
+    builder = TableBuilder(runtime.execution, timed, old.probes() if old else {})
+    builder.progress = lambda done, planned: progress("timing kernels", done, planned)
+    builder.repeated = lambda done, planned: progress("timing disturbed ones again", done, planned)
+    builder.cover(reaches, options)
+    limits = TrustLimits(device.cores - setting.threads)
+    found = builder.settle(lambda probe: timed(probe, again=True), limits, 60 * options.again_minutes, earlier)
+    if found is not None and not options.keep_disturbed:
         check_trust(found.model_dump())
-    profile = _joined(old, survey, device, setting, bench, found)
+    profile = _joined(old, builder, device, setting, runtime, found)
     write_profile(out, profile)
     journal.remove()
     return profile
 
 
 def _joined(
-    old: Profile | None, survey: Survey, device: Device, setting: Setting, bench: Bench, found: Disturbance | None
+    old: Profile | None,
+    builder: TableBuilder,
+    device: Device,
+    setting: Setting,
+    runtime: Runtime,
+    found: Disturbance | None,
 ) -> Profile:
     """The old profile with a new session, or a new profile."""
     sessions = list(old.sessions) if old else []
-    entries = survey.entries(len(sessions))
-    if survey.timed:
+    entries = builder.entries(len(sessions))
+    if builder.timed:
         usual = {
-            k: float(np.median([raw[k] for raw in survey.timed.values()])) for k in ("yardstick_ms", "overhead_ms")
+            k: float(np.median([raw[k] for raw in builder.timed.values()])) for k in ("yardstick_ms", "overhead_ms")
         }
-        sessions.append(Session(date=now(), device=device, runtime_version=bench.version, disturbed=found, **usual))
-    formats = FormatsKey(block=bench.formats.block, align=bench.formats.align, fuses=bench.formats.fuses)
+        sessions.append(Session(date=now(), device=device, runtime_version=runtime.version, disturbed=found, **usual))
+    formats = FormatsKey(**asdict(runtime.execution.formats))
     corrections: Iterable[Correction] = old.corrections if old else []
     return Profile.model_validate(
         {
@@ -115,8 +124,8 @@ def _joined(
     )
 
 
-def check_same(profile: Profile, device: Device, setting: Setting, bench: Bench, where: Path) -> None:
-    """Refuses to mix measurements of different devices, versions or settings.
+def check_same(profile: Profile, device: Device, setting: Setting, runtime: Runtime, where: Path) -> None:
+    """Refuses to mix measurements of different devices, versions or options.
 
     Raises:
         ValueError: naming the first difference.
@@ -124,14 +133,14 @@ def check_same(profile: Profile, device: Device, setting: Setting, bench: Bench,
     there = profile.sessions[0].device
     for what, a, b in (
         ("runtime", profile.runtime, setting.runtime),
-        ("runtime version", profile.version, bench.version),
+        ("runtime version", profile.version, runtime.version),
         ("processor", there.cpu, device.cpu),
         ("architecture", there.machine, device.machine),
         ("GPU", there.gpu, device.gpu),
         ("threads", profile.threads, setting.threads),
         ("batch", profile.batch, setting.batch),
         ("dtype", profile.dtype, setting.dtype),
-        ("tensor formats", profile.formats.formats(), bench.formats),
+        ("tensor formats", profile.formats.formats(), runtime.execution.formats),
     ):
         if a != b:
             raise ValueError(
@@ -146,52 +155,40 @@ def check_here(profile: Profile, where: Path) -> None:
     Raises:
         ValueError: naming the first difference.
     """
-    setting = Setting(runtime=profile.runtime, threads=profile.threads, batch=profile.batch, dtype=profile.dtype)
-    bench = make_bench(setting)
-    check_same(profile, bench.device(), setting, bench, where)
+    setting = Setting.of(profile)
+    runtime = make_runtime(setting)
+    check_same(profile, runtime.device(), setting, runtime, where)
 
 
-def bundle_for(anatomy: Anatomy, setting: Setting, most: int = MOST_ENTRIES) -> bytes:
-    """The archive that measures a network's kernels elsewhere, with at most so many entries."""
-    if setting.runtime != "onnxruntime":
-        raise ValueError("a bundle measures onnxruntime only: on a device with torch, run `amc profile measure` there")
-    widths = sample_widths(anatomy)
-    plans = {f: fixed_grid(reachable(anatomy.family.dense, widths, f), f, most) for f in KNOWN_FORMATS}
+def bundle_for(anatomy: Anatomy, setting: Setting, max_entries: int = MAX_ENTRIES) -> bytes:
+    """The archive that measures a network's kernels elsewhere, with at most so many entries.
+
+    Raises:
+        ValueError: If the setting's runtime is not the one that a bundle measures.
+    """
+    if setting.runtime != BUNDLED_RUNTIME:
+        raise ValueError(
+            f"a bundle measures {BUNDLED_RUNTIME} only, but got {setting.runtime}: run `amc profile measure` on the "
+            "device"
+        )
+    widths, plans = sample_widths(anatomy), {}
+    for formats in KNOWN_FORMATS:
+        execution = EXECUTIONS[BUNDLED_RUNTIME](formats)
+        plans[formats] = fixed_grid(reachable(anatomy.family.dense, widths, execution), execution, max_entries)
     return write_bundle(plans, setting.batch, setting.dtype)
 
 
-def sample_widths(anatomy: Anatomy) -> Widths:
-    """Many variants of the network: each unit at all its widths beside light and heavy others, and random ones."""
-    family, generator = anatomy.family, np.random.default_rng(0)
-    granules = {unit.name: unit.granule for unit in anatomy.units}
-    steps = np.asarray([granules[name] for name in family.units], dtype=np.int64)
-    counts = family.channels // np.maximum(steps, 1)
-    rows: list[IntArray] = [counts, np.ones_like(counts)]
-    for index, count in enumerate(counts.tolist()):
-        for others in (counts, np.ones_like(counts)):
-            block = np.repeat(others[None, :], len(swept := _swept(count, generator)), axis=0)
-            block[:, index] = swept
-            rows.extend(block)
-    rows.extend(generator.integers(1, counts + 1, size=(MIXED, len(counts))))
-    return family.widths(np.stack(rows) * steps)
-
-
-def _swept(count: int, generator: np.random.Generator) -> IntArray:
-    if count <= SWEPT:
-        return np.arange(1, count + 1)
-    ends = np.concatenate([np.arange(1, 41), np.arange(count - 15, count + 1)])
-    return np.unique(np.concatenate([ends, generator.integers(1, count + 1, size=SWEPT // 2)]))
-
-
-def _header(device: Device, setting: Setting, bench: Bench, effort: Effort, old: Profile | None) -> dict[str, Any]:
+def _header(
+    device: Device, setting: Setting, runtime: Runtime, options: MeasureOptions, old: Profile | None
+) -> dict[str, Any]:
     """What must be equal for an interrupted measurement to go on."""
     return {
         "device": device.model_dump(exclude={"mhz"}),
         "runtime": setting.runtime,
-        "version": bench.version,
+        "version": runtime.version,
         "batch": setting.batch,
         "dtype": setting.dtype,
-        "confidence": effort.confidence,
+        "confidence": options.confidence,
         "sessions": len(old.sessions) if old else 0,
     }
 

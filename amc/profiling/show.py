@@ -1,19 +1,61 @@
-"""A profile for people: its header, its kernels as a table, and all curves as one picture (SVG)."""
+"""Profiles for people: all known ones, and of one its header, its kernels as a table, its curves as a picture (SVG)."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 
 from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from amc.profiling.store import folders, known, read_profile
 from hw_profiles.latency.profile import Profile
 from hw_profiles.latency.surface import Surface
 from hw_profiles.latency.table import LatencyTable
 
-MOST_LINES = 5
+MAX_LINES = 5
 """Curves per kernel in the picture; between them there are more."""
+
+
+def listing() -> Group:
+    """Every known profile under the folder that it lies in; folders in the order in which a name is looked for."""
+    found = list(known())
+    parts: list[RenderableType] = []
+    for folder in folders():
+        parts.append(Text(str(folder), style="bold", overflow="fold"))
+        own = [(name, path, hidden) for name, path, hidden in found if path.parent == folder]
+        for name, path, hidden in own:
+            parts.append(
+                Padding(Text.assemble((name, "cyan"), "  (hidden)" if hidden else ""), (0, 0, 0, 2), expand=False)
+            )
+            parts += [Padding(Text(line), (0, 0, 0, 4), expand=False) for line in _listed(path)]
+        if not own:
+            parts.append(Text("  no profiles"))
+    return Group(*parts, Text("Where two have one name, the first is used."))
+
+
+def _listed(path: Path) -> Iterator[str]:
+    """What a list says of one profile."""
+    try:
+        profile = read_profile(path)
+    except ValueError as error:
+        yield f"broken: {error}"
+        return
+    entries = sum(len(times.entries) for times in profile.kernels)
+    yield (
+        f"{profile.sessions[0].device.cpu}, {profile.runtime} {profile.version} {profile.dtype}, "
+        f"threads {profile.threads}, batch {profile.batch}, {entries} entries"
+    )
+    if profile.corrections:
+        checked = ", ".join(f"{c.task} ({c.median_relative_error:.1%})" for c in profile.corrections)
+        yield f"median error of whole networks: {checked}"
+    if not all(found.trusted for _, found, _ in profile.disturbances()):
+        yield "disturbed when it was measured or checked: not to be trusted"
 
 
 def summary(profile: Profile) -> str:
@@ -103,7 +145,7 @@ def _curves(axis, surface: Surface) -> None:  # type: ignore[no-untyped-def]
         times, along, across, names = times.T, surface.inputs, surface.outputs, ("channels in", "out")
     elif not surface.kernel.square:
         names = ("channels out", "in")
-    step = max(1, -(-len(across) // MOST_LINES))
+    step = max(1, -(-len(across) // MAX_LINES))
     for width, line in list(zip(across.tolist(), times, strict=True))[::-step]:
         label = None if surface.kernel.square else f"{width} {names[1]}"
         axis.plot(along, line, marker="o", markersize=3, linewidth=1, label=label)

@@ -7,14 +7,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
-from amc.export.onnx import onnx_bytes
-from hw_profiles.bench.device_script import block_seconds, others_ready
+from amc.profiling.runtimes import make_runtime
+from amc.profiling.setting import Setting
+from hw_profiles.rounds import Timed, interleaved, others_ready
 
-FEWEST_ROUNDS, FEW_ROUNDS = 3, 7
+MIN_ROUNDS = 3
+FEW_ROUNDS = 7
+"""Fewer rounds than this are remarked on."""
 SCATTER = 0.05
 """Median absolute deviation over median from which on a time is said to scatter."""
 
@@ -22,14 +25,6 @@ BY_LATENCY = "a budget of measured latency (`--constraint latency=0.7 --profile 
 BY_WIDTH = "widths that the runtime's kernels take (`--round-to 8`)"
 LESS = "a lower budget"
 """What may make a pruned network faster than dense."""
-
-
-class Timed(Protocol):
-    """What can be timed."""
-
-    def seconds(self, runs: int) -> float:
-        """Seconds per run, over a block of runs."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +88,16 @@ def side_by_side(
     """
     single = {name: _warm_up(graph, seconds / 10 / len(graphs), clock) for name, graph in graphs.items()}
     share = {name: max(1, int(0.9 * seconds / rounds / len(graphs) / single[name])) for name in graphs}
-    blocks: dict[str, list[float]] = {name: [] for name in graphs}
-    beside: list[float] = []
     until = clock() + 0.9 * seconds
-    for number in range(rounds):
-        if number >= FEWEST_ROUNDS and clock() > until:
-            break
-        for name in sorted(graphs, reverse=bool(number % 2)):
-            beside += [count for count in [others()] if count is not None]
-            blocks[name].append(block_seconds(graphs[name], share[name]))
-    return {name: Timing.of(blocks[name], beside) for name in graphs}
+    names = sorted(graphs)
+    found = interleaved(
+        [graphs[name] for name in names],
+        [share[name] for name in names],
+        rounds,
+        lambda blocks: len(blocks) >= MIN_ROUNDS and clock() > until,
+        others,
+    )
+    return {name: Timing.of(found.seconds[:, names.index(name)].tolist(), found.others) for name in graphs}
 
 
 def timing_remarks(
@@ -138,8 +133,8 @@ def faster(one: Timing, other: Timing) -> bool:
 
 def rounds_in_words(rounds: Sequence[int]) -> str:
     """Under a table: what the figures beside ± are, and over how many rounds."""
-    least, most = min(rounds), max(rounds)
-    count = f"{least}" if least == most else f"{least} to {most}"
+    low, high = min(rounds), max(rounds)
+    count = f"{low}" if low == high else f"{low} to {high}"
     return f"onnxruntime, median ± median absolute deviation of {count} interleaved rounds"
 
 
@@ -214,8 +209,6 @@ def latency_ms(
     Raises:
         ValueError: If a network cannot be exported.
     """
-    from hw_profiles.bench.device_script import Graph  # onnxruntime takes a second to import
-
-    feed = {"input": example_input.detach().cpu().repeat(batch, *[1] * (example_input.ndim - 1)).numpy()}
-    graphs = {name: Graph(onnx_bytes(network, example_input), threads, feed) for name, network in networks.items()}
+    runtime = make_runtime(Setting(threads=threads, batch=batch))
+    graphs = {name: runtime.network(network, example_input) for name, network in networks.items()}
     return side_by_side(graphs, rounds=rounds, seconds=seconds)

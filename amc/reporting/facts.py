@@ -12,7 +12,7 @@ from amc.profiling.timing import Timing
 from amc.search.result import NETWORKS, NetworkReport, SearchResult
 from envs.space.sites import WidthSite
 from envs.units.layout import LayoutFamily, kept_counts
-from hw_profiles.cost import Cost, Macs, Memory, cost_of
+from hw_profiles.cost import COSTS, Cost, Macs, cost_of
 from hw_profiles.latency.table import LatencyTable
 from hw_profiles.layers import Layout
 
@@ -96,7 +96,7 @@ def gather(
     """Collects what `render` shows."""
     setup = prepared.setup
     family, first = setup.anatomy.family, setup.constraint.budgets[0].cost
-    cost = Macs() if isinstance(first, Memory) else first  # peak memory does not add up over layers
+    cost = Macs() if first.name in COSTS and not COSTS[first.name].adds_up else first
     units = tuple(site.name for site in setup.sites if isinstance(site, WidthSite))
 
     def facts(name: str, report: NetworkReport) -> NetworkFacts:

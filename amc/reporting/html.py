@@ -17,7 +17,7 @@ from amc.reporting.pictures import bullets, choices, progress
 from amc.reporting.style import CSS
 from amc.search.result import SearchResult
 from amc.storage.files import write_text
-from hw_profiles.cost import COSTS
+from hw_profiles.cost import display_of
 
 if TYPE_CHECKING:
     from amc.problem.prepare import Prepared
@@ -80,21 +80,12 @@ def render(data: ReportData) -> str:
 
 def amount(name: str, value: float) -> str:
     """A cost in digits that a person reads: 125.5 M, 853.2 k, 1.21 MB."""
-    if name == "latency_ms":
-        return f"{value:.3f} ms"
-    unit = "B" if name == "memory" else ""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= max(size, 1e4):
-            return f"{value / size:.4g} {letter}{unit}"
-    return f"{value:,.4g} {unit}".strip() if value < 1000 else f"{value:,.0f} {unit}".strip()
+    return display_of(name).text(value)
 
 
 def cost_label(name: str) -> str:
-    """How a cost is called in a sentence."""
-    words = {"memory": "peak memory", "latency_ms": "predicted latency"}
-    if name in words:
-        return words[name]
-    return COSTS[name].unit if name in COSTS else name
+    """What a cost is called in a sentence."""
+    return display_of(name).label
 
 
 def difference(value: float, other: float) -> str:

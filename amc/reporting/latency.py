@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from amc.profiling.layer_times import COUNTED, LayerTime
+from amc.profiling.layer_times import LayerTime
+from amc.profiling.runtimes.runtime import COUNTED_RUNS
 
 if TYPE_CHECKING:
     from amc.reporting.facts import NetworkFacts
@@ -38,7 +39,7 @@ def _layers(name: str, times: Sequence[LayerTime]) -> str:
     table = _table(("layer", "predicted, us", "measured, us"), rows, "small")
     return (
         f"<details><summary>{escape(name)}: all {len(times)} layers with a weight, by the profile and by the runtime's "
-        f"own profiler inside the network (mean of {COUNTED} runs, whole microseconds)</summary>{table}</details>"
+        f"own profiler inside the network (mean of {COUNTED_RUNS} runs, whole microseconds)</summary>{table}</details>"
     )
 
 

@@ -21,7 +21,7 @@ from amc.runs.folder import CONFIG, REPORT, RunFolder
 from amc.search.loop import Watcher, search
 from amc.search.result import SearchResult
 from amc.search.state import Snapshot
-from hw_profiles.bench.device_script import describe_device
+from hw_profiles.device import describe_device
 
 HERE = WorkersConfig()
 """No workers: everything is done in this process."""
@@ -196,7 +196,7 @@ def _layers(result: SearchResult, setup: Setup) -> dict[str, tuple[LayerTime, ..
     if table is None:
         return {}
     device = describe_device(table.profile.threads)
-    here = table.profile.runtime == "onnxruntime" and table.profile.sessions[0].device.cpu == device["cpu"]
+    here = table.profile.sessions[0].device.cpu == device["cpu"]
     shown = {name: result.networks[name] for name in ("dense", "found")}
     return layer_times(shown, setup.task.example_input, table, here=here and table.profile.threads == 1)
 

@@ -22,9 +22,9 @@ import amc.search.damage
 import amc.search.setup
 import envs.compression.compress
 from amc.config.search import SearchConfig
-from amc.profiling.bench import Setting
-from amc.profiling.check import Care, check_profile
+from amc.profiling.check import CheckOptions, Subject, check_profile
 from amc.profiling.measure import measure_profile
+from amc.profiling.setting import Setting
 from amc.scoring.scorer import Scorer
 from amc.search.loop import search
 from amc.search.setup import Problem
@@ -35,7 +35,7 @@ from envs.units.anatomy import dissect
 from experiments.bench.sparse24 import PRODUCTS, SMALL, attempt
 from experiments.bench.stopwatch import Stopwatch
 from experiments.chain import ROOT
-from hw_profiles.bench.measure import Effort
+from hw_profiles.bench.measure import MeasureOptions
 from hw_profiles.passes import in_words
 
 Found = dict[str, Any]
@@ -44,19 +44,19 @@ Note = Callable[[Found], None]
 PHASES = ("finding units", "calibration", "damage curves", "repair", "scoring")
 BATCH, CHECKED = 64, 12
 """Images of the profile's networks, and how many networks are timed whole."""
-EFFORT = Effort(
+EFFORT = MeasureOptions(
     knots=4,
     tolerance=0.1,
-    rounds=1,
-    graphs=200,
-    minutes=0.5,
+    max_rounds=1,
+    max_entries=200,
+    max_minutes=0.5,
     confidence=0.03,
-    blocks=11,
+    max_blocks=11,
     again_minutes=0.5,
     keep_disturbed=True,
 )
 """A machine that others use is seldom quiet: what stays disturbed is kept, and how much it is is told."""
-HASTE = replace(EFFORT, minutes=0.0, again_minutes=0.01)
+HASTE = replace(EFFORT, max_minutes=0.0, again_minutes=0.01)
 QUICK: Found = {
     "reward_images": 64,
     "compression": {"images": 32},
@@ -294,12 +294,12 @@ def play_profile(options: argparse.Namespace, note: Note) -> None:
     checked = check_profile(
         profile,
         "here",
-        task.name,
-        task.network,
-        task.example_input,
-        anatomy,
-        8 if options.quick else CHECKED,
-        care=Care(again_minutes=effort.again_minutes, keep_disturbed=effort.keep_disturbed),
+        Subject(task.name, task.network, task.example_input, anatomy),
+        CheckOptions(
+            networks=8 if options.quick else CHECKED,
+            again_minutes=effort.again_minutes,
+            keep_disturbed=effort.keep_disturbed,
+        ),
     )
     note({"check": checked.to_json()})
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from amc.export.semi_structured import compressed
-from amc.profiling.torch_bench import Loop
+from amc.profiling.runtimes.torch import TimedLoop
 
 BLOCK_SECONDS, BLOCKS, PROFILED = 4e-3, 9, 20
 
@@ -77,7 +77,7 @@ def weights_of(product: Product) -> Tensor:
 
 def milliseconds(*calls: Callable[[], Any]) -> list[float]:
     """Median over blocks of what each call takes, in turn, so that a drifting clock slows all alike."""
-    loops = [Loop(call) for call in calls]
+    loops = [TimedLoop(call) for call in calls]
     for loop in loops:
         loop.seconds(10)
     runs = [max(1, round(BLOCK_SECONDS / max(loop.seconds(3), 1e-7))) for loop in loops]

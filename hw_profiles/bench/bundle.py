@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from hw_profiles import passes
+from hw_profiles import device, passes, rounds
 from hw_profiles.bench import device_script
-from hw_profiles.bench.measure import Survey
+from hw_profiles.bench.measure import TableBuilder
 from hw_profiles.bench.plan import Reach, first_knots, probes, with_parts
 from hw_profiles.latency.graphs import YARDSTICK, YARDSTICK_COPIES, Probe, micrograph
 from hw_profiles.latency.kernels import Formats, Kernel
@@ -25,19 +25,27 @@ from hw_profiles.latency.profile import (
     FormatsKey,
     KernelKey,
     Milliseconds,
-    Part,
     Profile,
-    Runtime,
+    RuntimeName,
     Session,
     Size,
     kernel_times,
 )
+from hw_profiles.latency.runtimes import EXECUTIONS
+from hw_profiles.latency.runtimes.execution import Execution
+from hw_profiles.latency.strict_json import Strict
+
+BUNDLED_RUNTIME = "onnxruntime"
+"""The runtime that the device script times."""
 
 KNOWN_FORMATS = (Formats(0, 1), Formats(8, 4), Formats(16, 4))
 """Tensor formats of onnxruntime: none (ARM, others), AVX2, AVX-512. The device tells which one it has."""
 
 FORMAT_CHANNELS = range(1, 41)
-MOST_ENTRIES = 2000
+MAX_ENTRIES = 2000
+TRAVELLING = {"device": device.__file__, "passes": passes.__file__, "rounds": rounds.__file__}
+"""Modules that the device script imports, and their files."""
+
 README = (
     "On the device: `python bundle.zip` (needs numpy and onnxruntime); back here: `amc profile import measured.json`.\n"
 )
@@ -54,16 +62,16 @@ def yardstick_graph() -> bytes:
     return micrograph(YARDSTICK, Formats(16, 4), copies=YARDSTICK_COPIES, batch=1)
 
 
-def fixed_grid(reaches: Mapping[Kernel, Reach], formats: Formats, most: int = MOST_ENTRIES) -> list[Probe]:
-    """The finest evenly spaced grid of at most `most` entries: nothing can be refined on the device."""
-    needed = with_parts(reaches, formats)
+def fixed_grid(reaches: Mapping[Kernel, Reach], execution: Execution, max_entries: int = MAX_ENTRIES) -> list[Probe]:
+    """The finest evenly spaced grid of at most `max_entries`: nothing can be refined on the device."""
+    needed = with_parts(reaches, execution)
     for knots in (24, 16, 12, 9, 7, 6, 5, 4, 3, 2):
         grid = [
             probe
             for kernel, r in needed.items()
             for probe in probes(kernel, Reach(first_knots(r.inputs, knots), first_knots(r.outputs, knots)))
         ]
-        if len(grid) <= most:
+        if len(grid) <= max_entries:
             break
     return grid
 
@@ -107,7 +115,8 @@ def write_bundle(plans: Mapping[Formats, Sequence[Probe]], batch: int, dtype: st
     manifest["digest"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     files[device_script.MANIFEST] = json.dumps(manifest).encode()
     files["__main__.py"] = Path(device_script.__file__).read_bytes()
-    files |= {"hw_profiles/__init__.py": b"", "hw_profiles/passes.py": Path(passes.__file__).read_bytes()}
+    files["hw_profiles/__init__.py"] = b""
+    files |= {f"hw_profiles/{name}.py": Path(file).read_bytes() for name, file in TRAVELLING.items()}
     files["README.txt"] = README.encode()
     return _zipped(files)
 
@@ -121,7 +130,7 @@ def _zipped(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-class RawEntry(Part):
+class RawEntry(Strict):
     """One timed pair of graphs, parts still in."""
 
     kernel: KernelKey
@@ -137,11 +146,11 @@ class RawEntry(Part):
     others: float | None = None
 
 
-class Measured(Part):
+class Measured(Strict):
     """What a device brings back."""
 
     schema_version: Literal[1]
-    runtime: Runtime
+    runtime: RuntimeName
     runtime_version: str
     dtype: Dtype
     batch: Size
@@ -174,8 +183,8 @@ class Measured(Part):
                     f"{e.median_ms} ms: measure again on a quiet device"
                 )
             raw[probe] = e.model_dump(exclude={"kernel", "inputs", "outputs"})
-        survey = Survey(self.formats.formats(), lambda probe: raw[probe])
-        survey.take(list(raw))
+        builder = TableBuilder(EXECUTIONS[self.runtime](self.formats.formats()), lambda probe: raw[probe])
+        builder.take(list(raw))
         session = Session(
             date=self.date,
             device=self.device,
@@ -191,5 +200,5 @@ class Measured(Part):
             threads=self.threads,
             formats=self.formats,
             sessions=[session],
-            kernels=kernel_times(survey.entries(0)),
+            kernels=kernel_times(builder.entries(0)),
         )

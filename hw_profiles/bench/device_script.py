@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Times micro-graphs on this device: needs only Python, numpy and onnxruntime; writes one JSON file.
 
-`amc profile bundle` puts this file into an archive as its main program, with `passes` beside it: `python bundle.zip
---help`. On the machine that made the bundle the same functions measure directly, so that there is one way of timing.
+`amc profile bundle` puts this file into an archive as its main program, with `device`, `passes` and `rounds` beside it:
+`python bundle.zip --help`. On the machine that made the bundle the same functions measure directly, so that there is
+one way of timing.
 """
 
 from __future__ import annotations
@@ -10,31 +11,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from hw_profiles.passes import AGAIN_MINUTES, Journal, Law, Record, Report, check_trust, in_passes, in_words
+from hw_profiles.device import describe_device, now
+from hw_profiles.passes import AGAIN_MINUTES, Journal, Record, Report, TrustLimits, check_trust, in_passes, in_words
+from hw_profiles.rounds import measure
 
 FATAL = 4  # onnxruntime's quietest level
-BLOCK_SECONDS = 1.5e-3  # one block of runs of one graph
-FEWEST_BLOCKS = 7
-SMALLEST_ERROR = 5e-5  # ms: below this a better standard error says nothing about a network
-CONFIDENCE, MOST_BLOCKS = 0.01, 61
+CONFIDENCE = 0.01  # relative standard error to reach
+MAX_BLOCKS = 61
 MANIFEST = "manifest.json"
 
 
-class Graph:
-    """A loaded ONNX graph that can be timed."""
+class TimedSession:
+    """An ONNX model loaded in onnxruntime that can be timed."""
 
     def __init__(self, model: bytes, threads: int, feed: dict[str, Any] | None = None) -> None:
         """Loads a model and runs it once, on random inputs if none are given."""
@@ -96,137 +95,6 @@ def detect_formats(models: dict[int, bytes]) -> Record:
     return {"block": block, "align": min((c - block for c in converted if c > block), default=block), "fuses": True}
 
 
-def others_ready() -> float | None:
-    """Programs beside this one that are ready to run now; None where the system does not tell.
-
-    The load average would not do: it follows a minute late, and holds what this program itself did before.
-    """
-    try:
-        return max(0, int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def measure(
-    one: Any,
-    many: Any,
-    copies: int,
-    yardstick: Any,
-    confidence: float,
-    most_blocks: int,
-    others: Callable[[], float | None] = others_ready,
-) -> Record:
-    """Times one entry: blocks of the small graph, the large graph and the yardstick in turn, in alternating order.
-
-    Stops when the standard error of the median slope is below `confidence` of it.
-
-    Args:
-        one: The graph with one copy; anything with `seconds(runs)`.
-        many: The graph with `copies` copies.
-        copies: Copies in the larger graph.
-        yardstick: The fixed graph.
-        confidence: Relative standard error to reach.
-        most_blocks: Blocks at most.
-        others: Tells how many other programs are ready to run now.
-
-    Returns:
-        n; median, mean, variance and p95 of the slope per copy; what a call takes beside ("overhead_ms"); the
-        yardstick's median; all in milliseconds; and the median of `others`.
-    """
-    graphs = (one, many, yardstick)
-    runs = [_warm_up(graph) for graph in graphs]
-    rows: list[list[float]] = []
-    beside: list[float | None] = []
-    while len(rows) < most_blocks:
-        row = [0.0, 0.0, 0.0]
-        beside.append(others())
-        for index in (0, 1, 2) if len(rows) % 2 else (2, 1, 0):
-            row[index] = 1e3 * block_seconds(graphs[index], runs[index])
-        rows.append(row)
-        if len(rows) >= FEWEST_BLOCKS and len(rows) % 2:
-            slopes = _slopes(rows, copies)
-            if standard_error(slopes) <= max(confidence * float(np.median(slopes)), SMALLEST_ERROR):
-                break
-    slopes, table = _slopes(rows, copies), np.asarray(rows)
-    return {
-        "n": len(rows),
-        "median_ms": max(0.0, float(np.median(slopes))),
-        "mean_ms": float(slopes.mean()),
-        "variance": float(slopes.var(ddof=1)),
-        "p95_ms": float(np.quantile(slopes, 0.95)),
-        "overhead_ms": max(0.0, float(np.median(table[:, 0] - slopes))),
-        "yardstick_ms": float(np.median(table[:, 2])),
-        "others": median_known(beside),
-    }
-
-
-def median_known(values: Sequence[float | None]) -> float | None:
-    """Median of what is known; None if nothing is."""
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
-
-
-def block_seconds(graph: Any, runs: int) -> float:
-    """Seconds per run over a block, after a run that does not count: it finds another graph's weights in the cache."""
-    graph.seconds(1)
-    return float(graph.seconds(runs))
-
-
-def _warm_up(graph: Any) -> int:
-    """How many runs make a block."""
-    graph.seconds(3)
-    return max(1, int(BLOCK_SECONDS / max(graph.seconds(3), 1e-7) + 0.5))
-
-
-def _slopes(rows: list[list[float]], copies: int) -> Any:
-    table = np.asarray(rows)
-    return (table[:, 1] - table[:, 0]) / (copies - 1)
-
-
-def standard_error(values: Any) -> float:
-    """Standard error of a median, from the quartiles (a busy machine has outliers)."""
-    low, high = np.quantile(values, (0.25, 0.75))
-    return float(1.2533 * (high - low) / 1.349 / np.sqrt(len(values)))
-
-
-def describe_device(threads: int) -> Record:
-    """What can be read of this device."""
-    kilohertz = _read("cpufreq/scaling_cur_freq")
-    return {
-        "name": platform.node(),
-        "cpu": _processor(),
-        "gpu": None,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count() or 1,
-        "cores_used": threads,
-        "governor": _read("cpufreq/scaling_governor"),
-        "mhz": int(kilohertz) / 1000 if kilohertz else None,
-    }
-
-
-def now() -> str:
-    """The time in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017 (devices may have an old Python)
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _read(name: str) -> str | None:
-    try:
-        return Path("/sys/devices/system/cpu/cpu0", name).read_text().strip()
-    except OSError:
-        return None
-
-
 class Bundle:
     """The archive that this script lies in: a zip file, or a folder that it was unpacked to."""
 
@@ -241,7 +109,7 @@ class Bundle:
         return self._archive.read(name) if self._archive else (self._path / name).read_bytes()
 
 
-def survey(
+def measure_bundle(
     bundle: Bundle,
     threads: int,
     journal: Path,
@@ -279,14 +147,14 @@ def survey(
         "device": {**device, "mhz": None},
     }
     book = Journal(journal, {**header, "plan": manifest["digest"]})
-    yardstick = Graph(bundle.read(manifest["yardstick"]), threads)
+    yardstick = TimedSession(bundle.read(manifest["yardstick"]), threads)
 
     def timed(index: int) -> Record:
-        graphs = (Graph(bundle.read(entries[index][part]), threads) for part in ("one", "many"))
-        return timer(*graphs, entries[index]["copies"], yardstick, CONFIDENCE, MOST_BLOCKS)
+        graphs = (TimedSession(bundle.read(entries[index][part]), threads) for part in ("one", "many"))
+        return timer(*graphs, entries[index]["copies"], yardstick, CONFIDENCE, MAX_BLOCKS)
 
-    law = Law(device["cores"] - threads)
-    records, found = in_passes(timed, len(entries), book, law, seconds=60 * again_minutes, report=report)
+    limits = TrustLimits(device["cores"] - threads)
+    records, found = in_passes(timed, len(entries), book, limits, seconds=60 * again_minutes, report=report)
     if not keep_disturbed:
         check_trust(found)
     kept = [{**{k: e[k] for k in ("kernel", "inputs", "outputs")}, **r} for e, r in zip(entries, records)]  # noqa: B905 (Python 3.9)
@@ -327,7 +195,7 @@ def main(arguments: Sequence[str] | None = None, timer: Callable[..., Record] = 
     options = parser.parse_args(arguments)
     journal = options.out.with_name(options.out.name + ".partial")
     try:
-        found = survey(
+        found = measure_bundle(
             Bundle(options.bundle),
             options.threads,
             journal,

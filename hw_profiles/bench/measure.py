@@ -10,52 +10,55 @@ from typing import Any
 import numpy as np
 
 from hw_profiles.bench.plan import Reach, first_knots, probes, refined, with_parts
-from hw_profiles.latency.graphs import Probe, parts
-from hw_profiles.latency.kernels import Formats, Kernel
+from hw_profiles.latency.graphs import Probe
+from hw_profiles.latency.kernels import Kernel
 from hw_profiles.latency.profile import Disturbance, Entry
+from hw_profiles.latency.runtimes.execution import Execution
 from hw_profiles.latency.surface import Surface
-from hw_profiles.passes import AGAIN_MINUTES, Law, settle
+from hw_profiles.passes import AGAIN_MINUTES, TrustLimits, settle
 
 Raw = dict[str, Any]
-"""What `device_script.measure` returns."""
+"""What `rounds.measure` returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
+class MeasureOptions:
     """How carefully is measured.
 
     Attributes:
         knots: Widths per axis at first.
-        tolerance: Largest relative error of a line predicted by its neighbours before more lines are measured.
-        rounds: Rounds of refinement at most.
-        graphs: Entries at most (no refinement beyond; the first grid is always measured).
-        minutes: No refinement after this long.
+        tolerance: Maximum relative error of a line predicted by its neighbours before more lines are measured.
+        max_rounds: Rounds of refinement.
+        max_entries: Entries (no refinement beyond; the first grid is always measured).
+        max_minutes: No refinement after this long.
         confidence: Relative standard error of each entry.
-        blocks: Blocks per entry at most.
+        max_blocks: Blocks per entry.
         again_minutes: Time for timing disturbed entries again.
         keep_disturbed: Whether to store what stays too disturbed to be trusted.
     """
 
     knots: int = 5
     tolerance: float = 0.03
-    rounds: int = 4
-    graphs: int = 2000
-    minutes: float = 15.0
+    max_rounds: int = 4
+    max_entries: int = 2000
+    max_minutes: float = 15.0
     confidence: float = 0.005
-    blocks: int = 61
+    max_blocks: int = 61
     again_minutes: float = AGAIN_MINUTES
     keep_disturbed: bool = False
 
 
-COARSE = Effort(knots=4, tolerance=0.1, rounds=1, graphs=400, minutes=2.0, confidence=0.02, blocks=21)
+COARSE = MeasureOptions(
+    knots=4, tolerance=0.1, max_rounds=1, max_entries=400, max_minutes=2.0, confidence=0.02, max_blocks=21
+)
 
 
 @dataclass(slots=True)
-class Survey:
+class TableBuilder:
     """Measured entries, and the measuring of what is missing.
 
     Attributes:
-        formats: Of the runtime.
+        execution: Of the runtime.
         time: Times one probe (with its parts).
         known: Entries of a profile that is added to.
         timed: Raw records of this session.
@@ -63,7 +66,7 @@ class Survey:
         repeated: The same for disturbed entries that are timed again.
     """
 
-    formats: Formats
+    execution: Execution
     time: Callable[[Probe], Raw]
     known: Mapping[Probe, Entry] = field(default_factory=dict)
     timed: dict[Probe, Raw] = field(default_factory=dict)
@@ -71,26 +74,26 @@ class Survey:
     repeated: Callable[[int, int], None] = lambda done, planned: None
     _surfaces: dict[Kernel, Surface] = field(default_factory=dict)
 
-    def cover(self, reaches: Mapping[Kernel, Reach], effort: Effort) -> None:
+    def cover(self, reaches: Mapping[Kernel, Reach], options: MeasureOptions) -> None:
         """Measures what a network needs and is not yet known.
 
         Args:
             reaches: Kernels and widths of the network (`plan.reachable`).
-            effort: How carefully.
+            options: How carefully.
         """
-        until = monotonic() + 60 * effort.minutes
-        needed = with_parts(reaches, self.formats)
-        grids = {kernel: self._grid(kernel, reach, effort.knots) for kernel, reach in needed.items()}
+        until = monotonic() + 60 * options.max_minutes
+        needed = with_parts(reaches, self.execution)
+        grids = {kernel: self._grid(kernel, reach, options.knots) for kernel, reach in needed.items()}
         self.take(_missing(grids, self))
-        for _ in range(effort.rounds):
+        for _ in range(options.max_rounds):
             finer = {
-                kernel: refined(self.surface(kernel), needed[kernel], effort.tolerance)
+                kernel: refined(self.surface(kernel), needed[kernel], options.tolerance)
                 for kernel in grids
                 if kernel.op != "sink"
             }
             grids |= {kernel: grids[kernel] | knots for kernel, knots in finer.items()}
             wanted = _missing(grids, self)
-            if not wanted or monotonic() > until or len(self.timed) + len(wanted) > effort.graphs:
+            if not wanted or monotonic() > until or len(self.timed) + len(wanted) > options.max_entries:
                 break
             self.take(wanted)
 
@@ -103,13 +106,17 @@ class Survey:
             self.progress(len(self.timed), planned)
 
     def settle(
-        self, again: Callable[[Probe], Raw], law: Law, seconds: float, earlier: Sequence[tuple[Probe, Raw]] = ()
+        self,
+        again: Callable[[Probe], Raw],
+        limits: TrustLimits,
+        seconds: float,
+        earlier: Sequence[tuple[Probe, Raw]] = (),
     ) -> Disturbance | None:
         """Times once more what was disturbed (`passes.settle`); None if nothing was timed.
 
         Args:
             again: Times a probe again.
-            law: When a record counts as disturbed.
+            limits: When a record counts as disturbed.
             seconds: Time to spend at most.
             earlier: What an interrupted process has timed again.
         """
@@ -121,7 +128,7 @@ class Survey:
         found = settle(
             records,
             lambda k: again(timed[k]),
-            law,
+            limits,
             seconds=seconds,
             earlier=known,
             report=lambda what, done, planned, left: self.repeated(done, planned),
@@ -162,7 +169,7 @@ class Survey:
     def _rest(self, probe: Probe) -> float:
         """Milliseconds of the other parts in each copy of a probe's graph."""
         rest = 0.0
-        for part in parts(probe, self.formats):
+        for part in self.execution.parts(probe):
             surface = self.surface(part.kernel)
             width = int(np.clip(part.outputs, surface.outputs[0], surface.outputs[-1]))
             rest += float(surface.at(np.asarray([part.inputs]), np.asarray([width]))[0])
@@ -182,9 +189,9 @@ class Survey:
         )
 
 
-def _missing(grids: Mapping[Kernel, Reach], survey: Survey) -> list[Probe]:
+def _missing(grids: Mapping[Kernel, Reach], builder: TableBuilder) -> list[Probe]:
     every = [probe for kernel, knots in grids.items() for probe in probes(kernel, knots)]
-    return [probe for probe in every if probe not in survey.known and probe not in survey.timed]
+    return [probe for probe in every if probe not in builder.known and probe not in builder.timed]
 
 
 def _outside(known: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,8 +9,9 @@ from itertools import product
 import numpy as np
 
 from hw_profiles.latency.execution import executed
-from hw_profiles.latency.graphs import Probe, parts
-from hw_profiles.latency.kernels import Formats, Kernel
+from hw_profiles.latency.graphs import Probe
+from hw_profiles.latency.kernels import Kernel
+from hw_profiles.latency.runtimes.execution import Execution
 from hw_profiles.latency.surface import Surface
 from hw_profiles.layers import IntArray, Layout, Widths
 
@@ -27,16 +28,16 @@ class Reach:
         return Reach(tuple(sorted({*self.inputs, *other.inputs})), tuple(sorted({*self.outputs, *other.outputs})))
 
 
-def reachable(layout: Layout, widths: Widths, formats: Formats) -> dict[Kernel, Reach]:
+def reachable(layout: Layout, widths: Widths, execution: Execution) -> dict[Kernel, Reach]:
     """Every kernel that some variant executes, with the widths that it takes.
 
     Args:
         layout: The network.
         widths: Many variants, the lightest and the heaviest among them.
-        formats: Of the runtime.
+        execution: Of the runtime.
     """
     found: dict[Kernel, Reach] = {}
-    for work in executed(layout, widths, formats):
+    for work in executed(layout, widths, execution):
         inputs = (1,) if work.kernel.square else _distinct(work.inputs[work.where])
         reach = Reach(inputs, _distinct(work.outputs[work.where]))
         if reach.outputs:
@@ -44,13 +45,13 @@ def reachable(layout: Layout, widths: Widths, formats: Formats) -> dict[Kernel, 
     return found
 
 
-def with_parts(reaches: Mapping[Kernel, Reach], formats: Formats) -> dict[Kernel, Reach]:
+def with_parts(reaches: Mapping[Kernel, Reach], execution: Execution) -> dict[Kernel, Reach]:
     """Adds what the micro-graphs contain beside their kernels, in an order in which parts come first."""
     found: dict[Kernel, Reach] = {}
 
     def take(kernel: Kernel, reach: Reach) -> None:
         for output in reach.outputs:
-            for part in parts(Probe(kernel, reach.inputs[-1], output), formats):
+            for part in execution.parts(Probe(kernel, reach.inputs[-1], output)):
                 inputs = (1,) if part.kernel.square else (part.inputs,)
                 take(part.kernel, Reach(inputs, (part.outputs,)))
         merged = found.pop(kernel) | reach if kernel in found else reach
@@ -58,12 +59,12 @@ def with_parts(reaches: Mapping[Kernel, Reach], formats: Formats) -> dict[Kernel
 
     for kernel, reach in reaches.items():
         take(kernel, reach)
-    return dict(sorted(found.items(), key=lambda pair: _depth(pair[0], pair[1], formats)))
+    return dict(sorted(found.items(), key=lambda pair: _depth(pair[0], pair[1], execution)))
 
 
-def _depth(kernel: Kernel, reach: Reach, formats: Formats) -> int:
-    inner = parts(Probe(kernel, reach.inputs[-1], reach.outputs[-1]), formats)
-    return 1 + max((_depth(p.kernel, Reach((p.inputs,), (p.outputs,)), formats) for p in inner), default=0)
+def _depth(kernel: Kernel, reach: Reach, execution: Execution) -> int:
+    inner = execution.parts(Probe(kernel, reach.inputs[-1], reach.outputs[-1]))
+    return 1 + max((_depth(p.kernel, Reach((p.inputs,), (p.outputs,)), execution) for p in inner), default=0)
 
 
 def first_knots(candidates: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -55,9 +55,7 @@ YARDSTICK_COPIES = 3
 
 
 def parts(probe: Probe, formats: Formats) -> list[Probe]:
-    """What else each copy of a probe's graph contains, to be taken off the slope (nothing where nothing is fused)."""
-    if not formats.fuses:
-        return []
+    """What else each copy of a probe's graph contains in a runtime that fuses, to be taken off the slope."""
     kernel, outputs = probe.kernel, probe.outputs
     end = _format(kernel)
     if kernel.op in ("conv", "depthwise", "transposed") and not kernel.add:

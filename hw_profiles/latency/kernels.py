@@ -38,8 +38,6 @@ Mode = Literal["plain", "direct", "blocked"]
 """How a kernel meets its tensors: plain (channels one after the other), blocked (channels in blocks of a vector
 register), or direct (reads plain, writes blocked: a convolution of few input channels)."""
 
-ELEMENTWISE = ("add", "mul", "norm", "activation")
-
 
 @dataclass(frozen=True, slots=True)
 class Formats:
@@ -58,25 +56,6 @@ class Formats:
     def padded(self, channels: IntArray) -> IntArray:
         """Channels that a blocked kernel really works on: whole blocks."""
         return -(-channels // self.block) * self.block if self.block else channels
-
-    def convolution(self, inputs: IntArray, groups: IntArray) -> tuple[BoolArray, BoolArray]:
-        """Where a convolution reads and where it writes blocked tensors.
-
-        The rules of onnxruntime's `nchwc_transformer.cc` (1.22 to 1.31); `amc profile check` and the tests compare
-        them with the graph that the runtime itself reports.
-
-        Args:
-            inputs: [K] input channels.
-            groups: [K] groups; equal to `inputs` for a depthwise convolution.
-        """
-        if not self.block:
-            nowhere = np.zeros(len(inputs), dtype=np.bool_)
-            return nowhere, nowhere
-        aligned = inputs % self.align == 0
-        single, depthwise = groups == 1, (groups == inputs) & (groups > 1)
-        direct = single & (inputs < self.block)
-        blocked = (single & aligned & ~direct) | (depthwise & aligned)
-        return blocked, blocked | direct
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -6,31 +6,42 @@ The JSON Schema of this file is committed as `profile.schema.json`; docs/hardwar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import sqrt
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Formats, Kernel, Mode, Op
-from hw_profiles.passes import MOST_DISTURBED, in_words
+from hw_profiles.latency.runtimes import EXECUTIONS
+from hw_profiles.latency.runtimes.execution import Execution
+from hw_profiles.latency.strict_json import SCHEMA_VERSION, Strict, parse_model
+from hw_profiles.passes import MAX_DISTURBED, in_words
 from hw_profiles.patterns import parse_pattern
 
-SCHEMA_VERSION: Literal[1] = 1
 Milliseconds = Annotated[float, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
-Runtime = Literal["onnxruntime", "torch"]
 Dtype = Literal["fp32", "fp16"]
 
 
-class Part(BaseModel):
-    """A piece of a file: nothing missing, nothing unknown, every number finite."""
+def known_runtime(name: str) -> str:
+    """The name of a runtime, if it is one.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    Raises:
+        ValueError: If it is none of `EXECUTIONS`.
+    """
+    if name not in EXECUTIONS:
+        raise ValueError(f"the runtime must be {' or '.join(EXECUTIONS)}, but got {name!r}")
+    return name
 
 
-class Device(Part):
+RuntimeName = Annotated[
+    str, AfterValidator(known_runtime), WithJsonSchema({"enum": list(EXECUTIONS), "type": "string"})
+]
+
+
+class Device(Strict):
     """Where it was measured, as far as it can be read."""
 
     name: str = Field(description="host name")
@@ -44,7 +55,7 @@ class Device(Part):
     mhz: float | None = Field(None, description="clock when the session began")
 
 
-class Disturbance(Part):
+class Disturbance(Strict):
     """How disturbed a sitting was: what ran off its usual time, scattered, or was timed while the machine was busy."""
 
     entries: Size = Field(description="what was timed")
@@ -54,14 +65,14 @@ class Disturbance(Part):
     @property
     def trusted(self) -> bool:
         """Whether so few are left that the measurement can be trusted."""
-        return self.left <= MOST_DISTURBED * self.entries
+        return self.left <= MAX_DISTURBED * self.entries
 
     def in_words(self, what: str = "entries") -> str:
         """The same as a sentence."""
         return in_words(self.model_dump(), what)
 
 
-class Session(Part):
+class Session(Strict):
     """One sitting of measurements."""
 
     date: str = Field(description="UTC, ISO 8601")
@@ -72,7 +83,7 @@ class Session(Part):
     disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
 
 
-class Entry(Part):
+class Entry(Strict):
     """One kernel at one pair of widths; milliseconds per execution, call overhead and helpers taken off."""
 
     inputs: Size = Field(description="channels in")
@@ -91,7 +102,7 @@ class Entry(Part):
         return 1.2533 * sqrt(self.variance / self.n)
 
 
-class KernelKey(Part):
+class KernelKey(Strict):
     """A fused layer shape without its widths."""
 
     op: Op
@@ -105,7 +116,7 @@ class KernelKey(Part):
     out_map: list[Size]
 
 
-class KernelTimes(Part):
+class KernelTimes(Strict):
     """All entries of one kernel."""
 
     kernel: KernelKey
@@ -116,7 +127,7 @@ class KernelTimes(Part):
         return Kernel.from_json(self.kernel.model_dump())
 
 
-class FormatsKey(Part):
+class FormatsKey(Strict):
     """Tensor formats of the runtime on the device."""
 
     block: Annotated[int, Field(ge=0)] = Field(description="channels in a block, 0: only the plain format")
@@ -128,7 +139,7 @@ class FormatsKey(Part):
         return Formats(**self.model_dump())
 
 
-class Correction(Part):
+class Correction(Strict):
     """Whole network = intercept + slope x (overhead + sum of kernels), for one network; with its held-out error."""
 
     network: str = Field(description="digest of the dense network's layout")
@@ -144,11 +155,11 @@ class Correction(Part):
     disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
 
 
-class Profile(Part):
+class Profile(Strict):
     """A measured device: which kernels take how long."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    runtime: Runtime
+    runtime: RuntimeName
     dtype: Dtype
     layout: Literal["NCHW"] = "NCHW"
     batch: Size
@@ -156,7 +167,7 @@ class Profile(Part):
     formats: FormatsKey
     sessions: list[Session] = Field(min_length=1)
     kernels: list[KernelTimes]
-    corrections: list[Correction] = []
+    corrections: list[Correction] = Field([])
     skips: dict[str, str] = Field({}, description="pattern whose zeros are not multiplied -> source; unstructured: any")
 
     @model_validator(mode="after")
@@ -177,6 +188,10 @@ class Profile(Part):
             seen.add(key)
             _check_entries(key, times.entries, len(self.sessions))
         return self
+
+    def execution(self) -> Execution:
+        """How the runtime executes networks on this device."""
+        return EXECUTIONS[self.runtime](self.formats.formats())
 
     @property
     def version(self) -> str:
@@ -261,49 +276,6 @@ def parse(text: str, where: str) -> Profile:
         ValueError: If it is no complete, valid profile; one line.
     """
     return parse_model(Profile, text, where, "a profile")
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def parse_model(kind: type[Model], text: str, where: str, what: str) -> Model:
-    """Reads one of our JSON files, refusing repeated keys, NaN and whatever the model does not allow.
-
-    Raises:
-        ValueError: One line that names file, place and law.
-    """
-    try:
-        data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} must be a complete JSON file, but {where!r} is not ({error})") from error
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-        got = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(
-            f"{what} must be a JSON object with schema_version {SCHEMA_VERSION}, but {where!r} has {got!r}: "
-            "use the version of amc that wrote it"
-        )
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = " ".join(first["msg"].removeprefix("Value error, ").split())
-        got = "" if first["type"] in ("value_error", "missing") else f", but got {str(first['input'])[:80]!r}"
-        raise ValueError(
-            f"{where!r} is no valid {what.split()[-1]}: {place + ': ' if place else ''}{message}{got}"
-        ) from error
-
-
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    pairs = list(pairs)
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return data
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"every number must be finite, but got {text}")
 
 
 def schema_text() -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from hw_profiles.latency.execution import Work, executed
 from hw_profiles.latency.kernels import Kernel
 from hw_profiles.latency.profile import Correction, Profile
+from hw_profiles.latency.runtimes.execution import Execution
 from hw_profiles.latency.surface import FloatArray, MissingProfileEntry, Surface
 from hw_profiles.layers import Layout, Widths
 
@@ -46,7 +47,7 @@ class LatencyTable:
             MissingProfileEntry: If a kernel or a width was not measured; names the command that measures it.
         """
         total = np.full(len(widths.outputs), self.overhead_ms)
-        for work in executed(layout, widths, self.profile.formats.formats()):
+        for work in executed(layout, widths, self.execution):
             times = self._surface(work).at(work.inputs[work.where], work.outputs[work.where])
             total[work.where] += times
         if self.correction is None:
@@ -59,7 +60,7 @@ class LatencyTable:
         Fused operators count for the one that they are fused into.
         """
         found = np.zeros(len(layout.layers))
-        for work in executed(layout, layout.widths(), self.profile.formats.formats()):
+        for work in executed(layout, layout.widths(), self.execution):
             if work.where[0] and work.kernel.op not in ("to_plain", "to_blocked"):
                 found[work.layer] += float(self._surface(work).at(work.inputs, work.outputs)[0])
         return found
@@ -71,7 +72,7 @@ class LatencyTable:
         """
         errors: dict[Kernel, float] = {}
         total = self.overhead_ms
-        for work in executed(layout, layout.widths(), self.profile.formats.formats()):
+        for work in executed(layout, layout.widths(), self.execution):
             if work.where[0]:
                 surface = self._surface(work)
                 total += float(surface.at(work.inputs, work.outputs)[0])
@@ -83,6 +84,11 @@ class LatencyTable:
         # The median of |error| of a normal law is 0.6745 standard deviations.
         spread = self.correction.median_relative_error / 0.6745
         return hypot(self.correction.slope * entries, spread * total)
+
+    @cached_property
+    def execution(self) -> Execution:
+        """How the profile's runtime executes networks."""
+        return self.profile.execution()
 
     @cached_property
     def overhead_ms(self) -> float:

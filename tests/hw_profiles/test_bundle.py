@@ -19,9 +19,9 @@ import pytest
 
 from amc.profiling.importing import import_profile, read_measured
 from amc.profiling.store import user_folder
-from hw_profiles import passes
+from hw_profiles import rounds
 from hw_profiles.bench import device_script
-from hw_profiles.bench.bundle import FORMAT_CHANNELS, KNOWN_FORMATS, format_probe, write_bundle
+from hw_profiles.bench.bundle import FORMAT_CHANNELS, KNOWN_FORMATS, TRAVELLING, format_probe, write_bundle
 from hw_profiles.latency.graphs import Probe, sink
 from hw_profiles.latency.kernels import Formats, Kernel
 
@@ -58,13 +58,17 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_script_imports_only_python_numpy_and_onnxruntime() -> None:
     names = set()
-    for file in (device_script.__file__, str(passes.__file__)):
+    for file in (device_script.__file__, *TRAVELLING.values()):
         for node in ast.walk(ast.parse(Path(file).read_text())):
             names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
             names |= {str(node.module)} if isinstance(node, ast.ImportFrom) else set()
-    assert names - sys.stdlib_module_names - {"collections.abc"} == {"numpy", "onnxruntime", "hw_profiles.passes"}
+    assert names - sys.stdlib_module_names - {"collections.abc"} == {
+        "numpy",
+        "onnxruntime",
+        *(f"hw_profiles.{name}" for name in TRAVELLING),
+    }
     with zipfile.ZipFile(io.BytesIO(small_bundle())) as archive:
-        assert "hw_profiles/passes.py" in archive.namelist()
+        assert {f"hw_profiles/{name}.py" for name in TRAVELLING} <= set(archive.namelist())
 
 
 def test_what_the_device_wrote_becomes_a_profile(measured: Path) -> None:
@@ -139,19 +143,19 @@ class Steady:
 
 def test_an_entry_knows_how_many_programs_ran_beside_it() -> None:
     beside = iter([0.0, 3.0, 9.0, 3.0, 9.0, 3.0, None])
-    found = device_script.measure(Steady(1e-3), Steady(4e-3), 4, Steady(2e-3), 0.01, 7, others=lambda: next(beside))
+    found = rounds.measure(Steady(1e-3), Steady(4e-3), 4, Steady(2e-3), 0.01, 7, others=lambda: next(beside))
     assert found["median_ms"] == pytest.approx(1.0)
     assert found["yardstick_ms"] == pytest.approx(2.0)
     assert (found["n"], found["others"]) == (7, 3.0)
 
 
-@pytest.mark.skipif(device_script.others_ready() is None, reason="this system does not tell")
+@pytest.mark.skipif(rounds.others_ready() is None, reason="this system does not tell")
 def test_a_program_that_computes_is_seen() -> None:
     code = "print('ready', flush=True)\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        seen = [device_script.others_ready() for _ in range(9)]
+        seen = [rounds.others_ready() for _ in range(9)]
         process.kill()
     assert all(count is not None and count >= 1 for count in seen)
 

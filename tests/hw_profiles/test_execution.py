@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from amc.export.onnx import onnx_bytes
-from amc.profiling.check import sliced
-from amc.profiling.measure import sample_widths
+from amc.profiling.networks import network_at, sample_widths
 from hw_profiles.bench.bundle import FORMAT_CHANNELS, fixed_grid, format_probe
-from hw_profiles.bench.device_script import Graph, detect_formats, recorded
+from hw_profiles.bench.device_script import TimedSession, detect_formats, recorded
 from hw_profiles.bench.plan import reachable
 from hw_profiles.latency.execution import executed
-from hw_profiles.latency.graphs import Probe, micrograph, parts
+from hw_profiles.latency.graphs import Probe, micrograph
 from hw_profiles.latency.kernels import Formats, Kernel
+from hw_profiles.latency.runtimes.execution import Operands
+from hw_profiles.latency.runtimes.onnxruntime import OnnxRuntimeExecution
+from hw_profiles.latency.runtimes.torch import TorchExecution
 from hw_profiles.layers import Layout
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ def formats() -> Formats:
 
 def counted(formats: Formats, layout: Layout) -> Counter[str]:
     """What we say is executed."""
-    kernels = [work.kernel.op for work in executed(layout, layout.widths(), formats) if work.where[0]]
+    kernels = [
+        work.kernel.op for work in executed(layout, layout.widths(), OnnxRuntimeExecution(formats)) if work.where[0]
+    ]
     return Counter({"depthwise": "conv"}.get(op, op) for op in kernels if op in (*COMPARED, "depthwise"))
 
 
@@ -71,7 +75,7 @@ def test_the_executed_kernels_are_those_that_onnxruntime_reports(
             ]
         )
         kept = family.channels if draw == 0 else kept
-        network = sliced(specimen.network, specimen.anatomy, dict(zip(family.units, kept.tolist(), strict=True)))
+        network = network_at(specimen.network, specimen.anatomy, dict(zip(family.units, kept.tolist(), strict=True)))
         model = onnx_bytes(network, specimen.example)
         assert counted(formats, family.at(kept)) == reported(model, specimen.example.numpy()), kept
 
@@ -105,35 +109,37 @@ def test_a_micrograph_runs_its_kernel_once_per_copy_as_in_a_network(
 
 def test_every_kernel_of_every_network_has_a_micrograph_that_runs(specimen: Specimen, formats: Formats) -> None:
     anatomy = specimen.anatomy
-    reaches = reachable(anatomy.family.dense, sample_widths(anatomy), formats)
-    grid = fixed_grid(reaches, formats, most=1)  # as few widths as there can be
+    execution = OnnxRuntimeExecution(formats)
+    reaches = reachable(anatomy.family.dense, sample_widths(anatomy), execution)
+    grid = fixed_grid(reaches, execution, max_entries=1)  # as few widths as there can be
     assert {probe.kernel for probe in grid} >= set(reaches)
     for probe in grid:
-        assert Graph(micrograph(probe, formats, copies=2, batch=1), threads=1).seconds(1) > 0
+        assert TimedSession(micrograph(probe, formats, copies=2, batch=1), threads=1).seconds(1) > 0
 
 
 def test_a_convolution_of_few_channels_reads_plain_and_writes_blocks() -> None:
     inputs = np.asarray([3, 15, 16, 17, 18, 20, 32])
-    reads, writes = Formats(16, 4).convolution(inputs, np.ones_like(inputs))
+    reads, writes = OnnxRuntimeExecution(Formats(16, 4)).convolution(inputs, np.ones_like(inputs))
     assert reads.tolist() == [False, False, True, False, False, True, True]
     assert writes.tolist() == [True, True, True, False, False, True, True]
 
 
 def test_without_blocks_everything_is_plain() -> None:
     inputs = np.asarray([3, 16, 32])
-    reads, writes = Formats().convolution(inputs, np.ones_like(inputs))
+    operands = Operands(inputs, inputs, np.ones_like(inputs), (np.ones(3, dtype=np.bool_),))
+    reads, writes = OnnxRuntimeExecution(Formats()).blocked(Kernel(op="conv", **SIZE), operands)
     assert not reads.any()
     assert not writes.any()
 
 
 def test_without_fusion_every_operator_is_a_kernel_of_its_own(zoo: Callable[[str], Specimen]) -> None:
     layout = zoo("residual").anatomy.family.dense
-    kernels = [work.kernel for work in executed(layout, layout.widths(), Formats(fuses=False))]
+    kernels = [work.kernel for work in executed(layout, layout.widths(), TorchExecution())]
     assert not any(kernel.add or (kernel.activation and kernel.op != "activation") for kernel in kernels)
     assert sum(kernel.op == "activation" for kernel in kernels) == sum(a.function == "relu" for a in layout.layers)
 
 
 def test_fusing_kernels_have_parts_and_others_have_none() -> None:
     probe = Probe(Kernel(op="conv", mode="plain", **SIZE), 19, 30)
-    assert [part.kernel.op for part in parts(probe, Formats())] == ["sink"]
-    assert parts(probe, Formats(fuses=False)) == []
+    assert [part.kernel.op for part in OnnxRuntimeExecution(Formats()).parts(probe)] == ["sink"]
+    assert TorchExecution().parts(probe) == []

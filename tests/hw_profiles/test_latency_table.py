@@ -11,19 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc.profiling.check import fit_correction, judge, spread_networks
-from amc.profiling.measure import sample_widths
+from amc.profiling.correction import fit_correction, judge
+from amc.profiling.networks import sample_widths, spread_networks
 from envs.network.graph import trace
 from envs.reward import Evaluation, accuracy_latency
 from envs.space.constraint import Budget, Constraint, Costing
 from envs.units.layout import read_layout
 from envs.units.slicing import slice_network
-from hw_profiles.bench.measure import Effort, Survey
+from hw_profiles.bench.measure import MeasureOptions, TableBuilder
 from hw_profiles.bench.plan import first_knots, probes, reachable, refined, with_parts
 from hw_profiles.cost import cost_of
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Formats, Kernel
 from hw_profiles.latency.profile import Device, Entry, FormatsKey, Profile, Session, kernel_times
+from hw_profiles.latency.runtimes.onnxruntime import OnnxRuntimeExecution
 from hw_profiles.latency.surface import MissingProfileEntry, Surface
 from hw_profiles.latency.table import LatencyTable
 
@@ -42,7 +43,9 @@ def whole_table(specimen: Specimen, time: Callable[[Probe], float], formats: For
     """A table with an entry for every width that the network can reach."""
     family = specimen.anatomy.family
     entries = {}
-    for kernel, reach in reachable(family.dense, sample_widths(specimen.anatomy), formats).items():
+    for kernel, reach in reachable(
+        family.dense, sample_widths(specimen.anatomy), OnnxRuntimeExecution(formats)
+    ).items():
         for probe in probes(kernel, reach):
             ms = time(probe)
             entries[probe] = Entry(
@@ -117,7 +120,7 @@ def test_outside_the_measured_range_it_refuses_and_names_the_command(width: int)
 def test_a_bend_is_refined_and_a_line_is_not() -> None:
     cliff = Surface.of(LINE, [(w, w, 1.0 if w <= 16 else 2.0, 0.0) for w in (1, 8, 16, 24, 32)])
     line = Surface.of(LINE, [(w, w, float(w), 0.0) for w in (1, 8, 16, 24, 32)])
-    reach = next(iter(with_parts({LINE: _reach(32)}, BLOCKED).values()))
+    reach = next(iter(with_parts({LINE: _reach(32)}, OnnxRuntimeExecution(BLOCKED)).values()))
     assert {20, 12, 28} & set(refined(cliff, reach, 0.05).outputs)
     assert refined(line, reach, 0.05).outputs == (1, 8, 16, 24, 32)
 
@@ -133,7 +136,7 @@ def test_first_knots_hold_both_ends() -> None:
     assert first_knots((7,), 5) == (7,)
 
 
-# Survey
+# TableBuilder
 
 
 def raw(ms: float) -> dict[str, float]:
@@ -156,16 +159,17 @@ def test_parts_are_taken_off_and_a_second_task_adds_only_what_is_missing(stacked
         asked.append(probe)
         return raw(10.0 if probe.kernel.op in ("conv", "depthwise") and not probe.kernel.add else 1.0)
 
-    survey = Survey(BLOCKED, time)
-    survey.cover(reachable(first.family.dense, sample_widths(first), BLOCKED), Effort(knots=3, rounds=0))
-    known = survey.entries(0)
+    execution, options = OnnxRuntimeExecution(BLOCKED), MeasureOptions(knots=3, max_rounds=0)
+    builder = TableBuilder(execution, time)
+    builder.cover(reachable(first.family.dense, sample_widths(first), execution), options)
+    known = builder.entries(0)
     free = [e.median_ms for p, e in known.items() if p.kernel.op == "conv" and not p.kernel.add]
     assert set(free) == {9.0}  # 10, less the sink
     asked.clear()
-    again = Survey(BLOCKED, time, known)
-    again.cover(reachable(first.family.dense, sample_widths(first), BLOCKED), Effort(knots=3, rounds=0))
+    again = TableBuilder(execution, time, known)
+    again.cover(reachable(first.family.dense, sample_widths(first), execution), options)
     assert not asked
-    again.cover(reachable(second.family.dense, sample_widths(second), BLOCKED), Effort(knots=3, rounds=0))
+    again.cover(reachable(second.family.dense, sample_widths(second), execution), options)
     assert asked
     assert not set(asked) & set(known)
 

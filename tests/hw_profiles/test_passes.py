@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 
-from hw_profiles.passes import AGAIN, FIRST, MOST_AGAIN, Journal, Law, check_trust, disturbed, in_passes, settle
+from hw_profiles.passes import (
+    AGAIN,
+    FIRST,
+    MAX_REPEATS,
+    Journal,
+    TrustLimits,
+    check_trust,
+    disturbed,
+    in_passes,
+    settle,
+)
 
-LAW = Law(room=1)
+LIMITS = TrustLimits(max_others=1)
 Record = dict[str, Any]
 
 
@@ -43,27 +53,27 @@ def ignore(what: str, done: int, total: int, left: float) -> None:
     ],
 )
 def test_what_counts_as_disturbed(one: Record, counts: bool) -> None:
-    assert disturbed([*QUIET, one], LAW) == ([8] if counts else [])
+    assert disturbed([*QUIET, one], LIMITS) == ([8] if counts else [])
 
 
 def test_nothing_is_not_disturbed() -> None:
-    assert disturbed([], LAW) == []
+    assert disturbed([], LIMITS) == []
 
 
 def test_quiet_records_tell_the_usual_time_however_few_they_are() -> None:
     slow = [record(others=8.0, yardstick_ms=0.3) for _ in range(9)]
-    assert disturbed([*slow, record()], LAW) == list(range(9))
+    assert disturbed([*slow, record()], LIMITS) == list(range(9))
 
 
 def test_records_without_a_load_are_read() -> None:
     old = [{name: value for name, value in record().items() if name != "others"} for _ in range(3)]
-    assert disturbed(old, LAW) == []
+    assert disturbed(old, LIMITS) == []
 
 
 def test_a_worse_record_does_not_replace_a_better_one() -> None:
     bad, worse = record(variance=0.09), record(variance=0.9)
     records = [*QUIET, bad]
-    found = settle(records, lambda index: worse, LAW, seconds=60, report=ignore)
+    found = settle(records, lambda index: worse, LIMITS, seconds=60, report=ignore)
     assert records[-1] is bad
     assert found == {"entries": 9, "at_first": 1, "left": 1}
 
@@ -75,13 +85,13 @@ def test_each_is_timed_again_only_a_few_times() -> None:
         timed.append(index)
         return BUSY
 
-    settle([*QUIET, BUSY], again, LAW, seconds=1e9, report=ignore)
-    assert timed == [8] * MOST_AGAIN
+    settle([*QUIET, BUSY], again, LIMITS, seconds=1e9, report=ignore)
+    assert timed == [8] * MAX_REPEATS
 
 
 def test_a_busy_first_pass_is_replaced_by_a_quiet_second() -> None:
     records = [record(others=8.0, yardstick_ms=0.3, median_ms=4.0) for _ in range(20)]
-    found = settle(records, lambda index: record(), LAW, seconds=60, report=ignore)
+    found = settle(records, lambda index: record(), LIMITS, seconds=60, report=ignore)
     assert found == {"entries": 20, "at_first": 20, "left": 0}
     assert {one["median_ms"] for one in records} == {1.0}
 
@@ -111,7 +121,7 @@ def test_the_second_pass_shows_progress_and_ends_when_its_time_is_up() -> None:
     found = settle(
         records,
         clock.timing(lambda index: BUSY, 2.0),
-        LAW,
+        LIMITS,
         seconds=7.0,
         clock=clock,
         report=lambda *what: told.append(what),
@@ -126,7 +136,7 @@ def test_time_left_is_what_the_rest_takes() -> None:
     settle(
         [*QUIET, BUSY, BUSY, BUSY],
         clock.timing(lambda index: record(), 2.0),
-        LAW,
+        LIMITS,
         seconds=60,
         clock=clock,
         report=lambda what, done, total, seconds: left.append(seconds),
@@ -149,7 +159,7 @@ def test_whoever_is_stopped_anywhere_goes_on_and_loses_nothing(tmp_path: Path, s
             return record(median_ms=2.0) if second else first[index]
 
         try:
-            return timed, in_passes(one, 10, journal, LAW, seconds=60, report=ignore)
+            return timed, in_passes(one, 10, journal, LIMITS, seconds=60, report=ignore)
         except KeyboardInterrupt:
             return timed, None
 
@@ -165,8 +175,10 @@ def test_whoever_is_stopped_anywhere_goes_on_and_loses_nothing(tmp_path: Path, s
 
 def test_both_passes_are_told_apart() -> None:
     told: list[str] = []
-    in_passes(lambda index: BUSY, 3, Journal(None, {}), LAW, seconds=60, report=lambda what, *rest: told.append(what))
-    assert told == [FIRST] * 3 + [AGAIN] * 3 * MOST_AGAIN
+    in_passes(
+        lambda index: BUSY, 3, Journal(None, {}), LIMITS, seconds=60, report=lambda what, *rest: told.append(what)
+    )
+    assert told == [FIRST] * 3 + [AGAIN] * 3 * MAX_REPEATS
 
 
 def test_a_line_that_was_cut_off_costs_only_itself(tmp_path: Path) -> None:

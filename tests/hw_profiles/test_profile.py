@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from amc.profiling.show import listing
 from amc.profiling.store import find_profile, read_profile, user_folder, write_profile
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Kernel
@@ -217,3 +220,19 @@ def test_an_unknown_name_lists_the_known_ones(own_folders: Path) -> None:
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a readable file"):
         read_profile(tmp_path / "nothing.json")
+
+
+def test_the_list_names_every_profile_under_its_folder_and_fits_a_narrow_screen(own_folders: Path) -> None:
+    write_profile(own_folders / "first" / "board.json", small_profile())
+    write_profile(user_folder() / "board.json", small_profile())
+    (own_folders / "first" / "broken.json").write_text("{")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(listing())
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "  board" in lines
+    assert "  board  (hidden)" in lines
+    assert "    a cpu, onnxruntime 1.31.1 fp32, threads 1, batch 1, 4 entries" in lines
+    assert any(line.startswith("    broken: ") for line in lines)
+    assert all("threads 1" in text.split(name)[1] for name in ("t1-b1", "t1-b8"))  # the shipped ones

@@ -11,33 +11,31 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from amc.profiling.bench import Bench, Setting
-from amc.profiling.check import (
-    Alternation,
-    Care,
-    Checked,
-    alternate,
-    check_profile,
-    sliced,
-    spread_networks,
-    whole_network,
-)
-from amc.profiling.measure import check_here, measure_profile, sample_widths
+from amc.profiling.check import CheckOptions, Subject, check_profile
+from amc.profiling.correction import CheckResult
+from amc.profiling.measure import check_here, measure_profile
+from amc.profiling.networks import network_at, sample_widths, spread_networks
+from amc.profiling.pairs import PairTiming, time_pair
+from amc.profiling.runtimes import RUNTIMES, make_runtime
+from amc.profiling.runtimes.onnxruntime import OnnxRuntime
+from amc.profiling.setting import Setting
 from amc.profiling.show import summary
 from amc.profiling.store import read_profile
 from amc.tasks.models.resnet_cifar import resnet20
 from envs.units.anatomy import dissect
-from hw_profiles.bench.measure import Effort
+from hw_profiles.bench.measure import MeasureOptions
 from hw_profiles.cost import cost_of
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Formats
 from hw_profiles.latency.profile import parse
+from hw_profiles.latency.runtimes import EXECUTIONS
+from hw_profiles.latency.runtimes.onnxruntime import OnnxRuntimeExecution
 from hw_profiles.latency.table import LatencyTable
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
 
-QUICK = Effort(knots=2, rounds=0, confidence=1.0, blocks=7, again_minutes=0, keep_disturbed=True)
+QUICK = MeasureOptions(knots=2, max_rounds=0, confidence=1.0, max_blocks=7, again_minutes=0, keep_disturbed=True)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -72,42 +70,43 @@ def test_an_interrupted_measurement_goes_on(
     tmp_path: Path, zoo: Callable[[str], Specimen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[object] = []
-    real = Bench.time
+    real = OnnxRuntime.time
 
-    def counting(self: Bench, probe: Probe, effort: Effort) -> dict[str, Any]:
+    def counting(self: OnnxRuntime, probe: Probe, options: MeasureOptions) -> dict[str, Any]:
         if len(timed) == 5:
             raise KeyboardInterrupt
         timed.append(probe)
-        return real(self, probe, effort)
+        return real(self, probe, options)
 
     anatomy, out = zoo("option_a").anatomy, tmp_path / "p.json"
-    monkeypatch.setattr(Bench, "time", counting)
+    monkeypatch.setattr(OnnxRuntime, "time", counting)
     with pytest.raises(KeyboardInterrupt):
         measure_profile(anatomy, Setting(), QUICK, out, silent)
     assert len((tmp_path / "p.json.partial").read_text().splitlines()) == 1 + 5
     again: list[object] = []
 
-    def counting_again(self: Bench, probe: Probe, effort: Effort) -> dict[str, Any]:
+    def counting_again(self: OnnxRuntime, probe: Probe, options: MeasureOptions) -> dict[str, Any]:
         again.append(probe)
-        return real(self, probe, effort)
+        return real(self, probe, options)
 
-    monkeypatch.setattr(Bench, "time", counting_again)
+    monkeypatch.setattr(OnnxRuntime, "time", counting_again)
     profile = measure_profile(anatomy, Setting(), QUICK, out, silent)
     entries = len(profile.probes())
     assert len(set(again)) <= entries
     assert again[0] not in timed
 
 
-class MadeUp(Bench):
+class MadeUp(OnnxRuntime):
     """Times nothing: quiet, but for every so-many-th probe the first time, or always."""
 
     def __init__(self, every: int, always: bool = False, stop_after: int | None = None) -> None:
         """Formats and device are those of a board."""
-        self.setting, self.version, self.formats = Setting(), "1.0", Formats()
+        super().__init__(Setting())
+        self.version, self.execution = "1.0", OnnxRuntimeExecution(Formats())
         self.every, self.always, self.stop_after = every, always, stop_after
         self.timed: list[Probe] = []
 
-    def time(self, probe: Probe, effort: Effort) -> dict[str, Any]:
+    def time(self, probe: Probe, options: MeasureOptions) -> dict[str, Any]:
         """A record."""
         if len(self.timed) == self.stop_after:
             raise KeyboardInterrupt
@@ -130,7 +129,7 @@ def hash_of(probe: Probe) -> int:
     return sum(map(ord, repr(probe)))
 
 
-PLAIN = Effort(knots=2, rounds=0)
+PLAIN = MeasureOptions(knots=2, max_rounds=0)
 
 
 def test_disturbed_entries_are_timed_again_shown_and_recorded(tmp_path: Path, zoo: Callable[[str], Specimen]) -> None:
@@ -178,6 +177,23 @@ def test_a_machine_that_stays_busy_is_refused_and_nothing_is_lost(
     assert "do not trust it" in summary(kept)
 
 
+class Sized(MadeUp):
+    """A quiet board on which a kernel takes the longer, the more channels it multiplies."""
+
+    def time(self, probe: Probe, options: MeasureOptions) -> dict[str, Any]:
+        """A record."""
+        products = 0 if probe.kernel.square else probe.inputs * probe.outputs
+        return super().time(probe, options) | {"median_ms": 1e-3 * (1 + products)}
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory, zoo: Callable[[str], Specimen]) -> Path:
+    """A made-up profile for a small residual network."""
+    path = tmp_path_factory.mktemp("profiles") / "here.json"
+    measure_profile(zoo("residual").anatomy, Setting(), PLAIN, path, silent, Sized(every=10**9))
+    return path
+
+
 class Steady:
     """A network whose runs always take the same."""
 
@@ -190,8 +206,8 @@ class Steady:
 
 
 def test_networks_timed_in_turn_know_their_scatter_and_what_ran_beside() -> None:
-    found = alternate(Steady(1e-3), Steady(2e-3), others=lambda: 4.0)
-    assert found == Alternation(ratio=0.5, other_ms=2.0, n=21, variance=0.0, others=4.0)
+    found = time_pair(Steady(1e-3), Steady(2e-3), others=lambda: 4.0)
+    assert found == PairTiming(ratio=0.5, other_ms=2.0, n=21, variance=0.0, others=4.0)
     assert found.record()["yardstick_ms"] == 2.0
 
 
@@ -205,37 +221,35 @@ class MadeUpTimer:
         self.times = table.many(family.dense, family.widths(kept))
         self.order, self.busy, self.calls = list(order), busy, 0
 
-    def __call__(self, one: Any, other: Any) -> Alternation:
+    def __call__(self, one: Any, other: Any) -> PairTiming:
         if self.calls == len(self.order):
             raise KeyboardInterrupt
         self.calls += 1
         others = 9999.0 if self.calls - 1 in self.busy else 0.0
         ratio = float(self.times[self.order[self.calls - 1]])
-        return Alternation(ratio=ratio, other_ms=1.0, n=21, variance=1e-9, others=others)
+        return PairTiming(ratio=ratio, other_ms=1.0, n=21, variance=1e-9, others=others)
 
 
-def check(specimen: Specimen, profile: Path, timer: MadeUpTimer, care: Care, told: list[Any] | None = None) -> Checked:
+def check(
+    specimen: Specimen, profile: Path, timer: MadeUpTimer, options: CheckOptions, told: list[Any] | None = None
+) -> CheckResult:
     s, seen = specimen, told if told is not None else []
     return check_profile(
         read_profile(profile),
         "here",
-        s.name,
-        s.network,
-        s.example,
-        s.anatomy,
-        8,
+        Subject(s.name, s.network, s.example, s.anatomy),
+        options,
         lambda *what: seen.append(what),
-        care=care,
-        timer=timer,
+        timer,
     )
 
 
 def test_a_check_times_disturbed_networks_again_and_says_so(
-    measured: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
+    sized: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
 ) -> None:
     told, s = list[Any](), zoo("residual")
-    timer = MadeUpTimer(measured, s, [*range(8), 2, 5], busy={2, 5})
-    found = check(s, measured, timer, Care(tmp_path / "journal"), told)
+    timer = MadeUpTimer(sized, s, [*range(8), 2, 5], busy={2, 5})
+    found = check(s, sized, timer, CheckOptions(networks=8, journal=tmp_path / "journal"), told)
     assert told[-1] == ("timing disturbed ones again", 2, 2)
     assert found.correction.disturbed is not None
     assert found.correction.disturbed.in_words("networks") == "2 of 8 networks were disturbed, 0 still are"
@@ -245,23 +259,23 @@ def test_a_check_times_disturbed_networks_again_and_says_so(
 
 
 def test_a_check_on_a_busy_machine_is_refused_and_goes_on_later(
-    measured: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
+    sized: Path, tmp_path: Path, zoo: Callable[[str], Specimen]
 ) -> None:
-    care, s, always = Care(tmp_path / "journal"), zoo("residual"), range(99)
+    options, s, always = CheckOptions(networks=8, journal=tmp_path / "journal"), zoo("residual"), range(99)
     with pytest.raises(KeyboardInterrupt):
-        check(s, measured, MadeUpTimer(measured, s, [*range(8), 0, 1], always), care)
+        check(s, sized, MadeUpTimer(sized, s, [*range(8), 0, 1], always), options)
     with pytest.raises(ValueError, match=r"at most 10% of the networks.*but 8 of 8 are.*--keep-disturbed"):
-        check(s, measured, MadeUpTimer(measured, s, [*range(8), *range(8)], always), care)
-    found = check(s, measured, MadeUpTimer(measured, s, range(8), ()), care)
+        check(s, sized, MadeUpTimer(sized, s, [*range(8), *range(8)], always), options)
+    found = check(s, sized, MadeUpTimer(sized, s, range(8), ()), options)
     assert found.correction.disturbed is not None
     assert (found.correction.disturbed.at_first, found.correction.disturbed.left) == (8, 0)
 
 
-def test_a_disturbed_check_is_stored_when_told_to_and_says_so(measured: Path, zoo: Callable[[str], Specimen]) -> None:
+def test_a_disturbed_check_is_stored_when_told_to_and_says_so(sized: Path, zoo: Callable[[str], Specimen]) -> None:
     s = zoo("residual")
-    care = Care(again_minutes=0, keep_disturbed=True)
-    found = check(s, measured, MadeUpTimer(measured, s, range(8), range(8)), care)
-    profile = read_profile(measured).model_copy(update={"corrections": [found.correction]})
+    options = CheckOptions(networks=8, again_minutes=0, keep_disturbed=True)
+    found = check(s, sized, MadeUpTimer(sized, s, range(8), range(8)), options)
+    profile = read_profile(sized).model_copy(update={"corrections": [found.correction]})
     assert parse(profile.text(), "stored") == profile
     assert "checked on residual: 8 of 8 networks were disturbed, 8 still are; do not trust it" in summary(profile)
 
@@ -284,12 +298,12 @@ def test_a_profile_of_another_version_device_or_setting_is_refused(
             measure_profile(zoo("residual").anatomy, Setting(), QUICK, path, silent)
 
 
-def test_whole_networks_are_timed_in_turn(zoo: Callable[[str], Specimen], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amc.profiling.check.MOST_ROUNDS", 3)
+def test_whole_networks_are_timed_in_turn(zoo: Callable[[str], Specimen]) -> None:
     s = zoo("residual")
-    small = sliced(s.network, s.anatomy, dict.fromkeys(s.anatomy.family.units, 1))
+    small = network_at(s.network, s.anatomy, dict.fromkeys(s.anatomy.family.units, 1))
     for setting in (Setting(), Setting(batch=3), Setting(runtime="torch")):
-        timed = alternate(*(whole_network(network, s.example, setting) for network in (small, s.network)))
+        runtime = make_runtime(setting)
+        timed = time_pair(runtime.network(small, s.example), runtime.network(s.network, s.example), max_rounds=3)
         assert timed.ratio > 0
         assert timed.other_ms > 0
         assert timed.n == 3
@@ -301,8 +315,8 @@ def test_a_check_reports_held_out_errors_and_a_correction(tmp_path: Path) -> Non
     anatomy, path = dissect(network.eval(), example), tmp_path / "resnet20.json"
     profile = measure_profile(anatomy, Setting(), QUICK, path, silent)
     check_here(profile, path)
-    care = Care(again_minutes=0, keep_disturbed=True)
-    checked = check_profile(profile, "here", "resnet20", network, example, anatomy, 8, care=care)
+    options = CheckOptions(networks=8, again_minutes=0, keep_disturbed=True)
+    checked = check_profile(profile, "here", Subject("resnet20", network, example, anatomy), options)
     data = checked.to_json()
     assert data["networks"] == len(data["points"]) == 8
     assert data["slope"] > 0
@@ -311,10 +325,13 @@ def test_a_check_reports_held_out_errors_and_a_correction(tmp_path: Path) -> Non
     assert parse(stored.text(), "stored") == stored
 
 
-def test_too_few_networks_are_refused(measured: Path, zoo: Callable[[str], Specimen]) -> None:
-    s = zoo("residual")
+def test_too_few_networks_are_refused() -> None:
     with pytest.raises(ValueError, match="--networks must be at least 8"):
-        check_profile(read_profile(measured), "here", "residual", s.network, s.example, s.anatomy, 4)
+        CheckOptions(networks=4)
+
+
+def test_a_runtime_stands_in_both_dicts() -> None:
+    assert set(RUNTIMES) == set(EXECUTIONS)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +357,7 @@ def test_torch_is_measured_without_fusion(tmp_path: Path, zoo: Callable[[str], S
 def test_a_network_timed_in_half_precision_stays_as_it_is(zoo: Callable[[str], Specimen]) -> None:
     s = zoo("chain")  # layers without normalization behind them share their weights with the copy that is timed
     before = {name: tensor.clone() for name, tensor in s.network.state_dict().items()}
-    whole_network(s.network, s.example, Setting(runtime="torch", dtype="fp16"))
+    make_runtime(Setting(runtime="torch", dtype="fp16")).network(s.network, s.example)
     for name, tensor in s.network.state_dict().items():
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name])

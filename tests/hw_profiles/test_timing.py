@@ -15,7 +15,7 @@ from rich.console import Console
 
 from amc.cli.commands import run_apply, run_export
 from amc.config.search import SearchConfig
-from amc.profiling.timing import BY_WIDTH, FEWEST_ROUNDS, Timing, side_by_side, timing_remarks
+from amc.profiling.timing import BY_WIDTH, MIN_ROUNDS, Timing, side_by_side, timing_remarks
 from amc.reporting.tables import stored_comparison
 from amc.runs.runner import run_resume, run_search
 
@@ -89,7 +89,7 @@ def test_blocks_alternate_and_keep_their_spread() -> None:
 def test_time_that_is_up_ends_the_rounds_but_not_before_the_fewest() -> None:
     clock = Clock()
     slow = {"dense": Scripted(clock, repeat(10.0)), "found": Scripted(clock, repeat(10.0))}
-    assert side_by_side(slow, rounds=40, seconds=3.0, clock=clock)["dense"].rounds == FEWEST_ROUNDS
+    assert side_by_side(slow, rounds=40, seconds=3.0, clock=clock)["dense"].rounds == MIN_ROUNDS
 
 
 def test_a_platform_that_does_not_tell_its_load_gives_none() -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
-from amc.profiling.bench import Setting
-from amc.profiling.check import whole_network
+from amc.profiling.runtimes import make_runtime
+from amc.profiling.setting import Setting
 from amc.search.loop import search
 from amc.search.result import SearchResult
 from amc.search.setup import Problem
@@ -224,5 +224,5 @@ def test_a_search_on_a_gpu_repeats() -> None:
 @pytest.mark.cuda
 def test_timing_on_a_gpu_leaves_the_network_where_it_is(zoo: Zoo) -> None:
     specimen = zoo("chain")
-    whole_network(specimen.network, specimen.example, Setting(runtime="torch"))
+    make_runtime(Setting(runtime="torch")).network(specimen.network, specimen.example)
     assert all(not tensor.is_cuda for tensor in specimen.network.state_dict().values())

@@ -10,14 +10,15 @@ import pytest
 
 from amc.cli.main import main
 from amc.config.search import load_config
-from amc.profiling.bench import Bench, Setting
 from amc.profiling.measure import measure_profile
+from amc.profiling.runtimes.onnxruntime import OnnxRuntime
+from amc.profiling.setting import Setting
 from amc.profiling.store import read_profile
 from amc.search.setup import Problem
 from amc.tasks.task import load_task
 from envs.reward import Evaluation
 from envs.units.anatomy import dissect
-from hw_profiles.bench.measure import Effort
+from hw_profiles.bench.measure import MeasureOptions
 
 QUICK = [
     *("--task", "digits", "--agent", "knapsack", "--set", "compression.images=64"),
@@ -41,8 +42,8 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A coarse profile of this machine for the digits network."""
     path, task = tmp_path_factory.mktemp("profiles") / "here.json", load_task("digits")
     anatomy = dissect(task.network, task.example_input)
-    effort = Effort(knots=2, rounds=0, confidence=1.0, blocks=7, again_minutes=0, keep_disturbed=True)
-    measure_profile(anatomy, Setting(), effort, path, lambda what, done, total: None)
+    options = MeasureOptions(knots=2, max_rounds=0, confidence=1.0, max_blocks=7, again_minutes=0, keep_disturbed=True)
+    measure_profile(anatomy, Setting(), options, path, lambda what, done, total: None)
     return path
 
 
@@ -138,7 +139,7 @@ def test_a_busy_machine_is_refused_by_the_command_line_unless_told_to(
         "yardstick_ms": 0.08,
         "others": 9999.0,
     }
-    monkeypatch.setattr(Bench, "time", lambda *_: dict(record))
+    monkeypatch.setattr(OnnxRuntime, "time", lambda *_: dict(record))
     out = tmp_path / "busy.json"
     command = ("profile", "measure", "--task", "digits", "--coarse", "--out", out)
     assert amc(*command) == 1

@@ -1,12 +1,13 @@
-"""Profiles through torch, on the CPU or, where there is one, the GPU: every operator of the folded network by itself.
+"""Eager torch, on the CPU or, where there is one, the GPU: every operator of the folded network by itself.
 
-Eager torch fuses nothing but normalization into convolutions (which we fold), so the micro-graphs are plain loops.
+It fuses nothing but normalization into convolutions (which we fold), so the micro-graphs are plain loops.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from math import ceil
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amc.profiling.bench import Bench, Setting
+from amc.profiling.runtimes.runtime import Runtime
+from amc.profiling.setting import Setting
 from envs.network.graph import trace
 from envs.network.inference import converted, inference_copy
 from hw_profiles.latency.graphs import YARDSTICK, YARDSTICK_COPIES, Probe
-from hw_profiles.latency.kernels import Formats
 from hw_profiles.latency.profile import Device
+from hw_profiles.latency.runtimes.execution import Execution
+from hw_profiles.latency.runtimes.torch import TorchExecution
+from hw_profiles.rounds import Timed
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -35,7 +39,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-class Loop:
+class TimedLoop:
     """Something that runs in torch and can be timed; waits for the GPU before and after."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
@@ -54,32 +58,45 @@ class Loop:
         return (time.perf_counter() - began) / runs
 
 
-class TorchBench(Bench):
-    """Times probes in eager torch."""
+class TorchRuntime(Runtime):
+    """Times networks and loops of single operators in eager torch."""
 
     def __init__(self, setting: Setting) -> None:
         """Sets torch's threads for this process."""
         torch.set_num_threads(setting.threads)
-        self.setting, self.version = setting, str(torch.__version__)
-        self.formats = Formats(fuses=False)
-        fixed = Setting(runtime="torch", threads=setting.threads)
-        self.yardstick = Loop(_copies(YARDSTICK, YARDSTICK_COPIES, fixed))
+        self.setting = setting
+
+    @property
+    def version(self) -> str:
+        """Version of torch."""
+        return str(torch.__version__)
+
+    @property
+    def execution(self) -> Execution:
+        """Nothing is fused."""
+        return TorchExecution()
+
+    @cached_property
+    def yardstick(self) -> Timed:
+        """In fp32 at batch size 1, whatever the setting."""
+        fixed = Setting(runtime=self.setting.runtime, threads=self.setting.threads)
+        return TimedLoop(_copies(YARDSTICK, YARDSTICK_COPIES, fixed))
 
     def device(self) -> Device:
-        """The device that it times on: the GPU, if there is one."""
+        """The GPU, if there is one, and the machine around it."""
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         return super().device().model_copy(update={"gpu": gpu})
 
-    def graph(self, probe: Probe, copies: int) -> Any:
+    def micrograph(self, probe: Probe, copies: int) -> Timed:
         """The copies as a loop."""
-        return Loop(_copies(probe, copies, self.setting))
+        return TimedLoop(_copies(probe, copies, self.setting))
 
-
-def torch_network(network: nn.Module, example: Tensor, setting: Setting) -> Loop:
-    """A whole network with folded normalization."""
-    folded = converted(inference_copy(network, trace(network, example)), _device(), DTYPES[setting.dtype])
-    inputs = _random(setting, setting.batch, *example.shape[1:])
-    return Loop(lambda: folded(inputs))
+    def network(self, network: nn.Module, example: Tensor) -> Timed:
+        """A copy of the network with folded normalization, on the device and in the number type of the setting."""
+        fast = inference_copy(network, trace(network, example))
+        folded = converted(fast, _device(), DTYPES[self.setting.dtype])
+        inputs = _random(self.setting, self.setting.batch, *example.shape[1:])
+        return TimedLoop(lambda: folded(inputs))
 
 
 def _copies(probe: Probe, copies: int, setting: Setting) -> Callable[[], None]:

@@ -1,0 +1,81 @@
+"""Pruned networks to measure a device with: which widths a network can have, and the network at some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import nn
+
+from envs.units.anatomy import Anatomy
+from envs.units.slicing import slice_network
+from hw_profiles.latency.table import LatencyTable
+from hw_profiles.layers import IntArray, Widths
+
+SWEPT_WIDTHS = 96
+"""Widths of a unit that are all tried; of wider ones the ends and a random choice."""
+MIXED = 1500
+"""Random assignments tried, for kernels that only some combinations of widths execute."""
+POOL = 4000
+"""Random networks among which those at evenly spread latencies are picked."""
+
+
+def sample_widths(anatomy: Anatomy) -> Widths:
+    """Many variants of the network: each unit at all its widths beside light and heavy others, and random ones."""
+    generator, steps = np.random.default_rng(0), _steps(anatomy)
+    counts = anatomy.family.channels // np.maximum(steps, 1)
+    rows: list[IntArray] = [counts, np.ones_like(counts)]
+    for index, count in enumerate(counts.tolist()):
+        for others in (counts, np.ones_like(counts)):
+            block = np.repeat(others[None, :], len(swept := _swept(count, generator)), axis=0)
+            block[:, index] = swept
+            rows.extend(block)
+    rows.extend(generator.integers(1, counts + 1, size=(MIXED, len(counts))))
+    return anatomy.family.widths(np.stack(rows) * steps)
+
+
+def spread_networks(table: LatencyTable, anatomy: Anatomy, count: int, seed: int) -> IntArray:
+    """[count, U] random widths whose predicted latencies are spread evenly from the lightest to the dense network."""
+    family, generator = anatomy.family, np.random.default_rng([seed, count])
+    steps = _steps(anatomy)
+    full = family.channels // steps
+    level = generator.uniform(0, 1, size=(POOL, 1))
+    share = np.clip(level * generator.uniform(0.5, 1.5, size=(POOL, len(full))), 0, 1)
+    pool = np.maximum(1, np.round(share * full)).astype(np.int64) * steps
+    pool = np.concatenate([pool, steps[None, :], family.channels[None, :]])
+    costs = table.many(family.dense, family.widths(pool))
+    picks: list[int] = []
+    for target in np.linspace(costs.min(), costs[-1], count):
+        distance = np.abs(costs - target)
+        distance[picks] = np.inf
+        picks.append(int(distance.argmin()))
+    shuffled = np.random.default_rng(seed).permutation(picks)  # drift of the clock must not look like size
+    return np.asarray(pool[shuffled], dtype=np.int64)
+
+
+def network_at(network: nn.Module, anatomy: Anatomy, widths: Mapping[str, int]) -> nn.Module:
+    """The network with the first channels of each unit (which ones stay does not matter for latency).
+
+    Args:
+        network: The dense network; it is not changed.
+        anatomy: Its units.
+        widths: Name of each unit -> channels kept.
+    """
+    channels = {
+        unit.name: sorted(c for granule in unit.granules[: widths[unit.name] // unit.granule] for c in granule)
+        for unit in anatomy.units
+    }
+    return slice_network(network, anatomy.units, channels)
+
+
+def _steps(anatomy: Anatomy) -> IntArray:
+    """[U] channels by which the width of each unit changes."""
+    granules = {unit.name: unit.granule for unit in anatomy.units}
+    return np.asarray([granules[name] for name in anatomy.family.units], dtype=np.int64)
+
+
+def _swept(count: int, generator: np.random.Generator) -> IntArray:
+    if count <= SWEPT_WIDTHS:
+        return np.arange(1, count + 1)
+    ends = np.concatenate([np.arange(1, 41), np.arange(count - 15, count + 1)])
+    return np.unique(np.concatenate([ends, generator.integers(1, count + 1, size=SWEPT_WIDTHS // 2)]))
