@@ -61,10 +61,10 @@ def slice_network(network: nn.Module, units: Iterable[Unit], kept: Kept) -> nn.M
         units: Its units.
         kept: Kept channels per unit, at least one each.
     """
-    return sliced(network, kept_axes(network, units, kept))
+    return slice_axes(network, kept_axes(network, units, kept))
 
 
-def sliced(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
+def slice_axes(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
     """`slice_network` for axes that are known."""
     small = copy_network(network)
     for name, touched in axes.items():

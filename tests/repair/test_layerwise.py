@@ -16,7 +16,7 @@ from envs.regression import statistics
 from envs.regression.ridge import Fit
 from envs.regression.rows import draw_positions, gather_inputs, output_places, weight_rows
 from envs.regression.statistics import Sampling, energy_of, gram_of, input_moments, pack, totals, unpack
-from envs.repair.layerwise import LayerwiseBank
+from envs.repair.bank import LayerwiseBank
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
