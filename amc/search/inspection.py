@@ -15,7 +15,7 @@ from amc.search.bounds import choose_sites, skipped_patterns
 from amc.search.layer_patterns import mac_shares, weight_reasons
 from amc.tasks.splits import verification_samples
 from amc.tasks.task import Task
-from envs.network.graph import NORMS, WEIGHTED
+from envs.network.kinds import NORMS, WEIGHTED
 from envs.space.constraint import Costing
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect

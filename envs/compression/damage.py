@@ -188,7 +188,7 @@ def output_error(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
     return _per_image((difference - difference.mean(dim=1, keepdim=True)).square().mean(dim=1))
 
 
-def loss(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_rise(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
     """Rise of the cross-entropy on the targets."""
     if not _scores_classes(new, targets):
         return _per_image((new - old).square())
@@ -206,7 +206,12 @@ def _per_image(values: Tensor) -> Tensor:
     return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
 
 
-DAMAGES: dict[str, Damage] = {"kl": divergence(4.0), "kl1": divergence(1.0), "logits": output_error, "loss": loss}
+DAMAGES: dict[str, Damage] = {
+    "kl": divergence(4.0),
+    "kl1": divergence(1.0),
+    "logits": output_error,
+    "loss": cross_entropy_rise,
+}
 
 
 class _Whole:

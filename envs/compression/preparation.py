@@ -13,7 +13,7 @@ from envs.compression.sparsify import SELECTIONS
 from envs.importance.importance import Evidence, Importance, channel_order
 from envs.importance.scores import IMPORTANCES
 from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
-from envs.regression.statistics import Moments, Sampling, input_moments, pack, totals, unpack
+from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import REPAIRS
 from envs.units.layout import LayoutFamily
@@ -136,10 +136,10 @@ class Preparation:
         consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
 
         def compute() -> dict[str, Tensor]:
-            return pack(input_moments(self.network, list(consumers), self.chunks, self.sampling))
+            return pack_moments(input_moments(self.network, list(consumers), self.chunks, self.sampling))
 
         found = self.remember("moments", {**self._key(), "consumers": list(consumers)}, compute)
-        return unpack({name: tensor.to(settings.device) for name, tensor in found.items()})
+        return unpack_moments({name: tensor.to(settings.device) for name, tensor in found.items()})
 
     def orders(self, moments: Moments) -> dict[str, list[int]]:
         """Channels of each unit by descending importance."""

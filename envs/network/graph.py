@@ -15,18 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from envs.network.calls import Call, first_tensor, observe_calls
-from envs.network.copies import copy_network as copy_network
-from envs.network.copies import functional_copy as functional_copy
-from envs.network.copies import make_channels_last as make_channels_last
-from envs.network.copies import runs_channels_last
-from envs.network.copies import same_output as same_output
+from envs.network.copies import functional_copy, runs_channels_last, same_output
 from envs.network.counting import counting
 from envs.network.interpreter import run
-from envs.network.kinds import BATCH_NORMS as BATCH_NORMS
-from envs.network.kinds import CONVOLUTIONS as CONVOLUTIONS
-from envs.network.kinds import NORMS as NORMS
-from envs.network.kinds import TRANSPOSED as TRANSPOSED
-from envs.network.kinds import WEIGHTED as WEIGHTED
 from envs.network.kinds import function_kind, module_kind, plain_name
 from envs.network.tracing import constant, symbolic
 from hw_profiles.layers import Kind

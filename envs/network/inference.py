@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from envs.network.graph import BATCH_NORMS, Graph, copy_network, functional_copy, make_channels_last
+from envs.network.copies import copy_network, functional_copy, make_channels_last
+from envs.network.graph import Graph
+from envs.network.kinds import BATCH_NORMS
 from envs.network.probe import is_plain
 
 

@@ -45,7 +45,7 @@ class Sums:
     rows: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
-def summarize(x: Tensor, r: Tensor, *, gram: bool = True) -> Sums:
+def sums_of(x: Tensor, r: Tensor, *, gram: bool = True) -> Sums:
     """Sums of one chunk.
 
     Args:

@@ -21,7 +21,7 @@ from envs.network.graph import Graph
 from envs.network.inference import converted, folded, inference_copy
 from envs.network.interpreter import Checkpoints, Interpreter
 from envs.parallel import map_chunks
-from envs.regression.ridge import Finish, Sums, add, solve, summarize
+from envs.regression.ridge import Finish, Sums, add, solve, sums_of
 from envs.regression.rows import gather_patches, kernel_size, regrouped, take_outputs, weight_of, weight_rows
 from envs.regression.shrinkage import FOLDS, UNDIVIDED_RIDGE, best_ridge, folded_sums
 from envs.regression.statistics import GRAM_LIMIT
@@ -180,4 +180,4 @@ class RepairWalk:
             residual = residual - bias.view(len(weights), 1, -1)
         rows = len(target.own) // target.images * self.images
         small = x.shape[2] <= (GRAM_LIMIT if refit.name in self.finishes else rows)
-        return summarize(x, residual, gram=small)  # the same answer for every chunk
+        return sums_of(x, residual, gram=small)  # the same answer for every chunk

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from envs.network.graph import copy_network
-from envs.units.units import TRANSPOSED, Unit, is_depthwise
+from envs.network.copies import copy_network
+from envs.network.kinds import TRANSPOSED
+from envs.units.units import Unit, is_depthwise
 
 Kept = Mapping[str, Sequence[int]]
 """Unit name -> kept channel indices, ascending."""

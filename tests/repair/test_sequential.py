@@ -17,7 +17,7 @@ from envs.compression.compress import Compressor
 from envs.compression.preparation import CompressionSettings, Repair
 from envs.network.graph import Graph
 from envs.network.kinds import TRANSPOSED
-from envs.regression.ridge import summarize
+from envs.regression.ridge import sums_of
 from envs.regression.statistics import Sampling
 from envs.repair.normalization import reestimate_batch_norm
 from envs.repair.targets import Targets, record_targets
@@ -408,7 +408,7 @@ def test_the_dense_network_is_walked_once_for_all_policies(
 @pytest.mark.parametrize("columns", [1, 5, 32, 33, 130, 257])
 def test_a_gram_matrix_from_its_upper_bands_is_the_whole_product(columns: int) -> None:
     rows = torch.randn(2, 50, columns, generator=torch.Generator().manual_seed(0))
-    gram = summarize(rows, rows[:, :, :1]).xx
+    gram = sums_of(rows, rows[:, :, :1]).xx
     assert gram is not None
     torch.testing.assert_close(gram, rows.transpose(1, 2) @ rows)
     assert torch.equal(gram, gram.transpose(1, 2))

@@ -26,7 +26,7 @@ from amc.search.inspection import Inspection, inspection, weighted_layers
 from amc.search.loop import search
 from amc.search.setup import Problem
 from amc.tasks.task import Task, top1
-from envs.network.graph import copy_network
+from envs.network.copies import copy_network
 from envs.units.anatomy import dissect
 from envs.units.slicing import Kept, slice_network, zero_inputs
 
