@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from amc.export.check import verify_model
 from amc.storage.files import one_line, write_bytes
-from envs.network.graph import functional_copy
+from envs.network.copies import functional_copy
 
 TOLERANCE = 1e-3
 """Largest accepted difference between onnxruntime and torch, relative to the largest output."""

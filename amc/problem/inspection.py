@@ -15,7 +15,7 @@ from amc.problem.bounds import choose_sites, skipped_patterns
 from amc.problem.layer_patterns import mac_shares, weight_reasons
 from amc.tasks.splits import verification_samples
 from amc.tasks.task import Task
-from envs.network.graph import NORMS, WEIGHTED
+from envs.network.kinds import NORMS, WEIGHTED
 from envs.space.constraint import Costing
 from envs.space.pattern_sites import PatternSite
 from envs.space.sites import Site

@@ -1,7 +1,7 @@
 """Where a search stands after a round, and the one file that holds it: what resume starts from.
 
-The file is the truth (law 2 of docs/architecture.md): safetensors for what the searcher has learned, JSON in its header for the
-rest. Episodes stand beside it in `episodes.jsonl`; the file says how many of them count.
+The file is the truth (law 2 of docs/architecture.md): safetensors for what the searcher has learned, JSON in its
+header for the rest. Episodes stand beside it in `episodes.jsonl`; the file says how many of them count.
 """
 
 from __future__ import annotations

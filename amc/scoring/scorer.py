@@ -16,7 +16,8 @@ from amc.tasks.plugins import describe
 from amc.tasks.splits import Split
 from amc.tasks.task import Metric
 from envs.compression.damage import output_error
-from envs.network.graph import Graph, functional_copy
+from envs.network.copies import functional_copy
+from envs.network.graph import Graph
 from envs.network.inference import channels_last, converted, inference_copy
 from envs.parallel import map_chunks
 from envs.reward import Block, Evaluation

@@ -1,7 +1,7 @@
 """Sweeps: one search per agent, budget and seed, scheduled by Ray Tune; goes on where it was stopped.
 
-Tune decides when and where a search runs and tries failed ones again. The run folders are the truth (law 2 of docs/architecture.md):
-a search that has ended is not repeated, and one that was stopped goes on from its last round.
+Tune decides when and where a search runs and tries failed ones again. The run folders are the truth (law 2 of
+docs/architecture.md): a search that has ended is not repeated, and one that was stopped goes on from its last round.
 """
 
 from __future__ import annotations

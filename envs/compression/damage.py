@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from envs.compression.compress import Compressor
 from envs.compression.preparation import HELD_SHARE
-from envs.network.graph import last_readers
 from envs.network.inference import Twins, channels_last, inference_copy
+from envs.network.interpreter import Checkpoints, Interpreter
 from envs.parallel import map_chunks
 from envs.regression.shrinkage import FOLDS
-from envs.repair.targets import Values, release, step
 from envs.space.assignment import Assignment
 from envs.space.sites import Site
 from hw_profiles.cost import Macs, cost_of
 from hw_profiles.layers import Layout
 
 FloatArray = NDArray[np.float64]
-OVERFLOW = 1e6
+MAX_DAMAGE = 1e6
+"""Of one image: what an output that overflows counts."""
 DAMAGE_MACS, MIN_DAMAGE_IMAGES = 1e13, 64
 """Multiply-accumulates that all damage curves together should not take more than, and images below which they tell
 little.
@@ -67,11 +67,11 @@ def measured_widths(site: Site, count: int) -> list[int]:
     return [kept[index] for index in picks]
 
 
-def damage_images(dense: Layout, sites: Sequence[Site], widths: int, most: int) -> int:
-    """Images per variant: `most`, fewer where a network is so large that the curves would take hours."""
+def damage_images(dense: Layout, sites: Sequence[Site], widths: int, max_images: int) -> int:
+    """Images per variant: `max_images`, fewer where a network is so large that the curves would take hours."""
     variants = sum(len(measured_widths(site, widths)) for site in sites)
     affordable = 2 * DAMAGE_MACS / (cost_of(Macs(), dense) * max(variants, 1))  # a variant runs half of the network
-    return int(min(most, max(MIN_DAMAGE_IMAGES, affordable)))
+    return int(min(max_images, max(MIN_DAMAGE_IMAGES, affordable)))
 
 
 def sensitivity_forwards(sites: Sequence[Site], widths: int, images: int) -> int:
@@ -119,7 +119,8 @@ def measure_damage(
     dense = inference_copy(compressor.network, compressor.graph)
     batches = [batch.on(compressor.settings.device) for batch in batches]
     outputs = list(map_chunks(lambda batch: forward(dense, batch.inputs), batches))
-    runner = (_Prefix if compressor.graph.traced else _Whole)(compressor, dense, [batch.inputs for batch in batches])
+    inputs = [batch.inputs for batch in batches]
+    runner = _Prefix(compressor, dense, inputs) if compressor.graph.traced else _Whole(inputs)
     plan = {site.name: measured_widths(site, widths) for site in sites}
     total, done = sum(map(len, plan.values())), 0
     curves: dict[str, list[Curve]] = {name: [] for name in damages}
@@ -133,7 +134,7 @@ def measure_damage(
             return [[total_damage(d, new, outputs[index], batch.targets) for d in damages.values()] for new in found]
 
         sums = np.asarray(list(map_chunks(one, range(len(batches))))).sum(axis=0).reshape(-1, len(damages))
-        means = np.clip(sums / sum(len(batch.inputs) for batch in batches), 0.0, OVERFLOW)
+        means = np.clip(sums / sum(len(batch.inputs) for batch in batches), 0.0, MAX_DAMAGE)
         for name, measured in zip(damages, means.T, strict=True):
             points = (*measured.tolist(), 0.0)
             curves[name].append(Curve(unit=site.name, kept=(*plan[site.name], site.size), damage=points))
@@ -146,17 +147,16 @@ def _variants(
     compressor: Compressor, site: Site, widths: Sequence[int], fold: int, dense: nn.Module
 ) -> list[nn.Module]:
     """The network with one unit at each width, repaired on all images but those of one fold."""
-    repair: Literal["none", "layerwise"] = "none" if compressor.settings.repair == "none" else "layerwise"
     decided = [Assignment.of((site,), (kept,)).decisions for kept in widths]
     policies = [compressor.policy(one.kept, one.patterns) for one in decided]
-    small = [compressor.compress(policy, repair, unseen=fold).network for policy in policies]
+    small = [compressor.compress_alone(policy, fold) for policy in policies]
     return [inference_copy(network, compressor.graph, Twins(compressor.network, dense)) for network in small]
 
 
 def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor) -> float:
     """Sum over the images of a batch; a network that overflows is as bad as it gets."""
     value = float(damage(new.double(), old.double(), targets).sum())
-    return value if np.isfinite(value) else OVERFLOW * len(new)
+    return value if np.isfinite(value) else MAX_DAMAGE * len(new)
 
 
 def forward(network: nn.Module, inputs: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def output_error(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
     return _per_image((difference - difference.mean(dim=1, keepdim=True)).square().mean(dim=1))
 
 
-def loss(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_rise(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
     """Rise of the cross-entropy on the targets."""
     if not _scores_classes(new, targets):
         return _per_image((new - old).square())
@@ -208,13 +208,18 @@ def _per_image(values: Tensor) -> Tensor:
     return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
 
 
-DAMAGES: dict[str, Damage] = {"kl": divergence(4.0), "kl1": divergence(1.0), "logits": output_error, "loss": loss}
+DAMAGES: dict[str, Damage] = {
+    "kl": divergence(4.0),
+    "kl1": divergence(1.0),
+    "logits": output_error,
+    "loss": cross_entropy_rise,
+}
 
 
 class _Whole:
     """Runs every variant from the start (networks that could not be traced)."""
 
-    def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         self._inputs = inputs
 
     def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
@@ -224,19 +229,16 @@ class _Whole:
 
 
 class _Prefix:
-    """Runs variants from their unit's first layer on; dense values are kept at the last cut that is small enough."""
+    """Runs variants from their unit's first layer on; in front of it the dense network's values serve all of them."""
 
     def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
-        program = compressor.graph.program
-        assert program is not None
-        self._nodes = list(program.nodes)
-        self._last = last_readers(program)
         self._dense = dense
         self._inputs = inputs
-        self._cuts: list[tuple[int, Values]] = [(0, {}) for _ in inputs]
-        self._held_bytes = HELD_SHARE * 1e9 * compressor.settings.memory_gb / sum(map(len, inputs))
+        self._interpreter = Interpreter(compressor.graph.require_program().nodes)
+        held_bytes = HELD_SHARE * 1e9 * compressor.settings.memory_gb
+        self._checkpoints = Checkpoints(self._interpreter, inputs, held_bytes)
         first: dict[str, int] = {}
-        for index, node in enumerate(self._nodes):
+        for index, node in enumerate(self._interpreter.order):
             if node.op == "call_module":
                 first.setdefault(str(node.target), index)
         self._starts = {
@@ -245,21 +247,6 @@ class _Prefix:
 
     def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
         """Each variant's output for one batch; units must come in execution order, or the walk begins again."""
-        start = self._starts[unit]
-        place, kept = self._cuts[index] if self._cuts[index][0] <= start else (0, {})
-        values = dict(kept)
-        self._run(self._dense, values, index, place, start)
-        held = sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
-        if held <= self._held_bytes * len(self._inputs[index]):
-            self._cuts[index] = (start, dict(values))
+        cut = self._checkpoints.advance(self._dense, index, self._starts[unit])
         for variant in variants:
-            yield self._run(variant, dict(values), index, start, len(self._nodes))
-
-    def _run(self, network: nn.Module, values: Values, index: int, start: int, stop: int) -> Any:
-        with torch.no_grad():
-            for node in self._nodes[start:stop]:
-                step(node, network, values, self._inputs[index])
-                if node.op == "output":
-                    return values[node]
-                release(node, values, self._last)
-        return None
+            yield self._interpreter.output(variant, self._inputs[index], cut=cut)

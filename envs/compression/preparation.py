@@ -9,11 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from envs.compression.sparsify import NEEDS_CURVATURE
-from envs.importance.gates import FORWARDS, gate_sensitivities, images_at_once
-from envs.importance.scores import IMPORTANCES, NEEDS_GRADIENTS, NEEDS_MOMENTS, Evidence, channel_order
-from envs.regression.statistics import Moments, Sampling, input_moments, pack, totals, unpack
+from envs.compression.sparsify import SELECTIONS
+from envs.importance.importance import Evidence, Importance, channel_order
+from envs.importance.scores import IMPORTANCES
+from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
+from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
+from envs.repair.repairs import REPAIRS
 from envs.units.layout import LayoutFamily
 from envs.units.units import Unit
 
@@ -112,9 +114,13 @@ class Preparation:
     remember: Remember
     key: tuple[str, str, str]
 
+    @property
+    def _importance(self) -> Importance:
+        return IMPORTANCES[self.settings.importance]
+
     def image_forwards(self, moments: Moments) -> int:
         """What moments and orders take."""
-        passes = bool(moments) + FORWARDS * (self.settings.importance in NEEDS_GRADIENTS)
+        passes = bool(moments) + FORWARDS * self._importance.reads_gradients
         return passes * sum(map(len, self.chunks))
 
     def moments(self, sparse: Sequence[str]) -> Moments:
@@ -124,20 +130,20 @@ class Preparation:
             sparse: Layers that may take a pattern.
         """
         settings = self.settings
-        needed = bool(sparse) and settings.selection in NEEDS_CURVATURE
-        if settings.importance not in NEEDS_MOMENTS and settings.repair == "none" and not needed:
+        selected = bool(sparse) and SELECTIONS[settings.selection].reads_curvature
+        if not (selected or self._importance.reads_moments or REPAIRS[settings.repair].fits):
             return {}
         consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
 
         def compute() -> dict[str, Tensor]:
-            return pack(input_moments(self.network, list(consumers), self.chunks, self.sampling))
+            return pack_moments(input_moments(self.network, list(consumers), self.chunks, self.sampling))
 
         found = self.remember("moments", {**self._key(), "consumers": list(consumers)}, compute)
-        return unpack({name: tensor.to(settings.device) for name, tensor in found.items()})
+        return unpack_moments({name: tensor.to(settings.device) for name, tensor in found.items()})
 
     def orders(self, moments: Moments) -> dict[str, list[int]]:
         """Channels of each unit by descending importance."""
-        settings, score = self.settings, IMPORTANCES[self.settings.importance]
+        settings, score = self.settings, self._importance
         units = [[unit.name, unit.channels, unit.granule] for unit in self.units]
 
         def compute() -> dict[str, Tensor]:
@@ -150,7 +156,7 @@ class Preparation:
 
     def _evidence(self, moments: Moments) -> Evidence:
         settings, sensitivities = self.settings, dict[str, Tensor]()
-        if settings.importance in NEEDS_GRADIENTS:
+        if self._importance.reads_gradients:
             size = images_at_once(self.family.dense, settings.memory_gb)
             sensitivities = gate_sensitivities(self.network, self.units, self.chunks, at_once=size, seed=settings.seed)
         return Evidence(

@@ -11,14 +11,16 @@ selection keeps the same number. SparseGPT's blocks under a density are 128 colu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from envs.regression.ridge import Finish
+from envs.regression.rows import kernel_size
 from envs.space.patterns import best_mask, grouped
-from hw_profiles.patterns import Pattern
+from hw_profiles.patterns import Pattern, parse_pattern
 
 BLOCK = 128
 """Columns whose weights compete with each other in SparseGPT's sweep under a density."""
@@ -33,40 +35,91 @@ class Sparse(NamedTuple):
     mask: Tensor
 
 
-Selection = Callable[[Tensor, Tensor, Pattern, int], Sparse]
-"""(weights [G, n, o], curvature [G, n, n] or its diagonal [G, n], pattern, kernel) -> what stays."""
+class Selection(Protocol):
+    """Chooses the weights that stay under a pattern.
+
+    Attributes:
+        reads_curvature: Whether it looks at the curvature, for which the layer's inputs must be measured.
+    """
+
+    reads_curvature: ClassVar[bool] = True
+
+    def __call__(self, weights: Tensor, curvature: Tensor, pattern: Pattern, kernel: int) -> Sparse:
+        """What stays of one layer.
+
+        Args:
+            weights: [G, n, o] float64 in the order of `weight_rows`.
+            curvature: [G, n, n] float64 positive definite, or its diagonal [G, n].
+            pattern: What to keep to.
+            kernel: Kernel positions per input channel.
+        """
+        ...
 
 
-def magnitude(weights: Tensor, curvature: Tensor, pattern: Pattern, kernel: int) -> Sparse:
+class Magnitude(Selection):
     """The largest weights stay."""
-    mask = best_mask(weights.abs(), pattern, kernel)
-    return Sparse(weights * mask, mask)
+
+    reads_curvature: ClassVar[bool] = False
+
+    def __call__(self, weights: Tensor, curvature: Tensor, pattern: Pattern, kernel: int) -> Sparse:
+        """See `Selection`."""
+        mask = best_mask(weights.abs(), pattern, kernel)
+        return Sparse(weights * mask, mask)
 
 
-def wanda(weights: Tensor, curvature: Tensor, pattern: Pattern, kernel: int) -> Sparse:
+class Wanda(Selection):
     """The weights of the largest |W| times root mean square of the input stay."""
-    diagonal = curvature if curvature.ndim == 2 else curvature.diagonal(dim1=1, dim2=2)
-    mask = best_mask(weights.abs() * diagonal.clamp_min(0).sqrt()[:, :, None], pattern, kernel)
-    return Sparse(weights * mask, mask)
+
+    def __call__(self, weights: Tensor, curvature: Tensor, pattern: Pattern, kernel: int) -> Sparse:
+        """See `Selection`."""
+        diagonal = curvature if curvature.ndim == 2 else curvature.diagonal(dim1=1, dim2=2)
+        mask = best_mask(weights.abs() * diagonal.clamp_min(0).sqrt()[:, :, None], pattern, kernel)
+        return Sparse(weights * mask, mask)
 
 
-def sparsegpt(weights: Tensor, curvature: Tensor, pattern: Pattern, kernel: int) -> Sparse:
+class SparseGPT(Selection):
     """Column by column the cheapest weights go, and those to the right make up for them."""
-    if curvature.ndim == 2:
-        return wanda(weights, curvature, pattern, kernel)
-    columns = torch.arange(weights.shape[1], device=weights.device)
-    if pattern.structured:
-        columns = grouped(columns[None, :, None], pattern, kernel).flatten()
-    back = torch.argsort(columns)
-    swept = [
-        _sweep(w[columns].T, a[columns[:, None], columns], pattern) for w, a in zip(weights, curvature, strict=True)
-    ]
-    new, mask = (torch.stack([part[k].T[back] for part in swept]) for k in (0, 1))
-    return Sparse(new, mask)
+
+    def __call__(self, weights: Tensor, curvature: Tensor, pattern: Pattern, kernel: int) -> Sparse:
+        """See `Selection`; of a diagonal `Wanda`."""
+        if curvature.ndim == 2:
+            return Wanda()(weights, curvature, pattern, kernel)
+        columns = torch.arange(weights.shape[1], device=weights.device)
+        if pattern.structured:
+            columns = grouped(columns[None, :, None], pattern, kernel).flatten()
+        back = torch.argsort(columns)
+        swept = [
+            _sweep(w[columns].T, a[columns[:, None], columns], pattern) for w, a in zip(weights, curvature, strict=True)
+        ]
+        new, mask = (torch.stack([part[k].T[back] for part in swept]) for k in (0, 1))
+        return Sparse(new, mask)
 
 
-SELECTIONS: dict[str, Selection] = {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}
-NEEDS_CURVATURE = frozenset({"wanda", "sparsegpt"})
+SELECTIONS: dict[str, Selection] = {"magnitude": Magnitude(), "wanda": Wanda(), "sparsegpt": SparseGPT()}
+"""A new selection is a class and a line here."""
+
+
+def finishes(network: nn.Module, patterns: Mapping[str, str], selection: str, *, refitted: bool) -> dict[str, Finish]:
+    """What brings each layer to its pattern.
+
+    Args:
+        network: The dense network.
+        patterns: Pattern by layer name.
+        selection: Name of the selection.
+        refitted: Whether what stays makes up for what goes.
+    """
+    return {
+        name: _finish(SELECTIONS[selection], parse_pattern(text), kernel_size(network.get_submodule(name)), refitted)
+        for name, text in patterns.items()
+    }
+
+
+def _finish(select: Selection, pattern: Pattern, kernel: int, refitted: bool) -> Finish:
+    def finish(weights: Tensor, curvature: Tensor) -> Tensor:
+        found = select(weights, curvature, pattern, kernel)
+        return refit(found, weights, curvature) if refitted else found.weights
+
+    return finish
 
 
 def refit(sparse: Sparse, weights: Tensor, curvature: Tensor) -> Tensor:
@@ -88,13 +141,13 @@ def refit(sparse: Sparse, weights: Tensor, curvature: Tensor) -> Tensor:
 
 def _refit_group(weights: Tensor, keep: Tensor, curvature: Tensor) -> Tensor:
     """[o, n] of one group; weights and mask are [o, n]."""
-    most = int(keep.sum(dim=1).max())
-    stays = torch.sort(keep.to(torch.int8), dim=1, descending=True, stable=True).indices[:, :most]  # [o, most]
+    width = int(keep.sum(dim=1).max())
+    stays = torch.sort(keep.to(torch.int8), dim=1, descending=True, stable=True).indices[:, :width]  # [o, width]
     valid = keep.gather(1, stays)
     wanted = ((weights * ~keep) @ curvature).gather(1, stays) * valid
     new = weights * keep
-    band = max(1, int(BAND_BYTES / (8 * max(most, 1) ** 2)))
-    eye = torch.eye(most, dtype=curvature.dtype, device=curvature.device)
+    band = max(1, int(BAND_BYTES / (8 * max(width, 1) ** 2)))
+    eye = torch.eye(width, dtype=curvature.dtype, device=curvature.device)
     for start in range(0, len(weights), band):
         part, real = stays[start : start + band], valid[start : start + band]
         systems = curvature[part[:, :, None], part[:, None, :]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from envs.network.calls import Call, first_tensor, observe_calls
-from envs.network.copies import copy_network as copy_network
-from envs.network.copies import functional_copy as functional_copy
-from envs.network.copies import make_channels_last as make_channels_last
-from envs.network.copies import runs_channels_last
-from envs.network.copies import same_output as same_output
+from envs.network.copies import functional_copy, runs_channels_last, same_output
 from envs.network.counting import counting
-from envs.network.kinds import BATCH_NORMS as BATCH_NORMS
-from envs.network.kinds import CONVOLUTIONS as CONVOLUTIONS
-from envs.network.kinds import NORMS as NORMS
-from envs.network.kinds import TRANSPOSED as TRANSPOSED
-from envs.network.kinds import WEIGHTED as WEIGHTED
+from envs.network.interpreter import run
 from envs.network.kinds import function_kind, module_kind, plain_name
 from envs.network.tracing import constant, symbolic
 from hw_profiles.layers import Kind
@@ -92,6 +83,16 @@ class Graph:
     def traced(self) -> bool:
         """Whether the data flow between operators is known."""
         return self.program is not None
+
+    def require_program(self) -> fx.Graph:
+        """The program.
+
+        Raises:
+            ValueError: If torch.fx could not trace the network.
+        """
+        if self.program is None:
+            raise ValueError(f"this needs a network that torch.fx can trace, but it cannot: {self.reason}")
+        return self.program
 
     def order(self) -> dict[str, int]:
         """First position of every module that is called."""
@@ -177,43 +178,6 @@ def _output(network: nn.Module, example_input: Tensor) -> Any:
             f"the network must run on the example input of shape {tuple(example_input.shape)}, "
             f"but it raised {type(error).__name__}: {error}"
         ) from error
-
-
-def run(program: fx.Graph, network: nn.Module, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
-    """Runs `program` on the modules of `network`, yielding each node's value; values are freed after last use."""
-    values: dict[fx.Node, Any] = {}
-    last_reader, arguments = last_readers(program), iter(inputs)
-    for node in program.nodes:
-        value = next(arguments, None) if node.op == "placeholder" else execute(node, network, values)
-        if node.op == "placeholder" and value is None and node.args:
-            value = node.args[0]  # an optional second argument of forward keeps its default
-        values[node] = value
-        yield node, value
-        for source in (*node.all_input_nodes, node):
-            if last_reader.get(source, node) is node:
-                values.pop(source, None)
-
-
-def execute(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any]) -> Any:
-    """The value of one node, given the values of the nodes that it reads."""
-    args = fx.node.map_arg(node.args, values.__getitem__)
-    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-    if node.op == "call_module":
-        return network.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_function":
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(network)
-    if node.op == "output":
-        return args[0]
-    raise ValueError(f"an operator of kind {node.op!r} cannot stand inside a graph")
-
-
-def last_readers(program: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """For each node, the last node that reads it."""
-    return {source: node for node in program.nodes for source in node.all_input_nodes}
 
 
 def _erase_sizes(program: fx.Graph, values: dict[fx.Node, Any]) -> None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from envs.network.graph import BATCH_NORMS, Graph, copy_network, functional_copy, make_channels_last
+from envs.network.copies import copy_network, functional_copy, make_channels_last
+from envs.network.graph import Graph
+from envs.network.kinds import BATCH_NORMS
 from envs.network.probe import is_plain
 
 
@@ -34,7 +36,7 @@ def inference_copy(network: nn.Module, graph: Graph, like: Twins | None = None) 
         if fused is not None:
             layer = fast.get_submodule(name)
             layer.weight, layer.bias = fused
-            _replace(fast, reader, nn.Identity())
+            fast.set_submodule(reader, nn.Identity())
     if graph.channels_last:
         make_channels_last(fast)
     else:
@@ -121,8 +123,3 @@ def channels_last(inputs: Tensor) -> Tensor:
 
 def _contiguous(value: Any) -> Any:
     return value.contiguous() if isinstance(value, Tensor) else value
-
-
-def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(parent), leaf, module)

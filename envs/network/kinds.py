@@ -22,7 +22,7 @@ LAYERS = (*WEIGHTED, *NORMS, nn.PReLU, nn.RNNBase, nn.MultiheadAttention)
 VIEWS = ("permute", "transpose", "movedim", "squeeze", "unsqueeze")
 """Views that reorder axes: named, because on a map with equal axes they look like an activation."""
 
-_FUNCTION_KINDS: dict[Any, Kind] = {
+FUNCTION_KINDS: dict[Any, Kind] = {
     operator.add: "add",
     torch.add: "add",
     "add": "add",
@@ -41,6 +41,16 @@ _FUNCTION_KINDS: dict[Any, Kind] = {
     **dict.fromkeys(VIEWS, "reshape"),
     **{getattr(torch, name): "reshape" for name in VIEWS},
 }
+"""Kind of a called function, or of a method by its name; others are an "activation" or "other" by what they return."""
+
+MODULE_KINDS: dict[tuple[type[nn.Module], ...], Kind] = {
+    CONVOLUTIONS: "conv",
+    TRANSPOSED: "transposed",
+    (nn.Linear,): "linear",
+    NORMS: "norm",
+    (nn.Flatten,): "reshape",
+}
+"""Kind of a called module, by the first classes that it belongs to; others as functions, and pooling by its name."""
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -56,22 +66,15 @@ def function_kind(target: Any, tensors: int, same_shape: bool) -> Kind:
         tensors: Number of tensors that it reads.
         same_shape: Whether it maps one tensor to one of the same shape.
     """
-    kind = _FUNCTION_KINDS.get(target, "activation" if same_shape else "other")
+    kind = FUNCTION_KINDS.get(target, "activation" if same_shape else "other")
     return "activation" if kind in ("add", "mul") and tensors == 1 else kind
 
 
 def module_kind(module: nn.Module, same_shape: bool) -> Kind:
     """Kind of a called module; `same_shape` says whether it maps one tensor to one of the same shape."""
-    if isinstance(module, CONVOLUTIONS):
-        return "conv"
-    if isinstance(module, TRANSPOSED):
-        return "transposed"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, NORMS):
-        return "norm"
-    if isinstance(module, nn.Flatten):
-        return "reshape"
+    known = next((kind for classes, kind in MODULE_KINDS.items() if isinstance(module, classes)), None)
+    if known is not None:
+        return known
     if "Pool" in type(module).__name__:
         return "pool"
     return "activation" if same_shape else "other"

@@ -10,6 +10,8 @@ from torch import Tensor
 
 MIN_PENALTY = 1e-6
 """Of the features' mean square, means included: tenfold a few times, it makes any rounded Gram matrix definite."""
+MIN_ABSOLUTE_PENALTY = 1e-12
+"""Where all features are zero."""
 MIN_BAND, WIDE = 32, 320
 """Fewest columns worth a product of their own, and more than how many are worth four bands instead of two."""
 
@@ -43,7 +45,7 @@ class Sums:
     rows: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
-def summarize(x: Tensor, r: Tensor, *, gram: bool = True) -> Sums:
+def sums_of(x: Tensor, r: Tensor, *, gram: bool = True) -> Sums:
     """Sums of one chunk.
 
     Args:
@@ -83,7 +85,8 @@ def add(chunks: Iterable[Sums]) -> Sums:
         if total is None:
             total = part
             continue
-        assert (total.xx is None) == (part.xx is None), "all chunks keep a Gram matrix, or none does"
+        if (total.xx is None) != (part.xx is None):
+            raise ValueError("all chunks of a regression must keep a Gram matrix, or none of them, but got both kinds")
         total = Sums(
             count=total.count + part.count,
             x=total.x + part.x,
@@ -142,18 +145,27 @@ def curvature_of(sums: Sums, x_mean: Tensor, ridge: float) -> Tensor:
     return gram + penalty[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
 
 
+def products_of(sums: Sums) -> tuple[Tensor, Tensor]:
+    """[G, n, n] sum of x'x and [G, n, o] sum of x'r.
+
+    Raises:
+        ValueError: If rows were kept instead.
+    """
+    if sums.xx is None or sums.xr is None:
+        raise ValueError("products of rows are needed, but the rows themselves were kept: sum with gram=True")
+    return sums.xx, sums.xr
+
+
 def _primal(sums: Sums, x_mean: Tensor, r_mean: Tensor, ridge: float) -> Tensor:
-    assert sums.xx is not None
-    assert sums.xr is not None
-    gram = sums.xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
-    cross = sums.xr.double() / sums.count - x_mean[:, :, None] * r_mean[:, None, :]
+    xx, xr = products_of(sums)
+    gram = xx.double() / sums.count - x_mean[:, :, None] * x_mean[:, None, :]
+    cross = xr.double() / sums.count - x_mean[:, :, None] * r_mean[:, None, :]
     return torch.cholesky_solve(cross, factor(gram, _started(sums, gram, ridge))[0])
 
 
 def _started(sums: Sums, gram: Tensor, ridge: float) -> Tensor:
     """[G] penalty to begin with: rounding can leave the Gram matrix of features that hardly vary negative."""
-    assert sums.xx is not None
-    energy = sums.xx.diagonal(dim1=1, dim2=2).double().mean(dim=1) / sums.count
+    energy = products_of(sums)[0].diagonal(dim1=1, dim2=2).double().mean(dim=1) / sums.count
     return torch.maximum(penalty_of(gram, ridge), MIN_PENALTY * energy)
 
 
@@ -184,7 +196,7 @@ def penalty_of(gram: Tensor, ridge: float) -> Tensor:
 
 
 def _penalty(mean: Tensor, ridge: float) -> Tensor:
-    return (max(ridge, 1e-8) * mean).clamp_min(1e-12)
+    return (max(ridge, 1e-8) * mean).clamp_min(MIN_ABSOLUTE_PENALTY)
 
 
 def factor(gram: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:

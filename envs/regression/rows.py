@@ -122,9 +122,14 @@ def _full_precision(values: Tensor) -> Tensor:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The module's weight, detached."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    """The module's weight, detached.
+
+    Raises:
+        TypeError: If it has none.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"a layer with a weight is needed, but {type(module).__name__} has none")
     return weight.detach()
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.regression.ridge import Sums, add
+from envs.regression.ridge import MIN_ABSOLUTE_PENALTY, Sums, add, products_of
 
 RIDGES = tuple(10.0 ** (power / 2) for power in range(-3, 3))
 """Penalties tried, relative to the mean diagonal of the Gram matrix; between them a parabola tells. Lower ones never
@@ -23,7 +23,6 @@ served a network better: its earlier layers are fitted to the images of all fold
 FOLDS = 2
 UNDIVIDED_RIDGE = 0.1
 """Where all images are one fold, so that none can be left out."""
-SMALLEST = 1e-12
 
 
 def folded_sums(parts: Iterable[Sums], folds: int = FOLDS) -> tuple[Sums, ...]:
@@ -57,14 +56,14 @@ def best_ridge(folds: Sequence[Sums], *, intercept: bool) -> float:
 
 def _gram_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]:
     """[R] squared error on `held` of fits to `rest`, less that of the prior, per ridge."""
-    assert rest.xx is not None and rest.xr is not None and held.xx is not None and held.xr is not None  # noqa: PT018
+    (rest_xx, rest_xr), (held_xx, held_xr) = products_of(rest), products_of(held)
     x_mean, r_mean = _means(rest, intercept)
-    gram = rest.xx.double() / rest.count - x_mean[:, :, None] * x_mean[:, None, :]
-    cross = rest.xr.double() / rest.count - x_mean[:, :, None] * r_mean[:, None, :]
+    gram = rest_xx.double() / rest.count - x_mean[:, :, None] * x_mean[:, None, :]
+    cross = rest_xr.double() / rest.count - x_mean[:, :, None] * r_mean[:, None, :]
     x, r = held.x.double(), held.r.double()
-    seen = held.xx.double() - x_mean[:, :, None] * x[:, None, :] - x[:, :, None] * x_mean[:, None, :]
+    seen = held_xx.double() - x_mean[:, :, None] * x[:, None, :] - x[:, :, None] * x_mean[:, None, :]
     seen += held.count * x_mean[:, :, None] * x_mean[:, None, :]
-    wanted = held.xr.double() - x_mean[:, :, None] * r[:, None, :] - x[:, :, None] * r_mean[:, None, :]
+    wanted = held_xr.double() - x_mean[:, :, None] * r[:, None, :] - x[:, :, None] * r_mean[:, None, :]
     wanted += held.count * x_mean[:, :, None] * r_mean[:, None, :]
     errors = []
     for change in _changes(gram, gram.diagonal(dim1=1, dim2=2).mean(dim=1), cross):
@@ -87,7 +86,9 @@ def _changes(gram: Tensor, scale: Tensor, cross: Tensor) -> Iterable[Tensor]:
     """(gram + ridge x scale)^-1 cross for every ridge; NaN where there is none."""
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     for ridge in RIDGES:
-        lower, info = torch.linalg.cholesky_ex(gram + (ridge * scale).clamp_min(SMALLEST)[:, None, None] * eye)
+        lower, info = torch.linalg.cholesky_ex(
+            gram + (ridge * scale).clamp_min(MIN_ABSOLUTE_PENALTY)[:, None, None] * eye
+        )
         found = torch.cholesky_solve(cross, lower)
         yield torch.where(info[:, None, None] == 0, found, torch.full_like(found, torch.nan))
 

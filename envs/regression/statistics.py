@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.network.graph import copy_network
+from envs.network.copies import copy_network
 from envs.parallel import map_chunks
-from envs.regression.ridge import Sums, add, summarize
+from envs.regression.ridge import Sums, add, sums_of
 from envs.regression.rows import can_gather, draw_positions, gather_inputs, output_places
 from envs.regression.shrinkage import FOLDS
 
@@ -75,7 +75,7 @@ def input_moments(
                 at = draw_positions(len(output), places, sampling.positions, generator, output.device)
                 rows = gather_inputs(module, inputs[0], at)
                 empty = rows.new_zeros((*rows.shape[:2], 0))
-                found[name] = summarize(rows, empty, gram=rows.shape[2] <= GRAM_LIMIT)
+                found[name] = sums_of(rows, empty, gram=rows.shape[2] <= GRAM_LIMIT)
 
             return hook
 
@@ -98,7 +98,7 @@ def totals(moments: Moments) -> dict[str, Sums]:
     return {name: add(folds) for name, folds in moments.items()}
 
 
-def pack(moments: Moments) -> dict[str, Tensor]:
+def pack_moments(moments: Moments) -> dict[str, Tensor]:
     """Moments as named tensors, for a file."""
     tensors: dict[str, Tensor] = {}
     for name, folds in moments.items():
@@ -112,8 +112,8 @@ def pack(moments: Moments) -> dict[str, Tensor]:
     return tensors
 
 
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Sums, ...]]:
-    """Reads `pack` back."""
+def unpack_moments(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Sums, ...]]:
+    """Reads `pack_moments` back."""
     moments: dict[str, tuple[Sums, ...]] = {}
     for key in sorted({key.rsplit("|", 1)[0] for key in tensors}):
         name = key.rsplit("|", 1)[0]

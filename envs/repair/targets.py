@@ -8,20 +8,20 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from envs.network.graph import BATCH_NORMS, Graph, execute, functional_copy, last_readers, make_channels_last
+from envs.network.copies import functional_copy, make_channels_last
+from envs.network.graph import Graph
 from envs.network.inference import channels_last
+from envs.network.interpreter import Interpreter
+from envs.network.kinds import BATCH_NORMS
 from envs.parallel import map_chunks, return_memory
 from envs.regression.rows import Positions, can_gather, draw_positions, output_places, take_outputs, weight_of
 from envs.regression.statistics import Sampling
 
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-
-Values = dict[fx.Node, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,65 +116,66 @@ def record_targets(
         sampling: Output positions per image and seed.
         narrow: Keep bfloat16, half of the memory: its rounding is small beside what a fit leaves.
     """
-    program = graph.program
-    assert program is not None
-    twin, last = walkable(network, graph), last_readers(program)
-    keys = {name: key for key, name in enumerate(graph.order())}
-    layers = [node for node in program.nodes if _refittable(node, network, graph)]
-    addends = {layer: addend for layer in layers if (addend := _addend(layer, network)) is not None}
+    nodes = graph.require_program().nodes
+    layers = [node for node in nodes if _refittable(node, network, graph)]
+    recorder = _Recorder(
+        interpreter=Interpreter(nodes),
+        network=_walkable(network, graph),
+        keys={name: key for key, name in enumerate(graph.order())},
+        layers=frozenset(layers),
+        addends={layer: addend for layer in layers if (addend := _addend(layer, network)) is not None},
+        sampling=sampling,
+        narrow=narrow,
+    )
     inputs = tuple(channels_last(chunk) if graph.channels_last else chunk for chunk in chunks)
+    rows = tuple(map_chunks(lambda index: recorder(index, inputs[index]), range(len(inputs))))
+    return Targets(chunks=inputs, addends=recorder.addends, rows=rows)
 
-    def narrowed(rows: Tensor) -> Tensor:
-        return rows.to(torch.bfloat16) if narrow else rows
 
-    def one(index: int) -> dict[fx.Node, Target]:
-        values: Values = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recorder:
+    """Records the targets of one chunk: see `record_targets`; `keys` number the layers for the draws."""
+
+    interpreter: Interpreter
+    network: nn.Module
+    keys: Mapping[str, int]
+    layers: frozenset[fx.Node]
+    addends: Mapping[fx.Node, Addend]
+    sampling: Sampling
+    narrow: bool
+
+    def __call__(self, index: int, inputs: Tensor) -> dict[fx.Node, Target]:
         found: dict[fx.Node, Target] = {}
         shapes: dict[fx.Node, torch.Size] = {}
         with torch.no_grad():
-            for node in program.nodes:
-                step(node, twin, values, inputs[index])
-                if node in layers:
-                    module, output = twin.get_submodule(str(node.target)), values[node]
-                    generator = sampling.generator(keys[str(node.target)], index)
-                    places = output_places(module, tuple(output.shape))
-                    at = draw_positions(len(output), places, sampling.positions, generator, output.device)
-                    own = narrowed(take_outputs(module, output, at))
-                    found[node], shapes[node] = Target(at=at, own=own, images=len(output)), output.shape
-                for layer in (layer for layer, addend in addends.items() if addend.sum is node):
-                    other = values[addends[layer].other]
+            for node, values in self.interpreter.walk(self.network, inputs):
+                if node in self.layers:
+                    found[node], shapes[node] = self._target(node, values[node], index), values[node].shape
+                for layer in (layer for layer, addend in self.addends.items() if addend.sum is node):
+                    other = values[self.addends[layer].other]
                     if isinstance(other, Tensor) and other.shape == shapes[layer]:
-                        module = twin.get_submodule(str(layer.target))
-                        other = narrowed(take_outputs(module, other, found[layer].at))
-                        found[layer] = replace(found[layer], other=other)
-                release(node, values, last)
+                        found[layer] = replace(found[layer], other=self._rows(layer, other, found[layer].at))
         return_memory()  # what is kept lies scattered between activations that are gone
         return found
 
-    return Targets(chunks=inputs, addends=addends, rows=tuple(map_chunks(one, range(len(inputs)))))
+    def _target(self, layer: fx.Node, output: Tensor, index: int) -> Target:
+        module = self.network.get_submodule(str(layer.target))
+        generator = self.sampling.generator(self.keys[str(layer.target)], index)
+        places = output_places(module, tuple(output.shape))
+        at = draw_positions(len(output), places, self.sampling.positions, generator, output.device)
+        return Target(at=at, own=self._rows(layer, output, at), images=len(output))
+
+    def _rows(self, layer: fx.Node, values: Tensor, at: Positions) -> Tensor:
+        rows = take_outputs(self.network.get_submodule(str(layer.target)), values, at)
+        return rows.to(torch.bfloat16) if self.narrow else rows
 
 
-def walkable(network: nn.Module, graph: Graph) -> nn.Module:
+def _walkable(network: nn.Module, graph: Graph) -> nn.Module:
     """A copy to be executed node by node: nothing works in place, weights channels-last where that is faster."""
     twin = functional_copy(network)
     if graph.channels_last:
         make_channels_last(twin)
     return twin
-
-
-def step(node: fx.Node, network: nn.Module, values: Values, inputs: Tensor) -> None:
-    """Computes one node; the first placeholder gets the inputs, others their default."""
-    if node.op == "placeholder":
-        values[node] = inputs if not values else (node.args[0] if node.args else None)
-    else:
-        values[node] = execute(node, network, values)
-
-
-def release(node: fx.Node, values: Values, last: Mapping[fx.Node, fx.Node]) -> None:
-    """Drops the values that nothing after this node reads."""
-    for source in node.all_input_nodes:
-        if last[source] is node:
-            values.pop(source, None)
 
 
 def _refittable(node: fx.Node, network: nn.Module, graph: Graph) -> bool:

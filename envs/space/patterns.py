@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.network.graph import Graph
-from envs.regression.rows import as_weight, can_gather, weight_of, weight_rows
+from envs.regression.rows import as_weight, can_gather, kernel_size, weight_of, weight_rows
 from hw_profiles.layers import LayerShape
 from hw_profiles.patterns import DENSE, Pattern, parse_pattern
 
@@ -94,11 +94,6 @@ def best_mask(scores: Tensor, pattern: Pattern, kernel: int) -> Tensor:
     mask = torch.zeros_like(groups, dtype=torch.bool)
     mask.scatter_(2, order[:, :, : pattern.keep], True)
     return ungrouped(mask, kernel)
-
-
-def kernel_size(module: nn.Module) -> int:
-    """Kernel positions per input channel of a convolution, 1 for a linear layer."""
-    return prod(module.kernel_size) if hasattr(module, "kernel_size") else 1  # type: ignore[arg-type]
 
 
 def mask_by_magnitude(module: nn.Module, pattern: Pattern) -> None:

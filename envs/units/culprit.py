@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 
 from envs.network.calls import observed_modules
 from envs.network.copies import same_output
-from envs.network.graph import Graph, Node, run
+from envs.network.graph import Graph, Node
+from envs.network.interpreter import run
 from envs.network.kinds import plain_name
 
 PER_CHANNEL = ("conv", "transposed", "linear", "norm", "activation", "add", "mul", "pool", "input")

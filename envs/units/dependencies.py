@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from envs.network.copies import functional_copy
-from envs.network.graph import WEIGHTED, Graph, run
+from envs.network.graph import Graph
+from envs.network.interpreter import run
+from envs.network.kinds import WEIGHTED
 from envs.units.culprit import first_line
 from envs.units.fates import fate
 from envs.units.islands import Island

@@ -8,8 +8,8 @@ from operator import getitem
 from torch import fx, nn
 
 from envs.network.calls import observed_modules
-from envs.network.graph import WEIGHTED, Graph, Node
-from envs.network.kinds import is_layer
+from envs.network.graph import Graph, Node
+from envs.network.kinds import WEIGHTED, is_layer
 from hw_profiles.layers import WEIGHTED as WEIGHTED_KINDS
 
 SAME_CHANNELS = ("norm", "activation", "add", "mul", "pool", "input")

@@ -64,8 +64,7 @@ class Island:
     def _seen_elsewhere(self) -> set[str]:
         """Names of program nodes that are outputs, or read something that is no operator (a parameter)."""
         known = {node.source for node in self._graph.nodes}
-        program = self._graph.program
-        assert program is not None
+        program = self._graph.require_program()
         outputs = {source.name for node in program.nodes if node.op == "output" for source in node.all_input_nodes}
         mixed = {node.name for node in program.nodes if any(s.name not in known for s in node.all_input_nodes)}
         return outputs | mixed

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from envs.network.calls import Call, Shape
-from envs.network.graph import Graph, Node, functional_copy, record
+from envs.network.copies import functional_copy
+from envs.network.graph import Graph, Node, record
 from envs.units.units import Unit, is_depthwise
 from envs.units.verify import Removal
 from hw_profiles.layers import WEIGHTED, IntArray, LayerShape, Layout, Widths

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from envs.network.graph import copy_network
-from envs.units.units import TRANSPOSED, Unit, is_depthwise
+from envs.network.copies import copy_network
+from envs.network.kinds import TRANSPOSED
+from envs.units.units import Unit, is_depthwise
 
 Kept = Mapping[str, Sequence[int]]
 """Unit name -> kept channel indices, ascending."""
@@ -61,10 +62,10 @@ def slice_network(network: nn.Module, units: Iterable[Unit], kept: Kept) -> nn.M
         units: Its units.
         kept: Kept channels per unit, at least one each.
     """
-    return sliced(network, kept_axes(network, units, kept))
+    return slice_axes(network, kept_axes(network, units, kept))
 
 
-def sliced(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
+def slice_axes(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
     """`slice_network` for axes that are known."""
     small = copy_network(network)
     for name, touched in axes.items():

@@ -13,7 +13,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from envs.network.graph import CONVOLUTIONS, NORMS, TRANSPOSED, WEIGHTED, Graph
+from envs.network.graph import Graph
+from envs.network.kinds import CONVOLUTIONS, NORMS, TRANSPOSED, WEIGHTED
 from envs.units.dependencies import Item, channel_groups
 from envs.units.fates import fate, lost_track
 
@@ -260,6 +261,3 @@ def _out_channels(module: nn.Module) -> int:
 
 def _in_channels(module: nn.Module) -> int:
     return int(module.in_features if isinstance(module, nn.Linear) else module.in_channels)  # type: ignore[arg-type]
-
-
-__all__ = ["TRANSPOSED", "Fixed", "Member", "Unit", "is_depthwise", "propose_units", "weighted_outputs"]

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from envs.network.calls import Call
-from envs.network.graph import NORMS, DataDependent, Graph, functional_copy, record, same_output
+from envs.network.copies import functional_copy, same_output
+from envs.network.graph import DataDependent, Graph, record
+from envs.network.kinds import NORMS
 from envs.units.culprit import failing_module, find_culprit, first_line
 from envs.units.slicing import slice_network, zero_inputs
 from envs.units.units import Fixed, Unit, weighted_outputs

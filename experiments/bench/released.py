@@ -33,7 +33,6 @@ from amc.scoring.scorer import read
 from amc.search.setup import Problem
 from amc.tasks.splits import Split
 from envs.parallel import THREADS
-from envs.repair.layerwise import LayerwiseBank
 from envs.space.policy import Policy
 from experiments.bench.episode import add_task, config_of
 from experiments.chain import commit, processor
@@ -140,7 +139,7 @@ def compare(problem: Problem, images: int) -> dict[str, float]:
     ours = min(seconds(lambda: compressor.compress(policy, "layerwise")) for _ in range(3))
     small, scorer = compressor.compress(policy, "layerwise").network, problem.measurement.scorer
     scoring = min(seconds(lambda: scorer(small, task.validation, problem.draws.reward())) for _ in range(2))
-    bank: LayerwiseBank = compressor._bank(None)
+    bank = compressor.dense.banks.get()
     assert all(bank.fits(name) for name in layers), "both procedures fit the same layers"
     return {
         "layers": len(layers),

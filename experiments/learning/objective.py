@@ -30,8 +30,8 @@ from amc.search.starts import best_knapsack
 from amc.storage.files import write_bytes
 from envs.compression.damage import output_error
 from envs.regression.statistics import Sampling
-from envs.repair.sequential import SequentialRepair
 from envs.repair.targets import Targets, record_targets
+from envs.repair.walk import RepairWalk
 from envs.units.slicing import kept_axes
 from experiments.chain import commit, processor
 
@@ -112,7 +112,7 @@ def recorded(problem: Problem) -> dict[str, Targets]:
         name: record_targets(
             compressor.network,
             compressor.graph,
-            compressor._chunks[: -(-images // 125)],
+            compressor.dense.chunks[: -(-images // 125)],
             Sampling(positions=positions, seed=seed),
         )
         for name, (images, positions) in REPAIRS.items()
@@ -123,7 +123,7 @@ def repaired(problem: Problem, kept: NDArray[np.int64], targets: Targets) -> nn.
     """The network of some widths, repaired toward these targets."""
     compressor, policy = problem.compressor, problem.policy(kept)
     small = compressor.compress(policy, "none").network
-    repair = SequentialRepair(
+    repair = RepairWalk(
         network=compressor.network, graph=compressor.graph, ridge=compressor.settings.ridge, targets=targets
     )
     repair(small, kept_axes(compressor.network, compressor.units, policy.kept()))

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.tasks.models.resnet_cifar import SubsampleAndPad
-from envs.network.graph import run, trace
+from envs.network.graph import trace
 from envs.network.inference import inference_copy
+from envs.network.interpreter import run
 from envs.network.probe import is_plain
 from envs.observation import Observer
 from envs.regression.rows import can_gather, draw_positions, gather_inputs, output_places, take_outputs, weight_rows

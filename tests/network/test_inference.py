@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from envs.network.graph import functional_copy, run, same_output, trace
+from envs.network.copies import functional_copy, same_output
+from envs.network.graph import trace
 from envs.network.inference import channels_last, inference_copy
+from envs.network.interpreter import run
 from envs.units.slicing import slice_network
 
 if TYPE_CHECKING:

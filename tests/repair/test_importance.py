@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from envs.compression.compress import Compressor
 from envs.compression.preparation import CompressionSettings
-from envs.importance import scores as importance
-from envs.importance.gates import gate_sensitivities
-from envs.importance.scores import IMPORTANCES, Evidence, channel_order, obs
+from envs.importance import obs
+from envs.importance.importance import Evidence, channel_order
+from envs.importance.scores import IMPORTANCES
+from envs.importance.taylor import gate_sensitivities
 from envs.regression import statistics
 from envs.regression.statistics import Sampling, input_moments, totals
 from envs.units.slicing import slice_network
@@ -144,7 +145,7 @@ def test_bn_scale_without_a_normalization_names_the_unit_and_the_cure(zoo: Calla
 def test_random_scores_are_those_of_the_seed(zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("residual")
     unit = specimen.anatomy.units[0]
-    first, again, other = (importance.random(unit, evidence_of(specimen, seed)) for seed in (5, 5, 6))
+    first, again, other = (IMPORTANCES["random"](unit, evidence_of(specimen, seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -153,7 +154,7 @@ def test_random_scores_differ_from_unit_to_unit() -> None:
     evidence = Evidence(network=nn.Identity(), moments={})
     names = ["layer1.0.conv1", "layer1.1.conv0", "layer1.0.conv2", "layer2.0.conv1"]
     units = [Unit(name=name, channels=8, granules=(), members=()) for name in names]
-    assert len({tuple(importance.random(unit, evidence).tolist()) for unit in units}) == len(names)
+    assert len({tuple(IMPORTANCES["random"](unit, evidence).tolist()) for unit in units}) == len(names)
 
 
 # Optimal brain surgeon
@@ -164,7 +165,7 @@ def obs_order(reader: nn.Module, inputs: Tensor, width: int = 1) -> list[int]:
     network, unit = pair(reader, channels=inputs.shape[1] // width, width=width)
     alone = nn.Sequential(nn.Identity(), reader)
     moments = totals(input_moments(alone, ["1"], [inputs], Sampling(positions=10_000)))
-    return channel_order(unit, obs(unit, Evidence(network=network, moments=moments)))
+    return channel_order(unit, IMPORTANCES["obs"](unit, Evidence(network=network, moments=moments)))
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -229,7 +230,7 @@ def test_obs_without_a_gram_matrix_weighs_by_energy(monkeypatch: pytest.MonkeyPa
 def test_obs_of_wide_units_drops_several_channels_per_round_and_still_ranks_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importance, "ELIMINATIONS", 3)
+    monkeypatch.setattr(obs, "ELIMINATIONS", 3)
     torch.manual_seed(1)
     reader = nn.Linear(10, 4)
     assert sorted(obs_order(reader, draw(300, 10))) == list(range(10))

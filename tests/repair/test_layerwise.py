@@ -15,8 +15,8 @@ from envs.compression.preparation import CompressionSettings
 from envs.regression import statistics
 from envs.regression.ridge import Fit
 from envs.regression.rows import draw_positions, gather_inputs, output_places, weight_rows
-from envs.regression.statistics import Sampling, energy_of, gram_of, input_moments, pack, totals, unpack
-from envs.repair.layerwise import LayerwiseBank
+from envs.regression.statistics import Sampling, energy_of, gram_of, input_moments, pack_moments, totals, unpack_moments
+from envs.repair.bank import LayerwiseBank
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -137,7 +137,7 @@ def test_moments_come_back_from_a_file(limit: int, monkeypatch: pytest.MonkeyPat
     layer, inputs = layers()["conv"]
     network = nn.Sequential(layer)
     moments = input_moments(network, ["0"], [inputs[:5], inputs[5:]], Sampling(positions=4, seed=3))
-    back = unpack({name: tensor.clone() for name, tensor in pack(moments).items()})
+    back = unpack_moments({name: tensor.clone() for name, tensor in pack_moments(moments).items()})
     for ridge in (0.01, 1.0):
         fits = [
             LayerwiseBank(network, m, ridge).fit("0", torch.tensor([0, 3]), None, intercept=True)

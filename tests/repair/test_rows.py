@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from envs.regression.ridge import add, solve, summarize
+from envs.regression.ridge import add, solve, sums_of
 from envs.regression.rows import (
     Positions,
     as_weight,
@@ -151,7 +151,7 @@ def test_a_fit_equals_least_squares_with_the_penalty_as_rows(
     groups: int, count: int, inputs: int, ridge: float, intercept: bool, gram: bool, seed: int
 ) -> None:
     x, r, prior = problem(groups, count, inputs, seed)
-    fit = solve(summarize(x, r, gram=gram), prior, ridge, intercept=intercept)
+    fit = solve(sums_of(x, r, gram=gram), prior, ridge, intercept=intercept)
     for group in range(groups):
         change, shift = textbook(x[group], r[group], ridge, intercept)
         torch.testing.assert_close(fit.weights[group], prior[group] + change, atol=1e-7, rtol=1e-6)
@@ -163,8 +163,8 @@ def test_the_fit_from_rows_equals_the_fit_from_their_gram_matrix(
     groups: int, count: int, inputs: int, ridge: float, intercept: bool, seed: int
 ) -> None:
     x, r, prior = problem(groups, count, inputs, seed)
-    primal = solve(summarize(x, r), prior, ridge, intercept=intercept)
-    dual = solve(summarize(x, r, gram=False), prior, ridge, intercept=intercept)
+    primal = solve(sums_of(x, r), prior, ridge, intercept=intercept)
+    dual = solve(sums_of(x, r, gram=False), prior, ridge, intercept=intercept)
     torch.testing.assert_close(primal.weights, dual.weights, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(primal.shift, dual.shift, atol=1e-6, rtol=1e-5)
 
@@ -172,8 +172,8 @@ def test_the_fit_from_rows_equals_the_fit_from_their_gram_matrix(
 @pytest.mark.parametrize("gram", [True, False])
 def test_chunks_add_up_to_the_whole(gram: bool) -> None:
     x, r, prior = problem(2, 20, 5, seed=1)
-    parts = [summarize(x[:, a:b], r[:, a:b], gram=gram) for a, b in [(0, 3), (3, 11), (11, 20)]]
-    whole, added = (solve(s, prior, 0.01, intercept=True) for s in (summarize(x, r, gram=gram), add(parts)))
+    parts = [sums_of(x[:, a:b], r[:, a:b], gram=gram) for a, b in [(0, 3), (3, 11), (11, 20)]]
+    whole, added = (solve(s, prior, 0.01, intercept=True) for s in (sums_of(x, r, gram=gram), add(parts)))
     torch.testing.assert_close(added.weights, whole.weights)
 
 
@@ -181,7 +181,7 @@ def test_chunks_add_up_to_the_whole(gram: bool) -> None:
 @pytest.mark.parametrize("intercept", [True, False])
 def test_features_that_are_always_zero_leave_the_prior(gram: bool, intercept: bool) -> None:
     _, r, prior = problem(1, 6, 4, seed=2)
-    fit = solve(summarize(torch.zeros(1, 6, 4), r.float(), gram=gram), prior, 0.01, intercept=intercept)
+    fit = solve(sums_of(torch.zeros(1, 6, 4), r.float(), gram=gram), prior, 0.01, intercept=intercept)
     torch.testing.assert_close(fit.weights, prior)
 
 
@@ -189,7 +189,7 @@ def test_features_that_are_always_zero_leave_the_prior(gram: bool, intercept: bo
 def test_a_ridge_of_nearly_zero_still_has_a_solution(gram: bool) -> None:
     # Fewer rows than columns, and centered: the Gram matrix is singular in both forms.
     x, r, prior = problem(1, 4, 6, seed=3)
-    fit = solve(summarize(x, r, gram=gram), prior, 1e-30, intercept=True)
+    fit = solve(sums_of(x, r, gram=gram), prior, 1e-30, intercept=True)
     assert fit.weights.isfinite().all()
     assert ((x @ (fit.weights - prior) + fit.shift[:, None] - r).abs() < 1e-3).all()
 
@@ -198,7 +198,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
     x, r, prior = problem(1, 6, 4, seed=4)
     x[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="calibration features must be finite"):
-        solve(summarize(x, r), prior, 0.01, intercept=False)
+        solve(sums_of(x, r), prior, 0.01, intercept=False)
 
 
 def test_no_chunk_at_all_is_refused() -> None:
@@ -209,5 +209,5 @@ def test_no_chunk_at_all_is_refused() -> None:
 def test_features_that_hardly_vary_have_a_fit_in_half_precision_too() -> None:
     draw = torch.Generator().manual_seed(0)
     x = (30 + 0.05 * torch.randn(2, 64, 9, generator=draw)).to(torch.bfloat16)
-    fit = solve(summarize(x, torch.randn(2, 64, 1, generator=draw)), torch.zeros(2, 9, 1), 0.03, intercept=True)
+    fit = solve(sums_of(x, torch.randn(2, 64, 1, generator=draw)), torch.zeros(2, 9, 1), 0.03, intercept=True)
     assert fit.weights.isfinite().all()

@@ -16,15 +16,16 @@ from envs.compression.calibration import plan_calibration
 from envs.compression.compress import Compressor
 from envs.compression.preparation import CompressionSettings, Repair
 from envs.network.graph import Graph
-from envs.regression.ridge import summarize
+from envs.network.kinds import TRANSPOSED
+from envs.regression.ridge import sums_of
 from envs.regression.statistics import Sampling
 from envs.repair.normalization import reestimate_batch_norm
-from envs.repair.sequential import SequentialRepair
 from envs.repair.targets import Targets, record_targets
+from envs.repair.walk import RepairWalk
 from envs.space.policy import Policy, PolicyMismatch
 from envs.units.anatomy import dissect
-from envs.units.slicing import kept_axes, sliced
-from envs.units.units import TRANSPOSED, Unit
+from envs.units.slicing import kept_axes, slice_axes
+from envs.units.units import Unit
 from hw_profiles.cost import Memory, Params
 
 if TYPE_CHECKING:
@@ -328,7 +329,9 @@ def test_planned_images_fit_what_repair_holds(zoo: Callable[[str], Specimen]) ->
     plan = plan_calibration(zoo("residual").anatomy.family, CompressionSettings(memory_gb=1e-3, images=500), 500)
     assert live * plan.images <= 1e6
     compressor = compressor_for(zoo("residual"), images=plan.images, repair="sequential", positions=plan.positions)
-    rows = [target for chunk in compressor._targets(quick=False).rows for target in chunk.values()]
+    dense = compressor.dense
+    targets = record_targets(dense.network, dense.graph, dense.chunks, dense.sampling, narrow=plan.narrow_targets)
+    rows = [target for chunk in targets.rows for target in chunk.values()]
     width = 2 if plan.narrow_targets else 4
     held = sum(width * (t.own.numel() + (0 if t.other is None else t.other.numel())) for t in rows)
     assert live * plan.images + held <= 1e6
@@ -345,14 +348,12 @@ def test_a_walk_that_begins_again_at_every_layer_gives_the_same_weights(zoo: Cal
     compressor, chunks = compressor_for(specimen), torch.split(specimen.inputs(96), 32)
     targets = record_targets(specimen.network, compressor.graph, chunks, Sampling(positions=16))
     axes = kept_axes(specimen.network, compressor.units, halved(compressor).kept())
-    networks = [sliced(specimen.network, axes), sliced(specimen.network, axes)]
+    networks = [slice_axes(specimen.network, axes), slice_axes(specimen.network, axes)]
     for network, held_bytes in zip(networks, (math.inf, 0.0), strict=True):
-        repair = SequentialRepair(
-            network=specimen.network, graph=compressor.graph, targets=targets, held_bytes=held_bytes
-        )
+        repair = RepairWalk(network=specimen.network, graph=compressor.graph, targets=targets, held_bytes=held_bytes)
         assert all(ridge > 0 for ridge in repair(network, axes).values())
     assert equal_states(*networks)
-    assert not equal_states(networks[0], sliced(specimen.network, axes))
+    assert not equal_states(networks[0], slice_axes(specimen.network, axes))
 
 
 def test_a_network_that_cannot_be_traced_is_planned_for_too(zoo: Callable[[str], Specimen]) -> None:
@@ -395,7 +396,7 @@ def test_the_dense_network_is_walked_once_for_all_policies(
         walks.append(sum(len(chunk) for chunk in chunks))
         return record_targets(network, graph, chunks, sampling, narrow=narrow)
 
-    monkeypatch.setattr("envs.compression.compress.record_targets", counted)
+    monkeypatch.setattr("envs.repair.sequential.record_targets", counted)
     compressor = compressor_for(zoo("residual"), images=96, repair="sequential", quick_images=32)
     for _ in range(2):
         compressor.compress(halved(compressor))
@@ -407,7 +408,7 @@ def test_the_dense_network_is_walked_once_for_all_policies(
 @pytest.mark.parametrize("columns", [1, 5, 32, 33, 130, 257])
 def test_a_gram_matrix_from_its_upper_bands_is_the_whole_product(columns: int) -> None:
     rows = torch.randn(2, 50, columns, generator=torch.Generator().manual_seed(0))
-    gram = summarize(rows, rows[:, :, :1]).xx
+    gram = sums_of(rows, rows[:, :, :1]).xx
     assert gram is not None
     torch.testing.assert_close(gram, rows.transpose(1, 2) @ rows)
     assert torch.equal(gram, gram.transpose(1, 2))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from envs.regression.ridge import Sums, add, solve, summarize
+from envs.regression.ridge import Sums, add, solve, sums_of
 from envs.regression.shrinkage import RIDGES, best_ridge, folded_sums
 
 COLUMNS, OUTPUTS = 30, 5
@@ -21,7 +21,7 @@ def problem(rows: int, noise: float, seed: int = 0) -> tuple[Tensor, Tensor, Ten
 
 
 def chunks(x: Tensor, r: Tensor, *, gram: bool, count: int = 4) -> list[Sums]:
-    return [summarize(x[:, k::count], r[:, k::count], gram=gram) for k in range(count)]
+    return [sums_of(x[:, k::count], r[:, k::count], gram=gram) for k in range(count)]
 
 
 def unseen_error(parts: list[Sums], ridge: float, weights: Tensor) -> float:

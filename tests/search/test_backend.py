@@ -122,7 +122,7 @@ def test_quick_repair_may_be_narrow_only_where_it_leaves_the_same_output_error(
     original = digits.compressor.compress
 
     def narrow(policy: Policy, *, quick: bool, half: bool) -> Compressed:
-        return original(policy, repair, quick=quick) if half else original(policy, quick=quick)  # type: ignore[arg-type]
+        return original(policy, repair, quick=quick) if half else original(policy, quick=quick)
 
     monkeypatch.setattr(digits.compressor, "compress", narrow)
     assert alike(digits) is expected

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from envs.network.graph import copy_network
+from envs.network.copies import copy_network
 from envs.units.anatomy import dissect
 from envs.units.slicing import slice_network, zero_inputs
 from envs.units.units import Unit

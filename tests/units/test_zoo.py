@@ -26,7 +26,7 @@ from amc.problem.inspection import Inspection, inspection, weighted_layers
 from amc.reporting.inspection_view import inspection_tables
 from amc.search.loop import search
 from amc.tasks.task import Task, top1
-from envs.network.graph import copy_network
+from envs.network.copies import copy_network
 from envs.units.anatomy import dissect
 from envs.units.slicing import Kept, slice_network, zero_inputs
 

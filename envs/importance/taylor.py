@@ -1,4 +1,4 @@
-"""Gates: by how much the network's output changes with each channel of a unit, from gradients; no weight changes.
+"""Taylor: by how much the network's output changes with each channel of a unit, from gradients; no weight changes.
 
 Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019: a gate of value 1 multiplies a channel,
 and the square of the loss's gradient by it, (sum of gradient x weight)^2, is its importance.
@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from envs.network.graph import functional_copy
+from envs.importance.importance import Evidence, Importance
+from envs.network.copies import functional_copy
 from envs.parallel import map_chunks
 from envs.regression.statistics import Sampling
 from envs.units.units import Unit
@@ -31,6 +32,16 @@ STREAM = 999_983
 """Where other draws have the number of a layer."""
 FORWARDS = 3
 """Image-forwards that one image is charged: a pass forward, and one backward of twice its work."""
+
+
+class Taylor(Importance):
+    """Mean square of gradient x weight, summed over all weights that read a channel (`gate_sensitivities`)."""
+
+    reads_gradients: ClassVar[bool] = True
+
+    def __call__(self, unit: Unit, evidence: Evidence) -> Tensor:
+        """[C] float64."""
+        return evidence.sensitivities[unit.name]
 
 
 def images_at_once(layout: Layout, memory_gb: float) -> int:

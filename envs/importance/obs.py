@@ -1,0 +1,114 @@
+"""Structured optimal brain surgeon: channels are eliminated one by one, and what remains makes up for them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from envs.importance.consumers import consumer_norm, scaled_weights
+from envs.importance.importance import Evidence, Importance
+from envs.regression.ridge import factor, penalty_of
+from envs.regression.rows import can_gather, column_indices, kernel_size
+from envs.regression.statistics import energy_of, gram_of
+from envs.units.units import Member, Unit
+
+ELIMINATIONS = 128
+"""At most this many rounds of elimination per unit; wider units drop several channels per round."""
+OBS_RIDGE = 1e-2
+"""Damping of the Gram matrix relative to its mean diagonal (SparseGPT damps by 1e-2 as well)."""
+
+
+class OptimalBrainSurgeon(Importance):
+    """Rank at which a channel is eliminated, later = more important.
+
+    Greedy: the granule whose removal raises the consumers' squared output error least goes first, and the
+    remaining weights are updated (Hassibi & Stork 1993, for blocks; Kurtic et al., ZipLM, 2023). Errors of
+    several consumers are added, each relative to its output energy. Output errors count as the network sees
+    them, behind the layer's normalization. Consumers too wide for a Gram matrix count with its diagonal;
+    without any that can be gathered it is `L2`.
+    """
+
+    reads_moments: ClassVar[bool] = True
+
+    def __call__(self, unit: Unit, evidence: Evidence) -> Tensor:
+        """[C] float64."""
+        blocks = [block for member in unit.role("consumer") for block in _blocks(unit, member, evidence)]
+        if not blocks:
+            return consumer_norm(unit, evidence, torch.square)
+        count = len(unit.granules)
+        alive = torch.ones(count, dtype=torch.bool, device=evidence.device)
+        rank = torch.zeros(count, dtype=torch.float64, device=evidence.device)
+        per_round = -(-count // ELIMINATIONS)
+        step = 0
+        while int(alive.sum()) > 1:
+            errors = torch.stack([block.errors(alive) for block in blocks]).sum(dim=0)
+            number = min(per_round, int(alive.sum()) - 1)
+            gone = torch.topk(errors.masked_fill(~alive, torch.inf), number, largest=False).indices
+            for block in blocks:
+                block.eliminate(gone)
+            alive[gone] = False
+            for index in gone.tolist():
+                rank[index], step = step, step + 1
+        rank[alive] = step
+        scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
+        for index, granule in enumerate(unit.granules):
+            scores[list(granule)] = rank[index]
+        return scores
+
+
+class _Block:
+    """One group of one consumer: its weights, inverse Gram and columns per granule; state of an elimination."""
+
+    def __init__(self, weights: Tensor, gram: Tensor, columns: Tensor) -> None:
+        """Weights [o, n], gram [n, n] (or its diagonal [n]), columns [R, w] of each granule."""
+        self.columns = columns
+        self.weights = weights.clone()
+        self.scale = 1.0
+        self.inverse: Tensor | None = None
+        if gram.ndim == 1:
+            self.fixed = (weights.square().sum(dim=0) * gram)[columns].sum(dim=1)
+            self.scale = float(self.fixed.sum().clamp_min(1e-30))
+            return
+        lower, _ = factor(gram[None], penalty_of(gram[None], OBS_RIDGE))
+        self.inverse = torch.cholesky_inverse(lower[0])
+        self.scale = float(((weights @ gram) * weights).sum().clamp_min(1e-30))
+
+    def errors(self, alive: Tensor) -> Tensor:
+        """[R] rise of the squared output error when each granule goes, relative to the output's energy."""
+        if self.inverse is None:
+            return self.fixed / self.scale
+        corner = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
+        eye = torch.eye(corner.shape[1], dtype=corner.dtype, device=corner.device)
+        corner = torch.where(alive[:, None, None], corner, eye)
+        block = self.weights[:, self.columns].permute(1, 2, 0)  # [R, w, o]
+        solved: Tensor = torch.linalg.solve(corner, block)
+        return (solved * block).sum(dim=(1, 2)) / self.scale
+
+    def eliminate(self, gone: Tensor) -> None:
+        """Removes granules and updates what remains."""
+        if self.inverse is None:
+            return
+        columns = self.columns[gone].flatten()
+        rows = torch.linalg.solve(self.inverse[columns[:, None], columns], self.inverse[columns])
+        self.weights -= self.weights[:, columns] @ rows
+        self.inverse -= self.inverse[:, columns] @ rows
+
+
+def _blocks(unit: Unit, member: Member, evidence: Evidence) -> list[_Block]:
+    sums = evidence.moments.get(member.module)
+    module = evidence.network.get_submodule(member.module)
+    if sums is None or not can_gather(module):
+        return []
+    weights = scaled_weights(member, evidence)
+    channels = weights.shape[1] // kernel_size(module)
+    gram = gram_of(sums) if sums.xx is not None else energy_of(sums)
+    blocks = []
+    for group in range(len(weights)):
+        columns = []
+        for granule in unit.granules:
+            places = sorted(p % channels for c in granule for p in member.positions[c] if p // channels == group)
+            columns.append(column_indices(places, kernel_size(module), weights.device))
+        blocks.append(_Block(weights[group].T, gram[group], torch.stack(columns)))
+    return blocks
