@@ -1,8 +1,9 @@
-"""What the commands do: search, resume, apply, export. Printing goes through the console handed in."""
+"""What `amc apply` and `amc export` do. Printing goes through the console handed in."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,34 @@ CHECKED_IMAGES = 16
 """Real images on which an ONNX file is compared with torch."""
 
 
-def run_apply(
-    policy_file: Path, task: str | None, data: Path | None, checkpoint: Path | None, out: Path, console: Console
-) -> nn.Module:
-    """Makes the smaller network of a policy and writes it."""
-    policy, problem, small = _rebuild(policy_file, task, data, checkpoint, console)
+def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> nn.Module:
+    """Makes the smaller network of a policy and writes it.
+
+    Args:
+        policy_file: `policy.json` of a run.
+        overrides: Task, data or checkpoint, where others than the run's are meant.
+        out: Folder to write.
+        console: Where to print.
+    """
+    policy, problem, small = _rebuild(policy_file, overrides, console)
     write_applied(policy, small, out)
     _side_by_side(problem, policy, small, console)
     console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, soft_wrap=True)
     return small
 
 
-def run_export(
-    policy_file: Path, task: str | None, data: Path | None, checkpoint: Path | None, out: Path, console: Console
-) -> None:
-    """Makes the smaller network of a policy and writes it as ONNX, compared with torch on real images."""
+def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> None:
+    """Makes the smaller network of a policy and writes it as ONNX, compared with torch on real images.
+
+    Args:
+        policy_file: `policy.json` of a run.
+        overrides: As for `run_apply`.
+        out: File to write.
+        console: Where to print.
+    """
     if not out.parent.is_dir():
         raise ValueError(f"the folder of the ONNX file must exist, but {str(out.parent)!r} does not: make it first")
-    policy, problem, small = _rebuild(policy_file, task, data, checkpoint, console)
+    policy, problem, small = _rebuild(policy_file, overrides, console)
     count = min(CHECKED_IMAGES, len(problem.task.validation))
     inputs, _ = problem.task.validation.batch(range(count))
     difference = write_onnx(small, problem.task.example_input, inputs, out, policy.patterns())
@@ -54,18 +65,15 @@ def run_export(
     )
 
 
-def _rebuild(
-    policy_file: Path, task: str | None, data: Path | None, checkpoint: Path | None, console: Console
-) -> tuple[Policy, Problem, nn.Module]:
+def _rebuild(policy_file: Path, overrides: Mapping[str, Any], console: Console) -> tuple[Policy, Problem, nn.Module]:
     """The policy, the problem it came from (its configuration, other task, data or weights if given), the network."""
     policy = read_policy(policy_file)
     stored: dict[str, Any] = dict(policy.provenance.get("config", {}))
-    if task is not None and task != stored.get("task"):
+    if overrides.get("task", stored.get("task")) != stored.get("task"):
         stored.pop("data", None)
         stored.pop("checkpoint", None)
-    stored |= {k: v for k, v in {"task": task, "data": data, "checkpoint": checkpoint}.items() if v is not None}
     with live(console) as screen:
-        problem = Problem(load_config(None, stored), screen.step)
+        problem = Problem(load_config(None, stored | dict(overrides)), screen.step)
         policy.check_structure(problem.task.network)
         if policy.weights != weights_fingerprint(problem.task.network):
             console.print("[yellow]warning:[/] the policy was made for other weights of this network")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from agents.cma_es import CMAES
-from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
+from agents.ddpg import DDPGSearcher
 from agents.random_search import RandomSearch
 from agents.searcher import Searcher
+from agents.settings import PAPER_SETTINGS, DDPGSettings
 from amc.allocation.groups import alone
 from amc.allocation.knapsack import linearize
-from amc.config.search import learning_settings
 from amc.search.setup import Problem
 from envs.observation import FEATURES
 from hw_profiles.layers import IntArray
@@ -33,8 +32,8 @@ def make_searcher(problem: Problem, starts: Mapping[str, Sequence[int]]) -> Sear
     ]
     if config.agent in ("ddpg", "td3", "sac"):
         base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
-        own = learning_settings(config.learning)
-        settings = replace(base, algorithm=config.agent, warmup_episodes=config.warmup, **own)
+        own = config.learning.model_dump(exclude_unset=True)
+        settings = base.changed(algorithm=config.agent, warmup_episodes=config.warmup, **own)
         shares = budget_shares(problem, next(iter(starts.values()), problem.constraint.uniform()))
         return DDPGSearcher(len(FEATURES), steps, settings, config.seed, actions, shares=shares)
     if config.agent == "cmaes":

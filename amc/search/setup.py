@@ -30,6 +30,7 @@ from amc.tasks.splits import Split, verification_samples
 from amc.tasks.task import Task, load_task, top1
 from envs.compression.calibration import CalibrationPlan, plan_calibration
 from envs.compression.compress import Compressor
+from envs.compression.settings import CompressionSettings
 from envs.parallel import return_memory, single_threaded
 from envs.pruning_env import PruningEnv
 from envs.reward import REWARDS, Evaluation, Reward, accuracy_latency
@@ -166,9 +167,10 @@ class Problem:
         if self._compressor is None:
             self.progress("calibrating", 0, 1)
             anatomy, plan = self.anatomy, self.calibration_plan
-            settings = replace(
-                self.config.compression.settings(self.config.seed),
+            settings = CompressionSettings(
+                **self.config.compression.model_dump(exclude={"positions"}),
                 positions=plan.positions,
+                seed=self.config.seed,
                 narrow_targets=plan.narrow_targets,
                 device=self.config.device,
             )
@@ -190,8 +192,7 @@ class Problem:
     @property
     def calibration_plan(self) -> CalibrationPlan:
         """How many images repair takes, in what chunks."""
-        settings = self.config.compression.settings(self.config.seed)
-        return plan_calibration(self.anatomy.family, settings, len(self.draws.repair()))
+        return plan_calibration(self.anatomy.family, self.config.compression, len(self.draws.repair()))
 
     @property
     def measurement(self) -> Measurement:

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from envs.compression.preparation import (
     HELD_SHARE,
-    CompressionSettings,
     Preparation,
     Remember,
-    Repair,
     divided,
     samplings,
 )
+from envs.compression.settings import CompressionSettings, Repair
 from envs.compression.sparsify import SELECTIONS, refit
 from envs.importance.scores import COMPENSATED
 from envs.network.graph import BATCH_NORMS, Graph

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings
+from envs.compression.settings import CompressionSettings
 from envs.importance.gates import STREAM, gate_sensitivities
 from envs.importance.scores import Evidence, fluctuation, fpgm, l2
 from envs.regression.statistics import Sampling, input_moments, totals

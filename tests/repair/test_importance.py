@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings
+from envs.compression.settings import CompressionSettings
 from envs.importance import scores as importance
 from envs.importance.gates import gate_sensitivities
 from envs.importance.scores import IMPORTANCES, Evidence, channel_order, obs
