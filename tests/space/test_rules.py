@@ -82,7 +82,7 @@ def test_choices_obey_every_rule_and_come_lightest_first(channels: int, round_to
 
 @pytest.mark.parametrize("round_to", [0, -8])
 def test_a_divisor_below_one_is_refused(round_to: int) -> None:
-    with pytest.raises(ValueError, match="round_to\n.*greater than or equal to 1"):
+    with pytest.raises(ValueError, match=r"round_to\n.*greater than or equal to 1"):
         Rules(round_to=round_to)
 
 
