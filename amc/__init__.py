@@ -6,7 +6,6 @@ Here lives everything that knows datasets, files, configurations and people. Not
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +51,7 @@ def _register() -> None:
         gymnasium.register(id=ENVIRONMENT_ID, entry_point="amc.search.make_env:channel_pruning")
 
 
-class _UponImport(MetaPathFinder):
+class _UponImport:
     """Finds Gymnasium like everybody else, and registers the environment when it has been executed."""
 
     def find_spec(

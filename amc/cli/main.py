@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Find the best per-layer pruning policy of a trained network for a budget, without fine-tuning in the loop.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 for command in (inspect, search, resume):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from envs.compression.settings import CompressionSettings
+from envs.compression.settings import QUICK_ROWS, ROWS, CompressionSettings
 from envs.compression.sparsify import NEEDS_CURVATURE
 from envs.importance.gates import FORWARDS, gate_sensitivities, images_at_once
 from envs.importance.scores import IMPORTANCES, NEEDS_GRADIENTS, NEEDS_MOMENTS, Evidence, channel_order
@@ -17,8 +17,6 @@ from envs.repair.normalization import output_scales
 from envs.units.layout import LayoutFamily
 from envs.units.units import Unit
 
-ROWS, QUICK_ROWS = 32_000, 4_000
-"""Rows of a fit (images x positions) where positions are not set, of full and of quick repair."""
 HELD_SHARE = 0.25
 """Of the memory setting, what sequential repair may hold of activations at a cut."""
 

@@ -18,6 +18,9 @@ Selection = Literal["magnitude", "wanda", "sparsegpt"]
 Damage = Literal["kl", "kl1", "logits", "loss"]
 """Names of `envs.compression.damage.DAMAGES`."""
 
+ROWS, QUICK_ROWS = 32_000, 4_000
+"""Rows of a fit (images x positions) where positions are not set, of full and of quick repair."""
+
 
 class CompressionConfig(BaseModel):
     """How channels are chosen and weights repaired."""
@@ -28,11 +31,13 @@ class CompressionConfig(BaseModel):
     repair: Repair = Field("sequential", description="closed-form refit of what stays")
     images: int = Field(2000, ge=16, description="calibration images wanted (fewer if memory_gb allows no more)")
     positions: int | None = Field(
-        None, ge=1, description="output positions sampled per image; left out: as many as make 32,000 rows and fit"
+        None, ge=1, description=f"output positions sampled per image; left out: as many as make {ROWS:,} rows and fit"
     )
     quick_images: int = Field(500, ge=16, description="calibration images of sequential repair during the search")
     quick_positions: int | None = Field(
-        None, ge=1, description="output positions per image during the search; left out: as many as make 4,000 rows"
+        None,
+        ge=1,
+        description=f"output positions per image during the search; left out: as many as make {QUICK_ROWS:,} rows",
     )
     ridge: float | None = Field(
         None, gt=0, description="penalty relative to the Gram matrix's mean diagonal; left out: chosen for each fit"

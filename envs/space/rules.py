@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from envs.space.settings import RulesConfig
+from envs.space.settings import KERNEL_WIDTH, MIN_ROUNDED, RulesConfig
 from envs.space.sites import Choice, Site
 from envs.units.units import Fixed, Unit
-
-KERNEL_WIDTH, MIN_ROUNDED = 8, 96
-"""Channels that the kernels of runtimes compute together (onnxruntime: 8 with AVX2, 16 with AVX-512), and the narrowest
-unit whose widths keep to that unasked: there it costs no accuracy (experiments/results/rounding.md).
-"""
 
 
 class Rules(RulesConfig):
