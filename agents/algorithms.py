@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -19,8 +19,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.sac.policies import Actor as SquashedActor
 
 from agents.actor_plan import Layers
+from agents.settings import Algorithm
 
-Algorithm: TypeAlias = Literal["ddpg", "td3", "sac"]
 Model: TypeAlias = "TD3 | SAC"  # stable-baselines3's DDPG is a TD3 with its three tricks off
 _FIRST_TEMPERATURE = 0.1  # of SAC: at 1 the entropy outweighs rewards of unit variance for the whole of a short search
 

@@ -1,9 +1,9 @@
 """DDPG as a `Searcher`: the starts, a warm-up, then an actor that learns from finished rounds.
 
 The learning itself is stable-baselines3's, in `agents.learner`; the schedule of exploration stands here. TD3 and SAC
-go the same road (`LearnerSettings.algorithm`); SAC explores by the width its actor learns, not by the schedule's.
+go the same road (`DDPGSettings.algorithm`); SAC explores by the width its actor learns, not by the schedule's.
 
-Deviations from He et al. 2018 (AMC, ECCV), each with its reason. `PAPER_SETTINGS` undoes those that are
+Deviations from He et al. 2018 (AMC, ECCV), each with its reason. `agents.settings.PAPER_SETTINGS` undoes those that are
 settings; experiments/results/ddpg_ablation.md measures what each is worth on toys with a known optimum. Beyond the
 error of its eight seeds stand cloning and the step code (from a start) and gamma (from nothing); imitation and the
 schedule of sigma show in the worst seed; the others do not show there.
@@ -41,75 +41,13 @@ schedule of sigma show in the worst seed; the others do not show there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from agents.learner import Learner, LearnerSettings, number, require_range
+from agents.learner import Learner, number
 from agents.noise import along, decayed_sigma, truncated_normal
 from agents.searcher import FixedPlan, Plan, SearcherState, Trajectory, keyed_generator, start_plans
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DDPGSettings(LearnerSettings):
-    """The schedule of exploration, added to `LearnerSettings`; sigmas are in units of the action.
-
-    Attributes:
-        warmup_episodes: episodes after the starts and before learned ones; whole rounds, so that the round in
-            which they end belongs to warm-up as a whole (paper: 100).
-        warmup_sigma: width of the truncated normal around 0.5 in warm-up without starts (paper: 0.5).
-        warmup_start_sigma: its width around the best start's actions, given starts.
-        sigma: width around the actor in its first episode (paper: 0.5).
-        cloned_sigma: the same for an actor that was cloned from a start.
-        sigma_decay: factor on the width, per learned episode (AMC's code: 0.95).
-        sigma_floor: the width never falls below it (paper: 0).
-        critic_first: at the end of warm-up train the critic alone, as many steps as there are transitions in
-            the replay (paper: False).
-        clone_start: given starts, let the actor begin as the clone of the best one.
-        noiseless_first: after warm-up, the first episode of every round is the actor itself (paper: False).
-        along_budget: around a start or an actor, draw the noise of an episode along the budget (paper: False).
-    """
-
-    warmup_episodes: int = 20
-    warmup_sigma: float = 0.5
-    warmup_start_sigma: float = 0.05
-    sigma: float = 0.3
-    cloned_sigma: float = 0.05
-    sigma_decay: float = 0.99
-    sigma_floor: float = 0.02
-    critic_first: bool = True
-    clone_start: bool = True
-    noiseless_first: bool = True
-    along_budget: bool = True
-
-    def __post_init__(self) -> None:
-        # super() without arguments does not work in a dataclass with slots, which is a second class.
-        LearnerSettings.__post_init__(self)
-        for name in ("warmup_sigma", "warmup_start_sigma", "sigma", "cloned_sigma", "sigma_floor"):
-            require_range(self, name, least=0.0)
-        require_range(self, "warmup_episodes", least=0)
-        require_range(self, "sigma_decay", above=0.0, most=1.0)
-
-
-PAPER_SETTINGS = DDPGSettings(
-    hidden=(300, 300),
-    tau=0.01,
-    gamma=1.0,
-    replay_episodes=100,
-    imitation_steps=0,
-    rank_rewards=False,
-    step_code=False,
-    warmup_episodes=100,
-    sigma=0.5,
-    cloned_sigma=0.5,
-    sigma_decay=0.95,
-    sigma_floor=0.0,
-    critic_first=False,
-    clone_start=False,
-    noiseless_first=False,
-    along_budget=False,
-)
-"""As He et al. 2018 and, where the paper is silent, AMC's code: 100 episodes of replay."""
+from agents.settings import DDPGSettings
 
 
 class DDPGSearcher:

@@ -5,7 +5,6 @@ No schedule and no exploration stand here: `agents.ddpg` has them, and lists the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -17,8 +16,6 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 from agents.actor_plan import ActorPlan, SquashedPlan, with_step_code
 from agents.algorithms import (
-    ALGORITHMS,
-    Algorithm,
     actor_layers,
     copied,
     isolated,
@@ -29,83 +26,12 @@ from agents.algorithms import (
     spread_layer,
 )
 from agents.searcher import JSON, Plan, SearcherState, Trajectory, keyed_seed
+from agents.settings import DDPGSettings
 
 _REPLAY_ARRAYS = ("observations", "next_observations", "actions", "dones")
 _CLONE_LIMIT = 0.96  # of tanh's range: a saturated actor gets no gradient and would never move again
 _CLONE_LR, _CLONE_STEPS, _CLONE_BATCH, _CLONE_ERROR = 1e-3, 3000, 64, 1e-5
 _Number = TypeVar("_Number", int, float, bool)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerSettings:
-    """The networks and how they are trained. "Paper" is He et al. 2018 (AMC).
-
-    Attributes:
-        algorithm: ``"ddpg"``, ``"td3"`` or ``"sac"`` (paper: DDPG).
-        hidden: widths of the hidden layers of actor and critic, ReLU between (paper: 300, 300).
-        actor_lr: Adam's learning rate of the actor (paper: 1e-4).
-        critic_lr: Adam's learning rate of the critic (paper: 1e-3).
-        tau: step of the target networks towards the trained ones, per gradient step (paper: 0.01).
-        gamma: discount per step; the final reward stands on every transition (paper: 1).
-        batch_size: transitions per gradient step (paper: 64).
-        replay_episodes: episodes kept for replay, the oldest are overwritten (paper: 2000 transitions).
-        steps_per_transition: gradient steps per transition told (AMC's code: 1).
-        most_steps: gradient steps after one round at most, so that large rounds do not keep workers waiting for
-            the learner; larger batches make up for it. None: no bound (AMC's code).
-        rank_rewards: learn from the normal scores of the rewards' ranks in the replay, instead of from
-            reward less baseline (paper: False).
-        baseline_decay: weight of the past in the moving-average baseline, per episode (AMC's code: 0.5 per
-            gradient step, on batch means). Unused with ``rank_rewards``.
-        elite_episodes: the actor imitates that many of the best episodes in the replay (paper: none).
-        imitation_steps: supervised steps per round that it does so, at ``actor_lr`` (paper: 0).
-        step_code: append one indicator per step to the observation (paper: False).
-    """
-
-    algorithm: Algorithm = "ddpg"
-    hidden: tuple[int, ...] = (128, 128)
-    actor_lr: float = 1e-4
-    critic_lr: float = 1e-3
-    tau: float = 0.05
-    gamma: float = 0.5
-    batch_size: int = 64
-    replay_episodes: int = 40
-    steps_per_transition: int = 1
-    most_steps: int | None = None
-    rank_rewards: bool = True
-    baseline_decay: float = 0.95
-    elite_episodes: int = 8
-    imitation_steps: int = 60
-    step_code: bool = True
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"`algorithm` must be one of {', '.join(ALGORITHMS)}, but got {self.algorithm!r}")
-        for name in (
-            "actor_lr",
-            "critic_lr",
-            "batch_size",
-            "replay_episodes",
-            "steps_per_transition",
-            "elite_episodes",
-        ):
-            require_range(self, name, above=0.0)
-        require_range(self, "imitation_steps", least=0)
-        if self.most_steps is not None:
-            require_range(self, "most_steps", least=1)
-        for name in ("tau", "gamma", "baseline_decay"):
-            require_range(self, name, least=0.0, most=1.0)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"`hidden` must name at least one positive width, but got {self.hidden}")
-
-
-def require_range(
-    settings: object, name: str, above: float = -np.inf, least: float = -np.inf, most: float = np.inf
-) -> None:
-    """Refuse a field outside of ``above < value``, ``least <= value <= most``."""
-    value = getattr(settings, name)
-    if not (value > above and least <= value <= most):
-        law = f"`{name} > {above}`" if above > -np.inf else f"`{least} <= {name} <= {most}`"
-        raise ValueError(f"{law} must hold, but got {name}={value}")
 
 
 class Learner:
@@ -120,7 +46,7 @@ class Learner:
         seed: key of all draws.
     """
 
-    def __init__(self, observation_size: int, steps: int, settings: LearnerSettings, seed: int) -> None:
+    def __init__(self, observation_size: int, steps: int, settings: DDPGSettings, seed: int) -> None:
         self._settings = settings
         self._steps = steps
         self._seed = seed

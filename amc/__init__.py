@@ -4,10 +4,12 @@ Here lives everything that knows datasets, files, configurations and people. Not
 `envs` is the world, `agents` learn, `hw_profiles` count costs.
 """
 
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-
-import gymnasium
+from types import ModuleType
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
 
@@ -30,6 +32,44 @@ def _check_siblings() -> None:
             )
 
 
+def _register_environment() -> None:
+    """Registers the environment now if Gymnasium was imported, otherwise as soon as it is.
+
+    `gymnasium.make("amc:amc/ChannelPruning-v0")` imports `amc` and then looks into the registry. Where `amc` was
+    imported first, that import does nothing any more; and Gymnasium is too heavy to be imported here.
+    """
+    if "gymnasium" in sys.modules:
+        _register()
+    elif not any(isinstance(finder, _UponImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _UponImport())
+
+
+def _register() -> None:
+    import gymnasium
+
+    if ENVIRONMENT_ID not in gymnasium.registry:
+        gymnasium.register(id=ENVIRONMENT_ID, entry_point="amc.problem.make_env:channel_pruning")
+
+
+class _UponImport:
+    """Finds Gymnasium like everybody else, and registers the environment when it has been executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == "gymnasium" else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            sys.meta_path.remove(self)
+            _register()
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
 _check_siblings()
-if ENVIRONMENT_ID not in gymnasium.registry:
-    gymnasium.register(id=ENVIRONMENT_ID, entry_point="amc.problem.make_env:channel_pruning")
+_register_environment()

@@ -1,1 +1,4 @@
-"""The command line: words to options to one call. The only place that prints."""
+"""The command line: words to options to one call. The only place that prints.
+
+Options are made from the fields of the configuration (`options`); what is heavy is imported when a command runs.
+"""

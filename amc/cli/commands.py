@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
 from amc.export.onnx import write_onnx
 from amc.problem.prepare import Prepared, calibrate
-from amc.problem.setup import Setup, set_up
+from amc.problem.setup import Setup
 from amc.profiling.timing import rounds_in_words
 from amc.reporting.live import Live, live
 from amc.reporting.tables import comparison, remarks_below, stored_comparison
@@ -110,24 +110,34 @@ def _show(run: Run, console: Console) -> None:
         console.print(f"  {run.folder / name}", highlight=False, soft_wrap=True)
 
 
-def run_apply(
-    policy_file: Path, task: str | None, data: Path | None, checkpoint: Path | None, out: Path, console: Console
-) -> nn.Module:
-    """Makes the smaller network of a policy and writes it."""
-    policy, setup, small = _rebuild(policy_file, task, data, checkpoint, console)
+def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> nn.Module:
+    """Makes the smaller network of a policy and writes it.
+
+    Args:
+        policy_file: `policy.json` of a run.
+        overrides: Task, data or checkpoint, where others than the run's are meant.
+        out: Folder to write.
+        console: Where to print.
+    """
+    policy, setup, small = _rebuild(policy_file, overrides, console)
     write_applied(policy, small, out)
     _side_by_side(setup, policy, small, console)
     console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, soft_wrap=True)
     return small
 
 
-def run_export(
-    policy_file: Path, task: str | None, data: Path | None, checkpoint: Path | None, out: Path, console: Console
-) -> None:
-    """Makes the smaller network of a policy and writes it as ONNX, compared with torch on real images."""
+def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> None:
+    """Makes the smaller network of a policy and writes it as ONNX, compared with torch on real images.
+
+    Args:
+        policy_file: `policy.json` of a run.
+        overrides: As for `run_apply`.
+        out: File to write.
+        console: Where to print.
+    """
     if not out.parent.is_dir():
         raise ValueError(f"the folder of the ONNX file must exist, but {str(out.parent)!r} does not: make it first")
-    policy, setup, small = _rebuild(policy_file, task, data, checkpoint, console)
+    policy, setup, small = _rebuild(policy_file, overrides, console)
     count = min(CHECKED_IMAGES, len(setup.task.validation))
     inputs, _ = setup.task.validation.batch(range(count))
     difference = write_onnx(small, setup.task.example_input, inputs, out, policy.patterns())
@@ -139,18 +149,15 @@ def run_export(
     )
 
 
-def _rebuild(
-    policy_file: Path, task: str | None, data: Path | None, checkpoint: Path | None, console: Console
-) -> tuple[Policy, Setup, nn.Module]:
+def _rebuild(policy_file: Path, overrides: Mapping[str, Any], console: Console) -> tuple[Policy, Setup, nn.Module]:
     """The policy, the setup it came from (its configuration, other task, data or weights if given), the network."""
     policy = read_policy(policy_file)
     stored: dict[str, Any] = dict(policy.provenance.get("config", {}))
-    if task is not None and task != stored.get("task"):
+    if overrides.get("task", stored.get("task")) != stored.get("task"):
         stored.pop("data", None)
         stored.pop("checkpoint", None)
-    stored |= {k: v for k, v in {"task": task, "data": data, "checkpoint": checkpoint}.items() if v is not None}
     with live(console) as screen:
-        setup = set_up(load_config(None, stored), screen.step)
+        setup = set_up(load_config(None, stored | dict(overrides)), screen.step)
         policy.check_structure(setup.task.network)
         if policy.weights != weights_fingerprint(setup.task.network):
             console.print("[yellow]warning:[/] the policy was made for other weights of this network")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from hw_profiles.latency.runtimes import EXECUTIONS
-from hw_profiles.passes import AGAIN_MINUTES
+from amc.cli.options import Overrides, configured
 
 if TYPE_CHECKING:
     from amc.tasks.task import Task
@@ -26,29 +25,30 @@ app = typer.Typer(
 console = Console()
 
 TaskOption = Annotated[str, typer.Option("--task", help="Task whose network is measured, as for search.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the task's data.")]
-CheckpointOption = Annotated[Path | None, typer.Option("--checkpoint", help="Weights of the task.")]
-RuntimeOption = Annotated[str, typer.Option(help=f"{' or '.join(EXECUTIONS)}.")]
+RuntimeOption = Annotated[str, typer.Option(help="Who runs the kernels, such as onnxruntime or torch.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads within an operator.")]
 BatchOption = Annotated[int, typer.Option(help="Batch size.")]
 DtypeOption = Annotated[str, typer.Option(help="fp32 or fp16.")]
-AgainOption = Annotated[float, typer.Option("--again-minutes", min=0.0, help="Time for timing disturbed ones again.")]
+AgainOption = Annotated[
+    float | None,
+    typer.Option("--again-minutes", min=0.0, help="Minutes for timing disturbed ones again; left out: 5."),
+]
 KeepOption = Annotated[bool, typer.Option("--keep-disturbed", help="Store it however disturbed it stays.")]
 ProfileArgument = Annotated[str, typer.Argument(help="File or name of a profile.")]
 
 
 @app.command()
+@configured("data", "checkpoint", anything=False)
 def measure(
+    overrides: Overrides,
     task: TaskOption,
     out: Annotated[Path, typer.Option("--out", help="Profile to write, or to add to.")],
-    data: DataOption = None,
-    checkpoint: CheckpointOption = None,
     runtime: RuntimeOption = "onnxruntime",
     threads: ThreadsOption = 1,
     batch: BatchOption = 1,
     dtype: DtypeOption = "fp32",
     coarse: Annotated[bool, typer.Option("--coarse", help="Fewer widths, in a minute or two.")] = False,
-    again_minutes: AgainOption = AGAIN_MINUTES,
+    again_minutes: AgainOption = None,
     keep_disturbed: KeepOption = False,
 ) -> None:
     """Measure this device for a task; goes on where it was stopped, adds to a profile what is missing."""
@@ -59,9 +59,9 @@ def measure(
 
     setting = Setting(runtime=runtime, threads=threads, batch=batch, dtype=dtype)
     careful = COARSE if coarse else MeasureOptions()
-    options = replace(careful, again_minutes=again_minutes, keep_disturbed=keep_disturbed)
+    options = replace(careful, again_minutes=_again(again_minutes), keep_disturbed=keep_disturbed)
     with live(console) as screen:
-        _, anatomy = _network(task, data, checkpoint)
+        _, anatomy = _network(task, overrides)
         profile = measure_profile(anatomy, setting, options, out, screen.step)
     if (found := profile.sessions[-1].disturbed) is not None:
         console.print(found.in_words(), highlight=False, soft_wrap=True)
@@ -71,11 +71,11 @@ def measure(
 
 
 @app.command()
+@configured("data", "checkpoint", anything=False)
 def bundle(
+    overrides: Overrides,
     task: TaskOption,
     out: Annotated[Path, typer.Option("--out", help="Archive to write.")],
-    data: DataOption = None,
-    checkpoint: CheckpointOption = None,
     batch: BatchOption = 1,
     dtype: DtypeOption = "fp32",
     entries: Annotated[int, typer.Option(min=1, help="Maximum of entries; each takes about 0.3 s.")] = 1000,
@@ -85,7 +85,7 @@ def bundle(
     from amc.profiling.setting import Setting
     from amc.storage.files import write_bytes
 
-    _, anatomy = _network(task, data, checkpoint)
+    _, anatomy = _network(task, overrides)
     content = bundle_for(anatomy, Setting(batch=batch, dtype=dtype), entries)
     write_bytes(out, content)
     console.print(f"wrote {out} ({len(content) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
@@ -146,14 +146,14 @@ def validate(file: Annotated[Path, typer.Argument(help="File of a profile.")]) -
 
 
 @app.command()
+@configured("data", "checkpoint", anything=False)
 def check(
+    overrides: Overrides,
     profile: ProfileArgument,
     task: TaskOption,
-    data: DataOption = None,
-    checkpoint: CheckpointOption = None,
     networks: Annotated[int, typer.Option(help="Random pruned networks to time.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    again_minutes: AgainOption = AGAIN_MINUTES,
+    again_minutes: AgainOption = None,
     keep_disturbed: KeepOption = False,
 ) -> None:
     """Time random pruned networks whole on this device, and store the correction with its held-out error."""
@@ -166,10 +166,10 @@ def check(
     check_here(found, path)
     journal = path.with_name(f"{path.name}.check.partial")
     options = CheckOptions(
-        networks=networks, journal=journal, again_minutes=again_minutes, keep_disturbed=keep_disturbed
+        networks=networks, journal=journal, again_minutes=_again(again_minutes), keep_disturbed=keep_disturbed
     )
     with live(Console(stderr=True) if as_json else console) as screen:
-        loaded, anatomy = _network(task, data, checkpoint)
+        loaded, anatomy = _network(task, overrides)
         subject = Subject(loaded.name, loaded.network, loaded.example_input, anatomy)
         checked = check_profile(found, str(path), subject, options, screen.step)
     others = [c for c in found.corrections if c.network != checked.correction.network]
@@ -195,13 +195,19 @@ def check(
     )
 
 
-def _network(task: str, data: Path | None, checkpoint: Path | None) -> tuple[Task, Anatomy]:
+def _network(task: str, overrides: Overrides) -> tuple[Task, Anatomy]:
     from amc.tasks.splits import verification_samples
     from amc.tasks.task import load_task
     from envs.units.anatomy import dissect
 
-    loaded = load_task(task, data=data, checkpoint=checkpoint)
+    loaded = load_task(task, **overrides)
     return loaded, dissect(loaded.network, loaded.example_input, verification_samples(loaded.calibration))
+
+
+def _again(minutes: float | None) -> float:
+    from hw_profiles.passes import AGAIN_MINUTES  # needs numpy
+
+    return AGAIN_MINUTES if minutes is None else minutes
 
 
 def _read(name: str) -> tuple[Path, Profile]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializationInfo, ValidationError, field_serializer, field_validator, model_validator
 
-from amc.config.parts import BackendConfig, CompressionConfig, KnapsackConfig, Part, RulesConfig, SavingsConfig
+from agents.settings import LearningConfig
+from amc.config.budgets import COVERAGE, LATENCY, checked_budgets, with_sparsity
+from amc.config.keys import explain
+from amc.config.parts import BackendConfig, KnapsackConfig, Part, SavingsConfig
+from envs.compression.settings import CompressionConfig
 from envs.reward import REWARDS
-from hw_profiles.cost import COSTS, LATENCY
-from hw_profiles.patterns import parse_pattern, unstructured
-from hw_profiles.shape_rules import load_rules
+from envs.space.settings import RulesConfig
 
 Agent = Literal["ddpg", "td3", "sac", "cmaes", "random", "knapsack", "uniform"]
 Start = Literal["knapsack", "uniform"]
@@ -33,27 +34,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "compression": {"importance": "l1", "repair": "layerwise"},
     },
 }
-"""What a preset changes, beside the agent's own settings (`agents.ddpg.PAPER_SETTINGS`): He et al., AMC, ECCV 2018."""
+"""What a preset changes, beside the learner's own `agents.settings.PAPER_SETTINGS`: He et al., AMC, ECCV 2018."""
 
 LIGHT: dict[str, Any] = {"most_steps": 64, "batch_size": 256, "replay_episodes": 192}
 """Learning that keeps a driver of many workers free: few, large gradient steps after a large round. What that costs
 in quality: experiments/results/light_learning.md."""
 
-COVERAGE = "coverage"
-"""Budget on the share of MACs in layers that have a pattern (from below)."""
-
-SYNONYMS = {"flops": "macs"}
-"""AMC and most counters say FLOPs for multiply-accumulates; we accept it here and say MACs everywhere else."""
-
 
 class SearchConfig(Part):
     """Everything that determines a search."""
 
-    task: str = Field(description="digits, cifar10-resnet20, cifar10-resnet56 or package.module:function")
+    task: str = Field(
+        description="what is pruned: digits, cifar10-resnet20, cifar10-resnet56 or package.module:function"
+    )
     data: Path | None = Field(None, description="folder of the task's data")
-    checkpoint: Path | None = Field(None, description="weights: safetensors or a torch state dict")
+    checkpoint: Path | None = Field(None, description="weights of the task: safetensors, or a torch state dict")
     constraint: dict[str, float] = Field(
-        default_factory=lambda: {"macs": 0.5}, description="cost -> budget, a fraction (<= 1) or absolute"
+        default_factory=lambda: {"macs": 0.5},
+        description="COST=BUDGET, a fraction of dense (<= 1) or absolute; several hold together. Costs: macs (synonym: "
+        "flops), params, memory, latency (fraction), latency_ms; with patterns sparsity=2:4@RULES (multiple-of-4, "
+        "cutlass-float16, ...) and coverage=SHARE",
     )
     choose: Literal["channels", "patterns", "unstructured", "mixed"] = Field(
         "channels", description="what is decided: widths, a pattern per layer, a density per layer, widths and patterns"
@@ -65,7 +65,9 @@ class SearchConfig(Part):
     sparsity: str | None = Field(None, description="PATTERN@RULES: the pattern and the shapes that a device takes")
     profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
     agent: Agent = Field("ddpg", description="who chooses the widths")
-    preset: Literal["default", "paper"] = Field("default", description="settings of ddpg, td3 and sac")
+    preset: Literal["default", "paper"] = Field(
+        "default", description="settings of ddpg, td3 and sac; paper: as He et al. 2018"
+    )
     episodes: int = Field(120, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
     warmup: int = Field(24, ge=0, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, description="episodes proposed together")
@@ -74,7 +76,8 @@ class SearchConfig(Part):
     effort: int | None = Field(None, ge=1, description="no new round once this many image-forwards are paid")
     reward: str = Field(
         "auto",
-        description=f"{', '.join(REWARDS)}, package.module:function, or auto: output_error for top-1, else accuracy",
+        description=f"what an episode is paid: {', '.join(REWARDS)}, package.module:function, or auto "
+        "(output_error for top-1, else accuracy)",
     )
     reward_split: Literal["validation", "calibration"] = Field("validation", description="where reward images are from")
     reward_images: int = Field(2500, ge=16, description="images that the reward sees, at most half of validation")
@@ -82,9 +85,7 @@ class SearchConfig(Part):
     seed: int = Field(0, ge=0, description="seed of every draw")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are measured, repaired and scored")
     backend: BackendConfig = BackendConfig()
-    learning: dict[str, Any] = Field(
-        default_factory=dict, description='"light" (large rounds), or settings of agents.ddpg.DDPGSettings'
-    )
+    learning: LearningConfig = LearningConfig()
     rules: RulesConfig = RulesConfig()
     compression: CompressionConfig = CompressionConfig()
     knapsack: KnapsackConfig = KnapsackConfig()
@@ -93,14 +94,11 @@ class SearchConfig(Part):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("constraint"), Mapping):
-            budgets = dict(values["constraint"])
-            if "sparsity" in budgets:  # the one constraint that is no number
-                values = {**values, "sparsity": budgets.pop("sparsity"), "constraint": budgets}
-                if not budgets:  # the default budget holds, as it does without any constraint
-                    del values["constraint"]
-                values |= {"patterns": (str(values["sparsity"]).partition("@")[0],)} if "patterns" not in values else {}
-        preset = PRESETS.get(str(values.get("preset", "default"))) if isinstance(values, dict) else None
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("constraint"), Mapping):
+            values = with_sparsity(values)
+        preset = PRESETS.get(str(values.get("preset", "default")))
         return _laid_under(values, preset) if preset else values
 
     @field_validator("learning", mode="before")
@@ -108,9 +106,14 @@ class SearchConfig(Part):
     def _learnable(cls, value: Any) -> Any:
         if value == "light":
             return dict(LIGHT)
-        if not isinstance(value, Mapping):
+        if not isinstance(value, (Mapping, LearningConfig)):
             raise ValueError(f'must be "light" or a table of settings, but got {value!r}')
-        return dict(learning_settings(value)) if value else {}
+        return value
+
+    @field_serializer("learning")
+    def _only_what_is_set(self, value: LearningConfig, info: SerializationInfo) -> dict[str, Any]:
+        """What is left open is the preset's to say."""
+        return value.model_dump(mode=info.mode, exclude_unset=True)
 
     @field_validator("reward")
     @classmethod
@@ -126,28 +129,8 @@ class SearchConfig(Part):
 
     @field_validator("constraint", mode="before")
     @classmethod
-    def _budgets(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            value = parse_constraints(value)
-        if not isinstance(value, Mapping) or not value:
-            raise ValueError("needs at least one cost = budget, for example macs = 0.5")
-        named = {SYNONYMS.get(str(name), str(name)): budget for name, budget in value.items()}
-        for name, budget in named.items():
-            if name not in COSTS and name not in LATENCY and name != COVERAGE:
-                known = ", ".join([*COSTS, *LATENCY, *SYNONYMS, "sparsity", COVERAGE])
-                raise ValueError(f"cost must be one of {known}, but got {name!r}")
-            if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
-                raise ValueError(
-                    f"budget must be a positive number, but got {name}={budget!r}: "
-                    "write a fraction of the dense network (0.5) or an absolute value"
-                )
-        if named.get("latency", 1) > 1:
-            raise ValueError(
-                f"latency must be a fraction of dense, but got {named['latency']:g}: write latency_ms for milliseconds"
-            )
-        if all(name in named for name in LATENCY):
-            raise ValueError("latency can have one budget, but has two: keep latency or latency_ms")
-        return named
+    def _budgets(cls, value: Any) -> dict[str, float]:
+        return checked_budgets(value)
 
     @field_validator("profile")
     @classmethod
@@ -170,16 +153,22 @@ class SearchConfig(Part):
     @field_validator("patterns")
     @classmethod
     def _readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from hw_profiles.patterns import parse_pattern  # needs numpy, which no other key does
+
         return tuple(str(parse_pattern(text)) for text in value if text != "dense")
 
     @field_validator("densities")
     @classmethod
     def _proper(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        from hw_profiles.patterns import unstructured
+
         return tuple(unstructured(density).density for density in value)
 
     @model_validator(mode="after")
     def _patterns_are_chosen(self) -> SearchConfig:
         if self.sparsity is not None:
+            from hw_profiles.shape_rules import load_rules
+
             pattern, rules = self.sparsity.partition("@")[0], load_rules(self.shapes or "")
             if pattern not in rules.patterns or self.patterns != (pattern,):
                 raise ValueError(f"sparsity {self.sparsity!r} needs one pattern of {', '.join(rules.patterns)}")
@@ -212,49 +201,6 @@ class SearchConfig(Part):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def learning_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a learner as they are written in a recipe, checked.
-
-    Raises:
-        ValueError: If there is no such setting, or its value is not allowed.
-    """
-    from agents.ddpg import DDPGSettings
-
-    own: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    known = [field.name for field in fields(DDPGSettings) if field.name not in ("algorithm", "warmup_episodes")]
-    for key in own:
-        if key not in known:
-            raise ValueError(f"must be a setting of the learner ({', '.join(known)}), but got {key!r}")
-    try:
-        DDPGSettings(**own)
-    except TypeError as error:
-        raise ValueError(f"must hold numbers that fit, but got {own} ({error})") from error
-    return own
-
-
-def parse_constraints(texts: Sequence[str]) -> dict[str, Any]:
-    """Reads `NAME=VALUE` texts; the value of `sparsity` is PATTERN@RULES, all others are numbers.
-
-    Raises:
-        ValueError: If one is no `NAME=VALUE` with a number.
-    """
-    budgets: dict[str, Any] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if SYNONYMS.get(name.strip(), name.strip()) in budgets:
-            raise ValueError(f"a cost can have one budget, but {name.strip()!r} has two: keep the one that is meant")
-        if name.strip() == "sparsity":
-            budgets["sparsity"] = value.strip()
-            continue
-        try:
-            budgets[SYNONYMS.get(name.strip(), name.strip())] = float(value)
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise ValueError(f"a constraint must read NAME=NUMBER, but got {text!r}: write for example macs=0.5")
-    return budgets
-
-
 def load_config(recipe: Path | None, overrides: Mapping[str, Any]) -> SearchConfig:
     """Reads a recipe and lays overrides over it.
 
@@ -274,7 +220,7 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any]) -> SearchConf
     try:
         return SearchConfig(**values)
     except ValidationError as error:
-        raise ValueError(explain(error)) from error
+        raise ValueError(explain(error, SearchConfig)) from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -286,18 +232,6 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), raw
-
-
-def explain(error: ValidationError) -> str:
-    """The first complaint of pydantic as one line: law, value, cure."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "configuration"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return f"every configuration key must be a known one, but got {key!r}: `amc search --help` lists the options"
-    if first["type"] == "value_error":
-        return f"{key}: {message}"
-    return f"{key}: {message}, but got {first['input']!r}: correct it in the recipe or on the command line"
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

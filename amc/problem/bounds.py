@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, nn
 
-from amc.config.search import COVERAGE, SearchConfig
+from amc.config.budgets import COVERAGE
+from amc.config.search import SearchConfig
 from envs.network.graph import trace
 from envs.network.recount import CountMismatch, confirm_macs, independent_macs
 from envs.space.constraint import Budget, Constraint, Costing, resolve_budget
 from envs.space.kinds import KINDS, Wanted
 from envs.space.patterns import verify_network
+from envs.space.rules import Rules
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy
 from envs.units.layout import read_layout
@@ -35,7 +37,7 @@ def choose_sites(
     wanted = Wanted(
         network=network,
         anatomy=anatomy,
-        rules=config.rules.rules(profiled=config.profile is not None),
+        rules=Rules.of(config.rules, profiled=config.profile is not None),
         patterns=config.patterns,
         densities=config.densities,
         shapes=shapes,

@@ -18,6 +18,7 @@ from amc.tasks.task import Task
 from envs.network.kinds import NORMS, WEIGHTED
 from envs.space.constraint import Costing
 from envs.space.pattern_sites import PatternSite
+from envs.space.rules import Rules
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.units import Fixed, Unit, weighted_outputs
@@ -145,7 +146,7 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
     """
     anatomy = dissect(task.network, task.example_input, verification_samples(task.calibration))
     shapes = load_rules(config.shapes) if config.shapes is not None else None
-    widths, skipped = config.rules.rules(profiled=config.profile is not None).sites(anatomy.units)
+    widths, skipped = Rules.of(config.rules, profiled=config.profile is not None).sites(anatomy.units)
     sites, fixed = choose_sites(config, task.network, anatomy, shapes)
     units = _units(anatomy, widths)
     return Inspection(

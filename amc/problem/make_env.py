@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amc.config.search import load_config, parse_constraints
+from amc.config.budgets import parse_constraints
+from amc.config.search import load_config
 from amc.problem.prepare import prepare
 from amc.problem.setup import set_up
 from envs.pruning_env import PruningEnv

@@ -21,6 +21,7 @@ from amc.scoring.scorer import Backend, Score
 from amc.storage.cache import cached_tensors
 from envs.compression.calibration import CalibrationPlan, plan_calibration
 from envs.compression.compress import Compressor
+from envs.compression.settings import CompressionSettings
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation
 from envs.space.assignment import Assignment
@@ -76,17 +77,17 @@ class Prepared:
 
 def calibration_plan(setup: Setup) -> CalibrationPlan:
     """How many images repair takes, in what chunks."""
-    settings = setup.config.compression.settings(setup.config.seed)
-    return plan_calibration(setup.anatomy.family, settings, len(setup.draws.repair()))
+    return plan_calibration(setup.anatomy.family, setup.config.compression, len(setup.draws.repair()))
 
 
 def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
     """The compressor, with its calibration statistics; its image-forwards are the caller's to charge."""
     progress("calibrating", 0, 1)
     config, anatomy, plan = setup.config, setup.anatomy, calibration_plan(setup)
-    settings = replace(
-        config.compression.settings(config.seed),
+    settings = CompressionSettings(
+        **config.compression.model_dump(exclude={"positions"}),
         positions=plan.positions,
+        seed=config.seed,
         narrow_targets=plan.narrow_targets,
         device=config.device,
     )

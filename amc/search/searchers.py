@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
 from agents.cma_es import CMAES
-from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
+from agents.ddpg import DDPGSearcher
 from agents.random_search import RandomSearch
 from agents.searcher import Searcher
-from amc.config.search import learning_settings
+from agents.settings import PAPER_SETTINGS, DDPGSettings
 from amc.problem.prepare import Prepared
 from amc.problem.setup import Setup
 from amc.search.allocation.groups import alone
@@ -32,8 +31,8 @@ def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
     actions = [(label, setup.assignment(key).actions) for label, key in starts.items()]
     if config.agent in ("ddpg", "td3", "sac"):
         base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
-        own = learning_settings(config.learning)
-        settings = replace(base, algorithm=config.agent, warmup_episodes=config.warmup, **own)
+        own = config.learning.model_dump(exclude_unset=True)
+        settings = base.changed(algorithm=config.agent, warmup_episodes=config.warmup, **own)
         first = next(iter(starts.values()), None)
         shares = budget_shares(setup, setup.uniform() if first is None else setup.assignment(first))
         return DDPGSearcher(len(FEATURES), steps, settings, config.seed, actions, shares=shares)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.compression.preparation import HELD_SHARE, CompressionSettings, positions_for
+from envs.compression.preparation import HELD_SHARE, positions_for
+from envs.compression.settings import CompressionConfig
 from envs.units.layout import LayoutFamily
 from hw_profiles.cost import BYTES_PER_VALUE, live_values
 from hw_profiles.layers import Layout
@@ -37,7 +38,7 @@ class CalibrationPlan(NamedTuple):
     narrow_targets: bool
 
 
-def plan_calibration(family: LayoutFamily, settings: CompressionSettings, available: int) -> CalibrationPlan:
+def plan_calibration(family: LayoutFamily, settings: CompressionConfig, available: int) -> CalibrationPlan:
     """Images, chunk size and positions that keep repair within `settings.memory_gb`.
 
     Sequential repair holds the activations at a cut for all images, the dense outputs and other addends at the sampled

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from envs.compression.preparation import (
     HELD_SHARE,
-    CompressionSettings,
     Preparation,
     Remember,
     divided,
     samplings,
 )
+from envs.compression.settings import CompressionSettings
 from envs.compression.sparsify import finishes
 from envs.importance.scores import IMPORTANCES
 from envs.network.graph import Graph

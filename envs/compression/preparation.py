@@ -1,14 +1,14 @@
-"""How networks are compressed (settings), and what no policy changes: input moments and the order of channels."""
+"""What no policy changes, computed once: input moments and the order of channels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from envs.compression.settings import QUICK_ROWS, ROWS, CompressionSettings
 from envs.compression.sparsify import SELECTIONS
 from envs.importance.importance import Evidence, Importance, channel_order
 from envs.importance.scores import IMPORTANCES
@@ -19,50 +19,10 @@ from envs.repair.repairs import REPAIRS
 from envs.units.layout import LayoutFamily
 from envs.units.units import Unit
 
-ROWS, QUICK_ROWS = 32_000, 4_000
-"""Rows of a fit (images x positions) where positions are not set, of full and of quick repair."""
 HELD_SHARE = 0.25
 """Of the memory setting, what sequential repair may hold of activations at a cut."""
 
-Repair = Literal["none", "layerwise", "sequential"]
 Remember = Callable[[str, Mapping[str, object], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressionSettings:
-    """How channels are chosen and weights repaired.
-
-    Attributes:
-        importance: Name of the channel score.
-        repair: Closed-form refit of the remaining weights.
-        images: Calibration images wanted (fewer if the memory setting says so).
-        positions: Output positions sampled per image; None: `ROWS` over all images.
-        quick_images: Calibration images of a quick sequential repair (whole chunks).
-        quick_positions: Output positions per image of a quick sequential repair; None: `QUICK_ROWS` over its images.
-        ridge: Penalty relative to the mean diagonal of a Gram matrix; None: chosen for each fit.
-        producers: Sequential repair refits every layer whose input drifted, not only consumers.
-        selection: Which weights go under a pattern (`envs.compression.sparsify`).
-        reestimate_images: Calibration images to re-estimate batch-norm statistics on (0: keep them).
-        memory_gb: Bound on the activations and rows that repair holds, in GB.
-        seed: Seed of the calibration draw and of random scores.
-        narrow_targets: Keep the dense network's outputs at the sampled positions in bfloat16.
-        device: Where statistics, importance, selection and repair are computed: "cpu" or "cuda".
-    """
-
-    importance: str = "obs"
-    repair: Repair = "sequential"
-    images: int = 1000
-    positions: int | None = None
-    quick_images: int = 500
-    quick_positions: int | None = None
-    ridge: float | None = None
-    producers: bool = True
-    selection: str = "magnitude"
-    reestimate_images: int = 0
-    memory_gb: float = 1.0
-    seed: int = 0
-    narrow_targets: bool = False
-    device: str = "cpu"
 
 
 def positions_for(images: int, rows: int = ROWS) -> int:

@@ -1,46 +1,27 @@
-"""Rules only narrow choices before a search: divisors, smallest and largest ratio, skipped layers."""
+"""Rules only narrow choices before a search: divisors, minimum and maximum ratio, skipped layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from envs.space.settings import KERNEL_WIDTH, MIN_ROUNDED, RulesConfig
 from envs.space.sites import WidthSite
 from envs.units.units import Fixed, Unit
 
-KERNEL_WIDTH, MIN_ROUNDED = 8, 96
-"""Channels that the kernels of runtimes compute together (onnxruntime: 8 with AVX2, 16 with AVX-512), and the narrowest
-unit whose widths keep to that unasked: there it costs no accuracy (experiments/results/rounding.md).
-"""
 
+class Rules(RulesConfig):
+    """What may be chosen at all, applied to units.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What may be chosen at all.
-
-    Attributes:
-        round_to: Kept channels are a multiple of this, or all channels; None: of `KERNEL_WIDTH` in units of at least
-            `MIN_ROUNDED` channels, as runtimes' kernels work in blocks of channels.
-        min_ratio: Smallest preserve ratio.
-        max_ratio: Largest preserve ratio.
-        skip: Patterns (as in a shell) of layer names; a unit with such a member stays dense.
+    Where `round_to` is left out, runtimes' kernels decide, as they work in blocks of channels: a multiple of
+    `KERNEL_WIDTH` in units of at least `MIN_ROUNDED` channels.
     """
 
-    round_to: int | None = 1
-    min_ratio: float = 0.0
-    max_ratio: float = 1.0
-    skip: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses rules that cannot hold."""
-        if self.round_to is not None and self.round_to < 1:
-            raise ValueError(f"`round_to >= 1` must hold, but got {self.round_to}: write 1 for no rounding")
-        if not 0 <= self.min_ratio <= self.max_ratio <= 1 or self.max_ratio == 0:
-            raise ValueError(
-                "`0 <= min_ratio <= max_ratio <= 1` and `max_ratio > 0` must hold, but got "
-                f"min_ratio={self.min_ratio}, max_ratio={self.max_ratio}: write fractions of kept channels"
-            )
+    @classmethod
+    def of(cls, config: RulesConfig, *, profiled: bool = False) -> Rules:
+        """The configured rules; with a profile every width stands for itself, unless rounding is asked for."""
+        values = config.model_dump()
+        return cls(**(values | {"round_to": 1} if profiled and config.round_to is None else values))
 
     def widths(self, unit: Unit) -> list[int]:
         """The unit's widths under these rules, lightest first; never zero channels."""
@@ -80,7 +61,7 @@ class Rules:
             if not widths:
                 raise ValueError(
                     f"every unit needs a width that the rules allow, but {unit.name!r} with {unit.channels} "
-                    f"channels (in steps of {unit.granule}) has none under {self}: widen the ratios, lower "
+                    f"channels (in steps of {unit.granule}) has none under {self!r}: widen the ratios, lower "
                     "round_to, or skip it"
                 )
             sites.append(WidthSite.of(unit.name, unit.channels, widths))

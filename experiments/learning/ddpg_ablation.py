@@ -11,7 +11,6 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -19,10 +18,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from agents.cma_es import CMAES
-from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
+from agents.ddpg import DDPGSearcher
 from agents.noise import truncated_normal
 from agents.random_search import RandomSearch
 from agents.searcher import FixedPlan, Plan, Searcher, Trajectory, keyed_generator
+from agents.settings import PAPER_SETTINGS, DDPGSettings
 from envs.observation import FEATURES
 from experiments.learning.ddpg_toys import Toy, confirmed, measured_toy, separable_toy
 
@@ -115,9 +115,9 @@ def lines() -> list[Line]:
         changed = values or {name: getattr(PAPER_SETTINGS, name)}
         shown = ", ".join(f"{key}={value}" for key, value in changed.items())
         trials = GIVEN_START[:1] if name in ("clone_start", "along_budget") else EVERY[:2]
-        found.append(Line(f"without {name} ({shown})", ddpg(replace(defaults, **changed)), trials))  # type: ignore[arg-type]
+        found.append(Line(f"without {name} ({shown})", ddpg(defaults.changed(**changed)), trials))
     found.append(Line("all undone: PAPER_SETTINGS", ddpg(PAPER_SETTINGS), EVERY[:2]))
-    found += [Line(f"algorithm={name}", ddpg(replace(defaults, algorithm=name)), EVERY) for name in ("td3", "sac")]
+    found += [Line(f"algorithm={name}", ddpg(defaults.changed(algorithm=name)), EVERY) for name in ("td3", "sac")]
     found.append(Line("CMA-ES, sigma 0.1", lambda toy, seed: CMAES(toy.steps, seed, toy.starts), EVERY))
     found.append(Line("random search", lambda toy, seed: RandomSearch(toy.steps, seed), EVERY[:1]))
     found += [Line(f"perturbing the start, sigma {sigma}", perturbed(sigma), GIVEN_START) for sigma in (0.05, 0.1)]

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from agents.ddpg import DDPGSearcher, DDPGSettings
+from agents.ddpg import DDPGSearcher
 from agents.searcher import Plan, Trajectory
+from agents.settings import DDPGSettings
 from amc.config.search import LIGHT
 from envs.observation import FEATURES
 from experiments.chain import commit
@@ -61,17 +61,17 @@ class Timed(DDPGSearcher):
 def lines() -> list[Line]:
     """The table's lines."""
     default = DDPGSettings()
-    wide = replace(default, replay_episodes=LIGHT["replay_episodes"])
+    wide = default.changed(replay_episodes=LIGHT["replay_episodes"])
     found = []
     for steps, batch in ((64, 64), (128, 64), (64, 256), (128, 256)):
-        found.append(Line(f"{steps} steps of {batch}", 64, replace(wide, most_steps=steps, batch_size=batch)))
+        found.append(Line(f"{steps} steps of {batch}", 64, wide.changed(most_steps=steps, batch_size=batch)))
     for steps, rate in ((64, 3e-4), (64, 1e-3), (128, 3e-4)):
-        bold = replace(wide, most_steps=steps, batch_size=256, actor_lr=rate, critic_lr=2e-3, tau=0.1)
+        bold = wide.changed(most_steps=steps, batch_size=256, actor_lr=rate, critic_lr=2e-3, tau=0.1)
         found.append(Line(f"{steps} steps of 256, rates {rate:g} and 0.002, tau 0.1", 64, bold))
-    imitated = replace(wide, most_steps=64, batch_size=256, imitation_steps=200, elite_episodes=16)
+    imitated = wide.changed(most_steps=64, batch_size=256, imitation_steps=200, elite_episodes=16)
     found.append(Line("64 steps of 256, 200 steps of imitation", 64, imitated))
-    found.append(Line("**light** (`--set learning=light`)", 64, replace(default, **LIGHT)))
-    found.append(Line("one step, and imitation", 64, replace(wide, most_steps=1)))
+    found.append(Line("**light** (`--set learning=light`)", 64, default.changed(**LIGHT)))
+    found.append(Line("one step, and imitation", 64, wide.changed(most_steps=1)))
     found.append(Line("one step per transition", 64, wide))
     found.append(Line("one step per transition (default)", 4, default))
     return found

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from agents.cma_es import CMAES
-from agents.ddpg import DDPGSearcher, DDPGSettings
+from agents.ddpg import DDPGSearcher
 from agents.random_search import RandomSearch
 from agents.searcher import Searcher
+from agents.settings import DDPGSettings
 from envs.observation import FEATURES
 from experiments.learning.ddpg_ablation import Perturbed
 from experiments.learning.ddpg_toys import Toy, confirmed, measured_toy, separable_toy

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from stable_baselines3 import SAC
 
 from agents.actor_plan import ActorPlan, SquashedPlan, with_step_code
-from agents.algorithms import ALGORITHMS, Algorithm, isolated, means
+from agents.algorithms import ALGORITHMS, isolated, means
 from agents.cma_es import CMAES
-from agents.ddpg import PAPER_SETTINGS, DDPGSearcher, DDPGSettings
+from agents.ddpg import DDPGSearcher
 from agents.learner import Learner
 from agents.random_search import RandomSearch
 from agents.searcher import FixedPlan, Plan, Searcher, SearcherState, Trajectory, keyed_generator
+from agents.settings import PAPER_SETTINGS, Algorithm, DDPGSettings
 
 Starts: TypeAlias = Sequence[tuple[str, Sequence[float]]]
 MakeSearcher: TypeAlias = Callable[[int, Starts], Searcher]
@@ -110,10 +111,10 @@ SEARCHERS: dict[str, MakeSearcher] = {
     "random": lambda seed, starts: RandomSearch(STEPS, seed, starts),
     "cma-es": lambda seed, starts: CMAES(STEPS, seed, starts),
     "ddpg": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL, seed, starts, shares=toy().cost.tolist()),
-    "td3": lambda seed, starts: DDPGSearcher(SIZE, STEPS, replace(SMALL, algorithm="td3"), seed, starts),
-    "sac": lambda seed, starts: DDPGSearcher(SIZE, STEPS, replace(SMALL, algorithm="sac"), seed, starts),
+    "td3": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL.changed(algorithm="td3"), seed, starts),
+    "sac": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL.changed(algorithm="sac"), seed, starts),
     "ddpg as in the paper": lambda seed, starts: DDPGSearcher(
-        SIZE, STEPS, replace(PAPER_SETTINGS, hidden=(16, 16), warmup_episodes=6), seed, starts
+        SIZE, STEPS, PAPER_SETTINGS.changed(hidden=(16, 16), warmup_episodes=6), seed, starts
     ),
 }
 
@@ -265,11 +266,11 @@ def test_what_others_draw_does_not_change_the_search(any_searcher: MakeSearcher)
 @pytest.fixture(params=list(ALGORITHMS))
 def any_algorithm(request: pytest.FixtureRequest) -> DDPGSettings:
     algorithm: Algorithm = request.param
-    return replace(SMALL, algorithm=algorithm)
+    return SMALL.changed(algorithm=algorithm)
 
 
 def test_the_noiseless_numpy_actor_equals_that_of_stable_baselines3(any_algorithm: DDPGSettings) -> None:
-    learner = Learner(SIZE, STEPS, replace(any_algorithm, hidden=(300, 300)), seed=0)
+    learner = Learner(SIZE, STEPS, any_algorithm.changed(hidden=(300, 300)), seed=0)
     observations = np.random.default_rng(0).normal(size=(STEPS, SIZE)).astype(np.float32)
     with torch.no_grad():
         expected = (means(learner._model, torch.from_numpy(with_step_code(observations))).numpy()[:, 0] + 1) / 2
@@ -278,7 +279,7 @@ def test_the_noiseless_numpy_actor_equals_that_of_stable_baselines3(any_algorith
 
 
 def test_sac_explores_by_the_width_that_its_actor_learned() -> None:
-    learner = Learner(SIZE, STEPS, replace(SMALL, algorithm="sac"), seed=0)
+    learner = Learner(SIZE, STEPS, SMALL.changed(algorithm="sac"), seed=0)
     observation = np.ones(SIZE, np.float32)
     inputs = torch.from_numpy(with_step_code(np.tile(observation, (STEPS, 1))))
     assert isinstance(learner._model, SAC)
@@ -297,7 +298,7 @@ def test_the_algorithm_is_the_label(any_algorithm: DDPGSettings) -> None:
 
 
 def test_the_temperature_of_sac_is_learned_and_restored() -> None:
-    settings = replace(SMALL, algorithm="sac")
+    settings = SMALL.changed(algorithm="sac")
     searcher, restored = DDPGSearcher(SIZE, STEPS, settings, 0), DDPGSearcher(SIZE, STEPS, settings, 0)
     untrained = searcher.state().arrays["learner.log_temperature"]
     rewards_of(searcher, rounds=4)
@@ -318,7 +319,7 @@ def test_the_first_learned_plan_of_a_round_has_no_noise(any_algorithm: DDPGSetti
 
 
 def test_in_the_paper_every_learned_plan_has_noise() -> None:
-    searcher = DDPGSearcher(SIZE, STEPS, replace(PAPER_SETTINGS, hidden=(16, 16), warmup_episodes=6), 0)
+    searcher = DDPGSearcher(SIZE, STEPS, PAPER_SETTINGS.changed(hidden=(16, 16), warmup_episodes=6), 0)
     rewards_of(searcher, rounds=2)
     noiseless = toy().play(searcher._learner.plan(0.0, (0.5,) * STEPS)).actions
     assert not any(np.array_equal(toy().play(plan).actions, noiseless) for plan in searcher.propose(3))
@@ -326,7 +327,7 @@ def test_in_the_paper_every_learned_plan_has_noise() -> None:
 
 def test_around_a_start_warmup_leaves_the_cost_as_it_is() -> None:
     shares = toy().cost
-    searcher = DDPGSearcher(SIZE, STEPS, replace(SMALL, warmup_start_sigma=0.02), 0, STARTS, "uniform", shares.tolist())
+    searcher = DDPGSearcher(SIZE, STEPS, SMALL.changed(warmup_start_sigma=0.02), 0, STARTS, "uniform", shares.tolist())
     plans = searcher.propose(6)[2:]
     actions = np.array([[plan(step, np.zeros(SIZE, np.float32)) for step in range(STEPS)] for plan in plans])
     assert actions @ shares == pytest.approx(0.45, abs=1e-6)
@@ -340,7 +341,7 @@ def test_shares_need_a_finite_number_per_step() -> None:
 
 
 def test_a_cloned_actor_begins_at_the_best_start(any_algorithm: DDPGSettings) -> None:
-    settings = replace(any_algorithm, hidden=(64, 64), cloned_sigma=0.0, sigma_floor=0.0)
+    settings = any_algorithm.changed(hidden=(64, 64), cloned_sigma=0.0, sigma_floor=0.0)
     searcher = DDPGSearcher(SIZE, STEPS, settings, 0, STARTS)
     rewards = dict(zip(["uniform", "falling"], rewards_of(searcher, rounds=1, count=2), strict=True))
     rewards_of(searcher, rounds=2, count=3)
@@ -352,7 +353,7 @@ def test_a_cloned_actor_begins_at_the_best_start(any_algorithm: DDPGSettings) ->
 
 
 def test_warmup_explores_around_the_anchor() -> None:
-    settings = replace(SMALL, warmup_start_sigma=0.0)
+    settings = SMALL.changed(warmup_start_sigma=0.0)
     for label, actions in STARTS:
         searcher = DDPGSearcher(SIZE, STEPS, settings, 0, STARTS, anchor=label)
         rewards_of(searcher, rounds=1, count=2)
@@ -362,7 +363,7 @@ def test_warmup_explores_around_the_anchor() -> None:
 
 
 def test_the_executed_action_and_the_end_of_the_episode_are_replayed() -> None:
-    learner = Learner(SIZE, STEPS, replace(SMALL, step_code=False), seed=0)
+    learner = Learner(SIZE, STEPS, SMALL.changed(step_code=False), seed=0)
     played = toy().play(FixedPlan((1.0,) * STEPS, "greedy"))
     learner.remember(played)
     arrays = learner.state().arrays
@@ -373,7 +374,7 @@ def test_the_executed_action_and_the_end_of_the_episode_are_replayed() -> None:
 
 
 def test_ranks_and_baseline_both_centre_the_rewards() -> None:
-    for settings in (SMALL, replace(SMALL, rank_rewards=False, baseline_decay=0.0)):
+    for settings in (SMALL, SMALL.changed(rank_rewards=False, baseline_decay=0.0)):
         learner = Learner(SIZE, STEPS, settings, seed=0)
         for level in (0.2, 0.4, 0.4):
             learner.remember(toy().play(FixedPlan((level,) * STEPS, "level")))
@@ -406,7 +407,7 @@ def test_freezing_the_actor_trains_the_critic_only(any_algorithm: DDPGSettings) 
 )
 def test_settings_outside_their_range_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
-        replace(SMALL, **{field: value})  # type: ignore[arg-type]
+        SMALL.changed(**{field: value})
 
 
 def test_an_unknown_anchor_and_a_foreign_episode_are_refused() -> None:

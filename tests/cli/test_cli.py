@@ -1,15 +1,20 @@
 """The command line as a person uses it: the whole chain, and every wrong input in one line without a traceback."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+import typer
 
-from amc.cli.main import main
+from amc.cli.main import app, main
+from amc.config.keys import keys_of
+from amc.config.search import SearchConfig
 from amc.tasks.models import digits
+from hw_profiles.passes import AGAIN_MINUTES
 
 QUICK = [
     *("--task", "digits", "--constraint", "macs=0.3", "--agent", "knapsack", "--set", "compression.images=64"),
@@ -77,6 +82,47 @@ def main_quietly() -> None:
 def test_help_reads_well(amc: Amc) -> None:
     text = amc("--help").out
     assert all(command in text for command in ("inspect", "search", "resume", "apply", "export"))
+
+
+def test_options_say_what_the_fields_of_the_configuration_say() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {option.opts[0]: option for option in commands["search"].params}
+    keys = {f"--{key.name.rpartition('.')[2].replace('_', '-')}": key for key in keys_of(SearchConfig)}
+    for name in ("--agent", "--round-to", "--importance", "--reward", "--skip", "--constraint", "--max-minutes"):
+        assert keys[name].meaning[1:] in options[name].help
+        assert options[name].default is None
+    assert "Default: ddpg." in options["--agent"].help
+    assert "(ddpg, td3, sac, cmaes, random, knapsack, uniform)" in options["--agent"].help
+    assert "Default" not in options["--round-to"].help
+    assert "Default: 3600." in options["--limit"].help
+    assert commands["compare"].params[0].name == "recipe"
+    again = {option.opts[0]: option for option in commands["profile"].commands["measure"].params}["--again-minutes"]
+    assert again.help.endswith(f"left out: {AGAIN_MINUTES:g}.")
+
+
+def test_config_lists_every_key_within_80_columns(amc: Amc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = amc("config").out
+    names = [line.split()[0] for line in text.splitlines() if re.match(r" ?[a-z]", line)]
+    assert set(names) >= {key.name for key in keys_of(SearchConfig)}
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"compression.images +2000 +calibration images", text)
+
+
+def test_config_shows_what_is_asked_for(amc: Amc) -> None:
+    text = amc("config", "learning.sigma").out
+    assert "learning.sigma_floor" in text
+    assert "compression" not in text
+    listed = json.loads(amc("config", "learning.batch", "--json").out)
+    assert [one["name"] for one in listed] == ["learning.batch_size"]
+    assert listed[0] | {"meaning": ""} == {
+        "name": "learning.batch_size",
+        "type": "integer >= 1",
+        "default": 64,
+        "required": False,
+        "meaning": "",
+    }
+    assert "did you mean compression.images?" in amc.refuses("config", "compression.imagse")
 
 
 def test_a_search_writes_the_documented_run_folder(run: Path) -> None:
@@ -175,7 +221,9 @@ def test_export_writes_a_verified_onnx_file(amc: Amc, run: Path, tmp_path: Path)
         (["--task", "digits", "--round-to", "0"], "round_to"),
         (["--task", "digits", "--skip", "nothing*"], "matches none"),
         (["--task", "digits", "--set", "nonsense"], "KEY=VALUE"),
-        (["--task", "digits", "--set", "rules.nonsense=1"], "rules.nonsense"),
+        (["--task", "digits", "--set", "compression.image=9"], "did you mean compression.images? (`amc config` lists"),
+        (["--task", "digits", "--set", "learning.sigm=1"], "did you mean learning.sigma? (`amc config` lists all)"),
+        (["--task", "digits", "--workers", "-1"], "workers: Input should be greater than or equal to 0, but got -1"),
         (["--task", "digits", "--checkpoint", "missing.safetensors"], "missing.safetensors"),
         (["--task", "cifar10-resnet56"], "--data"),
         (["--task", "cifar10-resnet56", "--data", "nowhere"], "--checkpoint"),
@@ -302,6 +350,14 @@ def test_resume_refuses_a_folder_without_a_run(amc: Amc, tmp_path: Path) -> None
 
 def test_compare_needs_an_effort(amc: Amc, tmp_path: Path) -> None:
     assert "pass for example --effort" in amc.refuses("compare", "--task", "digits", "--out", tmp_path / "out")
+
+
+def test_compare_takes_a_recipe(amc: Amc, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('task = "digits"\n')
+    arguments = [tmp_path / "recipe.toml", "--agents", "random", "ppo", "--out", tmp_path / "out"]
+    assert "pass for example --effort" in amc.refuses("compare", *arguments)
+    assert "'uniform', but got 'ppo'" in amc.refuses("compare", *arguments, "--effort", "9999")
+    assert "missing.toml" in amc.refuses("compare", "missing.toml", "--effort", "9999")
 
 
 def test_compare_refuses_an_unknown_agent_before_any_work(amc: Amc, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from amc.search.loop import search
 from amc.search.result import SearchResult
 from amc.search.setup import Problem
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings
+from envs.compression.settings import CompressionSettings
 from envs.network.inference import placed
 from envs.space.policy import Policy, weights_fingerprint
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.compression.calibration import plan_calibration
-from envs.compression.preparation import CompressionSettings
+from envs.compression.settings import CompressionSettings
 from envs.network.graph import trace
 from envs.units.layout import LayoutFamily, measure_family
 from hw_profiles.cost import Macs, cost_of, live_values

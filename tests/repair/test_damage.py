@@ -10,7 +10,7 @@ from amc.config.search import load_config
 from amc.scoring.draws import Draws
 from envs.compression.compress import Compressor
 from envs.compression.damage import Batch, measure_damage, output_error
-from envs.compression.preparation import CompressionSettings, Repair
+from envs.compression.settings import CompressionSettings, Repair
 from envs.regression.shrinkage import FOLDS
 from envs.space.rules import Rules
 from envs.space.sites import Site

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings
+from envs.compression.settings import CompressionSettings
 from envs.importance.importance import Evidence
 from envs.importance.scores import IMPORTANCES
 from envs.importance.taylor import STREAM, gate_sensitivities

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings
+from envs.compression.settings import CompressionSettings
 from envs.importance import obs
 from envs.importance.importance import Evidence, channel_order
 from envs.importance.scores import IMPORTANCES

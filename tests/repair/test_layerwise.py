@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings
+from envs.compression.settings import CompressionSettings
 from envs.regression import statistics
 from envs.regression.ridge import Fit
 from envs.regression.rows import draw_positions, gather_inputs, output_places, weight_rows

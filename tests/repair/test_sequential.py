@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from envs import parallel
 from envs.compression.calibration import plan_calibration
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings, Repair
+from envs.compression.settings import CompressionSettings, Repair
 from envs.network.graph import Graph
 from envs.network.kinds import TRANSPOSED
 from envs.regression.ridge import sums_of

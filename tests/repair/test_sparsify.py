@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings, Repair
+from envs.compression.settings import CompressionSettings, Repair
 from envs.compression.sparsify import SELECTIONS, refit
 from envs.space.patterns import PatternMismatch, best_mask, refusal, unfit, verify_network
 from envs.space.policy import PolicyMismatch

@@ -152,7 +152,7 @@ def test_the_first_sample_is_the_configuration_and_the_others_are_drawn_by_its_s
     found, again = samples(config, ranges, 4), samples(config, ranges, 4)
     assert found == again
     assert found[0][0].config == config
-    assert all(trial.config.learning["sigma"] == drawn["learning.sigma"] for trial, drawn in found[1:])
+    assert all(trial.config.learning.sigma == drawn["learning.sigma"] for trial, drawn in found[1:])
     assert {trial.config.warmup for trial, _ in found[1:]} <= {2, 4}
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from amc.config.parts import CompressionConfig
 from amc.config.search import SearchConfig
 from amc.scoring import backend as module
 from amc.scoring.backend import agreement, choose_backend, repairs_alike
 from amc.scoring.scorer import Backend, Score
 from amc.search.setup import Problem
 from envs.compression.compress import Compressed
+from envs.compression.settings import CompressionConfig
 from envs.space.policy import Policy
 
 

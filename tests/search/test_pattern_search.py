@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from amc.config.search import load_config, parse_constraints
+from amc.config.budgets import parse_constraints
+from amc.config.search import load_config
 from amc.export.applied import load_applied, write_applied
 from amc.export.check import check_file
 from amc.export.onnx import write_onnx

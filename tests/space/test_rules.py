@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.config.parts import RulesConfig
 from envs.space.rules import Rules
+from envs.space.settings import RulesConfig
 from envs.space.sites import Choice, Site
 from envs.units.units import Member, Unit
 
@@ -46,14 +46,14 @@ def test_rounding_leaves_multiples_and_the_full_width() -> None:
 def test_left_out_rounding_keeps_wide_units_to_what_kernels_compute_together_and_narrow_ones_free() -> None:
     assert widths(Rules(round_to=None), 95) == list(range(1, 96))
     assert widths(Rules(round_to=None), 100) == [*range(8, 97, 8), 100]
-    assert RulesConfig().rules().round_to is None
+    assert Rules.of(RulesConfig()).round_to is None
 
 
 def test_a_profile_or_ones_own_rounding_takes_the_place_of_what_is_left_out() -> None:
-    assert widths(RulesConfig().rules(profiled=True), 100) == list(range(1, 101))
+    assert widths(Rules.of(RulesConfig(), profiled=True), 100) == list(range(1, 101))
     for profiled in (False, True):
-        assert widths(RulesConfig(round_to=1).rules(profiled=profiled), 100) == list(range(1, 101))
-        assert widths(RulesConfig(round_to=32).rules(profiled=profiled), 100) == [32, 64, 96, 100]
+        assert widths(Rules.of(RulesConfig(round_to=1), profiled=profiled), 100) == list(range(1, 101))
+        assert widths(Rules.of(RulesConfig(round_to=32), profiled=profiled), 100) == [32, 64, 96, 100]
 
 
 def test_a_unit_narrower_than_the_divisor_keeps_all_its_channels() -> None:
@@ -82,13 +82,22 @@ def test_choices_obey_every_rule_and_come_lightest_first(channels: int, round_to
 
 @pytest.mark.parametrize("round_to", [0, -8])
 def test_a_divisor_below_one_is_refused(round_to: int) -> None:
-    with pytest.raises(ValueError, match=f"`round_to >= 1` must hold, but got {round_to}"):
+    with pytest.raises(ValueError, match=r"round_to\n.*greater than or equal to 1"):
         Rules(round_to=round_to)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.6, 0.4), (-0.1, 1.0), (0.0, 1.2), (0.0, 0.0), (float("nan"), 1.0)])
-def test_impossible_ratios_are_refused(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match=r"`0 <= min_ratio <= max_ratio <= 1` and `max_ratio > 0` must hold"):
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (0.6, 0.4, "`min_ratio <= max_ratio` must hold, but got min_ratio=0.6, max_ratio=0.4"),
+        (-0.1, 1.0, "min_ratio\n.*greater than or equal to 0"),
+        (0.0, 1.2, "max_ratio\n.*less than or equal to 1"),
+        (0.0, 0.0, "max_ratio\n.*greater than 0"),
+        (float("nan"), 1.0, "min_ratio\n.*finite"),
+    ],
+)
+def test_impossible_ratios_are_refused(low: float, high: float, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
         Rules(min_ratio=low, max_ratio=high)
 
 

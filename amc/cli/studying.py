@@ -1,0 +1,74 @@
+"""`amc compare`, `amc sweep`: many searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from amc.cli.options import Overrides, RecipeArgument, configured, with_workers
+from amc.config.parts import WorkersConfig
+from amc.config.search import load_config
+
+console = Console()
+
+
+@configured("task", "data", "checkpoint", "constraint", "profile", "effort")
+def compare(
+    overrides: Overrides,
+    recipe: RecipeArgument = None,
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Who competes: ddpg random cmaes ...")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per agent.")] = 3,
+    out: Annotated[Path, typer.Option("--out", help="Folder of all runs and of the comparison.")] = Path(
+        "runs/compare"
+    ),
+) -> None:
+    """Compare agents at equal effort over several seeds, with intervals; goes on where it was stopped."""
+    config = load_config(recipe, overrides)
+    if config.effort is None:
+        raise ValueError(
+            "a comparison needs an effort, but got none: pass for example --effort 300000 (image-forwards)"
+        )
+    from amc.cli.commands import run_comparison
+
+    run_comparison(config, agents or ["ddpg", "random", "cmaes", "knapsack", "uniform"], seeds, out, console)
+
+
+@with_workers
+@configured("task", "data", "checkpoint", "constraint")
+def sweep(
+    overrides: Overrides,
+    workers: WorkersConfig,
+    recipe: RecipeArgument = None,
+    budgets: Annotated[
+        list[float] | None, typer.Option("--budgets", help="Of the recipe's first cost: 0.3 0.5 0.7")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Searches per agent and budget.")] = 3,
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Who searches: ddpg knapsack ...")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of all runs and of the front.")] = Path("runs/sweep"),
+    profiles: Annotated[
+        list[str] | None, typer.Option("--profiles", help="Sweep under each of these profiles: board.json phone ...")
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option("--tune", help="Tune instead: KEY=LOW..HIGH or KEY=A,B,C, such as learning.sigma=0.05..0.3"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Searches of --tune.")] = 16,
+) -> None:
+    """Search over several budgets, agents and seeds; ends with the Pareto front. Repeat it to go on."""
+    config = load_config(recipe, {"profile": profiles[0] if profiles else None, **overrides})
+    if tune:
+        from amc.studies.tuning import parse_range, run_tuning
+
+        run_tuning(config, [parse_range(text) for text in tune], samples, out, console, workers)
+        return
+    from amc.studies.sweep import Grid, run_sweep, run_sweeps
+
+    several = tuple(budgets or list(config.constraint.values())[:1])
+    grid = Grid(budgets=several, agents=tuple(agents or [config.agent]), seeds=seeds)
+    if len(profiles or []) > 1:
+        run_sweeps(config, grid, profiles or [], out, console, workers)
+    else:
+        run_sweep(config, grid, out, console, workers)
