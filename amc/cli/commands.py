@@ -17,7 +17,7 @@ from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
 from amc.export.onnx import write_onnx
 from amc.problem.prepare import Prepared, calibrate
-from amc.problem.setup import Setup
+from amc.problem.setup import Setup, set_up
 from amc.profiling.timing import rounds_in_words
 from amc.reporting.live import Live, live
 from amc.reporting.tables import comparison, remarks_below, stored_comparison
