@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from amc.config.search import SearchConfig
 from amc.export.applied import POLICY, WEIGHTS
 from amc.profiling.layer_times import LayerTime, layer_times
 from amc.profiling.timing import BY_LATENCY, BY_WIDTH, LESS, Timing, latency_ms, timing_remarks
+from amc.reporting.facts import ReportData, gather
 from amc.reporting.html import write_report
 from amc.reporting.live import Live, live
 from amc.reporting.tables import comparison, stored_comparison
+from amc.rollouts.episode import Episode
 from amc.runs.folder import CONFIG, REPORT, RESULT, RunFolder
 from amc.runs.staffing import staffed
 from amc.search.loop import Watcher, search
@@ -87,7 +89,8 @@ def _search(
                 f"scoring in {backend}: accuracies within {100 * found.difference:.2f} points of eager fp32 ({took})",
                 highlight=False,
             )
-    watcher = _All((folder, _Shown(screen, problem.config.planned_episodes), *watchers))
+    last = _Last(snapshot)
+    watcher = _All((folder, _Shown(screen, problem.config.planned_episodes), last, *watchers))
     with staffed(problem, workers) as rollouts:
         result = search(problem, watcher, snapshot, rollouts)
     screen.step("timing networks", 0, 1)
@@ -95,9 +98,7 @@ def _search(
     result = replace(result, remarks=(*result.remarks, *remarks))
     layers = _layers(result, problem)
     folder.finish(result, latency, layers)
-    last = folder.snapshot()
-    assert last is not None
-    write_report(folder.path / REPORT, problem, result, latency, last.episodes, layers)
+    write_report(folder.path / REPORT, report_data(problem, result, latency, last.episodes, layers))
     screen.step("timing networks", 1, 1)
     screen.stop()
     console.print(comparison(result, latency))
@@ -154,6 +155,28 @@ def _layers(result: SearchResult, problem: Problem) -> dict[str, tuple[LayerTime
     return layer_times(shown, problem.task.example_input, table, here=here and table.profile.threads == 1)
 
 
+def report_data(
+    problem: Problem,
+    result: SearchResult,
+    latency: Mapping[str, Timing],
+    episodes: Sequence[Episode],
+    layers: Mapping[str, Sequence[LayerTime]],
+) -> ReportData:
+    """What the report of a finished search shows."""
+    return gather(
+        result,
+        agent=problem.config.agent,
+        configuration=problem.config.to_toml(),
+        family=problem.anatomy.family,
+        sites=problem.sites,
+        cost=problem.constraint.budgets[0].cost,
+        images={"validation": len(problem.task.validation), "test": len(problem.task.test)},
+        episodes=episodes,
+        latency=latency,
+        layer_times=layers,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _All:
     """Tells all, the run folder first."""
@@ -176,3 +199,19 @@ class _Shown:
     def round(self, snapshot: Snapshot) -> None:
         """After each round."""
         self.screen.round(snapshot, self.wanted)
+
+
+class _Last:
+    """Keeps the last snapshot."""
+
+    def __init__(self, snapshot: Snapshot | None) -> None:
+        self._snapshot = snapshot
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        """Those that did not fail, so far."""
+        return self._snapshot.episodes if self._snapshot else ()
+
+    def round(self, snapshot: Snapshot) -> None:
+        """After each round."""
+        self._snapshot = snapshot
