@@ -162,9 +162,6 @@ def gather(
         episodes: All episodes that did not fail, in order.
         latency: Network name -> its time; networks without an entry show none.
         layer_times: Network name -> predicted and measured time of each layer, where a profile tells it.
-
-    Raises:
-        KeyError: If the result lacks the report of the dense network.
     """
     layer_cost = Macs() if isinstance(cost, Memory) else cost  # peak memory does not add up over layers
     units = tuple(site.unit for site in sites if not site.layer)
@@ -192,7 +189,7 @@ def gather(
         rewards=tuple(episode.reward for episode in episodes),
         searchers=tuple(episode.searcher for episode in episodes),
         ratios=tuple(episode.actions for episode in episodes),
-        effort=effort(result, len(episodes)),
+        effort=effort_in_words(result, len(episodes)),
         configuration=configuration,
         layer_times=layer_times or {},
         layer_patterns=result.patterns,
@@ -200,7 +197,7 @@ def gather(
     )
 
 
-def effort(result: SearchResult, episodes: int) -> dict[str, str]:
+def effort_in_words(result: SearchResult, episodes: int) -> dict[str, str]:
     """What a search took, in words and digits."""
     return {
         "episodes": f"{episodes:,}",
