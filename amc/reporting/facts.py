@@ -1,24 +1,24 @@
-"""What the report shows, as data: gathered from a search's result, in the shape of its sections."""
+"""What the report shows, as plain numbers and names: gathered from a search's result, with what follows from them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from math import sqrt
 
 from amc.problem.layer_patterns import LayerPattern
 from amc.profiling.layer_times import LayerTime
+from amc.profiling.runtimes.runtime import COUNTED_RUNS
 from amc.profiling.timing import Timing
-from amc.search.result import NETWORKS, NetworkReport, SearchResult
-from envs.space.sites import WidthSite
+from amc.search.episode import Episode
+from amc.search.result import NETWORKS, SearchResult
+from envs.space.assignment import Assignment
+from envs.space.sites import Site, WidthSite
 from envs.units.layout import LayoutFamily, kept_counts
 from hw_profiles.cost import COSTS, Cost, Macs, cost_of
 from hw_profiles.latency.table import LatencyTable
 from hw_profiles.layers import Layout
-
-if TYPE_CHECKING:
-    from amc.problem.prepare import Prepared
-    from amc.search.episode import Episode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,7 @@ class ReportData:
         effort: What the search took: heading -> text.
         configuration: The complete configuration as TOML.
         layer_times: Network name -> predicted and measured time of each layer; {} without a profile.
+        layer_time_runs: Runs that a measured time of a layer is the mean of.
         layer_patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
         remarks: What a reader of the table has to know, one sentence each.
     """
@@ -81,70 +82,149 @@ class ReportData:
     effort: Mapping[str, str]
     configuration: str
     layer_times: Mapping[str, Sequence[LayerTime]] = field(default_factory=dict)
+    layer_time_runs: int = COUNTED_RUNS
     layer_patterns: tuple[LayerPattern, ...] = ()
     remarks: tuple[str, ...] = ()
 
     @property
-    def shown(self) -> tuple[str, ...]:
-        """Names of the networks, in order."""
-        return tuple(name for name in NETWORKS if name in self.networks)
+    def shown(self) -> dict[str, NetworkFacts]:
+        """The networks, in the order in which they are shown."""
+        return {name: self.networks[name] for name in NETWORKS if name in self.networks}
+
+    @property
+    def leading_cost(self) -> str:
+        """Name of the cost of the first budget."""
+        return next(iter(self.budgets))
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Split -> standard error of found's accuracy on it, in points."""
+        accuracy = self.networks["found"].accuracy
+        return {split: standard_error(accuracy[split], images) for split, images in self.images.items()}
+
+    @property
+    def rounds(self) -> list[int]:
+        """Timed rounds of each network whose latency was measured."""
+        return [facts.latency.rounds for facts in self.networks.values() if facts.latency]
+
+    @property
+    def kept_percent(self) -> dict[str, list[float]]:
+        """Network -> channels kept of each unit, in per cent of dense."""
+        dense = self.networks["dense"].widths
+        return {
+            name: [100 * kept / channels for kept, channels in zip(facts.widths, dense, strict=True)]
+            for name, facts in self.shown.items()
+        }
+
+    @property
+    def layer_shares(self) -> dict[str, list[float]]:
+        """Network -> cost of each layer, in per cent of the dense network's total."""
+        total = sum(self.networks["dense"].layer_costs) or 1.0
+        return {name: [100 * value / total for value in facts.layer_costs] for name, facts in self.shown.items()}
+
+    @property
+    def pattern_counts(self) -> dict[str, int]:
+        """Pattern -> how many layers of the network found have it, by name."""
+        return dict(sorted(Counter(layer.pattern for layer in self.layer_patterns).items()))
+
+    @property
+    def pattern_share(self) -> float:
+        """Share of the dense network's MACs in layers that found gives a pattern."""
+        return sum(layer.share for layer in self.layer_patterns if layer.pattern != "dense")
+
+    @property
+    def best_episode(self) -> int:
+        """Index of the episode of the highest reward, the first one on a tie."""
+        return max(range(len(self.rewards)), key=self.rewards.__getitem__)
 
 
 def gather(
-    prepared: Prepared, result: SearchResult, latency: Mapping[str, Timing], episodes: Sequence[Episode]
+    result: SearchResult,
+    *,
+    agent: str,
+    configuration: str,
+    family: LayoutFamily,
+    sites: Sequence[Site],
+    cost: Cost,
+    images: Mapping[str, int],
+    episodes: Sequence[Episode],
+    latency: Mapping[str, Timing] | None = None,
+    layer_times: Mapping[str, Sequence[LayerTime]] | None = None,
 ) -> ReportData:
-    """Collects what `render` shows."""
-    setup = prepared.setup
-    family, first = setup.anatomy.family, setup.constraint.budgets[0].cost
-    cost = Macs() if first.name in COSTS and not COSTS[first.name].adds_up else first
-    units = tuple(site.name for site in setup.sites if isinstance(site, WidthSite))
+    """Collects what the report shows.
 
-    def facts(name: str, report: NetworkReport) -> NetworkFacts:
-        decided = setup.assignment(report.key).decisions
+    Args:
+        result: What was found.
+        agent: Who searched.
+        configuration: The complete configuration as TOML.
+        family: Layouts of the network at any widths.
+        sites: [S] what was decided.
+        cost: The cost of the first budget; layers are compared in it, in MACs where it does not add up over layers.
+        images: "validation" and "test" -> size of the split.
+        episodes: All episodes that did not fail, in order.
+        latency: Network name -> its time; networks without an entry show none.
+        layer_times: Network name -> predicted and measured time of each layer, where a profile tells it.
+    """
+    layer_cost = Macs() if cost.name in COSTS and not COSTS[cost.name].adds_up else cost
+    units = tuple(site.name for site in sites if isinstance(site, WidthSite))
+    networks = {}
+    for name, report in result.reports.items():
+        decided = Assignment.of(sites, report.key).decisions
         kept, patterns = decided.kept, decided.patterns
-        return NetworkFacts(
+        networks[name] = NetworkFacts(
             accuracy=report.accuracy,
             costs=report.costs,
             widths=tuple(kept[unit] for unit in units),
-            layer_costs=layer_costs(family, cost, kept, patterns),
-            latency=latency.get(name),
+            layer_costs=layer_costs(family, layer_cost, kept, patterns),
+            latency=(latency or {}).get(name),
             patterns=patterns,
         )
-
     return ReportData(
         task=result.task,
-        agent=prepared.config.agent,
+        agent=agent,
         budgets=result.budgets,
-        networks={name: facts(name, report) for name, report in result.reports.items()},
-        sites=tuple(site.name for site in setup.sites),
+        networks=networks,
+        sites=tuple(site.name for site in sites),
         units=units,
-        layer_patterns=result.patterns,
-        remarks=result.remarks,
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight),
-        layer_cost=cost.name,
-        images={"validation": len(setup.task.validation), "test": len(setup.task.test)},
+        layer_cost=layer_cost.name,
+        images=images,
         rewards=tuple(episode.reward for episode in episodes),
         searchers=tuple(episode.searcher for episode in episodes),
         ratios=tuple(episode.actions for episode in episodes),
-        effort={
-            "episodes": f"{len(episodes):,}",
-            "evaluations": f"{result.evaluations:,}",
-            "image-forwards": f"{result.image_forwards:,}",
-            "seconds": f"{result.seconds:,.0f}",
-            "seed": str(result.seed),
-        },
-        configuration=prepared.config.to_toml(),
+        effort=effort_in_words(result, len(episodes)),
+        configuration=configuration,
+        layer_times=layer_times or {},
+        layer_patterns=result.patterns,
+        remarks=result.remarks,
     )
+
+
+def effort_in_words(result: SearchResult, episodes: int) -> dict[str, str]:
+    """What a search took, in words and digits."""
+    return {
+        "episodes": f"{episodes:,}",
+        "evaluations": f"{result.evaluations:,}",
+        "image-forwards": f"{result.image_forwards:,}",
+        "seconds": f"{result.seconds:,.0f}",
+        "seed": str(result.seed),
+    }
 
 
 def layer_costs(
     family: LayoutFamily, cost: Cost, widths: Mapping[str, int], patterns: Mapping[str, str] | None = None
 ) -> tuple[float, ...]:
     """Cost of every layer with a weight, alone, at some widths and patterns (dense if not named)."""
-    layout, chosen = family.at(kept_counts(family, widths)), patterns or {}
-    layout = replace(layout, layers=tuple(replace(a, pattern=chosen.get(a.name, "dense")) for a in layout.layers))
-    layers = layout.layers
+    chosen = patterns or {}
+    layout = family.at(kept_counts(family, widths))
+    layers = tuple(replace(layer, pattern=chosen.get(layer.name, "dense")) for layer in layout.layers)
     if isinstance(cost, LatencyTable):  # a layer's time depends on what is fused into it
-        times = cost.layers(layout)
+        times = cost.layers(replace(layout, layers=layers))
         return tuple(float(time) for time, layer in zip(times, layers, strict=True) if layer.has_weight)
-    return tuple(cost_of(cost, Layout(layers=(replace(a, inputs=()),))) for a in layers if a.has_weight)
+    alone = (Layout(layers=(replace(layer, inputs=()),)) for layer in layers if layer.has_weight)
+    return tuple(cost_of(cost, layout) for layout in alone)
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Standard error of an accuracy in points; an upper bound where scores between 0 and 1 are averaged."""
+    return 100 * sqrt(max(accuracy * (1 - accuracy), 0.0) / max(images, 1))

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from amc.search.state import Snapshot
 
-BLOCKS = "▁▂▃▄▅▆▇█"
+LEVELS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
 
 
@@ -72,6 +72,6 @@ def curve(rewards: Sequence[float], width: int = WIDTH) -> str:
     values = np.asarray([part.max() for part in np.array_split(np.asarray(rewards), min(width, len(rewards)))])
     low, high = float(np.quantile(values, 0.1)), float(values.max())
     if high <= low:
-        return BLOCKS[-1] * len(values)
-    levels = np.clip((values - low) / (high - low), 0, 1) * (len(BLOCKS) - 1)
-    return "".join(BLOCKS[int(level)] for level in levels.round())
+        return LEVELS[-1] * len(values)
+    levels = np.clip((values - low) / (high - low), 0, 1) * (len(LEVELS) - 1)
+    return "".join(LEVELS[int(level)] for level in levels.round())

@@ -18,7 +18,10 @@ COLORS = {"dense": "#dfe4ea", "uniform": "#d9822b", "start": "#6b9e4f", "found":
 DOTS = ("#d9822b", "#9aa7b5", "#5b8fd6", "#a06cb5", "#6b9e4f")
 LINES = ("#1f7a8c", "#d9822b", "#5b8fd6", "#a06cb5", "#6b9e4f", "#c0504d", "#9aa7b5")
 INK, FAINT = "#39424e", "#e8ebef"
-WIDTH_INCHES, SLOTS_POINTS, MOST_LABELS, MOST_ROWS = 11.0, 740, 110, 60
+WIDTH_INCHES = 11.0
+AXIS_POINTS = 740
+"""Width of the axes of a picture, about."""
+MAX_LABELS, MAX_ROWS = 110, 60
 LEGEND: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False, "handlelength": 1.2}
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched and takes the page's font
@@ -60,9 +63,10 @@ def bullets(panels: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence
         for axis, (label, series) in zip(axes, panels.items(), strict=True):
             _columns(axis, series)
             axis.set_ylabel(label)
-        slot = SLOTS_POINTS / max(len(names), 1)
-        every = -(-len(names) // MOST_LABELS)
-        size, flat = float(np.clip(0.75 * slot, 5.2, 8.5)), 5.5 * longest < slot
+        slot = AXIS_POINTS / max(len(names), 1)
+        every = -(-len(names) // MAX_LABELS)
+        size = float(np.clip(0.75 * slot, 5.2, 8.5))
+        flat = 5.5 * longest < slot
         axes[-1].set_xticks(range(0, len(names), every), names[::every], rotation=0 if flat else 90, fontsize=size)
         for axis in axes:
             axis.tick_params(axis="x", length=0)
@@ -97,7 +101,8 @@ def progress(rewards: Sequence[float], labels: Sequence[str], *, salt: str) -> s
         episodes = np.arange(1, len(values) + 1)
         below = values < low - margin
         for number, label in enumerate(dict.fromkeys(labels)):
-            mine, color = np.asarray([other == label for other in labels]), DOTS[number % len(DOTS)]
+            color = DOTS[number % len(DOTS)]
+            mine = np.asarray([other == label for other in labels])
             axis.scatter(episodes[mine & ~below], values[mine & ~below], s=16, color=color, label=label, zorder=2)
             out = mine & below
             axis.scatter(episodes[out], np.full(out.sum(), low - 0.9 * margin), s=16, marker="v", color=color)
@@ -133,14 +138,14 @@ def choices(ratios: Sequence[Sequence[float]], names: Sequence[str], *, salt: st
         image = axis.imshow(
             values, aspect="auto", origin="lower", cmap="YlGnBu", vmin=0, vmax=1, extent=extent, interpolation="none"
         )
-        every = -(-len(names) // MOST_ROWS)
+        every = -(-len(names) // MAX_ROWS)
         axis.set_yticks(range(0, len(names), every), names[::every], fontsize=6)
         axis.grid(visible=False)
         axis.locator_params(axis="x", integer=True)
         axis.set_xlabel("episode")
         figure.colorbar(image, ax=axis, pad=0.01, label="preserve ratio")
 
-    return _svg(draw, 1.2 + 0.11 * min(len(names), MOST_ROWS), salt)
+    return _svg(draw, 1.2 + 0.11 * min(len(names), MAX_ROWS), salt)
 
 
 def efforts(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], *, salt: str) -> str:

@@ -16,8 +16,10 @@ from amc.problem.prepare import Prepared, prepare
 from amc.problem.setup import Setup, set_up
 from amc.profiling.layer_times import LayerTime, layer_times
 from amc.profiling.timing import BY_LATENCY, BY_WIDTH, LESS, Timing, latency_ms, timing_remarks
+from amc.reporting.facts import ReportData, gather
 from amc.reporting.html import write_report
 from amc.runs.folder import CONFIG, REPORT, RunFolder
+from amc.search.episode import Episode
 from amc.search.loop import Watcher, search
 from amc.search.result import SearchResult
 from amc.search.state import Snapshot
@@ -170,7 +172,7 @@ def _run(
     ended = last.snapshot or snapshot
     if ended is None:
         raise ValueError("a run must have a round, but the search ended without one")
-    write_report(folder.path / REPORT, prepared, result, latency, ended.episodes, layers)
+    write_report(folder.path / REPORT, report_data(prepared, result, latency, ended.episodes, layers))
     screen.step("timing networks", 1, 1)
     return Run(folder=folder.path, prepared=prepared, result=result, latency=latency, snapshot=ended)
 
@@ -199,6 +201,29 @@ def _layers(result: SearchResult, setup: Setup) -> dict[str, tuple[LayerTime, ..
     here = table.profile.sessions[0].device.cpu == device["cpu"]
     shown = {name: result.networks[name] for name in ("dense", "found")}
     return layer_times(shown, setup.task.example_input, table, here=here and table.profile.threads == 1)
+
+
+def report_data(
+    prepared: Prepared,
+    result: SearchResult,
+    latency: Mapping[str, Timing],
+    episodes: Sequence[Episode],
+    layers: Mapping[str, Sequence[LayerTime]],
+) -> ReportData:
+    """What the report of a finished search shows."""
+    setup = prepared.setup
+    return gather(
+        result,
+        agent=prepared.config.agent,
+        configuration=prepared.config.to_toml(),
+        family=setup.anatomy.family,
+        sites=setup.sites,
+        cost=setup.constraint.budgets[0].cost,
+        images={"validation": len(setup.task.validation), "test": len(setup.task.test)},
+        episodes=episodes,
+        latency=latency,
+        layer_times=layers,
+    )
 
 
 @dataclass(frozen=True, slots=True)
