@@ -72,7 +72,8 @@ class ShapeRules:
 
 def misfits(layout: Layout, widths: Widths, rules: ShapeRules | None) -> BoolArray:
     """[K, N] bool: operators with an N:M pattern that their inputs, or the device, do not take."""
-    assert widths.patterns is not None
+    if widths.patterns is None:
+        return np.zeros(widths.inputs.shape, dtype=np.bool_)  # all are dense
     structured = widths.patterns > 0
     group = np.where(structured, widths.patterns % MAX_GROUP, 1)
     wrong = structured & (widths.inputs // widths.groups % group != 0)
