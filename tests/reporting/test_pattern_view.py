@@ -9,17 +9,17 @@ from html import unescape
 
 import numpy as np
 import pytest
+from amc.search.setup import Problem
 from rich.console import Console
 
 from amc.config.search import load_config
+from amc.problem.inspection import inspection
+from amc.problem.layer_patterns import CHOSEN, LayerPattern, layer_patterns
 from amc.reporting.facts import gather
 from amc.reporting.html import render
 from amc.reporting.inspection_view import inspection_tables
 from amc.reporting.patterns import pattern_section
-from amc.problem.inspection import inspection
-from amc.problem.layer_patterns import CHOSEN, LayerPattern, layer_patterns
 from amc.search.loop import search
-from amc.search.setup import Problem
 
 MIXED = {"choose": "mixed", "constraint": {"macs": 0.4, "sparsity": "2:4@multiple-of-4"}}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from amc.search.setup import Problem
 from numpy.testing import assert_allclose
 
 from amc.config.search import SearchConfig
 from amc.pool.parcel import pack, unpack
 from amc.scoring.evaluate import excerpt
 from amc.search import setup as module
-from amc.search.setup import Problem
 from amc.tasks.splits import ArraySplit, subset, typed
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from amc.search.setup import Problem
 from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
 from amc.pool.parcel import Parcel, pack, unpack
 from amc.pool.worker import Round
-from amc.search.setup import Problem
 from amc.storage.cache import cached_tensors
 from envs.network.graph import trace
 

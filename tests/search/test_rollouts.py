@@ -14,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from amc.search.setup import Problem
 from rich.console import Console
 
 from agents.searcher import FixedPlan, Plan
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.search.episode import Episode, Failure, Played, Rollouts, SerialRollouts
 from amc.pool.ray import MOST_DEATHS, RayRollouts
 from amc.pool.worker import About, Round
 from amc.runs.folder import RunFolder
 from amc.runs.runner import run_resume, run_search
 from amc.scoring.evaluate import Effort, Evaluator
+from amc.search.episode import Episode, Failure, Played, Rollouts, SerialRollouts
 from amc.search.loop import search
-from amc.search.setup import Problem
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation, accuracy
 from envs.space.policy import Policy

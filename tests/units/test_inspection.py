@@ -14,9 +14,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from amc.config.search import load_config
-from amc.reporting.inspection_view import inspection_tables
 from amc.problem.bounds import recount
 from amc.problem.inspection import CostSpan, InspectedUnit, Inspection, Stay, inspection, weighted_layers
+from amc.reporting.inspection_view import inspection_tables
 from amc.tasks.models.resnet_cifar import resnet56
 from amc.tasks.task import Task
 from envs.units.slicing import slice_network
