@@ -7,54 +7,51 @@ import re
 from functools import cache
 from html import unescape
 
-import numpy as np
 import pytest
-from amc.search.setup import Problem
 from rich.console import Console
 
 from amc.config.search import load_config
 from amc.problem.inspection import inspection
 from amc.problem.layer_patterns import CHOSEN, LayerPattern, layer_patterns
+from amc.problem.prepare import prepare
+from amc.problem.setup import Setup, set_up
 from amc.reporting.facts import gather
 from amc.reporting.html import render
 from amc.reporting.inspection_view import inspection_tables
 from amc.reporting.patterns import pattern_section
 from amc.search.loop import search
+from envs.space.sites import WidthSite
 
 MIXED = {"choose": "mixed", "constraint": {"macs": 0.4, "sparsity": "2:4@multiple-of-4"}}
 
 
 @cache
-def problem(choose: str) -> Problem:
+def setup(choose: str) -> Setup:
     chosen = MIXED if choose == "mixed" else {"choose": choose, "constraint": {"params": 0.7}}
     compression = {"images": 64, "quick_images": 64, "importance": "l1", "repair": "none"}
-    return Problem(
-        load_config(
-            None,
-            {
-                "task": "digits",
-                "agent": "random",
-                "reward_images": 64,
-                "confirm": 1,
-                "episodes": 2,
-                "round_size": 2,
-                "compression": compression,
-                "backend": {"name": "fp32"},
-                **chosen,
-            },
-        )
-    )
+    values = {
+        "task": "digits",
+        "agent": "random",
+        "reward_images": 64,
+        "confirm": 1,
+        "episodes": 2,
+        "round_size": 2,
+        "compression": compression,
+        "backend": {"name": "fp32"},
+        **chosen,
+    }
+    return set_up(load_config(None, values))
 
 
 def said(choose: str) -> str:
     file = io.StringIO()
-    Console(file=file, width=200).print(inspection_tables(inspection(problem(choose).task, problem(choose).config)))
+    Console(file=file, width=200).print(inspection_tables(inspection(setup(choose).task, setup(choose).config)))
     return file.getvalue()
 
 
 def test_every_layer_is_named_with_its_pattern_or_the_reason() -> None:
-    one = problem("mixed")
-    layers = layer_patterns(one, one.constraint.uniform())
+    one = setup("mixed")
+    layers = layer_patterns(one, one.uniform())
     weighted = [layer.name for layer in one.anatomy.family.dense.layers if layer.has_weight]
     assert [layer.layer for layer in layers] == weighted
     assert sum(layer.share for layer in layers) == pytest.approx(1)
@@ -63,23 +60,22 @@ def test_every_layer_is_named_with_its_pattern_or_the_reason() -> None:
 
 
 def test_a_layer_whose_width_forbids_its_pattern_names_the_width() -> None:
-    one = problem("mixed")
-    kept = one.constraint.costing.dense()
-    free = layer_patterns(one, kept)
+    one = setup("mixed")
+    free = layer_patterns(one, one.dense())
     assert {layer.reason for layer in free[1:] if layer.pattern == "dense"} == {CHOSEN}
-    narrow = np.asarray([site.channels if site.layer else site.channels - 1 for site in one.sites])
+    narrow = one.assignment([site.size - isinstance(site, WidthSite) for site in one.sites])
     reasons = [layer.reason for layer in layer_patterns(one, narrow)]
     assert any("no multiple of the 4 of 2:4" in reason for reason in reasons)
 
 
 def test_without_patterns_nothing_is_said() -> None:
-    one = problem("channels")
-    assert layer_patterns(one, one.constraint.uniform()) == ()
+    one = setup("channels")
+    assert layer_patterns(one, one.uniform()) == ()
 
 
 @pytest.mark.parametrize("choose", ["channels", "patterns", "mixed"])
 def test_result_and_report_show_patterns_where_they_were_decided(choose: str) -> None:
-    one = problem(choose)
+    one = prepare(setup(choose))
     result = search(one)
     found = result.to_json({}, {}).get("patterns")
     page = render(gather(one, result, {}, []))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.config.search import SearchConfig
 from agents.searcher import FixedPlan
+from amc.config.search import SearchConfig
 from amc.pool.parcel import Parcel, pack, unpack
 from amc.pool.pool import InProcess
 from amc.problem.prepare import prepare
