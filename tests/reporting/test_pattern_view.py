@@ -26,7 +26,7 @@ MIXED = {"choose": "mixed", "constraint": {"macs": 0.4, "sparsity": "2:4@multipl
 
 
 @cache
-def setup(choose: str) -> Setup:
+def digits(choose: str) -> Setup:
     chosen = MIXED if choose == "mixed" else {"choose": choose, "constraint": {"params": 0.7}}
     compression = {"images": 64, "quick_images": 64, "importance": "l1", "repair": "none"}
     values = {
@@ -45,12 +45,12 @@ def setup(choose: str) -> Setup:
 
 def said(choose: str) -> str:
     file = io.StringIO()
-    Console(file=file, width=200).print(inspection_tables(inspection(setup(choose).task, setup(choose).config)))
+    Console(file=file, width=200).print(inspection_tables(inspection(digits(choose).task, digits(choose).config)))
     return file.getvalue()
 
 
 def test_every_layer_is_named_with_its_pattern_or_the_reason() -> None:
-    one = setup("mixed")
+    one = digits("mixed")
     layers = layer_patterns(one, one.uniform())
     weighted = [layer.name for layer in one.anatomy.family.dense.layers if layer.has_weight]
     assert [layer.layer for layer in layers] == weighted
@@ -60,7 +60,7 @@ def test_every_layer_is_named_with_its_pattern_or_the_reason() -> None:
 
 
 def test_a_layer_whose_width_forbids_its_pattern_names_the_width() -> None:
-    one = setup("mixed")
+    one = digits("mixed")
     free = layer_patterns(one, one.dense())
     assert {layer.reason for layer in free[1:] if layer.pattern == "dense"} == {CHOSEN}
     narrow = one.assignment([site.size - isinstance(site, WidthSite) for site in one.sites])
@@ -69,13 +69,13 @@ def test_a_layer_whose_width_forbids_its_pattern_names_the_width() -> None:
 
 
 def test_without_patterns_nothing_is_said() -> None:
-    one = setup("channels")
+    one = digits("channels")
     assert layer_patterns(one, one.uniform()) == ()
 
 
 @pytest.mark.parametrize("choose", ["channels", "patterns", "mixed"])
 def test_result_and_report_show_patterns_where_they_were_decided(choose: str) -> None:
-    one = prepare(setup(choose))
+    one = prepare(digits(choose))
     result = search(one)
     found = result.to_json({}, {}).get("patterns")
     page = render(gather(one, result, {}, []))

@@ -28,7 +28,7 @@ from amc.search.confirm import confirmed
 from amc.search.damage import damage_curves
 from amc.search.episode import Episode, Failure, Line
 from amc.search.loop import make_rollout, play, search, written_down
-from amc.search.rollout import RETRIES, Rollout, Round
+from amc.search.rollout import RETRIES, Outcome, Rollout, Round
 from amc.search.starts import audition
 from amc.search.state import Snapshot
 from amc.search.tools import Reported, Tools, score_reported
@@ -233,7 +233,7 @@ def test_an_episode_that_kills_or_blocks_every_worker_has_failed(
 
 def test_an_episode_that_was_lost_is_written_down_as_a_failure_with_all_that_was_decided(tmp_path: Path) -> None:
     rollout, one = troubled("none", 0, tmp_path / "marks"), prepared()
-    lost = Answer(None, "its worker died 7 times", Timing(0.0, "", 7))
+    lost: Answer[Outcome] = Answer(None, "its worker died 7 times", Timing(0.0, "", 7))
     for plan, alive in zip(plans(), well(tmp_path / "none"), strict=True):
         line, trajectory = written_down(one, rollout, plan, lost)
         assert trajectory is None
