@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from amc.cli.commands import run_resume
 from amc.config.search import SearchConfig, load_config
 from amc.runs import folder as folder_module
 from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, TIMINGS, RunFolder
-from amc.runs.runner import Ended, NoScreen, new_run, resume_run, run_on
+from amc.runs.runner import Ended, NoScreen, Run, new_run, resume_run, run_on
 
 SETTINGS = {
     "task": "digits",
@@ -134,7 +135,10 @@ def test_a_run_that_another_machine_goes_on_with_keeps_its_backend(
 
 def test_two_stops_in_a_row_change_nothing(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stopped"
-    attempts = (lambda: new_run(config("ddpg"), path, NoScreen()), lambda: resume_run(path, 0, NoScreen()))
+    attempts: list[Callable[[], Run]] = [
+        lambda: new_run(config("ddpg"), path, NoScreen()),
+        lambda: resume_run(path, 0, NoScreen()),
+    ]
     for attempt in attempts:
         with monkeypatch.context() as patch:
             stop_at(patch, "round", 2)
