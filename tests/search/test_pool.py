@@ -18,38 +18,50 @@ from amc.pool.worker import About, Worker
 
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray per run of the tests
 
-Make = Callable[..., Pool]
+
+class Workers:
+    """Ray workers, one pool at a time: two of them take all CPUs of the tests' Ray."""
+
+    def __init__(self) -> None:
+        self._settings: tuple[float, int] | None = None
+        self._pool: RayPool | None = None
+
+    def __call__(self, limit_seconds: float = 60.0, retries: int = 2) -> RayPool:
+        """A pool of two workers, the last one where it was asked for the same."""
+        if self._pool is None or self._settings != (limit_seconds, retries):
+            self.close()
+            config = WorkersConfig(workers=2, limit_seconds=limit_seconds, retries=retries)
+            self._settings, self._pool = (limit_seconds, retries), RayPool(config, 2, [__name__])
+        return self._pool
+
+    def close(self) -> None:
+        """Lets them go."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
 
 
-def ray_pool(limit_seconds: float = 60.0, retries: int = 2) -> RayPool:
-    config = WorkersConfig(workers=2, limit_seconds=limit_seconds, retries=retries)
-    return RayPool(config, 2, [__name__])
-
-
-@pytest.fixture(params=["in process", "ray"])
-def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    """Each kind of pool."""
-    if request.param == "in process":
-        yield InProcess()
-        return
-    request.getfixturevalue("own_ray")
-    workers = ray_pool()
-    yield workers
-    workers.close()
+@pytest.fixture(scope="module")
+def workers(own_ray: None) -> Iterator[Workers]:
+    """Makes pools of two Ray workers."""
+    made = Workers()
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def workers(own_ray: None) -> Iterator[Make]:
-    """Makes pools of two Ray workers."""
-    made: list[RayPool] = []
+def free_ray(workers: Workers) -> None:
+    """A Ray whose CPUs are free."""
+    workers.close()
 
-    def make(limit_seconds: float = 60.0, retries: int = 2) -> RayPool:
-        made.append(ray_pool(limit_seconds, retries))
-        return made[-1]
 
-    yield make
-    for one in made:
-        one.close()
+@pytest.fixture(params=["in process", "ray"])
+def pool(request: pytest.FixtureRequest) -> Pool:
+    """Each kind of pool."""
+    if request.param == "in process":
+        return InProcess()
+    workers: Workers = request.getfixturevalue("workers")
+    return workers()
 
 
 def added(shared: int, common: int, item: int) -> int:
@@ -138,7 +150,7 @@ def test_an_error_of_the_function_is_raised_in_the_caller_and_the_pool_goes_on(
     assert values(pool.map(added, 0, 0, range(3))) == [0, 1, 2]
 
 
-def test_two_workers_work_side_by_side(workers: Make, tmp_path: Path) -> None:
+def test_two_workers_work_side_by_side(workers: Workers, tmp_path: Path) -> None:
     pool = workers()
     assert values(pool.map(marked, tmp_path, 2, range(2))) == [0, 1]  # either one alone would wait for ever
     assert pool.usage().workers == pool.workers == 2
@@ -147,7 +159,7 @@ def test_two_workers_work_side_by_side(workers: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", [fatal, pytest.param(endless, marks=pytest.mark.slow)])
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_item_done_again(
-    workers: Make, function: Callable[[Path, int, int], int], tmp_path: Path
+    workers: Workers, function: Callable[[Path, int, int], int], tmp_path: Path
 ) -> None:
     answers = list(workers(limit_seconds=10).map(function, tmp_path, 1, range(4)))
     assert [answer.value for answer in answers] == [0, 10, 20, 30]
@@ -159,7 +171,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_item_done_again(
     ("function", "reason"), [(fatal, f"died {MAX_DEATHS + 1} times"), (endless, "end within 10 s")]
 )
 def test_an_item_that_kills_or_blocks_every_worker_is_lost_and_the_others_are_not(
-    workers: Make, function: Callable[[Path, int, int], int], reason: str, tmp_path: Path
+    workers: Workers, function: Callable[[Path, int, int], int], reason: str, tmp_path: Path
 ) -> None:
     pool = workers(limit_seconds=10, retries=1)
     answers = list(pool.map(function, tmp_path, 99, range(4)))
@@ -177,7 +189,7 @@ def test_a_lost_item_says_why_where_its_result_is_needed() -> None:
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_different_processors_are_warned_about(
-    own_ray: None, alike: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    free_ray: None, alike: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Elsewhere(Worker):
         def about(self) -> About:
@@ -185,7 +197,7 @@ def test_different_processors_are_warned_about(
 
     monkeypatch.setattr("amc.pool.ray.Worker", Elsewhere)
     monkeypatch.setattr("amc.pool.ray.processor", lambda: "one")
-    pool = ray_pool()
+    pool = RayPool(WorkersConfig(workers=2), 2)
     with caplog.at_level(logging.WARNING):
         assert values(pool.map(slow_first, 0, 0, range(6))) == list(range(6))
     pool.close()
@@ -194,7 +206,7 @@ def test_different_processors_are_warned_about(
     assert caplog.text.count("last digits may differ") == 1
 
 
-def test_a_node_on_which_workers_cannot_be_made_is_told_once(own_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_on_which_workers_cannot_be_made_is_told_once(free_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     class Unmade:
         def __init__(self, threads: int) -> None:
             raise ModuleNotFoundError("No module named 'amc'")
@@ -202,7 +214,7 @@ def test_a_node_on_which_workers_cannot_be_made_is_told_once(own_ray: None, monk
         def about(self) -> None: ...
 
     monkeypatch.setattr("amc.pool.ray.Worker", Unmade)
-    pool = ray_pool()
+    pool = RayPool(WorkersConfig(workers=2), 2)
     with pytest.raises(ValueError, match=r"No module named 'amc': see docs/ray\.md"):
         list(pool.map(added, 0, 0, range(3)))
     pool.close()
@@ -215,7 +227,7 @@ class Homesick:
         return __import__, ("a_module_that_is_only_here",)
 
 
-def test_what_a_worker_cannot_load_is_told_with_the_cure(workers: Make) -> None:
+def test_what_a_worker_cannot_load_is_told_with_the_cure(workers: Workers) -> None:
     with pytest.raises(ValueError, match=r"No module named 'a_module_that_is_only_here': see docs/ray\.md"):
         list(workers().map(unread, Homesick(), 0, range(3)))
 

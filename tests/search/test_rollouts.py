@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -126,21 +126,40 @@ def played(
     return episodes
 
 
-Make = Callable[..., RayPool]
+class Workers:
+    """Ray workers, one pool at a time: two of them take all CPUs of the tests' Ray."""
+
+    def __init__(self) -> None:
+        self._settings: tuple[float, int] | None = None
+        self._pool: RayPool | None = None
+
+    def __call__(self, limit_seconds: float = 60.0, retries: int = 2) -> RayPool:
+        """A pool of two workers, the last one where it was asked for the same."""
+        if self._pool is None or self._settings != (limit_seconds, retries):
+            self.close()
+            config = WorkersConfig(workers=2, limit_seconds=limit_seconds, retries=retries)
+            self._settings, self._pool = (limit_seconds, retries), RayPool(config, 2, [__name__])
+        return self._pool
+
+    def close(self) -> None:
+        """Lets them go."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+
+
+@pytest.fixture(scope="module")
+def workers(own_ray: None) -> Iterator[Workers]:
+    """Makes pools of two Ray workers."""
+    made = Workers()
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def workers(own_ray: None) -> Iterator[Make]:
-    """Makes pools of two workers."""
-    made: list[RayPool] = []
-
-    def make(limit_seconds: float = 60.0) -> RayPool:
-        made.append(RayPool(WorkersConfig(workers=2, limit_seconds=limit_seconds), 2, [__name__]))
-        return made[-1]
-
-    yield make
-    for pool in made:
-        pool.close()
+def free_ray(workers: Workers) -> None:
+    """A Ray whose CPUs are free."""
+    workers.close()
 
 
 @pytest.fixture(params=["in process", "ray"])
@@ -148,8 +167,8 @@ def pool(request: pytest.FixtureRequest) -> Pool:
     """Each kind of pool."""
     if request.param == "in process":
         return InProcess()
-    made: Pool = request.getfixturevalue("workers")()
-    return made
+    workers: Workers = request.getfixturevalue("workers")
+    return workers()
 
 
 def plans() -> list[Plan]:
@@ -211,7 +230,7 @@ def test_an_evaluation_that_goes_on_failing_is_recorded_with_its_reason(
 
 
 @pytest.mark.parametrize("kind", ["dies", pytest.param("hangs", marks=pytest.mark.slow)])
-def test_a_worker_that_dies_or_hangs_is_replaced(workers: Make, kind: str, tmp_path: Path) -> None:
+def test_a_worker_that_dies_or_hangs_is_replaced(workers: Workers, kind: str, tmp_path: Path) -> None:
     episodes = played(prepared(), troubled(kind, 1, tmp_path / "marks"), workers(limit_seconds=10), plans())
     assert [one.line for one in episodes] == [one.line for one in well(tmp_path / "none")]
     assert episodes[1].retries == 1
@@ -222,7 +241,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced(workers: Make, kind: str, tmp_p
     ("kind", "limit", "reason"), [("dies", 60, f"died {MAX_DEATHS + 1} times"), ("hangs", 10, "end within 10 s")]
 )
 def test_an_episode_that_kills_or_blocks_every_worker_has_failed(
-    workers: Make, kind: str, limit: float, reason: str, tmp_path: Path
+    workers: Workers, kind: str, limit: float, reason: str, tmp_path: Path
 ) -> None:
     # the limit is long since a new worker's first episode begins with imports
     episodes = played(prepared(), troubled(kind, 99, tmp_path / "marks"), workers(limit), plans())
@@ -292,19 +311,19 @@ def assert_equal(first: Path, second: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_files_and_actor_on_any_number_of_workers(
-    own_ray: None, bare: None, tmp_path: Path
+    free_ray: None, bare: None, tmp_path: Path
 ) -> None:
     assert_equal(searched(tmp_path / "alone", 0), searched(tmp_path / "both", 2))
 
 
 @pytest.mark.slow
-def test_one_worker_gives_what_this_process_gives(own_ray: None, bare: None, tmp_path: Path) -> None:
+def test_one_worker_gives_what_this_process_gives(free_ray: None, bare: None, tmp_path: Path) -> None:
     assert_equal(searched(tmp_path / "alone", 0), searched(tmp_path / "one", 1))
 
 
 @pytest.mark.slow
 def test_a_search_stopped_on_two_workers_is_resumed_in_process(
-    own_ray: None, bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    free_ray: None, bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, original = searched(tmp_path / "alone", 0), RunFolder.round
 
@@ -355,7 +374,7 @@ def parts(pool: Pool) -> Parts:
 
 
 def test_damage_curves_audition_confirmation_and_reports_are_the_same_on_two_workers(
-    workers: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "alone"))
     alone = parts(InProcess())
@@ -403,7 +422,7 @@ def test_a_failed_episode_is_written_down_and_read_back(
     assert (result.failures, result.episodes) == (1, 10)
 
 
-def test_policies_with_and_without_patterns_are_played_on_workers(workers: Make) -> None:
+def test_policies_with_and_without_patterns_are_played_on_workers(workers: Workers) -> None:
     values = {**SETTINGS, "choose": "mixed", "constraint": {"macs": 1.0}, "agent": "random"}
     mixed = prepare(set_up(SearchConfig(**values)))
     rounds = [
