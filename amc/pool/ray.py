@@ -19,7 +19,7 @@ from typing import Any
 from amc.config.parts import WorkersConfig
 from amc.pool.parcel import pack
 from amc.pool.pool import Answer, Common, Item, Result, Shared, Timing, Usage
-from amc.pool.worker import About, Call, Worker
+from amc.pool.worker import About, Call, Unloadable, Worker
 from envs.parallel import cores
 from hw_profiles.device import cpu_model
 
@@ -191,9 +191,11 @@ class RayPool:
         except GetTimeoutError:
             return None, "hung"
         except RayTaskError as error:
-            if index is not None and isinstance(error.cause, (ValueError, RuntimeError, OSError)):
-                raise error.cause from error  # what the function raised, as in this process
-            raise _unable(str(error.cause)) from error
+            if index == UNWANTED:
+                return None, ""
+            if index is None or isinstance(error.cause, Unloadable):
+                raise _unable(str(error.cause)) from error
+            raise error.cause from error  # what the function raised, as in this process
         except RayError as error:
             if getattr(error, "actor_init_failed", False):  # on that node no other would fare better
                 raise _unable(str(error).strip().splitlines()[-1]) from error

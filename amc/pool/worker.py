@@ -22,6 +22,10 @@ class Call(NamedTuple):
     items: tuple[Any, ...]
 
 
+class Unloadable(Exception):
+    """What was sent cannot be unpacked here; the message says why."""
+
+
 class About(NamedTuple):
     """Where a worker runs."""
 
@@ -56,6 +60,9 @@ class Worker:
             shared: Reference to the parcel of what all calls need, in a list so that Ray leaves it alone.
             call: Reference to the parcel of a `Call`, likewise.
             index: Which of its items.
+
+        Raises:
+            Unloadable: If one of them cannot be unpacked; or whatever the function raises.
         """
         held = self._get("shared", shared[0])
         one: Call = self._get("call", call[0])
@@ -69,5 +76,8 @@ class Worker:
         name = reference.hex()
         if what not in self._held or self._held[what][0] != name:
             self._held.pop(what, None)  # the old one is freed before the new one is made
-            self._held[what] = (name, unpack(ray.get(reference)))
+            try:
+                self._held[what] = (name, unpack(ray.get(reference)))
+            except Exception as error:  # imports, the user's classes, memory
+                raise Unloadable(str(error)) from error
         return self._held[what][1]

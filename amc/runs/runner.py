@@ -168,10 +168,12 @@ def _run(
     latency, remarks = measured_latency(result.networks, setup, "found")
     result = replace(result, remarks=(*result.remarks, *remarks))
     layers = _layers(result, setup)
-    folder.finish(result, latency, layers)
     ended = last.snapshot or snapshot
     if ended is None:
         raise ValueError("a run must have a round, but the search ended without one")
+    if last.snapshot is None:
+        folder.round(ended)  # no round was played here: what a crash left behind the snapshot goes all the same
+    folder.finish(result, latency, layers)
     write_report(folder.path / REPORT, report_data(prepared, result, latency, ended.episodes, layers))
     screen.step("timing networks", 1, 1)
     return Run(folder=folder.path, prepared=prepared, result=result, latency=latency, snapshot=ended)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from amc.cli.commands import run_search
 from amc.config.search import SearchConfig
-from amc.runs.runner import run_search
 from hw_profiles.cost import COSTS, Display, FloatArray, display_of
 from hw_profiles.layers import Layout, Widths
 

@@ -184,8 +184,8 @@ def test_the_prediction_is_that_of_the_really_sliced_network(
 ) -> None:
     specimen = stacked(kinds, width)
     costing, table = specimen.costing(), whole_table(specimen, jagged(seed))
-    kept = np.asarray([data.draw(st.sampled_from(site.choices)).kept for site in costing.sites])
-    widths = {site.unit: int(k) for site, k in zip(costing.sites, kept, strict=True)}
+    kept = np.asarray([data.draw(st.sampled_from(site.choices)).value for site in costing.sites])
+    widths = {site.name: int(k) for site, k in zip(costing.sites, kept, strict=True)}
     channels = {
         u.name: sorted(c for g in u.granules[: widths[u.name] // u.granule] for c in g) for u in specimen.anatomy.units
     }
@@ -202,13 +202,13 @@ def test_a_jagged_table_is_kept_at_every_step_of_any_walk(
     specimen = stacked(kinds, 6)
     costing: Costing = specimen.costing()
     table = whole_table(specimen, jagged(seed))
-    witness = np.asarray([data.draw(st.sampled_from(site.choices)).kept for site in costing.sites])
+    witness = np.asarray([data.draw(st.sampled_from(site.choices)).value for site in costing.sites])
     constraint = Constraint.create(costing, [Budget(table, costing.one(table, witness))])
     prefix: list[int] = []
     for site in costing.sites:
         allowed = constraint.allowed(prefix)
         assert len(allowed)
-        prefix.append(site.choices[data.draw(st.sampled_from(allowed.tolist()))].kept)
+        prefix.append(site.choices[data.draw(st.sampled_from(allowed.tolist()))].value)
     assert constraint.keeps(np.asarray(prefix)).all()
     assert constraint.keeps(constraint.uniform()).all()
 

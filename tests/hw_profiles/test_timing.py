@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from amc.cli.commands import run_apply, run_export
+from amc.cli.commands import run_apply, run_export, run_resume, run_search
 from amc.config.search import SearchConfig
 from amc.profiling.timing import BY_WIDTH, MIN_ROUNDS, Timing, side_by_side, timing_remarks
 from amc.reporting.tables import stored_comparison
-from amc.runs.runner import run_resume, run_search
 
 SETTINGS: dict[str, Any] = {
     "task": "digits",
@@ -175,7 +174,7 @@ def shown(console: Console) -> str:
 
 def test_search_apply_and_export_show_spread_and_remarks(timed: None, tmp_path: Path) -> None:
     run, console = tmp_path / "run", screen()
-    result = run_search(SearchConfig(**SETTINGS), run, console)
+    result = run_search(SearchConfig(**SETTINGS), run, console).result
     assert len(result.remarks) == 2
     stored = json.loads((run / "result.json").read_text())
     report = sentences((run / "report.html").read_text())
@@ -207,7 +206,7 @@ def test_a_network_that_onnxruntime_cannot_run_is_said(tmp_path: Path, monkeypat
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("amc.runs.runner.latency_ms", fails)
     console = screen()
-    result = run_search(SearchConfig(**SETTINGS), tmp_path / "run", console)
+    result = run_search(SearchConfig(**SETTINGS), tmp_path / "run", console).result
     assert "must be expressible in ONNX, but is not [x]" in result.remarks[-1]
     assert "No latency was measured" in shown(console)
 

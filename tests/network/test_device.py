@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
 from amc.profiling.runtimes import make_runtime
 from amc.profiling.setting import Setting
 from amc.search.loop import search
 from amc.search.result import SearchResult
-from amc.search.setup import Problem
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.network.inference import placed
@@ -30,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 READ = [
     *sorted((ROOT / "envs").rglob("*.py")),
     *sorted((ROOT / "amc" / "scoring").glob("*.py")),
-    *(ROOT / "amc" / f"{name}.py" for name in ("rollouts/parcel", "search/setup", "search/starts")),
+    *sorted((ROOT / "amc" / "problem").glob("*.py")),
+    *(ROOT / "amc" / f"{name}.py" for name in ("pool/parcel", "search/damage", "search/starts", "search/tools")),
 ]
 CONSTRUCTORS = {
     "arange",
@@ -153,7 +155,7 @@ QUICK: dict[str, Any] = {
 
 
 def searched(**changes: Any) -> SearchResult:
-    return search(Problem(SearchConfig(**{**QUICK, **changes})))
+    return search(prepare(set_up(SearchConfig(**{**QUICK, **changes}))))
 
 
 # On a GPU
@@ -206,7 +208,7 @@ def test_sparsegpt_on_a_gpu_is_that_on_the_cpu(zoo: Zoo) -> None:
 def test_a_search_on_a_gpu_finds_what_the_cpu_finds(agent: str) -> None:
     results = {device: searched(agent=agent, device=device) for device in ("cpu", "cuda")}
     for device, result in results.items():
-        print(f"{agent} on {device}: widths {result.reports['found'].widths}, {result.reports['found'].accuracy}")
+        print(f"{agent} on {device}: widths {result.reports['found'].key}, {result.reports['found'].accuracy}")
     for name, report in results["cpu"].reports.items():
         for split, accuracy in report.accuracy.items():
             other = results["cuda"].reports[name].accuracy[split]

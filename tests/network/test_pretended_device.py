@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from amc.config.search import SearchConfig
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
 from amc.search.loop import search
 from amc.search.result import SearchResult
-from amc.search.setup import Problem
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.network.inference import placed
@@ -176,7 +177,7 @@ def test_a_search_stays_where_it_is_told_and_comes_back() -> None:
     )
 
     def searched(device: str) -> SearchResult:
-        return search(Problem(config.model_copy(update={"device": device})))
+        return search(prepare(set_up(config.model_copy(update={"device": device}))))
 
     here = on("cpu", lambda: searched("cpu"))
     there = on(ELSEWHERE, lambda: searched(ELSEWHERE))

@@ -47,12 +47,12 @@ def prepared(ridge: float | None) -> tuple[Compressor, Site, list[Tensor]]:
     settings = CompressionSettings(importance="l1", positions=8, ridge=ridge)
     compressor = Compressor(network, anatomy.graph, anatomy.family, anatomy.units, chunks, settings)
     sites, _ = Rules().sites(anatomy.units)
-    return compressor, next(site for site in sites if site.unit == "2"), chunks
+    return compressor, next(site for site in sites if site.name == "2"), chunks
 
 
 def error_on(compressor: Compressor, site: Site, kept: int, inputs: Tensor) -> float:
     """Output error of the network with one unit pruned and repaired on all calibration images."""
-    small = compressor.compress(compressor.policy({site.unit: kept}), "layerwise").network
+    small = compressor.compress(compressor.policy({site.name: kept}), "layerwise").network
     with torch.no_grad():
         return float(output_error(small(inputs), compressor.network(inputs), NO_TARGETS).mean())
 

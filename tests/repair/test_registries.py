@@ -18,7 +18,7 @@ import envs.repair
 import envs.repair.normalization
 import envs.repair.repair
 from envs.compression.compress import Compressor
-from envs.compression.preparation import CompressionSettings
+from envs.compression.settings import CompressionSettings
 from envs.compression.sparsify import SELECTIONS
 from envs.importance.scores import IMPORTANCES
 from envs.regression.rows import weight_rows

@@ -28,7 +28,7 @@ def snapshot(*lines: Episode | Failure) -> Snapshot:
 
 def episode(accuracy: float) -> Episode:
     evaluation = Evaluation(accuracy=accuracy, loss=None, costs={}, images=10, image_forwards=10)
-    return Episode(searcher="ddpg", actions=(0.5,), widths=(4,), reward=accuracy, evaluation=evaluation)
+    return Episode(searcher="ddpg", actions=(0.5,), key=(4,), reward=accuracy, evaluation=evaluation)
 
 
 def shown(*lines: Episode | Failure) -> str:
@@ -45,6 +45,6 @@ def test_the_best_so_far_is_said_to_be_that_after_quick_repair() -> None:
 
 
 def test_failures_are_counted_on_the_screen() -> None:
-    failed = Failure(searcher="ddpg", actions=(0.5,), widths=(4,), reason="broken")
+    failed = Failure(searcher="ddpg", actions=(0.5,), key=(4,), reason="broken")
     assert ", 1 failed" in shown(episode(0.1), failed)
     assert "best" not in shown(failed)

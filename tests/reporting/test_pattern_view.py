@@ -7,53 +7,50 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from amc.config.search import load_config
+from amc.problem.inspection import inspection
+from amc.problem.layer_patterns import CHOSEN, layer_patterns
+from amc.problem.prepare import prepare
+from amc.problem.setup import Setup, set_up
 from amc.reporting.html import render
 from amc.reporting.inspection_view import inspection_tables
 from amc.runs.runner import report_data
-from amc.search.inspection import inspection
-from amc.search.layer_patterns import CHOSEN, layer_patterns
 from amc.search.loop import search
-from amc.search.setup import Problem
+from envs.space.sites import WidthSite
 
 MIXED = {"choose": "mixed", "constraint": {"macs": 0.4, "sparsity": "2:4@multiple-of-4"}}
 
 
 @cache
-def problem(choose: str) -> Problem:
+def digits(choose: str) -> Setup:
     chosen = MIXED if choose == "mixed" else {"choose": choose, "constraint": {"params": 0.7}}
     compression = {"images": 64, "quick_images": 64, "importance": "l1", "repair": "none"}
-    return Problem(
-        load_config(
-            None,
-            {
-                "task": "digits",
-                "agent": "random",
-                "reward_images": 64,
-                "confirm": 1,
-                "episodes": 2,
-                "round_size": 2,
-                "compression": compression,
-                "backend": {"name": "fp32"},
-                **chosen,
-            },
-        )
-    )
+    values = {
+        "task": "digits",
+        "agent": "random",
+        "reward_images": 64,
+        "confirm": 1,
+        "episodes": 2,
+        "round_size": 2,
+        "compression": compression,
+        "backend": {"name": "fp32"},
+        **chosen,
+    }
+    return set_up(load_config(None, values))
 
 
 def said(choose: str) -> str:
     file = io.StringIO()
-    Console(file=file, width=200).print(inspection_tables(inspection(problem(choose).task, problem(choose).config)))
+    Console(file=file, width=200).print(inspection_tables(inspection(digits(choose).task, digits(choose).config)))
     return file.getvalue()
 
 
 def test_every_layer_is_named_with_its_pattern_or_the_reason() -> None:
-    one = problem("mixed")
-    layers = layer_patterns(one, one.constraint.uniform())
+    one = digits("mixed")
+    layers = layer_patterns(one, one.uniform())
     weighted = [layer.name for layer in one.anatomy.family.dense.layers if layer.has_weight]
     assert [layer.layer for layer in layers] == weighted
     assert sum(layer.share for layer in layers) == pytest.approx(1)
@@ -62,23 +59,22 @@ def test_every_layer_is_named_with_its_pattern_or_the_reason() -> None:
 
 
 def test_a_layer_whose_width_forbids_its_pattern_names_the_width() -> None:
-    one = problem("mixed")
-    kept = one.constraint.costing.dense()
-    free = layer_patterns(one, kept)
+    one = digits("mixed")
+    free = layer_patterns(one, one.dense())
     assert {layer.reason for layer in free[1:] if layer.pattern == "dense"} == {CHOSEN}
-    narrow = np.asarray([site.channels if site.layer else site.channels - 1 for site in one.sites])
+    narrow = one.assignment([site.size - isinstance(site, WidthSite) for site in one.sites])
     reasons = [layer.reason for layer in layer_patterns(one, narrow)]
     assert any("no multiple of the 4 of 2:4" in reason for reason in reasons)
 
 
 def test_without_patterns_nothing_is_said() -> None:
-    one = problem("channels")
-    assert layer_patterns(one, one.constraint.uniform()) == ()
+    one = digits("channels")
+    assert layer_patterns(one, one.uniform()) == ()
 
 
 @pytest.mark.parametrize("choose", ["channels", "patterns", "mixed"])
 def test_result_and_report_show_patterns_where_they_were_decided(choose: str, parse: Callable[[str], Any]) -> None:
-    one = problem(choose)
+    one = prepare(digits(choose))
     result = search(one)
     found = result.to_json({}, {}).get("patterns")
     page = parse(render(report_data(one, result, {}, [], {})))
@@ -99,7 +95,7 @@ def test_result_and_report_show_patterns_where_they_were_decided(choose: str, pa
 
 
 def test_gathered_facts_are_those_of_the_result() -> None:
-    one = problem("mixed")
+    one = prepare(digits("mixed"))
     result = search(one)
     data = report_data(one, result, {}, [], {})
     assert list(data.networks) == list(result.reports)
@@ -107,10 +103,11 @@ def test_gathered_facts_are_those_of_the_result() -> None:
         facts = data.networks[name]
         assert facts.accuracy == report.accuracy
         assert facts.costs == report.costs
-        widths = [kept for site, kept in zip(one.sites, report.widths, strict=True) if not site.layer]
+        sites = zip(one.setup.sites, report.key, strict=True)
+        widths = [kept for site, kept in sites if isinstance(site, WidthSite)]
         assert list(facts.widths) == widths
         assert sum(facts.layer_costs) == pytest.approx(report.costs["macs"])
-    assert data.images == {"validation": len(one.task.validation), "test": len(one.task.test)}
+    assert data.images == {"validation": len(one.setup.task.validation), "test": len(one.setup.task.test)}
     assert data.effort["image-forwards"] == f"{result.image_forwards:,}"
 
 

@@ -12,13 +12,13 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
+from amc.problem.layer_patterns import LayerPattern
 from amc.profiling.layer_times import LayerTime
 from amc.profiling.timing import Timing
 from amc.reporting.facts import NetworkFacts, ReportData, layer_costs, standard_error
 from amc.reporting.html import render, write_report
 from amc.reporting.pictures import MAX_LABELS, bullets, progress
 from amc.reporting.words import amount, difference
-from amc.search.layer_patterns import LayerPattern
 from amc.search.result import NETWORKS
 from hw_profiles.cost import COSTS, Macs, cost_of
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from amc.cli.commands import run_resume, run_search
 from amc.config.search import load_config
 from amc.runs.folder import REPORT, RESULT
-from amc.runs.runner import run_resume, run_search
 
 SETTINGS = {
     "task": "digits",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from amc.config.search import SearchConfig
+from amc.runs.runner import NoScreen
 from amc.scoring.paired import mean_interval, paired_difference
 from amc.search.result import NETWORKS
 from amc.studies.compare import DATA, PAGE, PICTURE, Run, differences, summarize, verdict
@@ -85,7 +84,7 @@ def test_every_agent_pays_no_more_than_the_effort_and_a_second_call_computes_not
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("amc.runs.runner.write_report", lambda *_: None)
-    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_: {})
+    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
     config = SearchConfig(
         task="digits",
         constraint={"macs": 0.3},
@@ -97,7 +96,9 @@ def test_every_agent_pays_no_more_than_the_effort_and_a_second_call_computes_not
         knapsack={"images": 32, "widths": 2, "damages": ["kl"]},
     )
     agents = ["ddpg", "random", "uniform"]
-    said = run_compare(config, agents, 2, tmp_path / "out", Console(file=io.StringIO()))
+    begun: list[str] = []
+    said = run_compare(config, agents, 2, tmp_path / "out", NoScreen(), begun.append)
+    assert len(begun) == 6
     data = json.loads((tmp_path / "out" / DATA).read_text())
     assert data["verdict"] == said
     assert {name: row["seeds"] for name, row in data["agents"].items()} == dict.fromkeys(agents, 2)
@@ -105,5 +106,6 @@ def test_every_agent_pays_no_more_than_the_effort_and_a_second_call_computes_not
     assert all(row["image_forwards"] <= 6_000 + one_round for row in data["agents"].values())
     assert said in (tmp_path / "out" / PAGE).read_text()
     assert (tmp_path / "out" / PICTURE).read_text().startswith("<svg")
-    monkeypatch.setattr("amc.runs.runner.Problem", None)
-    assert run_compare(config, agents, 2, tmp_path / "out", Console(file=io.StringIO())) == said
+    monkeypatch.setattr("amc.runs.runner.set_up", None)
+    assert run_compare(config, agents, 2, tmp_path / "out", NoScreen(), begun.append) == said
+    assert len(begun) == 6

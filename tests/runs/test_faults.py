@@ -60,9 +60,8 @@ CLUSTER = '''
 """Runs a search on a cluster of two nodes; removes one in the middle of a round, and adds another later."""
 import os, sys, tempfile, threading, time
 from pathlib import Path
-from rich.console import Console
 from ray.cluster_utils import Cluster
-from amc.runs.runner import run_search
+from amc.runs.runner import NoScreen, new_run
 from amc.config.search import load_config
 from amc.config.parts import WorkersConfig
 
@@ -80,7 +79,7 @@ def trouble():
 
 threading.Thread(target=trouble, daemon=True).start()
 workers = WorkersConfig(workers=2, address=cluster.address)
-run_search(load_config(Path(sys.argv[1]), {}), out, Console(), workers=workers)
+new_run(load_config(Path(sys.argv[1]), {}), out, NoScreen(), workers=workers)
 cluster.shutdown()
 '''
 
@@ -100,7 +99,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "amc.cli.main", *arguments]
+    return [sys.executable, "-m", "amc.cli", *arguments]
 
 
 def run(home: Path, *arguments: str) -> None:

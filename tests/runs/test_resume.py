@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from amc.cli.commands import run_resume
 from amc.config.search import SearchConfig, load_config
-from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, RunFolder
-from amc.runs.runner import run_on, run_resume, run_search
+from amc.runs import folder as folder_module
+from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, TIMINGS, RunFolder
+from amc.runs.runner import Ended, NoScreen, Run, new_run, resume_run, run_on
 
 SETTINGS = {
     "task": "digits",
@@ -43,11 +47,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(autouse=True)
 def without_pictures_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amc.runs.runner.write_report", lambda *_: None)
-    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_: {})
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
+    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
 
 
 def config(agent: str, **changes: object) -> SearchConfig:
@@ -67,33 +67,54 @@ def learned(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def alone(tmp_path: Path) -> Path:
     """A run that was left alone."""
-    run_search(config("ddpg"), tmp_path / "alone", quiet())
+    new_run(config("ddpg"), tmp_path / "alone", NoScreen())
     return tmp_path / "alone"
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, where: str, times: int) -> None:
-    """Lets the given method of the run folder die the n-th time, before it has done anything."""
-    original, calls = getattr(RunFolder, where), iter(range(1, 10_000))
+def stop_at(patch: pytest.MonkeyPatch, where: str, times: int, moment: str = "before") -> None:
+    """Lets what the run folder does die the n-th time: before it is done, after it, or where half is written."""
+    owner: Any = RunFolder if hasattr(RunFolder, where) else folder_module
+    original, calls = getattr(owner, where), iter(range(1, 10_000))
 
-    def deadly(*arguments: object) -> None:
-        if next(calls) == times:
-            raise Killed
-        original(*arguments)
+    def deadly(*arguments: Any) -> None:
+        if next(calls) != times:
+            original(*arguments)
+            return
+        if moment == "after":
+            original(*arguments)
+        elif moment == "half":
+            path, text = arguments
+            original(path, text[: len(text) // 2])
+        raise Killed
 
-    monkeypatch.setattr(RunFolder, where, deadly)
+    patch.setattr(owner, where, deadly)
 
 
-@pytest.mark.parametrize(("where", "times"), [("round", 1), ("round", 3), ("_log", 2), ("finish", 1)])
+@pytest.mark.parametrize(
+    ("where", "times", "moment"),
+    [
+        ("round", 1, "before"),
+        ("round", 3, "before"),
+        ("append_text", 1, "half"),  # of the second round's episodes
+        ("append_text", 3, "after"),  # episodes without timings
+        ("append_text", 4, "half"),
+        ("write_snapshot", 2, "before"),  # episodes and timings behind the snapshot
+        ("write_snapshot", 2, "after"),
+        ("finish", 1, "before"),
+    ],
+)
 def test_a_stopped_run_ends_as_one_left_alone(
-    alone: Path, where: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: Path, where: str, times: int, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_at(patch, where, times)
+        stop_at(patch, where, times, moment)
         with pytest.raises(Killed):
-            run_search(config("ddpg"), tmp_path / "stopped", quiet())
-    run_resume(tmp_path / "stopped", 0, quiet())
+            new_run(config("ddpg"), tmp_path / "stopped", NoScreen())
+    resume_run(tmp_path / "stopped", 0, NoScreen())
     assert equal(alone, tmp_path / "stopped")
     assert learned(alone) == learned(tmp_path / "stopped")
+    clocks = (tmp_path / "stopped" / TIMINGS).read_text().splitlines()
+    assert [json.loads(clock)["episode"] for clock in clocks] == list(range(8))
 
 
 def test_a_run_that_another_machine_goes_on_with_keeps_its_backend(
@@ -103,41 +124,73 @@ def test_a_run_that_another_machine_goes_on_with_keeps_its_backend(
     with monkeypatch.context() as patch:
         stop_at(patch, "round", 2)
         with pytest.raises(Killed):
-            run_on(wanted, path, quiet())
+            run_on(wanted, path, NoScreen())
     settled = load_config(path / CONFIG, {}).backend
     assert settled.name != "auto"
-    monkeypatch.setattr("amc.search.setup.choose_backend", None)
-    run_on(wanted, path, quiet())
+    monkeypatch.setattr("amc.problem.prepare.choose_backend", None)
+    run_on(wanted, path, NoScreen())
     assert load_config(path / CONFIG, {}).backend == settled
     assert json.loads((path / RESULT).read_text())["episodes"] == 8
 
 
 def test_two_stops_in_a_row_change_nothing(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stopped"
-    attempts = (lambda: run_search(config("ddpg"), path, quiet()), lambda: run_resume(path, 0, quiet()))
+    attempts: list[Callable[[], Run]] = [
+        lambda: new_run(config("ddpg"), path, NoScreen()),
+        lambda: resume_run(path, 0, NoScreen()),
+    ]
     for attempt in attempts:
         with monkeypatch.context() as patch:
             stop_at(patch, "round", 2)
             with pytest.raises(Killed):
                 attempt()
-    run_resume(tmp_path / "stopped", 0, quiet())
+    resume_run(tmp_path / "stopped", 0, NoScreen())
     assert equal(alone, tmp_path / "stopped")
 
 
-def test_episodes_written_after_the_last_snapshot_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_appends_its_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [""]
+    for times in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            stop_at(patch, "round", times + 1)
+            with pytest.raises(Killed):
+                new_run(config("random"), tmp_path / f"{times}", NoScreen())
+        seen.append((tmp_path / f"{times}" / EPISODES).read_text())
+    assert [len(text.splitlines()) for text in seen] == [0, 2, 4, 6]
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
+
+
+def test_episodes_written_before_the_first_snapshot_are_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("amc.runs.folder.write_snapshot", lambda *_: (_ for _ in ()).throw(Killed()))
+        stop_at(patch, "write_snapshot", 1)
         with pytest.raises(Killed):
-            run_search(config("random"), tmp_path / "run", quiet())
+            new_run(config("random"), tmp_path / "run", NoScreen())
     assert (tmp_path / "run" / EPISODES).read_text()
     assert RunFolder.reopen(tmp_path / "run").snapshot() is None
-    run_resume(tmp_path / "run", 0, quiet())
+    resume_run(tmp_path / "run", 0, NoScreen())
     assert len((tmp_path / "run" / EPISODES).read_text().splitlines()) == 8
 
 
+def test_episodes_behind_the_last_snapshot_go_even_if_no_round_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, "write_snapshot", 3)
+        with pytest.raises(Killed):
+            new_run(config("random"), tmp_path / "run", NoScreen())
+    folder = RunFolder.reopen(tmp_path / "run")
+    assert len((tmp_path / "run" / EPISODES).read_text().splitlines()) == 6
+    folder.replace_config(folder.config().model_copy(update={"max_minutes": 1e-9}))
+    assert resume_run(tmp_path / "run", 0, NoScreen()).result.episodes == 4
+    for name in (EPISODES, TIMINGS):
+        assert len((tmp_path / "run" / name).read_text().splitlines()) == 4
+
+
 def test_more_episodes_give_what_a_longer_run_gives(alone: Path, tmp_path: Path) -> None:
-    run_resume(alone, 4, quiet())
-    run_search(config("ddpg", episodes=12), tmp_path / "longer", quiet())
+    resume_run(alone, 4, NoScreen())
+    new_run(config("ddpg", episodes=12), tmp_path / "longer", NoScreen())
     assert equal(alone, tmp_path / "longer")
     assert json.loads((alone / RESULT).read_text())["episodes"] == 12
 
@@ -145,9 +198,12 @@ def test_more_episodes_give_what_a_longer_run_gives(alone: Path, tmp_path: Path)
 def test_a_run_that_has_ended_shows_its_result_and_computes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_search(config("uniform"), tmp_path / "run", quiet())
+    new_run(config("uniform"), tmp_path / "run", NoScreen())
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
-    monkeypatch.setattr("amc.runs.runner.Problem", None)
+    monkeypatch.setattr("amc.runs.runner.set_up", None)
+    with pytest.raises(Ended) as ended:
+        resume_run(tmp_path / "run", 0, NoScreen())
+    assert ended.value.result == json.loads(before[RESULT])
     with open(tmp_path / "screen", "w") as file:
         run_resume(tmp_path / "run", 0, Console(file=file, width=120))
     assert "found" in (tmp_path / "screen").read_text()
@@ -156,29 +212,29 @@ def test_a_run_that_has_ended_shows_its_result_and_computes_nothing(
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no config.toml"):
-        run_resume(tmp_path, 0, quiet())
+        resume_run(tmp_path, 0, NoScreen())
 
 
 def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
-    run_search(config("random"), tmp_path / "run", quiet())
+    new_run(config("random"), tmp_path / "run", NoScreen())
     snapshot = tmp_path / "run" / SNAPSHOT
     snapshot.write_bytes(snapshot.read_bytes()[:40])
     with pytest.raises(ValueError, match="undamaged snapshot"):
-        run_resume(tmp_path / "run", 4, quiet())
+        resume_run(tmp_path / "run", 4, NoScreen())
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
-    run_search(config("random"), tmp_path / "run", quiet())
+    new_run(config("random"), tmp_path / "run", NoScreen())
     folder = RunFolder.reopen(tmp_path / "run")
     folder.replace_config(config("random", seed=1))
     with pytest.raises(ValueError, match="one of them has changed"):
-        run_resume(tmp_path / "run", 4, quiet())
+        resume_run(tmp_path / "run", 4, NoScreen())
 
 
 def test_a_run_of_one_policy_takes_no_more_episodes(tmp_path: Path) -> None:
-    run_search(config("uniform"), tmp_path / "run", quiet())
+    new_run(config("uniform"), tmp_path / "run", NoScreen())
     with pytest.raises(ValueError, match="computes one policy"):
-        run_resume(tmp_path / "run", 4, quiet())
+        resume_run(tmp_path / "run", 4, NoScreen())
 
 
 def killed_at(command: list[str], folder: Path, episodes: int, later: float) -> None:
@@ -200,10 +256,10 @@ def test_sigkill_at_any_moment_twice_in_a_row_changes_nothing(
 ) -> None:
     recipe, folder = tmp_path / "recipe.toml", tmp_path / "killed"
     recipe.write_text(config("ddpg", episodes=24).to_toml())
-    run_search(load_config(recipe, {}), tmp_path / "alone", quiet())
-    command = [sys.executable, "-m", "amc.cli.main", "search", str(recipe), "--out", str(folder)]
+    new_run(load_config(recipe, {}), tmp_path / "alone", NoScreen())
+    command = [sys.executable, "-m", "amc.cli", "search", str(recipe), "--out", str(folder)]
     for episodes, later in moments:
         killed_at(command, folder, episodes, later)
-        command = [sys.executable, "-m", "amc.cli.main", "resume", str(folder)]
+        command = [sys.executable, "-m", "amc.cli", "resume", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert equal(tmp_path / "alone", folder)

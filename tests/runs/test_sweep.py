@@ -180,7 +180,7 @@ def sweep(out: Path, recipe: Path, *options: str) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "amc.cli.main",
+        "amc.cli",
         "sweep",
         str(recipe),
         "--budgets",

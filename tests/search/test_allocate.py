@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from amc.allocation import knapsack as allocate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from amc.search.allocation import knapsack as allocate
 from amc.search.allocation.groups import Group, alone, together
 from amc.search.allocation.knapsack import exchange, is_additive, knapsack, linearize, solve_additive
 from amc.tasks.models.resnet_cifar import resnet20
@@ -52,7 +52,7 @@ def make_curves(costing: Costing, seed: int) -> list[Curve]:
     for site in costing.sites:
         steps = generator.exponential(10 ** generator.uniform(-1, 1), len(site.choices) - 1)
         damage = [*np.cumsum(steps[::-1])[::-1], 0.0]
-        curves.append(Curve(unit=site.unit, kept=tuple(site.kept().tolist()), damage=tuple(damage)))
+        curves.append(Curve(unit=site.name, kept=tuple(site.values().tolist()), damage=tuple(damage)))
     return curves
 
 
@@ -82,7 +82,7 @@ def total(curves: Sequence[Curve], kept: IntArray) -> float:
 
 def brute_force(constraint: Constraint, curves: Sequence[Curve]) -> float:
     """Least total damage over all assignments within the budgets."""
-    every = np.asarray(list(itertools.product(*(site.kept() for site in constraint.costing.sites))))
+    every = np.asarray(list(itertools.product(*(site.values() for site in constraint.costing.sites))))
     damage = sum((curve.at(every[:, i]) for i, curve in enumerate(curves)), np.zeros(len(every)))
     return float(damage[constraint.keeps(every)].min())
 
@@ -164,7 +164,7 @@ def test_linearized_costs_are_exact_for_every_single_change(zoo: Callable[[str],
     kept = np.asarray([4, 3, 7, 2])
     base, changes = linearize(costing, Params(), kept, undamaged(costing))
     for step, site in enumerate(costing.sites):
-        for index, width in enumerate(site.kept()):
+        for index, width in enumerate(site.values()):
             moved = kept.copy()
             moved[step] = width
             assert base + changes[step][index] == costing.one(Params(), moved)
@@ -182,7 +182,7 @@ def test_the_knapsack_over_an_additive_cost_is_optimal(inner_channels: Costing) 
     best[0] = 0.0
     for site, change, curve in zip(inner_channels.sites, changes, curves, strict=True):
         fresh = np.full_like(best, np.inf)
-        for saved, loss in zip((-change / unit).astype(int), curve.at(site.kept()), strict=True):
+        for saved, loss in zip((-change / unit).astype(int), curve.at(site.values()), strict=True):
             fresh[saved:] = np.minimum(fresh[saved:], best[: len(best) - saved] + loss)
         best = fresh
     assert total(curves, knapsack(constraint, curves)) == pytest.approx(best[-room:].min(), abs=1e-9)
@@ -200,7 +200,7 @@ def test_widths_and_patterns_together_are_allocated_optimally(seed: int, share: 
     low, high = costing.one(macs, costing.lightest()), costing.one(macs, costing.dense())
     constraint = Constraint.create(costing, [Budget(macs, low + share * (high - low))])
     curves = make_curves(costing, seed)
-    groups = together(costing, [curve.at(site.kept()) for curve, site in zip(curves, sites, strict=True)])
+    groups = together(costing, [curve.at(site.values()) for curve, site in zip(curves, sites, strict=True)])
     assert is_additive(costing, macs, groups)
     assert not is_additive(costing, macs, undamaged(costing))
     assert total(curves, knapsack(constraint, curves)) == pytest.approx(brute_force(constraint, curves), abs=1e-9)

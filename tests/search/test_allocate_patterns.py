@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from amc.search.setup import Problem
 
 from amc.config.search import load_config
+from amc.problem.setup import Setup, set_up
 from amc.search.allocation.baselines import ALLOCATIONS, allocate, erk, global_magnitude, lamp, narrowed, wherever_legal
 from amc.search.allocation.knapsack import knapsack
 from envs.compression.damage import Curve
 from envs.space.constraint import InfeasibleBudget
+from envs.space.sites import WidthSite
 
 
 @pytest.fixture(scope="module")
-def fine_grained() -> Problem:
+def fine_grained() -> Setup:
     densities = tuple(k / 50 for k in range(1, 50))
-    return Problem(
+    return set_up(
         load_config(
             None,
             {
@@ -31,7 +32,7 @@ def fine_grained() -> Problem:
 
 
 @pytest.mark.parametrize("name", list(ALLOCATIONS))
-def test_an_allocation_uses_its_budget_and_keeps_it(name: str, fine_grained: Problem) -> None:
+def test_an_allocation_uses_its_budget_and_keeps_it(name: str, fine_grained: Setup) -> None:
     constraint = fine_grained.constraint
     kept = allocate(constraint, fine_grained.task.network, name)
     cost, limit = constraint.costs(kept)["params"], constraint.limits()["params"]
@@ -57,15 +58,17 @@ def test_erk_keeps_small_layers_denser() -> None:
 
 
 def test_a_pattern_wherever_it_is_legal_leaves_the_rest_dense() -> None:
-    problem = Problem(load_config(None, {"task": "digits", "choose": "mixed", "constraint": {"params": 0.99}}))
-    kept = wherever_legal(problem.sites, "2:4")
-    assert set(problem.patterns(kept).values()) == {"2:4"}
-    widths = [(site.channels, value) for site, value in zip(problem.sites, kept, strict=True) if not site.layer]
+    setup = set_up(load_config(None, {"task": "digits", "choose": "mixed", "constraint": {"params": 0.99}}))
+    kept = wherever_legal(setup.sites, "2:4")
+    assert set(setup.assignment(kept).decisions.patterns.values()) == {"2:4"}
+    sites = zip(setup.sites, kept, strict=True)
+    widths = [(site.channels, value) for site, value in sites if isinstance(site, WidthSite)]
+    assert widths
     assert all(full == value for full, value in widths)
 
 
 def test_narrowed_to_a_pattern_every_allocation_has_it_wherever_it_is_legal() -> None:
-    problem = Problem(
+    setup = set_up(
         load_config(
             None,
             {
@@ -75,16 +78,16 @@ def test_narrowed_to_a_pattern_every_allocation_has_it_wherever_it_is_legal() ->
             },
         )
     )
-    narrow = narrowed(problem.constraint, "2:4")
-    everywhere = problem.patterns(wherever_legal(problem.sites, "2:4"))
-    curves = [Curve(unit=s.unit, kept=(s.choices[0].kept, s.channels), damage=(1.0, 0.0)) for s in problem.sites]
+    narrow = narrowed(setup.constraint, "2:4")
+    everywhere = setup.assignment(wherever_legal(setup.sites, "2:4")).decisions.patterns
+    curves = [Curve(unit=s.name, kept=(s.choices[0].value, s.size), damage=(1.0, 0.0)) for s in setup.sites]
     for kept in (narrow.uniform(), narrow.fallback, knapsack(narrow, curves)):
-        assert problem.constraint.keeps(kept).all()
-        assert problem.patterns(kept) == everywhere
+        assert setup.constraint.keeps(kept).all()
+        assert setup.assignment(kept).decisions.patterns == everywhere
     assert narrow.costs(narrow.uniform())["macs"] > 0.25 / 0.35 * narrow.limits()["macs"]
 
 
-def test_a_budget_below_the_sparsest_choice_is_refused(fine_grained: Problem) -> None:
+def test_a_budget_below_the_sparsest_choice_is_refused(fine_grained: Setup) -> None:
     from dataclasses import replace
 
     budgets = tuple(budget._replace(limit=1.0) for budget in fine_grained.constraint.budgets)

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from amc.config.search import SearchConfig
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.scoring import backend as module
 from amc.scoring.backend import agreement, choose_backend, repairs_alike
 from amc.scoring.scorer import Backend, Score
-from amc.search.setup import Problem
 from envs.compression.compress import Compressed
 from envs.compression.settings import CompressionConfig
 from envs.space.policy import Policy
@@ -70,11 +71,16 @@ def test_networks_that_change_places_do_not_agree() -> None:
 
 
 def test_a_problem_settles_its_backend_once_and_writes_it_into_the_configuration() -> None:
-    problem = Problem(SearchConfig(task="digits"))
-    chosen = problem.backend
-    assert problem.config.backend.name == chosen
-    assert problem.config.backend.difference is not None
-    assert Problem(problem.config).backend == chosen
+    prepared = prepare(set_up(SearchConfig(task="digits")))
+    settled = prepared.config.backend
+    assert settled.name == prepared.measurement.scorer.backend
+    assert settled.difference is not None
+    assert prepared.agreement is not None
+    again = prepare(set_up(prepared.config))
+    assert again.config.backend == settled
+    assert again.measurement.scorer.backend == settled.name
+    assert again.agreement is None
+    assert again.ledger.image_forwards == prepared.ledger.image_forwards
 
 
 def test_a_backend_is_settled_where_patterns_do_not_fit_the_widths_in_between() -> None:
@@ -82,42 +88,42 @@ def test_a_backend_is_settled_where_patterns_do_not_fit_the_widths_in_between() 
     config = SearchConfig(
         task="digits", choose="mixed", constraint={"params": 0.15}, reward_images=32, compression=compression
     )
-    assert Problem(config).backend in ("bf16", "fp32", "eager")
+    assert prepare(set_up(config)).config.backend.name in ("bf16", "fp32", "eager")
 
 
 def test_every_backend_scores_alike_on_a_trained_network() -> None:
-    problem = Problem(SearchConfig(task="digits"))
+    prepared = prepare(set_up(SearchConfig(task="digits")))
     scores = []
     for name in ("eager", "fp32", "bf16"):
-        settled = problem.config.model_copy(
-            update={"backend": problem.config.backend.model_copy(update={"name": name})}
-        )
-        again = Problem(settled)
-        scores.append(again.evaluate(again.policy(again.constraint.costing.dense())).accuracy)
+        backend = prepared.config.backend.model_copy(update={"name": name})
+        again = prepare(set_up(prepared.config.model_copy(update={"backend": backend})))
+        scores.append(again.evaluate(again.setup.dense()).accuracy)
     assert max(scores) - min(scores) <= 0.005
 
 
 def test_scoring_in_another_precision_leaves_the_network_as_it_was() -> None:
-    problem = Problem(SearchConfig(task="digits"))
-    before = {name: tensor.clone() for name, tensor in problem.task.network.state_dict().items()}
-    replace(problem.scorer, backend="bf16")(problem.task.network, problem.task.validation, range(20))
-    after = problem.task.network.state_dict()
+    setup = set_up(SearchConfig(task="digits"))
+    before = {name: tensor.clone() for name, tensor in setup.task.network.state_dict().items()}
+    replace(setup.scorer, backend="bf16")(setup.task.network, setup.task.validation, range(20))
+    after = setup.task.network.state_dict()
     assert all(after[name].dtype == before[name].dtype and torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.fixture(scope="module")
-def digits() -> Problem:
-    return Problem(SearchConfig(task="digits", backend={"name": "fp32"}, compression={"images": 48, "positions": 4}))
+def digits() -> Prepared:
+    config = SearchConfig(task="digits", backend={"name": "fp32"}, compression={"images": 48, "positions": 4})
+    return prepare(set_up(config))
 
 
-def alike(problem: Problem) -> bool | None:
-    uniform, images = problem.policy(problem.constraint.uniform()), range(100)
-    return repairs_alike(problem.compressor, uniform, problem.scorer, problem.task.validation, images)
+def alike(prepared: Prepared) -> bool | None:
+    setup, images = prepared.setup, range(100)
+    uniform = prepared.policy(setup.uniform())
+    return repairs_alike(prepared.compressor, uniform, setup.scorer, setup.task.validation, images)
 
 
 @pytest.mark.parametrize(("repair", "expected"), [("sequential", True), ("none", False)])
 def test_quick_repair_may_be_narrow_only_where_it_leaves_the_same_output_error(
-    digits: Problem, monkeypatch: pytest.MonkeyPatch, repair: str, expected: bool
+    digits: Prepared, monkeypatch: pytest.MonkeyPatch, repair: str, expected: bool
 ) -> None:
     original = digits.compressor.compress
 
@@ -129,4 +135,5 @@ def test_quick_repair_may_be_narrow_only_where_it_leaves_the_same_output_error(
 
 
 def test_where_nothing_is_walked_through_there_is_no_narrow_repair() -> None:
-    assert alike(Problem(SearchConfig(task="digits", compression={"repair": "layerwise", "images": 48}))) is None
+    config = SearchConfig(task="digits", compression={"repair": "layerwise", "images": 48})
+    assert alike(prepare(set_up(config))) is None

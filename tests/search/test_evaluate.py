@@ -1,63 +1,79 @@
-"""Scores: metric, loss and distance from the dense network, image by image."""
+"""Scores: metric, loss and distance from the dense network, image by image; and the books of what they cost."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from amc.search.setup import Problem
 from numpy.testing import assert_allclose
+from torch import nn
 
 from amc.config.search import SearchConfig
 from amc.pool.parcel import pack, unpack
+from amc.problem import setup as module
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.scoring.evaluate import excerpt
-from amc.search import setup as module
+from amc.scoring.ledger import Ledger
+from amc.scoring.scorer import Score
+from amc.search.tools import Tools, score_whole
 from amc.tasks.splits import ArraySplit, subset, typed
+from envs.reward import Evaluation
 
 
 @pytest.fixture(scope="module")
-def digits() -> Problem:
-    return Problem(SearchConfig(task="digits", agent="uniform"))
+def digits() -> Prepared:
+    return prepare(set_up(SearchConfig(task="digits", agent="uniform")))
 
 
-def test_the_dense_network_has_no_output_error_and_a_pruned_one_has(digits: Problem) -> None:
-    dense = digits.score(digits.task.network, "validation")
-    small = digits.compressor.compress(digits.policy(digits.constraint.uniform()), "none").network
-    pruned = digits.score(small, "validation")
+def scored(prepared: Prepared, network: nn.Module) -> Score:
+    """A network on the whole validation split."""
+    tools = Tools.of(prepared)
+    return score_whole(tools, tools.dense_outputs(prepared), network, "validation")
+
+
+def test_the_dense_network_has_no_output_error_and_a_pruned_one_has(digits: Prepared) -> None:
+    dense = scored(digits, digits.setup.task.network)
+    small = digits.compressor.compress(digits.policy(digits.setup.uniform()), "none").network
+    pruned = scored(digits, small)
     assert dense.errors is not None
     assert pruned.errors is not None
     assert_allclose(dense.errors, 0, atol=1e-8)
     assert pruned.errors.min() > 0
 
 
-def test_the_output_error_is_the_squared_difference_of_centred_class_scores(digits: Problem) -> None:
-    small = digits.compressor.compress(digits.policy(digits.constraint.uniform()), "none").network
-    inputs, _ = digits.task.validation.batch(range(40))
+def test_the_output_error_is_the_squared_difference_of_centred_class_scores(digits: Prepared) -> None:
+    small = digits.compressor.compress(digits.policy(digits.setup.uniform()), "none").network
+    inputs, _ = digits.setup.task.validation.batch(range(40))
     with torch.no_grad():
-        difference = small(inputs) - digits.task.network(inputs)
+        difference = small(inputs) - digits.setup.task.network(inputs)
     expected = (difference - difference.mean(1, keepdim=True)).square().mean(1)
-    found = digits.score(small, "validation").at(range(40)).errors
+    found = scored(digits, small).at(range(40)).errors
     assert found is not None
     assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_an_evaluation_says_the_mean_over_the_images_of_the_reward(digits: Problem) -> None:
-    policy = digits.policy(digits.constraint.uniform())
-    evaluation = digits.evaluate(policy)
-    score = digits.score(digits.compressor.compress(policy, quick=True).network, "validation")
+def test_an_evaluation_says_the_mean_over_the_images_of_the_reward(digits: Prepared) -> None:
+    uniform = digits.setup.uniform()
+    evaluation = digits.evaluate(uniform)
+    score = scored(digits, digits.compressor.compress(digits.policy(uniform), quick=True).network)
     assert score.errors is not None
-    assert evaluation.output_error == pytest.approx(np.mean(score.errors[digits.draws.reward()]), rel=0.05)
-    assert digits.reward(evaluation) == -evaluation.output_error  # type: ignore[operator]
+    assert evaluation.output_error is not None
+    assert evaluation.output_error == pytest.approx(np.mean(score.errors[digits.setup.draws.reward()]), rel=0.05)
+    assert digits.setup.reward(evaluation) == -evaluation.output_error
 
 
 def test_outputs_that_are_too_many_to_keep_leave_accuracy_as_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_BYTES", 1.0)
-    problem = Problem(SearchConfig(task="digits", agent="uniform"))
-    evaluation = problem.evaluate(problem.policy(problem.constraint.uniform()))
+    prepared = prepare(set_up(SearchConfig(task="digits", agent="uniform")))
+    evaluation = prepared.evaluate(prepared.setup.uniform())
     assert evaluation.output_error is None
-    assert problem.reward(evaluation) == evaluation.accuracy
+    assert prepared.setup.reward(evaluation) == evaluation.accuracy
+    assert Tools.of(prepared).dense_outputs(prepared) is None
     with pytest.raises(ValueError, match="too many to keep: use --reward accuracy"):
-        Problem(SearchConfig(task="digits", reward="output_error"))
+        set_up(SearchConfig(task="digits", reward="output_error"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32, torch.uint8, torch.bool])
@@ -70,3 +86,45 @@ def test_an_excerpt_on_its_way_to_a_worker_gives_the_same_batches(dtype: torch.d
     for ours, theirs in zip(unpack(pack(part)).batch([0, 1]), split.batch([2, 0]), strict=True):
         assert ours.dtype == theirs.dtype
         assert ours.equal(theirs)
+
+
+# The ledger
+
+
+def evaluated(accuracy: float, image_forwards: int) -> Evaluation:
+    return Evaluation(accuracy=accuracy, loss=None, images=1, image_forwards=image_forwards)
+
+
+def test_an_assignment_is_charged_once_and_remembered_as_it_was_first() -> None:
+    ledger = Ledger()
+    known, first = ledger.known, evaluated(0.5, 7)
+    assert ledger.account((1, 2), first) == first
+    assert ledger.account((1, 2), evaluated(0.9, 7)) == evaluated(0.5, 0)
+    assert ledger.account((2, 1), evaluated(0.9, 5)) == evaluated(0.9, 5)
+    assert (ledger.image_forwards, ledger.evaluations) == (12, 2)
+    assert known == {(1, 2): first, (2, 1): evaluated(0.9, 5)}  # what was handed out stays up to date
+    ledger.charge(100)
+    assert (ledger.image_forwards, ledger.evaluations) == (112, 2)
+
+
+def test_what_the_ledger_knows_cannot_be_written_to() -> None:
+    with pytest.raises(TypeError):
+        Ledger().known[1, 2] = evaluated(0.5, 7)  # type: ignore[index]
+
+
+def test_a_restored_ledger_goes_on_where_the_earlier_one_stopped() -> None:
+    ledger = Ledger()
+    ledger.charge(3)  # preparing again is not paid again
+    ledger.restore(112, 2, {(1, 2): evaluated(0.5, 7)})
+    assert (ledger.image_forwards, ledger.evaluations) == (112, 2)
+    assert ledger.account((1, 2), evaluated(0.9, 7)) == evaluated(0.5, 0)
+    ledger.account((2, 2), evaluated(0.9, 7))
+    assert (ledger.image_forwards, ledger.evaluations) == (119, 3)
+
+
+def test_an_evaluation_made_by_hand_is_counted_once(digits: Prepared) -> None:
+    fresh = replace(digits, ledger=Ledger())
+    first, second = (fresh.evaluate(fresh.setup.dense()) for _ in range(2))
+    assert first.image_forwards == fresh.ledger.image_forwards > 0
+    assert second == replace(first, image_forwards=0)
+    assert fresh.ledger.evaluations == 1

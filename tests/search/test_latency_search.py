@@ -10,11 +10,11 @@ import pytest
 
 from amc.cli.main import main
 from amc.config.search import load_config
+from amc.problem.setup import set_up
 from amc.profiling.measure import measure_profile
 from amc.profiling.runtimes.onnxruntime import OnnxRuntime
 from amc.profiling.setting import Setting
 from amc.profiling.store import read_profile
-from amc.search.setup import Problem
 from amc.tasks.task import load_task
 from envs.reward import Evaluation
 from envs.units.anatomy import dissect
@@ -74,13 +74,13 @@ def test_a_fraction_of_the_dense_latency_is_kept_beside_another_budget(profile: 
 
 def test_milliseconds_are_absolute_and_the_reward_knows_the_budget(profile: Path) -> None:
     values = {"task": "digits", "profile": str(profile), "reward": "accuracy_latency"}
-    fraction = Problem(load_config(None, {**values, "constraint": {"latency": 0.85}}))
+    fraction = set_up(load_config(None, {**values, "constraint": {"latency": 0.85}}))
     limit = fraction.constraint.limits()["latency_ms"]
-    problem = Problem(load_config(None, {**values, "constraint": {"latency_ms": limit}}))
-    assert problem.constraint.limits() == {"latency_ms": limit}
+    setup = set_up(load_config(None, {**values, "constraint": {"latency_ms": limit}}))
+    assert setup.constraint.limits() == {"latency_ms": limit}
     evaluation = Evaluation(accuracy=0.8, loss=None, costs={"latency_ms": limit / 2}, images=1, image_forwards=0)
-    assert problem.reward(evaluation) == pytest.approx(0.8 * 2**0.07)
-    assert "latency_ms" in problem.real_costs(problem.task.network)
+    assert setup.reward(evaluation) == pytest.approx(0.8 * 2**0.07)
+    assert "latency_ms" in setup.real_costs(setup.task.network)
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
-from amc.search.setup import Problem
 from torch import Tensor, nn
 
+from agents.searcher import FixedPlan
 from amc.config.search import SearchConfig
 from amc.pool.parcel import Parcel, pack, unpack
-from amc.pool.worker import Round
+from amc.pool.pool import InProcess
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
+from amc.search.loop import make_rollout, play
+from amc.search.rollout import Rollout, Round
 from amc.storage.cache import cached_tensors
 from envs.network.graph import trace
+from envs.reward import Evaluation
 
 
 def read_only(parcel: Parcel) -> Parcel:
@@ -62,25 +68,27 @@ def test_a_traced_graph_may_be_deep() -> None:
     assert list(arrived.nodes)[1000] is place
 
 
-def test_an_environment_evaluates_the_same_where_it_arrives() -> None:
-    problem = Problem(
-        SearchConfig(
-            task="digits",
-            constraint={"macs": 0.3},
-            reward_images=100,
-            compression={"images": 48, "positions": 4},
-        )
+def test_an_episode_is_the_same_where_it_arrives() -> None:
+    config = SearchConfig(
+        task="digits", constraint={"macs": 0.3}, reward_images=100, compression={"images": 48, "positions": 4}
     )
-    parcel = read_only(pack(problem.portable_environment()))
-    policy = problem.policy(problem.constraint.uniform())
-    assert unpack(parcel).evaluate(policy) == problem.measurement(policy)
+    prepared = prepare(set_up(config))
+    setup, plan = prepared.setup, FixedPlan(tuple(prepared.setup.uniform().actions), "uniform")
+    sent = Rollout(setup.constraint, prepared.measurement.excerpt(), setup.reward)
+    arrived = unpack(read_only(pack((sent, Round(known=prepared.ledger.known), plan))))
+    here, there = play(make_rollout(prepared, InProcess()), Round(known={}), plan), play(*arrived)
+    assert there.evaluation == here.evaluation == prepared.measurement(setup.uniform())
+    assert (there.assignment, there.reward) == (here.assignment, here.reward)
+    assert np.array_equal(there.observations, here.observations)
 
 
-def test_a_round_knows_the_widths_of_earlier_ones() -> None:
-    assert not Round((), np.zeros((0,), np.int32)).knows((1, 2))
-    known = Round((), np.array([[1, 2], [3, 4]], np.int32))
-    assert known.knows((3, 4))
-    assert not known.knows((1, 4))
+def test_a_round_arrives_with_what_is_known() -> None:
+    known = {(1, 2): evaluated(0.1), (8, 8, 0, 3): evaluated(0.2)}
+    assert unpack(pack(Round(known=MappingProxyType(known)))).known == known
+
+
+def evaluated(accuracy: float) -> Evaluation:
+    return Evaluation(accuracy=accuracy, loss=None, images=1, image_forwards=1)
 
 
 def test_what_several_ask_for_at_once_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

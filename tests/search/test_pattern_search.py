@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from amc.search.setup import Problem
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,14 +24,17 @@ from amc.export.applied import load_applied, write_applied
 from amc.export.check import check_file
 from amc.export.onnx import write_onnx
 from amc.problem.bounds import skipped_patterns
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.search.allocation.baselines import wherever_legal
 from amc.search.loop import search
+from envs.space.assignment import Assignment
 from envs.space.constraint import Budget, Constraint, Costing
-from envs.space.pattern_sites import interleaved, pattern_sites
+from envs.space.pattern_sites import PatternSite, interleaved, pattern_sites
 from envs.space.patterns import PatternMismatch, verify_network
 from envs.space.policy import Policy
 from envs.space.rules import Rules
-from envs.space.sites import decode, encode, pattern_site
+from envs.space.sites import Decisions, WidthSite
 from hw_profiles.cost import COSTS, Macs, cost_of
 from hw_profiles.latency.profile import Device, FormatsKey, Profile, Session, parse
 from hw_profiles.latency.table import LatencyTable
@@ -51,29 +53,25 @@ MODES = {
 
 
 @cache
-def problem(mode: str) -> Problem:
+def prepared(mode: str) -> Prepared:
     compression = {"images": 64, "quick_images": 64, "importance": "l1", "repair": "layerwise"}
-    return Problem(
-        load_config(
-            None,
-            {
-                "task": "digits",
-                "agent": "random",
-                "reward_images": 64,
-                "confirm": 1,
-                "episodes": 2,
-                "round_size": 2,
-                "compression": compression,
-                "backend": {"name": "fp32"},
-                **MODES[mode],
-            },
-        )
-    )
+    values = {
+        "task": "digits",
+        "agent": "random",
+        "reward_images": 64,
+        "confirm": 1,
+        "episodes": 2,
+        "round_size": 2,
+        "compression": compression,
+        "backend": {"name": "fp32"},
+        **MODES[mode],
+    }
+    return prepare(set_up(load_config(None, values)))
 
 
 @pytest.mark.parametrize("mode", list(MODES))
 def test_gymnasiums_check_passes_in_every_mode(mode: str) -> None:
-    environment = problem(mode).environment()
+    environment = prepared(mode).environment()
     check_env(environment, skip_render_check=True)
     assert environment.action_space.shape == (1,)
 
@@ -82,27 +80,29 @@ def test_gymnasiums_check_passes_in_every_mode(mode: str) -> None:
 @pytest.mark.parametrize("mode", list(MODES))
 @given(seed=st.integers(0, 10_000))
 def test_whatever_is_done_the_network_keeps_pattern_and_budget(mode: str, seed: int) -> None:
-    one = problem(mode)
-    ratios = np.random.default_rng(seed).random(len(one.sites))
-    policy = one.policy(one.constraint.project(ratios.tolist()))
+    one = prepared(mode)
+    setup = one.setup
+    ratios = np.random.default_rng(seed).random(len(setup.sites))
+    assignment = setup.assignment(setup.constraint.project(ratios.tolist()))
+    policy, foretold = one.policy(assignment), setup.constraint.costs(assignment.values)
     small = one.compressor.compress(policy).network
     verify_network(small, policy.patterns())
-    costs = one.real_costs(small, policy.patterns())  # recounted on the network that came out
-    for name, limit in one.constraint.limits().items():
+    costs = setup.real_costs(small, policy.patterns())  # recounted on the network that came out
+    for name, limit in setup.constraint.limits().items():
         assert costs[name] <= limit
-        assert costs[name] <= one.policy_costs(policy)[name] * (1 + 1e-12)
+        assert costs[name] <= foretold[name] * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("mode", list(MODES))
 def test_a_search_ends_with_a_policy_within_its_budget(mode: str) -> None:
-    result = search(problem(mode))
+    result = search(prepared(mode))
     found = result.reports["found"]
     assert all(found.costs[name] <= limit for name, limit in result.budgets.items())
     verify_network(result.networks["found"], result.policy.patterns())
 
 
 def test_equal_parts_of_the_action_mean_equal_shares_of_the_patterns() -> None:
-    site = pattern_site("l", ["1:4", "2:4", "3:4", "dense"])
+    site = PatternSite.of("l", ["1:4", "2:4", "3:4", "dense"])
     everything = np.arange(4)
     picked = [site.nearest(action, everything) for action in (0.0, 0.24, 0.26, 0.49, 0.51, 0.74, 0.76, 1.0)]
     assert picked == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -133,8 +133,10 @@ def test_every_walk_over_every_network_ends_legal(specimen: Specimen, actions: l
     sites = constraint.costing.sites
     kept = constraint.project(actions[: len(sites)])
     assert constraint.keeps(kept).all()
-    decided = decode(sites, kept)
-    assert np.array_equal(encode(sites, decided.kept, decided.patterns), kept)
+    assignment = Assignment.of(sites, kept)
+    decided = assignment.decisions
+    assert Assignment.from_decisions(sites, decided) == assignment
+    assert np.array_equal(constraint.project(assignment.actions), kept)
     layout = constraint.costing.family.at(
         np.asarray(
             [
@@ -150,7 +152,7 @@ def test_every_walk_over_every_network_ends_legal(specimen: Specimen, actions: l
 
 def test_a_unit_comes_before_the_layers_that_it_feeds(zoo: Callable[[str], Specimen]) -> None:
     constraint = mixed(zoo("squeeze_excite"), ("2:4", "1:2"), None, params=0.9)
-    order = [site.unit for site in constraint.costing.sites]
+    order = [site.name for site in constraint.costing.sites]
     units = {unit.name: unit for unit in zoo("squeeze_excite").anatomy.units}
     for name, unit in units.items():
         for member in unit.role("consumer"):
@@ -160,25 +162,21 @@ def test_a_unit_comes_before_the_layers_that_it_feeds(zoo: Callable[[str], Speci
 
 @pytest.mark.parametrize("choose", ["patterns", "mixed"])
 def test_macs_count_what_is_left_where_the_rules_say_that_zeros_are_skipped(choose: str) -> None:
-    one = Problem(
-        load_config(
-            None,
-            {
-                "task": "digits",
-                "choose": choose,
-                "constraint": {"macs": 0.8, "sparsity": "2:4@multiple-of-4"},
-                "compression": {"repair": "none", "importance": "l1"},
-            },
-        )
-    )
-    kept = wherever_legal(one.sites, "2:4")
-    policy = one.policy(kept)
-    layout = one.anatomy.family.dense
+    values = {
+        "task": "digits",
+        "choose": choose,
+        "constraint": {"macs": 0.8, "sparsity": "2:4@multiple-of-4"},
+        "compression": {"repair": "none", "importance": "l1"},
+    }
+    setup = set_up(load_config(None, values))
+    one, assignment = prepare(setup), setup.assignment(wherever_legal(setup.sites, "2:4"))
+    policy = one.policy(assignment)
+    layout = setup.anatomy.family.dense
     halved = [layer for layer in layout.layers if layer.name in policy.patterns()]
     saved = sum(cost_of(Macs(), Layout(layers=(replace(layer, inputs=()),))) for layer in halved) / 2
     assert saved > 0
-    real = one.real_costs(one.compressor.compress(policy).network, policy.patterns())
-    assert real["macs"] == one.policy_costs(policy)["macs"] == cost_of(Macs(), layout) - saved
+    real = setup.real_costs(one.compressor.compress(policy).network, policy.patterns())
+    assert real["macs"] == setup.constraint.costs(assignment.values)["macs"] == cost_of(Macs(), layout) - saved
 
 
 def test_a_profile_decides_whether_zeros_are_skipped() -> None:
@@ -204,21 +202,21 @@ def test_a_profile_decides_whether_zeros_are_skipped() -> None:
 
 def test_macs_that_no_pattern_can_lower_are_refused_with_the_cure() -> None:
     with pytest.raises(ValueError, match="sparsity=2:4@RULES"):
-        Problem(load_config(None, {"task": "digits", "choose": "patterns", "constraint": {"macs": 0.7}}))
+        set_up(load_config(None, {"task": "digits", "choose": "patterns", "constraint": {"macs": 0.7}}))
 
 
 @pytest.mark.parametrize("rules", ["multiple-of-4", "cutlass-int8"])
 def test_a_pattern_that_is_yet_to_be_chosen_forbids_no_width(zoo: Callable[[str], Specimen], rules: str) -> None:
     constraint = mixed(zoo("chain"), ("2:4",), rules, params=0.95)
     sites, generator = constraint.costing.sites, np.random.default_rng(0)
-    widths = {site.unit: set(site.kept().tolist()) for site in sites if not site.layer}
+    widths = {site.name: set(site.values().tolist()) for site in sites if isinstance(site, WidthSite)}
     for _ in range(200):
         kept = constraint.project(generator.random(len(sites)).tolist())
         assert constraint.keeps(kept).all()
         assert np.array_equal(constraint.project([s.action(k) for s, k in zip(sites, kept, strict=True)]), kept)
         for site, value in zip(sites, kept, strict=True):
-            if not site.layer:
-                widths[site.unit].discard(int(value))
+            if isinstance(site, WidthSite):
+                widths[site.name].discard(int(value))
     assert not any(len(missed) > 1 for missed in widths.values())
 
 
@@ -232,11 +230,11 @@ def test_coverage_bounds_what_stays_dense() -> None:
             "constraint": parse_constraints(["sparsity=2:4@multiple-of-4", "coverage=0.6"]),
         },
     )
-    one = Problem(config)
+    setup = set_up(config)
     for action in (0.0, 1.0):
-        kept = one.constraint.project([action] * len(one.sites))
-        assert one.constraint.costing.one(Uncovered(), kept) <= 0.4
-    assert one.constraint.costing.one(Uncovered(), one.constraint.costing.dense()) == 1.0
+        kept = setup.constraint.project([action] * len(setup.sites))
+        assert setup.constraint.costing.one(Uncovered(), kept) <= 0.4
+    assert setup.constraint.costing.one(Uncovered(), setup.constraint.costing.dense()) == 1.0
 
 
 @pytest.mark.parametrize("name", known_rules())
@@ -280,18 +278,16 @@ def test_rules_of_ones_own_are_read_from_a_file(tmp_path: Path) -> None:
 
 def pruned() -> tuple[Policy, nn.Module]:
     """A digits network, 2:4 wherever it fits."""
-    one = problem("patterns")
-    kept = one.constraint.costing.dense()
-    for step, site in enumerate(one.sites):
-        kept[step] = next(choice.kept for choice in site.choices if choice.pattern == "2:4")
-    policy = one.policy(kept)
+    one = prepared("patterns")
+    sites = [site for site in one.setup.sites if isinstance(site, PatternSite)]
+    policy = one.policy(Assignment.from_decisions(sites, Decisions(patterns={site.layer: "2:4" for site in sites})))
     return policy, one.compressor.compress(policy, "none").network
 
 
 def test_an_applied_policy_round_trips_with_its_zeros_and_is_checked(tmp_path: Path) -> None:
     policy, small = pruned()
     write_applied(policy, small, tmp_path)
-    again = load_applied(problem("patterns").task.network, tmp_path)
+    again = load_applied(prepared("patterns").setup.task.network, tmp_path)
     verify_network(again, policy.patterns())
     assert check_file(tmp_path).row_count >= len(policy.patterns())
     assert check_file(tmp_path / "network.safetensors").row_count >= len(policy.patterns())
@@ -308,7 +304,7 @@ def test_a_broken_pattern_is_neither_written_nor_believed(tmp_path: Path) -> Non
         weight.fill_(1.0)
     with pytest.raises(PatternMismatch, match=name):
         write_applied(policy, small, tmp_path / "bad")
-    example = problem("patterns").task.example_input
+    example = prepared("patterns").setup.task.example_input
     with pytest.raises(PatternMismatch, match=name):
         write_onnx(small, example, example, tmp_path / "bad.onnx", policy.patterns())
     assert not list(tmp_path.glob("bad*"))
@@ -320,7 +316,7 @@ def test_a_broken_pattern_is_neither_written_nor_believed(tmp_path: Path) -> Non
 
 def test_an_onnx_model_keeps_the_zeros(tmp_path: Path) -> None:
     policy, small = pruned()
-    example = problem("patterns").task.example_input
+    example = prepared("patterns").setup.task.example_input
     write_onnx(small, example, example, tmp_path / "small.onnx", policy.patterns())
     table = check_file(tmp_path / "small.onnx")
     assert list(table.columns[3].cells).count("2:4") >= len(policy.patterns())

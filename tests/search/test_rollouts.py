@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from amc.search.setup import Problem
-from rich.console import Console
 
-from agents.searcher import FixedPlan, Plan
+from agents.searcher import FixedPlan, Plan, Trajectory
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.pool.ray import MOST_DEATHS, RayRollouts
-from amc.pool.worker import About, Round
+from amc.pool.pool import Answer, InProcess, Pool, Timing
+from amc.pool.ray import MAX_DEATHS, RayPool
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import Setup, set_up
 from amc.runs.folder import RunFolder
-from amc.runs.runner import run_resume, run_search
-from amc.scoring.evaluate import Effort, Evaluator
-from amc.search.episode import Episode, Failure, Played, Rollouts, SerialRollouts
-from amc.search.loop import search
-from envs.pruning_env import PruningEnv
+from amc.runs.runner import NoScreen, new_run, resume_run
+from amc.scoring.ledger import Ledger
+from amc.search.confirm import confirmed
+from amc.search.damage import damage_curves
+from amc.search.episode import Episode, Failure, Line
+from amc.search.loop import make_rollout, play, search, written_down
+from amc.search.rollout import RETRIES, Outcome, Rollout, Round
+from amc.search.starts import audition
+from amc.search.state import Snapshot
+from amc.search.tools import Reported, Tools, score_reported
 from envs.reward import Evaluation, accuracy
+from envs.space.assignment import Assignment
 from envs.space.policy import Policy
 
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray per run of the tests
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "task": "digits",
     "constraint": {"macs": 0.3},
     "reward_images": 200,
@@ -50,8 +55,18 @@ SAME = ("episodes.jsonl", "policy.json", "network.safetensors", "scores.safetens
 
 
 @cache
-def problem() -> Problem:
-    return Problem(SearchConfig(**SETTINGS))
+def digits() -> Setup:
+    return set_up(SearchConfig(**SETTINGS))
+
+
+@cache
+def calibrated() -> Prepared:
+    return prepare(digits())
+
+
+def prepared() -> Prepared:
+    """A search with empty books."""
+    return replace(calibrated(), ledger=Ledger())
 
 
 @dataclass(frozen=True)
@@ -63,8 +78,8 @@ class Trouble:
     folder: Path
     lightest: int
 
-    def __call__(self, policy: Policy) -> Evaluation:
-        total = sum(policy.widths().values())
+    def __call__(self, assignment: Assignment) -> Evaluation:
+        total = sum(assignment.key)
         evaluation = Evaluation(
             accuracy=total / 1e4, loss=None, costs={"macs": float(total)}, images=1, image_forwards=3
         )
@@ -80,71 +95,122 @@ class Trouble:
             time.sleep(60)
         return Evaluation(accuracy=math.nan, loss=None, images=1, image_forwards=3)
 
+    def policy(self, assignment: Assignment) -> Policy:
+        return Policy(structure="", weights="", units=(), layers=())
 
-def troubled(kind: str, times: int, folder: Path) -> PruningEnv:
-    constraint = problem().constraint
-    lightest = sum(problem().policy(constraint.project([0.0] * len(problem().sites))).widths().values())
+
+def troubled(kind: str, times: int, folder: Path) -> Rollout:
+    constraint = digits().constraint
+    lightest = sum(digits().assignment(constraint.project([0.0] * len(digits().sites))).key)
     folder.mkdir(exist_ok=True)
-    return PruningEnv(constraint, problem().compressor.policy, Trouble(kind, times, folder, lightest), accuracy)
+    return Rollout(constraint, Trouble(kind, times, folder, lightest), accuracy)
 
 
-Make = Callable[..., Rollouts]
+class Played(NamedTuple):
+    """One episode as the search keeps it."""
+
+    line: Line
+    trajectory: Trajectory | None
+    retries: int
 
 
-@pytest.fixture(params=["serial", "ray"])
-def any_rollouts(request: pytest.FixtureRequest) -> Iterator[Make]:
-    """Makes rollouts over an environment and an evaluator."""
-    if request.param == "serial":
-        yield SerialRollouts
-        return
-    request.getfixturevalue("own_ray")
-    made: list[RayRollouts] = []
+def played(
+    prepared: Prepared, rollout: Rollout, pool: Pool, plans: Sequence[Plan], retries: int = RETRIES
+) -> list[Played]:
+    """A round of episodes, as `search` plays it."""
+    round_ = Round(known=prepared.ledger.known, retries=retries)
+    episodes = []
+    for plan, answer in zip(plans, pool.map(play, rollout, round_, plans), strict=True):
+        again = answer.timing.retries + (answer.value.retries if answer.value else 0)
+        episodes.append(Played(*written_down(prepared, rollout, plan, answer), again))
+    return episodes
 
-    def make(environment: PruningEnv, evaluator: Evaluator, limit: float = 60.0) -> RayRollouts:
-        made.append(RayRollouts(environment, evaluator, WorkersConfig(workers=2, limit_seconds=limit), 2, [__name__]))
-        return made[-1]
 
-    yield make
-    for rollouts in made:
-        rollouts.close()
+class Workers:
+    """Ray workers, one pool at a time: two of them take all CPUs of the tests' Ray."""
+
+    def __init__(self) -> None:
+        self._settings: tuple[float, int] | None = None
+        self._pool: RayPool | None = None
+
+    def __call__(self, limit_seconds: float = 60.0, retries: int = 2) -> RayPool:
+        """A pool of two workers, the last one where it was asked for the same."""
+        if self._pool is None or self._settings != (limit_seconds, retries):
+            self.close()
+            config = WorkersConfig(workers=2, limit_seconds=limit_seconds, retries=retries)
+            self._settings, self._pool = (limit_seconds, retries), RayPool(config, 2, [__name__])
+        return self._pool
+
+    def close(self) -> None:
+        """Lets them go."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+
+
+@pytest.fixture(scope="module")
+def workers(own_ray: None) -> Iterator[Workers]:
+    """Makes pools of two Ray workers."""
+    made = Workers()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def free_ray(workers: Workers) -> None:
+    """A Ray whose CPUs are free."""
+    workers.close()
+
+
+@pytest.fixture(params=["in process", "ray"])
+def pool(request: pytest.FixtureRequest) -> Pool:
+    """Each kind of pool."""
+    if request.param == "in process":
+        return InProcess()
+    workers: Workers = request.getfixturevalue("workers")
+    return workers()
 
 
 def plans() -> list[Plan]:
-    steps = len(problem().sites)
+    steps = len(digits().sites)
     return [FixedPlan((level,) * steps, f"plan {level}") for level in (0.3, 0.0, 0.25, 0.3, 0.2)]
 
 
-def counted(environment: PruningEnv) -> tuple[Evaluator, Effort]:
-    effort = Effort()
-    return Evaluator(environment.evaluate, effort), effort
+def rewards(episodes: list[Played]) -> list[float | None]:
+    return [None if one.trajectory is None else one.trajectory.reward for one in episodes]
 
 
-def rewards(played: list[Played]) -> list[float | None]:
-    return [None if one.trajectory is None else one.trajectory.reward for one in played]
+def well(folder: Path) -> list[Played]:
+    """The plans played without any trouble."""
+    return played(prepared(), troubled("none", 0, folder), InProcess(), plans())
 
 
-def test_episodes_come_in_the_order_of_the_plans_and_each_policy_is_charged_once(
-    any_rollouts: Make, tmp_path: Path
-) -> None:
-    environment = troubled("none", 0, tmp_path / "marks")
-    evaluator, effort = counted(environment)
-    rollouts = any_rollouts(environment, evaluator)
-    first, second = rollouts.play(plans()), rollouts.play(plans()[:2])
+def test_episodes_come_in_the_order_of_the_plans_and_each_policy_is_charged_once(pool: Pool, tmp_path: Path) -> None:
+    rollout, one = troubled("none", 0, tmp_path / "marks"), prepared()
+    first, second = played(one, rollout, pool, plans()), played(one, rollout, pool, plans()[:2])
     assert [one.line.searcher for one in first] == [plan.label for plan in plans()]
     assert [one.line.evaluation.image_forwards for one in first if isinstance(one.line, Episode)] == [3, 3, 3, 0, 3]
     assert [one.line.evaluation.image_forwards for one in second if isinstance(one.line, Episode)] == [0, 0]
     assert rewards(second) == rewards(first)[:2]
-    assert (effort.image_forwards, effort.evaluations) == (12, 4)
+    assert (one.ledger.image_forwards, one.ledger.evaluations) == (12, 4)
+
+
+def test_what_earlier_rounds_know_is_not_evaluated_again(pool: Pool, tmp_path: Path) -> None:
+    rollout, one = troubled("raises", 99, tmp_path / "marks"), prepared()
+    lightest = digits().assignment(digits().constraint.project([0.0] * len(digits().sites)))
+    known = Evaluation(accuracy=0.25, loss=None, images=1, image_forwards=3)
+    one.ledger.account(lightest.key, known)
+    (again,) = played(one, rollout, pool, plans()[1:2])
+    assert isinstance(again.line, Episode)
+    assert (again.line.evaluation, again.line.reward) == (replace(known, image_forwards=0), 0.25)
+    assert not list((tmp_path / "marks").iterdir())
 
 
 @pytest.mark.parametrize("kind", ["raises", pytest.param("nan", marks=pytest.mark.slow)])
-def test_an_evaluation_that_fails_for_a_while_is_tried_again(any_rollouts: Make, kind: str, tmp_path: Path) -> None:
-    well = troubled("none", 0, tmp_path / "none")
-    expected = rewards(SerialRollouts(well, counted(well)[0]).play(plans()))
-    environment = troubled(kind, 2, tmp_path / "marks")
-    played = any_rollouts(environment, counted(environment)[0]).play(plans())
-    assert rewards(played) == expected
-    assert [one.timing.retries for one in played] == [0, 2, 0, 0, 0]
+def test_an_evaluation_that_fails_for_a_while_is_tried_again(pool: Pool, kind: str, tmp_path: Path) -> None:
+    episodes = played(prepared(), troubled(kind, 2, tmp_path / "marks"), pool, plans())
+    assert rewards(episodes) == rewards(well(tmp_path / "none"))
+    assert [one.retries for one in episodes] == [0, 2, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -152,46 +218,71 @@ def test_an_evaluation_that_fails_for_a_while_is_tried_again(any_rollouts: Make,
     [pytest.param("raises", "KeyError: 'a shoe'", marks=pytest.mark.slow), ("nan", "must be finite")],
 )
 def test_an_evaluation_that_goes_on_failing_is_recorded_with_its_reason(
-    any_rollouts: Make, kind: str, reason: str, tmp_path: Path
+    pool: Pool, kind: str, reason: str, tmp_path: Path
 ) -> None:
-    environment = troubled(kind, 99, tmp_path / "marks")
-    evaluator, effort = counted(environment)
-    played = any_rollouts(environment, evaluator).play(plans())
-    assert [isinstance(one.line, Failure) for one in played] == [False, True, False, False, False]
-    assert isinstance(played[1].line, Failure)
-    assert reason in played[1].line.reason
-    assert played[1].trajectory is None
-    assert effort.evaluations == 3
+    one = prepared()
+    episodes = played(one, troubled(kind, 99, tmp_path / "marks"), pool, plans())
+    assert [isinstance(one.line, Failure) for one in episodes] == [False, True, False, False, False]
+    assert isinstance(episodes[1].line, Failure)
+    assert reason in episodes[1].line.reason
+    assert episodes[1].trajectory is None
+    assert one.ledger.evaluations == 3
 
 
 @pytest.mark.parametrize("kind", ["dies", pytest.param("hangs", marks=pytest.mark.slow)])
-def test_a_worker_that_dies_or_hangs_is_replaced(own_ray: None, kind: str, tmp_path: Path) -> None:
-    well = troubled("none", 0, tmp_path / "none")
-    expected = SerialRollouts(well, counted(well)[0]).play(plans())
-    environment = troubled(kind, 1, tmp_path / "marks")
-    evaluator = counted(environment)[0]
-    rollouts = RayRollouts(environment, evaluator, WorkersConfig(workers=2, limit_seconds=2), 2, [__name__])
-    played = rollouts.play(plans())
-    rollouts.close()
-    assert [one.line for one in played] == [one.line for one in expected]
-    assert played[1].timing.retries == 1
+def test_a_worker_that_dies_or_hangs_is_replaced(workers: Workers, kind: str, tmp_path: Path) -> None:
+    episodes = played(prepared(), troubled(kind, 1, tmp_path / "marks"), workers(limit_seconds=10), plans())
+    assert [one.line for one in episodes] == [one.line for one in well(tmp_path / "none")]
+    assert episodes[1].retries == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "limit", "reason"), [("dies", 60, f"died {MOST_DEATHS + 1} times"), ("hangs", 10, "end within 10 s")]
+    ("kind", "limit", "reason"), [("dies", 60, f"died {MAX_DEATHS + 1} times"), ("hangs", 10, "end within 10 s")]
 )
 def test_an_episode_that_kills_or_blocks_every_worker_has_failed(
-    own_ray: None, kind: str, limit: float, reason: str, tmp_path: Path
+    workers: Workers, kind: str, limit: float, reason: str, tmp_path: Path
 ) -> None:
-    environment = troubled(kind, 99, tmp_path / "marks")
-    config = WorkersConfig(workers=2, limit_seconds=limit)  # a new worker's first episode begins with imports
-    rollouts = RayRollouts(environment, counted(environment)[0], config, 2, [__name__])
-    played = rollouts.play(plans())
-    rollouts.close()
-    assert isinstance(played[1].line, Failure)
-    assert reason in played[1].line.reason
-    assert [isinstance(one.line, Episode) for one in played] == [True, False, True, True, True]
+    # the limit is long since a new worker's first episode begins with imports
+    episodes = played(prepared(), troubled(kind, 99, tmp_path / "marks"), workers(limit), plans())
+    assert isinstance(episodes[1].line, Failure)
+    assert reason in episodes[1].line.reason
+    assert [isinstance(one.line, Episode) for one in episodes] == [True, False, True, True, True]
+
+
+def test_an_episode_that_was_lost_is_written_down_as_a_failure_with_all_that_was_decided(tmp_path: Path) -> None:
+    rollout, one = troubled("none", 0, tmp_path / "marks"), prepared()
+    lost: Answer[Outcome] = Answer(None, "its worker died 7 times", Timing(0.0, "", 7))
+    for plan, alive in zip(plans(), well(tmp_path / "none"), strict=True):
+        line, trajectory = written_down(one, rollout, plan, lost)
+        assert trajectory is None
+        assert line == Failure(
+            searcher=plan.label, actions=alive.line.actions, key=alive.line.key, reason="its worker died 7 times"
+        )
+    assert (one.ledger.image_forwards, one.ledger.evaluations) == (0, 0)
+
+
+def test_the_environment_that_users_step_gives_the_reward_of_the_searchs_episode() -> None:
+    by_hand, searching = prepared(), prepared()
+    environment, rollout = by_hand.environment(), make_rollout(searching, InProcess())
+    draw = np.random.default_rng(0)
+    for _ in range(3):
+        actions = draw.random(len(digits().sites))
+        observation, _ = environment.reset()
+        observations, reward, terminated = [], 0.0, False
+        while not terminated:
+            observations.append(observation)
+            action = np.asarray([actions[len(observations) - 1]], dtype=np.float32)
+            observation, reward, terminated, _, info = environment.step(action)
+        (episode,) = played(searching, rollout, InProcess(), [FixedPlan(tuple(actions.tolist()), "drawn")])
+        assert isinstance(episode.line, Episode)
+        assert episode.trajectory is not None
+        assert (episode.line.reward, episode.line.evaluation) == (reward, info["evaluation"])
+        assert episode.line.key == info["assignment"].key
+        assert np.array_equal(episode.trajectory.observations, np.stack(observations))
+        assert info["policy"] == searching.policy(info["assignment"])
+    assert by_hand.ledger.known == searching.ledger.known
+    assert by_hand.ledger.image_forwards == searching.ledger.image_forwards
 
 
 @pytest.fixture
@@ -199,16 +290,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """Searches without pictures and latency, and with a cache of their own."""
     monkeypatch.setenv("AMC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr("amc.runs.runner.write_report", lambda *_: None)
-    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_: {})
+    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
 
 
 def searched(path: Path, workers: int) -> Path:
-    run_search(SearchConfig(**SETTINGS), path, quiet(), workers=WorkersConfig(workers=workers))
+    new_run(SearchConfig(**SETTINGS), path, NoScreen(), workers=WorkersConfig(workers=workers))
     return path
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
 
 
 def learned(folder: Path) -> dict[str, bytes]:
@@ -224,60 +311,108 @@ def assert_equal(first: Path, second: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_files_and_actor_on_any_number_of_workers(
-    own_ray: None, bare: None, tmp_path: Path
+    free_ray: None, bare: None, tmp_path: Path
 ) -> None:
     assert_equal(searched(tmp_path / "alone", 0), searched(tmp_path / "both", 2))
 
 
 @pytest.mark.slow
-def test_one_worker_gives_what_this_process_gives(own_ray: None, bare: None, tmp_path: Path) -> None:
+def test_one_worker_gives_what_this_process_gives(free_ray: None, bare: None, tmp_path: Path) -> None:
     assert_equal(searched(tmp_path / "alone", 0), searched(tmp_path / "one", 1))
 
 
 @pytest.mark.slow
 def test_a_search_stopped_on_two_workers_is_resumed_in_process(
-    own_ray: None, bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    free_ray: None, bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, original = searched(tmp_path / "alone", 0), RunFolder.round
 
-    def deadly(folder: RunFolder, snapshot: object) -> None:
-        if len(snapshot.lines) > 4:  # type: ignore[attr-defined]
+    def deadly(folder: RunFolder, snapshot: Snapshot) -> None:
+        if len(snapshot.lines) > 4:
             raise KeyboardInterrupt
-        original(folder, snapshot)  # type: ignore[arg-type]
+        original(folder, snapshot)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "round", deadly)
         with pytest.raises(KeyboardInterrupt):
             searched(tmp_path / "stopped", 2)
-    run_resume(tmp_path / "stopped", 0, quiet())
+    resume_run(tmp_path / "stopped", 0, NoScreen())
     assert_equal(alone, tmp_path / "stopped")
 
 
+class Parts(NamedTuple):
+    """Every part of a search that is no episode."""
+
+    curves: dict[str, list[tuple[tuple[int, ...], tuple[float, ...]]]]
+    judged: list[float]
+    weights: list[dict[str, bytes]]
+    images: list[bytes]
+    image_forwards: int
+
+
+def parts(pool: Pool) -> Parts:
+    """Damage curves, audition, confirmation and reports of the same policies."""
+    one, setup = prepared(), digits()
+    tools = Tools.of(one)
+    dense = tools.dense_outputs(one)
+    levels = (0.3, 0.1, 0.2)
+    chosen = [setup.assignment(setup.constraint.project([level] * len(setup.sites))) for level in levels]
+    curves = damage_curves(one, pool, tools)
+    judged = audition(one, pool, tools, chosen)
+    repaired = list(confirmed(one, pool, tools, dense, [assignment.key for assignment in chosen]))
+    wanted = [Reported(setup.dense(), None, "validation"), Reported(setup.dense(), None, "test")]
+    wanted += [Reported(each.assignment, each.state, "test") for each in repaired]
+    scores = [each.score for each in repaired]
+    scores += [answer.result() for answer in pool.map(score_reported, tools, dense, wanted)]
+    return Parts(
+        curves={name: [(curve.kept, curve.damage) for curve in kind] for name, kind in curves.items()},
+        judged=judged,
+        weights=[{name: t.numpy().tobytes() for name, t in (each.state or {}).items()} for each in repaired],
+        images=[score.each.tobytes() for score in scores],
+        image_forwards=one.ledger.image_forwards,
+    )
+
+
+def test_damage_curves_audition_confirmation_and_reports_are_the_same_on_two_workers(
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "alone"))
+    alone = parts(InProcess())
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "both"))  # so that nothing is remembered
+    both = parts(workers())
+    assert both == alone
+    assert set(alone.curves) == set(digits().config.knapsack.damages)
+    assert len(alone.images) == 8
+    assert all(alone.weights)
+
+
 def test_a_search_in_which_every_evaluation_fails_stops_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Problem(SearchConfig(**{**SETTINGS, "agent": "random", "episodes": 30}))
+    broken = prepare(set_up(SearchConfig(**{**SETTINGS, "agent": "random", "episodes": 30})))
 
     def fall(*_: object, **__: object) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(type(broken.compressor), "compress", fall)
+    monkeypatch.setattr(broken.compressor, "compress", fall)
     with pytest.raises(ValueError, match=r"all 8 failed, the last because: RuntimeError: the disk is full"):
         search(broken)
-    broken.config = broken.config.model_copy(update={"max_minutes": 1e-9})  # ends after the first round of four
+    hasty = replace(broken, config=broken.config.model_copy(update={"max_minutes": 1e-9}))
     with pytest.raises(ValueError, match=r"all 4 failed, the last because: RuntimeError: the disk is full"):
-        search(broken)
+        search(hasty)  # ends after the first round of four
 
 
-def test_a_failed_episode_is_written_down_and_read_back(bare: None, tmp_path: Path) -> None:
-    failing = Problem(SearchConfig(**{**SETTINGS, "agent": "random"}))
+def test_a_failed_episode_is_written_down_and_read_back(
+    bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = prepare(set_up(SearchConfig(**{**SETTINGS, "agent": "random"})))
     original = failing.compressor.compress
     calls = iter(range(1000))
 
-    def sometimes(*arguments: object, **named: object) -> object:
+    def sometimes(*arguments: Any, **named: Any) -> object:
         if 3 <= next(calls) < 6:
             raise RuntimeError("out of memory")
-        return original(*arguments, **named)  # type: ignore[arg-type]
+        return original(*arguments, **named)
 
-    failing.compressor.compress = sometimes  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(failing.compressor, "compress", sometimes)
     folder = RunFolder.create(tmp_path / "run", failing.config)
     result = search(failing, folder)
     snapshot = RunFolder.reopen(tmp_path / "run").snapshot()
@@ -287,57 +422,20 @@ def test_a_failed_episode_is_written_down_and_read_back(bare: None, tmp_path: Pa
     assert (result.failures, result.episodes) == (1, 10)
 
 
-@pytest.mark.parametrize("models", [("one", "other"), ("other", "other")])
-def test_different_processors_are_warned_about(
-    own_ray: None, models: tuple[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("amc.pool.ray.processor", lambda: "one")
-    environment = troubled("none", 0, Path())
-    rollouts = RayRollouts(environment, counted(environment)[0], WorkersConfig(workers=2), 2)
-    with caplog.at_level(logging.WARNING):
-        for hand, model in zip(rollouts._hands, models, strict=True):
-            rollouts._join(hand, About("host", model))
-    rollouts.close()
-    assert "different processors (one, other)" in caplog.text
-
-
-def test_a_node_on_which_workers_cannot_be_made_is_told_once(
-    own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Unmade:
-        def __init__(self, threads: int) -> None:
-            raise ModuleNotFoundError("No module named 'amc'")
-
-        def about(self) -> None: ...
-
-    monkeypatch.setattr("amc.pool.ray.Worker", Unmade)
-    environment = troubled("none", 0, tmp_path / "marks")
-    rollouts = RayRollouts(environment, counted(environment)[0], WorkersConfig(workers=2), 2)
-    with pytest.raises(ValueError, match=r"No module named 'amc': see docs/ray\.md"):
-        rollouts.play(plans())
-    rollouts.close()
-
-
-def test_widths_are_known_whether_or_not_others_have_patterns() -> None:
-    both, dense = Round((), np.array([[8, 8, 0, 0], [8, 8, 0, 3]])), Round((), np.array([[8, 8]]))
-    assert [both.knows(key) for key in ((8, 8), (8, 8, 0, 3), (8, 7), (8, 8, 3, 0))] == [True, True, False, False]
-    assert [dense.knows(key) for key in ((8, 8), (8, 8, 0, 3))] == [True, False]
-    assert not Round((), Evaluator(lambda policy: policy, Effort()).known()).knows((8, 8))  # type: ignore[arg-type, return-value]
-
-
-def test_policies_with_and_without_patterns_are_played_on_workers(own_ray: None) -> None:
-    mixed = Problem(SearchConfig(**{**SETTINGS, "choose": "mixed", "constraint": {"macs": 1.0}, "agent": "random"}))
+def test_policies_with_and_without_patterns_are_played_on_workers(workers: Workers) -> None:
+    values = {**SETTINGS, "choose": "mixed", "constraint": {"macs": 1.0}, "agent": "random"}
+    mixed = prepare(set_up(SearchConfig(**values)))
     rounds = [
-        [FixedPlan((level,) * len(mixed.sites), f"{level}") for level in levels]
+        [FixedPlan((level,) * len(mixed.setup.sites), f"{level}") for level in levels]
         for levels in ((0.3, 0.4), (1.0, 0.3), (0.5, 1.0))
     ]
 
-    def lines(rollouts: Rollouts) -> list[object]:
-        return [[one.line for one in rollouts.play(plans)] for plans in rounds]
+    def lines(pool: Pool) -> list[Line]:
+        one = replace(mixed, ledger=Ledger())
+        rollout = make_rollout(one, pool)
+        return [each.line for plans in rounds for each in played(one, rollout, pool, plans)]
 
-    measure = mixed.measurement
-    alone = lines(SerialRollouts(mixed.environment(measure), Evaluator(measure, Effort())))
-    both = RayRollouts(mixed.portable_environment(), Evaluator(measure, Effort()), WorkersConfig(workers=2), 2)
-    assert lines(both) == alone
-    both.close()
-    assert {any(one.evaluation.image_forwards == 0 for one in played) for played in alone} == {True, False}  # type: ignore[attr-defined]
+    alone = lines(InProcess())
+    assert lines(workers()) == alone
+    free = [line.evaluation.image_forwards == 0 for line in alone if isinstance(line, Episode)]
+    assert free == [False, False, False, True, False, True]

@@ -7,15 +7,18 @@ from functools import cache
 
 import numpy as np
 import pytest
-from amc.search.setup import Problem
 from numpy.typing import NDArray
 
 from agents.searcher import FixedPlan
 from amc.config.search import SearchConfig
+from amc.pool.pool import InProcess
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.scoring.racing import BLOCKS, Race, bar
 from amc.scoring.scorer import Score
-from amc.search.episode import Episode, SerialRollouts
-from amc.search.loop import search
+from amc.search.episode import Episode
+from amc.search.loop import make_rollout, play, search, written_down
+from amc.search.rollout import Round
 from amc.search.state import Snapshot
 from envs.reward import Evaluation, accuracy, output_error
 
@@ -101,7 +104,7 @@ def test_the_bar_is_the_last_of_the_best_that_were_scored_on_all_images() -> Non
 
 
 @cache
-def saving() -> tuple[Problem, list[Episode]]:
+def saving() -> tuple[Prepared, list[Episode]]:
     """A search that saves images, with its episodes."""
     kept: list[Snapshot] = []
 
@@ -109,41 +112,44 @@ def saving() -> tuple[Problem, list[Episode]]:
         def round(self, snapshot: Snapshot) -> None:
             kept.append(snapshot)
 
-    problem = Problem(SearchConfig(**SETTINGS))
-    search(problem, Keeper())
-    return problem, list(kept[-1].episodes)
+    prepared = prepare(set_up(SearchConfig(**SETTINGS)))
+    search(prepared, Keeper())
+    return prepared, list(kept[-1].episodes)
 
 
 def test_a_search_spares_the_worse_policies_images_and_none_of_those_that_it_confirms() -> None:
-    problem, episodes = saving()
+    prepared, episodes = saving()
     assert {episode.evaluation.images for episode in episodes} == {100, 300}
     ranked = sorted(episodes, key=lambda episode: -episode.reward)
-    assert all(episode.evaluation.images == 300 for episode in ranked[: problem.config.confirm])
+    assert all(episode.evaluation.images == 300 for episode in ranked[: prepared.config.confirm])
 
 
 def test_a_search_that_saves_ranks_policies_as_one_that_does_not() -> None:
-    problem, episodes = saving()
-    plain = Problem(problem.config.model_copy(update={"savings": SearchConfig(task="digits").savings}))
-    truth = np.array([plain.reward(plain.evaluate(plain.policy(np.asarray(e.widths)))) for e in episodes])
+    prepared, episodes = saving()
+    savings = SearchConfig(task="digits").savings
+    plain = prepare(set_up(prepared.config.model_copy(update={"savings": savings})))
+    truth = np.array([plain.setup.reward(plain.evaluate(plain.setup.assignment(e.key))) for e in episodes])
     told = np.array([episode.reward for episode in episodes])
     assert np.corrcoef(truth.argsort().argsort(), told.argsort().argsort())[0, 1] > 0.95
 
 
 def test_the_result_says_how_many_images_were_saved() -> None:
-    problem, episodes = saving()
-    result = search(Problem(problem.config))
+    prepared, episodes = saving()
+    result = search(prepare(set_up(prepared.config)))
     assert result.images.scored == sum(episode.evaluation.images for episode in episodes)
     assert result.images.plain == 40 * 300
 
 
 def test_who_saves_nothing_writes_no_blocks() -> None:
-    problem = Problem(SearchConfig(**(SETTINGS | {"savings": {}})))
-    rollouts = SerialRollouts(problem.environment(problem.measurement), problem.evaluate)
-    line = rollouts.play([FixedPlan((0.5,) * len(problem.sites), "half")])[0].line
+    prepared, pool = prepare(set_up(SearchConfig(**(SETTINGS | {"savings": {}})))), InProcess()
+    rollout, plan = make_rollout(prepared, pool), FixedPlan((0.5,) * len(prepared.setup.sites), "half")
+    (answer,) = pool.map(play, rollout, Round(known={}), [plan])
+    line, _ = written_down(prepared, rollout, plan, answer)
+    assert isinstance(line, Episode)
     assert "blocks" not in line.to_json(0)
 
 
 def test_patience_ends_a_search_that_finds_nothing_better() -> None:
-    result = search(Problem(SearchConfig(**(SETTINGS | {"savings": {"patience": 2}}))))
+    result = search(prepare(set_up(SearchConfig(**(SETTINGS | {"savings": {"patience": 2}})))))
     assert result.stopped == "patience"
     assert 12 <= result.episodes < 40

@@ -10,17 +10,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from amc.search.setup import Problem
 
 from amc.config.search import SearchConfig, load_config
+from amc.pool.pool import InProcess
 from amc.problem.bounds import confirm_costs
+from amc.problem.prepare import prepare
+from amc.problem.setup import Setup, set_up
 from amc.profiling.timing import Timing
 from amc.reporting.live import curve
 from amc.search.confirm import confirm, confirmed
 from amc.search.episode import Episode
 from amc.search.loop import search
+from amc.search.result import SearchResult
+from amc.search.tools import Tools
 from envs.network.recount import CountMismatch, independent_macs
 from envs.reward import REWARDS, Evaluation
+from hw_profiles.layers import IntArray
 
 QUICK = {
     "task": "digits",
@@ -43,9 +48,13 @@ def quick(**changes: object) -> SearchConfig:
     return SearchConfig(**{**QUICK, **changes})
 
 
+def searched(config: SearchConfig) -> SearchResult:
+    return search(prepare(set_up(config)))
+
+
 @pytest.mark.parametrize("agent", ["uniform", "knapsack", "random", "ddpg"])
 def test_every_agent_ends_within_the_budget_of_the_real_network(agent: str) -> None:
-    result = search(Problem(quick(agent=agent)))
+    result = searched(quick(agent=agent))
     for name in ("uniform", "found"):
         assert result.reports[name].costs["macs"] <= result.budgets["macs"]
     counted = sum(parameter.numel() for parameter in result.networks["found"].parameters())
@@ -55,10 +64,11 @@ def test_every_agent_ends_within_the_budget_of_the_real_network(agent: str) -> N
 def test_a_search_without_workers_needs_no_ray(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "from amc.config.search import SearchConfig\nfrom amc.search.setup import Problem\n"
+        "from amc.config.search import SearchConfig\nfrom amc.problem.prepare import prepare\n"
+        "from amc.problem.setup import set_up\n"
         "from amc.search.loop import search\n"
         "import amc.runs.runner\n"
-        f"search(Problem(SearchConfig(**{ {**QUICK, 'agent': 'knapsack'} })))"
+        f"search(prepare(set_up(SearchConfig(**{ {**QUICK, 'agent': 'knapsack'} }))))"
     )
     environment = {**os.environ, "AMC_CACHE": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
@@ -66,22 +76,22 @@ def test_a_search_without_workers_needs_no_ray(tmp_path: Path) -> None:
 
 
 def test_several_budgets_hold_at_once() -> None:
-    result = search(Problem(quick(agent="knapsack", constraint={"macs": 0.5, "params": 0.3, "memory": 0.5})))
+    result = searched(quick(agent="knapsack", constraint={"macs": 0.5, "params": 0.3, "memory": 0.5}))
     assert set(result.budgets) == {"macs", "params", "memory"}
     for cost, limit in result.budgets.items():
         assert result.reports["found"].costs[cost] <= limit
 
 
 def test_the_same_seed_gives_the_same_policy_and_accuracy() -> None:
-    first, second = (search(Problem(quick(agent="ddpg"))) for _ in range(2))
+    first, second = (searched(quick(agent="ddpg")) for _ in range(2))
     assert first.policy == second.policy
     assert first.reports == second.reports
     assert first.image_forwards == second.image_forwards
 
 
 def test_ddpg_is_not_worse_than_its_start_on_validation() -> None:
-    start = search(Problem(quick(agent="knapsack"))).reports["found"].accuracy["validation"]
-    assert search(Problem(quick(agent="ddpg"))).reports["found"].accuracy["validation"] >= start
+    start = searched(quick(agent="knapsack")).reports["found"].accuracy["validation"]
+    assert searched(quick(agent="ddpg")).reports["found"].accuracy["validation"] >= start
 
 
 def test_the_second_budget_finds_sensitivities_on_disk_and_pays_the_same(
@@ -89,40 +99,40 @@ def test_the_second_budget_finds_sensitivities_on_disk_and_pays_the_same(
 ) -> None:
     other = quick(agent="knapsack", constraint={"macs": 0.4})
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cold"))
-    computed = search(Problem(other))
+    computed = searched(other)
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "warm"))
-    search(Problem(quick(agent="knapsack")))
+    searched(quick(agent="knapsack"))
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("damage was measured again")
 
     monkeypatch.setattr("amc.search.damage.measure_damage", never)
-    remembered = search(Problem(other))
+    remembered = searched(other)
     assert remembered.image_forwards == computed.image_forwards
     assert remembered.policy == computed.policy
 
 
 def test_a_search_does_not_change_the_task_network() -> None:
-    problem = Problem(quick(agent="knapsack"))
-    before = {name: tensor.clone() for name, tensor in problem.task.network.state_dict().items()}
-    search(problem)
-    after = problem.task.network.state_dict()
+    setup = set_up(quick(agent="knapsack"))
+    before = {name: tensor.clone() for name, tensor in setup.task.network.state_dict().items()}
+    search(prepare(setup))
+    after = setup.task.network.state_dict()
     assert all(np.array_equal(before[name].numpy(), after[name].numpy()) for name in before)
 
 
 def test_an_unreachable_budget_is_refused_with_the_lowest_value_found() -> None:
     with pytest.raises(ValueError, match="lowest found is macs="):
-        Problem(quick(constraint={"macs": 0.0001}))
+        set_up(quick(constraint={"macs": 0.0001}))
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cpu"):
-        Problem(quick(device="cuda"))
+        set_up(quick(device="cuda"))
 
 
 def test_the_result_has_the_documented_fields() -> None:
-    result = search(Problem(quick(agent="uniform")))
+    result = searched(quick(agent="uniform"))
     data = json.loads(
         json.dumps(result.to_json({"torch": "0"}, {"dense": Timing(median_ms=1.0, mad_ms=0.1, rounds=40)}))
     )
@@ -134,42 +144,50 @@ def test_the_result_has_the_documented_fields() -> None:
 
 
 def test_the_reward_sees_at_most_half_of_validation_and_confirmation_the_rest() -> None:
-    problem = Problem(quick(reward_images=10_000))
-    seen, unseen = set(problem.draws.reward()), set(problem.draws.confirm())
+    draws = set_up(quick(reward_images=10_000)).draws
+    seen, unseen = set(draws.reward()), set(draws.confirm())
     assert len(seen) == len(unseen) == 300
     assert not seen & unseen
 
 
 def test_confirmation_decides_by_the_reward_on_unseen_images_among_those_no_less_accurate_than_the_start() -> None:
-    problem = Problem(quick(agent="ddpg"))
-    widths = [problem.constraint.uniform(), problem.constraint.fallback, *problem_draws(problem, 2)]
+    prepared = prepare(set_up(quick(agent="ddpg")))
+    setup, pool, tools = prepared.setup, InProcess(), Tools.of(prepared)
+    dense = tools.dense_outputs(prepared)
+    values = [setup.constraint.uniform(), setup.constraint.fallback, *drawn(setup, 2)]
     episodes = [
-        Episode(searcher=name, actions=(), widths=tuple(kept.tolist()), reward=-rank, evaluation=EVALUATION)
-        for rank, (name, kept) in enumerate(zip(["uniform", "ddpg", "ddpg", "ddpg"], widths, strict=True))
+        Episode(searcher=name, actions=(), key=setup.assignment(kept).key, reward=-rank, evaluation=EVALUATION)
+        for rank, (name, kept) in enumerate(zip(["uniform", "ddpg", "ddpg", "ddpg"], values, strict=True))
     ]
-    start, uniform, found, _ = confirm(problem, ["uniform"], episodes)
+    start, uniform, found, _ = confirm(prepared, pool, tools, dense, ["uniform"], episodes)
     assert start is not None
-    assert start.widths == uniform.widths == episodes[0].widths
-    unseen = problem.draws.confirm()
-    candidates = [confirmed(problem, episode.widths) for episode in episodes[:3]]  # confirm = 2, and the start
+    assert start.assignment.key == uniform.assignment.key == episodes[0].key
+    unseen = setup.draws.confirm()
+    keys = [episode.key for episode in episodes[:3]]  # confirm = 2, and the start
+    candidates = list(confirmed(prepared, pool, tools, dense, keys))
     fit = [one for one in candidates if one.score.at(unseen).accuracy >= start.score.at(unseen).accuracy]
-    best = max(fit, key=lambda one: problem.reward(one.score.at(unseen).evaluation({}, 0)))
-    assert found.widths == best.widths
-    before = problem.effort.image_forwards
-    confirm(problem, ["uniform"], episodes, seconds=0)  # no time left: the start all the same, here uniform and best
-    each = problem.compressor.repair_forwards + len(problem.task.validation)
-    assert problem.effort.image_forwards - before == each
+    best = max(fit, key=lambda one: setup.reward(one.score.at(unseen).evaluation({}, 0)))
+    assert found.assignment == best.assignment
+    before = prepared.ledger.image_forwards
+    # no time left: the start all the same, here uniform and best
+    confirm(prepared, pool, tools, dense, ["uniform"], episodes, seconds=0)
+    each = prepared.compressor.repair_forwards + len(setup.task.validation)
+    assert prepared.ledger.image_forwards - before == each
 
 
 @pytest.mark.parametrize("agent", ["knapsack", "ddpg"])
 def test_what_is_returned_is_never_worse_than_uniform_widths_and_says_so_where_nothing_beats_them(agent: str) -> None:
-    problem = Problem(quick(agent=agent, constraint={"macs": 0.6}))
-    lightest = tuple(problem.constraint.costing.lightest().tolist())  # within every budget, and of no use
-    worse = Episode(searcher="knapsack", actions=(), widths=lightest, reward=1.0, evaluation=EVALUATION)
-    start, uniform, found, remarks = confirm(problem, ["knapsack"] if agent == "ddpg" else [], [worse])
-    unseen = problem.draws.confirm()
-    assert confirmed(problem, lightest).score.at(unseen).accuracy < uniform.score.at(unseen).accuracy
-    assert found.widths == uniform.widths == tuple(problem.constraint.uniform().tolist())
+    prepared = prepare(set_up(quick(agent=agent, constraint={"macs": 0.6})))
+    setup, pool, tools = prepared.setup, InProcess(), Tools.of(prepared)
+    dense = tools.dense_outputs(prepared)
+    lightest = setup.assignment(setup.constraint.costing.lightest()).key  # within every budget, and of no use
+    worse = Episode(searcher="knapsack", actions=(), key=lightest, reward=1.0, evaluation=EVALUATION)
+    starts = ["knapsack"] if agent == "ddpg" else []
+    start, uniform, found, remarks = confirm(prepared, pool, tools, dense, starts, [worse])
+    unseen = setup.draws.confirm()
+    (useless,) = confirmed(prepared, pool, tools, dense, [lightest])
+    assert useless.score.at(unseen).accuracy < uniform.score.at(unseen).accuracy
+    assert found.assignment == uniform.assignment == setup.uniform()
     assert any("found is uniform" in remark for remark in remarks)
     assert any("the damage curves and confirmation disagree" in remark for remark in remarks)
     assert (start is not None) == (agent == "ddpg")
@@ -178,9 +196,9 @@ def test_what_is_returned_is_never_worse_than_uniform_widths_and_says_so_where_n
 EVALUATION = Evaluation(accuracy=0.5, loss=1.0, costs={"macs": 100.0}, images=1, image_forwards=1)
 
 
-def problem_draws(problem: Problem, count: int) -> list[np.ndarray]:
+def drawn(setup: Setup, count: int) -> list[IntArray]:
     draw = np.random.default_rng(0)
-    return [problem.constraint.project(draw.random(len(problem.sites)).tolist()) for _ in range(count)]
+    return [setup.constraint.project(draw.random(len(setup.sites)).tolist()) for _ in range(count)]
 
 
 def test_rewards_are_what_the_paper_and_their_names_say() -> None:
@@ -194,24 +212,24 @@ def test_rewards_are_what_the_paper_and_their_names_say() -> None:
 
 
 def test_time_ends_a_search_only_after_a_round() -> None:
-    result = search(Problem(quick(agent="random", round_size=2, max_minutes=1e-9)))
+    result = searched(quick(agent="random", round_size=2, max_minutes=1e-9))
     assert (result.stopped, result.episodes) == ("time", 2)
 
 
 def test_effort_ends_a_search() -> None:
-    result = search(Problem(quick(agent="random", round_size=1, effort=8_000, episodes=1000, confirm=1)))
+    result = searched(quick(agent="random", round_size=1, effort=8_000, episodes=1000, confirm=1))
     assert result.stopped == "effort"
     assert result.image_forwards <= 8_000 + 200 + 2 * 128
 
 
 def test_an_effort_that_leaves_no_room_for_an_episode_is_refused() -> None:
     with pytest.raises(ValueError, match=r"of 1,000 image-forwards preparation took .* raise it"):
-        search(Problem(quick(agent="random", effort=1_000)))
+        searched(quick(agent="random", effort=1_000))
 
 
 def test_a_user_reward_guides_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(cheap=lambda evaluation: -evaluation.costs["macs"]))
-    result = search(Problem(quick(agent="random", reward="mine:cheap")))
+    result = searched(quick(agent="random", reward="mine:cheap"))
     assert result.reports["found"].costs["macs"] <= result.budgets["macs"]
 
 
@@ -226,15 +244,15 @@ def test_the_reward_curve_rises_to_full_height_at_the_best() -> None:
 @pytest.mark.slow
 def test_uniform_loses_three_points_on_the_demo_and_the_search_loses_less() -> None:
     recipe = Path(__file__).resolve().parents[2] / "experiments" / "demo.toml"
-    reports = search(Problem(load_config(recipe, {"agent": "knapsack"}))).reports
+    reports = searched(load_config(recipe, {"agent": "knapsack"})).reports
     dense, uniform, found = (reports[n].accuracy["validation"] for n in ("dense", "uniform", "found"))
     assert dense - uniform >= 0.03
     assert found > uniform
 
 
 def test_a_network_that_costs_other_than_foretold_is_an_error() -> None:
-    problem = Problem(quick())
-    constraint, dense = problem.constraint, problem.constraint.costing.dense()
+    constraint = set_up(quick()).constraint
+    dense = constraint.costing.dense()
     true = constraint.costs(dense)
     confirm_costs(true, constraint, dense, bounded=False)
     with pytest.raises(CountMismatch, match="every budget must be kept, but a recount gives macs="):
@@ -244,7 +262,8 @@ def test_a_network_that_costs_other_than_foretold_is_an_error() -> None:
 
 
 def test_real_costs_are_those_of_an_independent_count() -> None:
-    problem = Problem(quick())
-    small = problem.compressor.compress(problem.policy(problem.constraint.uniform())).network
-    counted = independent_macs(small, problem.task.example_input).macs
-    assert problem.real_costs(small)["macs"] == counted <= problem.constraint.limits()["macs"]
+    prepared = prepare(set_up(quick()))
+    setup = prepared.setup
+    small = prepared.compressor.compress(prepared.policy(setup.uniform())).network
+    counted = independent_macs(small, setup.task.example_input).macs
+    assert setup.real_costs(small)["macs"] == counted <= setup.constraint.limits()["macs"]

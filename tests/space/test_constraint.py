@@ -53,7 +53,7 @@ def limits_between(costing: Costing, costs: list[Cost], fractions: list[float]) 
 
 
 def draw_widths(data: st.DataObject, costing: Costing) -> IntArray:
-    return np.asarray([data.draw(st.sampled_from(site.choices)).kept for site in costing.sites])
+    return np.asarray([data.draw(st.sampled_from(site.choices)).value for site in costing.sites])
 
 
 def limits_at(costing: Costing, costs: list[Cost], kept: IntArray) -> list[Budget]:
@@ -63,7 +63,7 @@ def limits_at(costing: Costing, costs: list[Cost], kept: IntArray) -> list[Budge
 
 def real_costs(specimen: Specimen, costing: Costing, kept: IntArray) -> dict[str, float]:
     """Counted on the really sliced network, traced anew."""
-    widths = {site.unit: int(k) for site, k in zip(costing.sites, kept, strict=True)}
+    widths = {site.name: int(k) for site, k in zip(costing.sites, kept, strict=True)}
     channels = {
         unit.name: sorted(c for granule in unit.granules[: widths[unit.name] // unit.granule] for c in granule)
         for unit in specimen.anatomy.units
@@ -122,7 +122,7 @@ def test_something_is_allowed_at_every_step_of_any_walk(
     for site in costing.sites:
         allowed = constraint.allowed(prefix)
         assert len(allowed)
-        prefix.append(site.choices[data.draw(st.sampled_from(allowed.tolist()))].kept)
+        prefix.append(site.choices[data.draw(st.sampled_from(allowed.tolist()))].value)
     assert constraint.keeps(np.asarray(prefix)).all()
 
 
@@ -140,10 +140,10 @@ def test_for_one_monotone_cost_the_allowed_widths_are_those_of_amcs_bound(
         bound = [
             index
             for index, choice in enumerate(site.choices)
-            if costing.one(Macs(), np.asarray([*prefix, choice.kept, *tail])) <= constraint.budgets[0].limit
+            if costing.one(Macs(), np.asarray([*prefix, choice.value, *tail])) <= constraint.budgets[0].limit
         ]
         assert constraint.allowed(prefix).tolist() == bound
-        prefix.append(site.choices[data.draw(st.sampled_from(bound))].kept)
+        prefix.append(site.choices[data.draw(st.sampled_from(bound))].value)
 
 
 def test_a_jagged_cost_may_be_met_where_the_lightest_network_does_not_meet_it(stacked: Stacked) -> None:
@@ -181,7 +181,7 @@ def test_a_budget_of_the_lightest_cost_leaves_one_policy(stacked: Stacked) -> No
 
 def rounded(costing: Costing, ratio: float) -> IntArray:
     """The nearest width of every site; the lighter one on a tie."""
-    every = [site.choices[site.nearest(ratio, np.arange(len(site.choices)))].kept for site in costing.sites]
+    every = [site.choices[site.nearest(ratio, np.arange(len(site.choices)))].value for site in costing.sites]
     return np.asarray(every)
 
 
@@ -190,7 +190,7 @@ def is_common_ratio(costing: Costing, kept: IntArray) -> bool:
     lows, highs = [], []
     for site, width in zip(costing.sites, kept, strict=True):
         ratios = [choice.ratio for choice in site.choices]
-        index = [choice.kept for choice in site.choices].index(width)
+        index = site.values().tolist().index(width)
         lows.append((ratios[index - 1] + ratios[index]) / 2 if index else 0.0)
         highs.append((ratios[index] + ratios[index + 1]) / 2 if index + 1 < len(ratios) else 1.0)
     return max(lows) <= min(highs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from envs.observation import FEATURES
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation, accuracy
+from envs.space.assignment import Assignment
 from envs.space.constraint import Budget, Constraint
 from envs.space.policy import LayerPolicy, Policy, UnitPolicy
 from envs.space.rules import Rules
@@ -38,15 +39,15 @@ def make_env(specimen: Specimen, name: str = "macs", fraction: float = 0.5, rule
     constraint = Constraint.create(costing, [Budget(COSTS[name], limit)])
     units = {unit.name: unit for unit in specimen.anatomy.units}
 
-    def policy_of(kept: Mapping[str, int], patterns: Mapping[str, str]) -> Policy:
-        entries = []
+    def policy_of(assignment: Assignment) -> Policy:
+        kept, entries = assignment.decisions.kept, []
         for unit in units.values():
             granules = unit.granules[: kept.get(unit.name, unit.channels) // unit.granule]
             entries.append(UnitPolicy(unit=unit, indices=tuple(sorted(c for granule in granules for c in granule))))
         return Policy(structure="s", weights="w", units=tuple(entries), layers=(LayerPolicy(name="l"),))
 
-    def evaluate(policy: Policy) -> Evaluation:
-        share = sum(policy.widths().values()) / sum(unit.channels for unit in units.values())
+    def evaluate(assignment: Assignment) -> Evaluation:
+        share = sum(policy_of(assignment).widths().values()) / sum(unit.channels for unit in units.values())
         return Evaluation(accuracy=share, loss=None, images=1, image_forwards=1)
 
     return PruningEnv(constraint, policy_of, evaluate, accuracy)
@@ -111,8 +112,8 @@ def test_an_episode_ends_after_one_step_per_site(actions: list[float], zoo: Zoo)
 def test_the_executed_action_is_the_preserve_ratio_of_the_site(actions: list[float], zoo: Zoo) -> None:
     env = make_env(zoo("residual"))
     for site, (_, _, _, _, info) in zip(env.constraint.costing.sites, play(env, actions), strict=True):
-        assert info["unit"] == site.unit
-        assert info["executed_action"] == info["kept"] / site.channels
+        assert info["site"] == site.name
+        assert info["executed_action"] == int(info["choice"]) / site.size
 
 
 @given(actions=st.lists(st.floats(0, 1), min_size=4, max_size=4))
@@ -124,14 +125,15 @@ def test_playing_the_executed_actions_again_changes_nothing(actions: list[float]
 
 
 @given(actions=st.lists(st.floats(0, 1), min_size=4, max_size=4), name=st.sampled_from(sorted(COSTS)))
-def test_the_last_step_carries_the_policy_its_widths_and_its_evaluation(
+def test_the_last_step_carries_the_assignment_its_policy_and_its_evaluation(
     actions: list[float], name: str, zoo: Zoo
 ) -> None:
     env = make_env(zoo("residual"), name)
     _, reward, _, _, info = play(env, actions)[-1]
-    assert tuple(info["policy"].widths().values()) == info["widths"]
+    assert info["assignment"] == env.assignment
+    assert info["policy"].widths() == info["assignment"].named()
     assert reward == info["evaluation"].accuracy
-    assert env.constraint.keeps(np.asarray(info["widths"])).all()
+    assert env.constraint.keeps(info["assignment"].values).all()
 
 
 def test_units_that_a_rule_skips_stay_dense_in_the_policy(zoo: Zoo) -> None:
@@ -146,6 +148,13 @@ def test_a_step_after_the_end_asks_for_a_reset(zoo: Zoo) -> None:
     play(env, [0.5] * 4)
     with pytest.raises(RuntimeError, match=r"an episode has ended: call reset\(\) before step\(\)"):
         env.step(act(0.5))
+
+
+def test_there_is_no_assignment_before_every_site_is_decided(zoo: Zoo) -> None:
+    env = make_env(zoo("residual"))
+    play(env, [0.5] * 3)
+    with pytest.raises(RuntimeError, match="needs all 4 sites decided, but 3 are: step"):
+        _ = env.assignment
 
 
 @pytest.mark.parametrize("action", [float("nan"), float("inf")])
@@ -185,7 +194,7 @@ def test_what_was_saved_and_what_can_still_be_saved_follow_the_cost(actions: lis
     total = costing.one(COSTS[name], costing.dense())
     prefix: list[int] = []
     for observation, _, _, _, info in play(env, actions):
-        prefix.append(info["kept"])
+        prefix.append(int(info["choice"]))
         now = costing.one(COSTS[name], np.asarray([*prefix, *costing.dense()[len(prefix) :]]))
         least = costing.one(COSTS[name], np.asarray([*prefix, *costing.lightest()[len(prefix) :]]))
         assert feature(observation, "reduced") == pytest.approx((total - now) / total, abs=1e-6)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from envs.space.rules import Rules
 from envs.space.settings import RulesConfig
-from envs.space.sites import Choice, Site
+from envs.space.sites import WidthSite
 from envs.units.units import Member, Unit
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def unit(channels: int, granule: int = 1, name: str = "conv") -> Unit:
 
 
 def widths(rules: Rules, channels: int, granule: int = 1) -> list[int]:
-    return [choice.kept for choice in rules.choices(unit(channels, granule))]
+    return rules.widths(unit(channels, granule))
 
 
 def test_without_rules_every_width_but_zero_may_be_chosen() -> None:
@@ -111,14 +111,14 @@ def test_a_unit_without_any_width_is_refused_by_name() -> None:
 
 def test_a_skipped_unit_has_no_site_and_names_the_pattern() -> None:
     sites, fixed = Rules(skip=("stem*",)).sites([unit(4, name="stem"), unit(6, name="body")])
-    assert [site.unit for site in sites] == ["body"]
+    assert [site.name for site in sites] == ["body"]
     assert [(entry.name, entry.reason) for entry in fixed] == [("stem", "skipped by the pattern 'stem*'")]
 
 
 def test_a_pattern_that_meets_any_member_skips_the_whole_unit(zoo: Callable[[str], Specimen]) -> None:
     sites, _ = Rules(skip=("*.shortcut.*",)).sites(zoo("residual").anatomy.units)
     # 3.shortcut.0 reads the stream 0.0 and writes the stream 3.second.0
-    assert [site.unit for site in sites] == ["2.first.0", "3.first.0"]
+    assert [site.name for site in sites] == ["2.first.0", "3.first.0"]
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
@@ -135,22 +135,22 @@ def test_an_empty_unit_list_has_no_sites() -> None:
 
 def test_a_site_refuses_unordered_choices() -> None:
     with pytest.raises(ValueError, match="a site needs ordered, distinct choices, but 'conv' has"):
-        Site(unit="conv", channels=4, choices=(Choice(3, 4), Choice(1, 4)))
+        WidthSite.of("conv", 4, [3, 1])
 
 
 def test_a_site_refuses_to_be_without_choices() -> None:
     with pytest.raises(ValueError, match="a site needs ordered, distinct choices"):
-        Site(unit="conv", channels=4, choices=())
+        WidthSite.of("conv", 4, [])
 
 
 @given(ratio=RATIOS, among=st.sets(st.integers(0, 9), min_size=1))
 def test_the_nearest_choice_is_no_farther_than_any_other(ratio: float, among: set[int]) -> None:
-    site = Site(unit="conv", channels=10, choices=tuple(Choice(k, 10) for k in range(1, 11)))
+    site = WidthSite.of("conv", 10, range(1, 11))
     index = site.nearest(ratio, np.asarray(sorted(among)))
     assert index in among
     assert abs(site.choices[index].ratio - ratio) == min(abs(site.choices[i].ratio - ratio) for i in among)
 
 
 def test_the_lighter_choice_wins_a_tie() -> None:
-    site = Site(unit="conv", channels=4, choices=(Choice(1, 4), Choice(2, 4)))
+    site = WidthSite.of("conv", 4, [1, 2])
     assert site.nearest(0.375, np.asarray([0, 1])) == 0

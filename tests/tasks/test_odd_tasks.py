@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from amc.config.search import SearchConfig, load_config
 from amc.export.onnx import write_onnx
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
 from amc.search.loop import search
-from amc.search.setup import Problem
 from amc.tasks.task import Task
 
 
@@ -100,9 +101,9 @@ def test_regression_and_other_precisions_are_searched(
     outputs: int, squeeze: bool, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    monkeypatch.setattr("amc.search.setup.load_task", lambda *_, **__: task(outputs, squeeze, dtype))
+    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: task(outputs, squeeze, dtype))
     config = SearchConfig(task="odd", agent="knapsack", constraint={"macs": 0.5}, knapsack={"widths": 4})
-    result = search(Problem(config))
+    result = search(prepare(set_up(config)))
     dense, found = result.reports["dense"], result.reports["found"]
     assert dense.accuracy["test"] == pytest.approx(1.0, abs=1e-3)
     # Half the budget is used, not thrown away: damage must see outputs that are no class scores.
@@ -114,7 +115,7 @@ def test_an_encoder_of_words_is_searched_and_exported(
     agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    monkeypatch.setattr("amc.search.setup.load_task", lambda *_, **__: reading())
+    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: reading())
     config = load_config(
         None,
         {
@@ -125,13 +126,13 @@ def test_an_encoder_of_words_is_searched_and_exported(
             "knapsack.widths": 3,
         },
     )
-    problem = Problem(config)
-    result = search(problem)
+    setup = set_up(config)
+    result = search(prepare(setup))
     assert result.reports["dense"].accuracy["test"] == 1.0
     assert result.reports["found"].costs["macs"] <= 0.6 * result.reports["dense"].costs["macs"]
-    inputs, _ = problem.task.test.batch(range(8))
+    inputs, _ = setup.task.test.batch(range(8))
     assert inputs.dtype == torch.int64
-    write_onnx(result.networks["found"], problem.task.example_input, inputs, tmp_path / "found.onnx")
+    write_onnx(result.networks["found"], setup.task.example_input, inputs, tmp_path / "found.onnx")
 
 
 def test_operators_that_no_cost_counts_are_named_once_and_stored(
@@ -140,12 +141,12 @@ def test_operators_that_no_cost_counts_are_named_once_and_stored(
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     torch.manual_seed(0)
     spectral = copying(Spectral())
-    monkeypatch.setattr("amc.search.setup.load_task", lambda *_, **__: spectral)
-    result = search(Problem(SearchConfig(task="odd", agent="uniform", constraint={"macs": 0.6})))
+    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: spectral)
+    result = search(prepare(set_up(SearchConfig(task="odd", agent="uniform", constraint={"macs": 0.6}))))
     stored = result.to_json({}, {})
     assert stored["uncounted"] == ["aten._fft_r2c"]
     assert sum("aten._fft_r2c" in remark for remark in stored["remarks"]) == 1
-    monkeypatch.setattr("amc.search.setup.load_task", lambda *_, **__: task(3, False, torch.float32))
-    plain = search(Problem(SearchConfig(task="odd", agent="uniform", constraint={"macs": 0.6})))
+    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: task(3, False, torch.float32))
+    plain = search(prepare(set_up(SearchConfig(task="odd", agent="uniform", constraint={"macs": 0.6}))))
     assert plain.to_json({}, {})["uncounted"] == []
     assert not any("operators" in remark for remark in plain.remarks)

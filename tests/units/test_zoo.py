@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from amc.search.setup import Problem
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from amc.config.search import load_config
 from amc.export.onnx import write_onnx
 from amc.problem.inspection import Inspection, inspection, weighted_layers
+from amc.problem.prepare import prepare
+from amc.problem.setup import Setup, set_up
 from amc.reporting.inspection_view import inspection_tables
 from amc.search.loop import search
 from amc.tasks.task import Task, top1
@@ -195,14 +196,14 @@ def writes_outputs(network: nn.Module, layer: str, example: Tensor) -> bool:
     return True
 
 
-def check_silence(problem: Problem, kept: Kept, inputs: Tensor) -> None:
+def check_silence(setup: Setup, kept: Kept, inputs: Tensor) -> None:
     """Removing the channels gives what the network's own forward gives without reading them."""
-    units = [unit for unit in problem.anatomy.units if unit.name in kept]
-    silent = copy_network(problem.task.network)
+    units = [unit for unit in setup.anatomy.units if unit.name in kept]
+    silent = copy_network(setup.task.network)
     for unit in units:
         zero_inputs(silent, unit, sorted(set(range(unit.channels)) - set(kept[unit.name])))
     with torch.no_grad():
-        expected, got = silent(inputs), slice_network(problem.task.network, units, kept)(inputs)
+        expected, got = silent(inputs), slice_network(setup.task.network, units, kept)(inputs)
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max().clamp_min(1e-6)
 
 
@@ -210,9 +211,9 @@ def check_silence(problem: Problem, kept: Kept, inputs: Tensor) -> None:
 def test_any_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     task = task_of(name)
-    monkeypatch.setattr("amc.search.setup.load_task", lambda *_, **__: task)
+    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: task)
     anatomy = dissect(task.network, task.example_input)
-    for module in ("amc.problem.inspection", "amc.search.setup"):  # half of the time: once is enough
+    for module in ("amc.problem.inspection", "amc.problem.setup"):  # half of the time: once is enough
         monkeypatch.setattr(f"{module}.dissect", lambda *_: anatomy)
     found = inspection(task, load_config(None, {"task": name}))
     check_inspection(found, task.network, task.example_input)
@@ -222,10 +223,10 @@ def test_any_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert macs.dense == dense
     for budget in BUDGETS:
         share = macs.share + budget * (1 - macs.share)
-        problem = Problem(load_config(None, {"task": name, "constraint": {"macs": share}, **QUICK}))
-        result = search(problem)
+        setup = set_up(load_config(None, {"task": name, "constraint": {"macs": share}, **QUICK}))
+        result = search(prepare(setup))
         small, costs = result.networks["found"], result.reports["found"].costs
         assert result.reports["dense"].costs["macs"] == dense
         assert costs["macs"] == counted(small, task.example_input) <= share * dense
-        check_silence(problem, result.policy.kept(), inputs)
+        check_silence(setup, result.policy.kept(), inputs)
     write_onnx(small, task.example_input, inputs, tmp_path / "found.onnx")
