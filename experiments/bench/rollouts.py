@@ -1,8 +1,8 @@
 """What one driver sustains: the real search on workers of several nodes, with an evaluation that only sleeps.
 
-Command: python -m experiments.bench.rollouts [--quick] [--json]; writes experiments/results/rollouts.md. With --episodes
-one line is measured and printed: --agent ddpg (light learning) or random, --round and --workers.
-The network is ResNet-56 (27 sites), untrained. The nodes are `ray.cluster_utils.Cluster`'s, all on this machine: they
+Command: python -m experiments.bench.rollouts [--quick] [--json]; writes experiments/results/rollouts.md. With
+--episodes one line is measured and printed: --agent ddpg (light learning) or random, --round, --workers. The network is
+ResNet-56 (27 sites), untrained. The nodes are `ray.cluster_utils.Cluster`'s, all on this machine: they
 share its cores, so what counts is the driver's own CPU time per episode, not the episodes per second. It holds all that
 a round takes: proposing, sending, writing down, learning, the run folder. Rounds that start workers or end the warm-up
 (the first two, or the first where there are only two) are left out; the last round stands by itself, to show growth.
