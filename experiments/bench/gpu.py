@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from amc.pool.worker import processor
 from experiments.bench.gpu_parts import PARTS
 from experiments.chain import commit
+from hw_profiles.device import cpu_model
 
 SHARES = {"tests": 0.35, "search": 0.7, "2:4": 0.6, "profile": 0.95}
 """Of the time that is left when a part begins."""
@@ -54,7 +54,7 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if cuda else "no CUDA device",
         "driver": _driver(),
-        "processor": processor(),
+        "processor": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),
