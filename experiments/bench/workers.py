@@ -3,12 +3,14 @@
 Command: python -m experiments.bench.workers --data DIR --weights DIR [--searches 3] [--pairs 20] [--episodes 60]
     [--json]
 DIR holds cifar10_*.npz and resnet56_cifar10.safetensors; writes experiments/results/workers.md. Searches are whole
-commands, timed from outside with a warm cache of sensitivities; pairs are single episodes of the same plan.
+commands, timed from outside with nothing cached, from import to report; both must write the same episodes and policy.
+Pairs are single episodes of the same plan.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -24,11 +26,13 @@ from typing import Any, NamedTuple
 from agents.random_search import RandomSearch
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.search.episode import Rollouts, SerialRollouts
-from amc.pool.ray import RayRollouts, connected
+from amc.pool.pool import InProcess, Pool
+from amc.pool.ray import RayPool, connected
 from amc.pool.worker import processor
-from amc.scoring.evaluate import Effort, Evaluator
-from amc.search.setup import Problem
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
+from amc.search.loop import make_rollout, play
+from amc.search.rollout import Rollout, Round
 from envs.parallel import THREADS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,16 +49,25 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "episodes": options.episodes,
         "round_size": options.round,
         "learning": options.learning,
+        "compression": {"repair": "sequential"},
     }
 
 
-def whole(options: argparse.Namespace, workers: int, cache: Path) -> tuple[float, float]:
-    """Seconds of the whole command, and of the search in it; without workers on one core."""
+class Whole(NamedTuple):
+    """Seconds of a whole command, and of the search in it; digest of its episodes and policy."""
+
+    command: float
+    search: float
+    digest: str
+
+
+def whole(options: argparse.Namespace, workers: int) -> Whole:
+    """One command with an empty cache; without workers on one core."""
     with tempfile.TemporaryDirectory() as folder:
         recipe, out = Path(folder) / "recipe.toml", Path(folder) / "run"
         recipe.write_text(SearchConfig(**settings(options)).to_toml())
         command = [sys.executable, "-m", "amc.cli", "search", str(recipe), "--out", str(out), "--workers", str(workers)]
-        environment = {**os.environ, "AMC_CACHE": str(cache)}
+        environment = {**os.environ, "AMC_CACHE": str(Path(folder) / "cache")}
         cores = os.sched_getaffinity(0)
 
         def one_core() -> None:
@@ -63,28 +76,29 @@ def whole(options: argparse.Namespace, workers: int, cache: Path) -> tuple[float
         began = time.perf_counter()
         subprocess.run(command, check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=one_core)
         seconds = time.perf_counter() - began
-        return seconds, float(json.loads((out / "result.json").read_text())["measured"]["seconds"])
+        written = b"".join((out / name).read_bytes() for name in ("episodes.jsonl", "policy.json"))
+        search = float(json.loads((out / "result.json").read_text())["measured"]["seconds"])
+        return Whole(seconds, search, hashlib.sha256(written).hexdigest())
 
 
 def pairs(options: argparse.Namespace) -> tuple[list[float], list[float], float]:
     """Seconds per episode in process on one core, and on one worker, plan by plan; the worker's peak memory in MB."""
-    problem = Problem(SearchConfig(**settings(options)))
-    plans = RandomSearch(len(problem.sites), seed=0).propose(options.pairs + 1)
-    serial = SerialRollouts(problem.environment(problem.measurement), Evaluator(problem.measurement, Effort()))
+    prepared, in_process, round_ = prepare(set_up(SearchConfig(**settings(options)))), InProcess(), Round(known={})
+    plans = RandomSearch(len(prepared.setup.sites), seed=0).propose(options.pairs + 1)
     here, there = list[float](), list[float]()
     os.environ[THREADS] = "1"  # here and, because it is hired after this, in the worker
     with connected(None, 1):
-        one = RayRollouts(
-            problem.portable_environment(), Evaluator(problem.measurement, Effort()), WorkersConfig(workers=1), 1
-        )
-        serial.play(plans[:1])  # warm
-        one.play(plans[:1])
-        for number, plan in enumerate(plans[1:]):
-            order: list[tuple[Rollouts, list[float]]] = [(serial, here), (one, there)]
-            for rollouts, seconds in order[:: -1 if number % 2 else 1]:
+        one = RayPool(WorkersConfig(workers=1), 1)
+        sides: list[tuple[Pool, Rollout, list[float]]] = [
+            (in_process, make_rollout(prepared, in_process), here),
+            (one, make_rollout(prepared, one), there),
+        ]
+        for number, plan in enumerate(plans):
+            for pool, rollout, seconds in sides[:: -1 if number % 2 else 1]:
                 began = time.perf_counter()
-                rollouts.play([plan])
-                seconds.append(time.perf_counter() - began)
+                list(pool.map(play, rollout, round_, [plan]))
+                if number:  # the first pair warms up
+                    seconds.append(time.perf_counter() - began)
         megabytes = one.peak_megabytes()
         one.close()
     del os.environ[THREADS]  # whole searches use all cores
@@ -109,7 +123,16 @@ def main() -> None:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if options.json:
         about = {"one_worker": more, "worker_megabytes": megabytes, "driver_megabytes": own}
-        print(json.dumps({**about, "searches": [found._asdict() for found in searches(options)]}))
+        print(
+            json.dumps(
+                {
+                    **about,
+                    "searches": [
+                        {side: one._asdict() for side, one in found._asdict().items()} for found in searches(options)
+                    ],
+                }
+            )
+        )
         return
     text = [
         "# Workers against one core",
@@ -129,33 +152,38 @@ def main() -> None:
 
 
 class Pair(NamedTuple):
-    """(command, search) seconds in process on one core, and on two workers."""
+    """In process on one core, and on two workers."""
 
-    alone: tuple[float, float]
-    both: tuple[float, float]
+    alone: Whole
+    both: Whole
 
 
 def searches(options: argparse.Namespace) -> Iterator[Pair]:
-    """Whole searches, alternating."""
-    with tempfile.TemporaryDirectory() as cache:
-        if options.searches:
-            whole(argparse.Namespace(**{**vars(options), "episodes": 4}), 0, Path(cache))  # fills the cache
-        for _ in range(options.searches):
-            yield Pair(whole(options, 0, Path(cache)), whole(options, 2, Path(cache)))
+    """Whole searches, alternating.
+
+    Raises:
+        RuntimeError: If two workers find anything else than one core.
+    """
+    for _ in range(options.searches):
+        pair = Pair(whole(options, 0), whole(options, 2))
+        if pair.alone.digest != pair.both.digest:
+            raise RuntimeError("two workers must write the same episodes and policy as one core, but did not")
+        yield pair
 
 
 def table(options: argparse.Namespace) -> list[str]:
     """Markdown of the whole searches, printed as they end."""
     lines = [
-        f"Whole searches of {options.episodes} episodes, rounds of {options.round}, learning {options.learning!r}:",
+        f"Whole searches of {options.episodes} episodes, rounds of {options.round}, learning {options.learning!r}, "
+        "nothing cached:",
         "",
         "| | in process, one core: command / search, s | 2 workers: command / search, s | throughput of the command |",
         "|---|---|---|---|",
     ]
     ratios = []
     for number, found in enumerate(searches(options), start=1):
-        ratios.append(found.alone[0] / found.both[0])
-        cells = [f"{command:.0f} / {search:.0f}" for command, search in found]
+        ratios.append(found.alone.command / found.both.command)
+        cells = [f"{one.command:.0f} / {one.search:.0f}" for one in found]
         lines.append(f"| {number} | {' | '.join(cells)} | {ratios[-1]:.2f} x |")
         print(lines[-1], flush=True)
     return [*lines, "", f"Median: **{statistics.median(ratios):.2f} x**."]
