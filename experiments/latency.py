@@ -23,12 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amc.config.search import load_config
+from amc.pool.pool import InProcess
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.profiling.bench import Setting
 from amc.profiling.check import alternate, sliced, whole_network
 from amc.scoring.paired import paired_difference
 from amc.search.confirm import confirmed
-from amc.search.setup import Problem
-from amc.search.starts import starting_widths
+from amc.search.starts import starting_keys
+from amc.search.tools import Tools
+from envs.space.assignment import Key
 from experiments.chain import commit, processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +129,7 @@ def check(place: Place) -> None:
             once(f"check-{task.rpartition(':')[2]}-t{setting.threads}-b{setting.batch}", run)
 
 
-def problem_for(place: Place, seed: int, constraint: dict[str, float], agent: str = "knapsack") -> Problem:
+def prepared_for(place: Place, seed: int, constraint: dict[str, float], agent: str = "knapsack") -> Prepared:
     """ResNet-56 under some budgets, with the profile of one thread and batch 1."""
     options = place.options("cifar10-resnet56")
     values = {
@@ -137,46 +141,45 @@ def problem_for(place: Place, seed: int, constraint: dict[str, float], agent: st
         "constraint": constraint,
         "profile": str(profile_path(SETTINGS[0])),
     }
-    return Problem(load_config(None, values))
+    return prepare(set_up(load_config(None, values)))
 
 
-def measured_ratio(problem: Problem, widths: Sequence[int]) -> float:
+def measured_ratio(prepared: Prepared, key: Key) -> float:
     """Latency of the pruned network over that of the dense one, timed whole, in turn; median of fresh sessions."""
-    example, setting = problem.task.example_input, SETTINGS[0]
-    kept = {site.unit: int(width) for site, width in zip(problem.sites, widths, strict=True)}
-    full = {unit.name: unit.channels for unit in problem.anatomy.units}
-    small = sliced(problem.task.network, problem.anatomy, full | kept)
-    pairs = (
-        [whole_network(network, example, setting) for network in (small, problem.task.network)] for _ in range(SITTINGS)
-    )
+    task, anatomy, setting = prepared.setup.task, prepared.setup.anatomy, SETTINGS[0]
+    kept = prepared.setup.assignment(key).decisions.kept
+    full = {unit.name: unit.channels for unit in anatomy.units}
+    both = sliced(task.network, anatomy, full | kept), task.network
+    pairs = ([whole_network(network, task.example_input, setting) for network in both] for _ in range(SITTINGS))
     return float(np.median([alternate(*pair)[0] for pair in pairs]))
 
 
-def outcome(problem: Problem, widths: Sequence[int]) -> dict[str, Any]:
+def outcome(prepared: Prepared, key: Key) -> dict[str, Any]:
     """Repaired in full: validation accuracy, each image's score, measured ratio, predicted costs."""
-    one = confirmed(problem, widths)
+    tools = Tools.of(prepared)
+    one = next(confirmed(prepared, InProcess(), tools, tools.dense_outputs(prepared), [key]))
     return {
-        "widths": list(map(int, widths)),
+        "widths": list(key),
         "validation": one.score.accuracy,
         "each": one.score.each.tolist(),
-        "measured": measured_ratio(problem, widths),
-        "costs": problem.real_costs(one.network),
+        "measured": measured_ratio(prepared, key),
+        "costs": prepared.setup.real_costs(one.network),
     }
 
 
-def solved(problem: Problem) -> tuple[int, ...]:
-    """The widths that the problem's agent computes."""
-    return next(iter(starting_widths(problem).values()))
+def solved(prepared: Prepared) -> Key:
+    """What the configured agent computes."""
+    return next(iter(starting_keys(prepared, InProcess(), Tools.of(prepared)).values()))
 
 
 def by_table(place: Place, fraction: float, seed: int) -> dict[str, Any]:
     """What the search by the table finds under a budget of the dense latency, repaired in full and timed."""
 
     def run() -> dict[str, Any]:
-        problem = problem_for(place, seed, {"latency": fraction})
-        table = problem.table
+        prepared = prepared_for(place, seed, {"latency": fraction})
+        table = prepared.setup.table
         p95 = table.correction.p95_relative_error if table is not None and table.correction else 0.0
-        return outcome(problem, solved(problem)) | {"budget": fraction, "p95": p95}
+        return outcome(prepared, solved(prepared)) | {"budget": fraction, "p95": p95}
 
     return once(f"budget-{fraction}-{seed}", run)
 
@@ -207,22 +210,22 @@ def bisected(place: Place, agent: str, seed: int, target: float) -> dict[str, An
     Where it jumps over the target (a cliff of the tiles), the closest one *above* it: the rival gets more time.
     """
     low, high = 0.05, 1.0
-    above: tuple[float, float, tuple[int, ...]] | None = None
+    above: tuple[float, float, Key] | None = None
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        problem = problem_for(place, seed, {"macs": middle}, agent)
-        widths = solved(problem)
-        ratio = measured_ratio(problem, widths)
+        prepared = prepared_for(place, seed, {"macs": middle}, agent)
+        key = solved(prepared)
+        ratio = measured_ratio(prepared, key)
         if abs(ratio / target - 1) <= EQUAL:
             break
         if ratio > target:
-            high, above = middle, min(above or (ratio, middle, widths), (ratio, middle, widths))
+            high, above = middle, min(above or (ratio, middle, key), (ratio, middle, key))
         else:
             low = middle
     else:
         if above is not None:
-            problem, widths = problem_for(place, seed, {"macs": above[1]}, agent), above[2]
-    return outcome(problem, widths) | {"macs_budget": middle, "target": target}
+            prepared, key = prepared_for(place, seed, {"macs": above[1]}, agent), above[2]
+    return outcome(prepared, key) | {"macs_budget": middle, "target": target}
 
 
 def page() -> None:

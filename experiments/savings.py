@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amc.config.parts import SavingsConfig
-from amc.config.search import SearchConfig, load_config
+from amc.config.search import load_config
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.scoring.racing import BLOCKS, Race, bar
 from amc.scoring.scorer import Score
-from amc.search.setup import Problem
 from amc.storage.files import write_json, write_text
 from envs.reward import Evaluation
+from envs.space.assignment import Assignment, Key
 from experiments.chain import commit, processor
 from experiments.compression.variants import play, table
 from experiments.learning.agents import task
@@ -43,24 +45,26 @@ class Told(NamedTuple):
     saving: Evaluation
 
 
-def recorded(run: Path) -> tuple[Problem, list[tuple[int, ...]]]:
-    """The problem of a finished run, as it would be with savings, and its distinct policies in order."""
+def recorded(run: Path) -> tuple[Prepared, list[Key]]:
+    """The search of a finished run, as it would be with savings, and its distinct policies in order."""
     config = load_config(run / "config.toml", {}).model_copy(update={"savings": SavingsConfig(images=IMAGES)})
     lines = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
-    return Problem(config), list(dict.fromkeys(tuple(line["choices"]) for line in lines if "failed" not in line))
+    keys = dict.fromkeys(tuple(line["choices"]) for line in lines if "failed" not in line)
+    return prepare(set_up(config)), list(keys)
 
 
-def scored(problem: Problem, widths: Sequence[int]) -> Score:
+def scored(prepared: Prepared, assignment: Assignment) -> Score:
     """One policy on all images of the reward after quick repair."""
-    measure = problem.measurement
-    small, _ = measure.compressor.compress(problem.policy(np.asarray(widths)), quick=True, half=measure.half)
+    measure = prepared.measurement
+    small, _ = measure.compressor.compress(prepared.policy(assignment), quick=True, half=measure.half)
     return measure.scorer(small, measure.split, measure.images, measure.dense)
 
 
-def replayed(config: SearchConfig, problem: Problem, scores: Sequence[Score]) -> list[Told]:
+def replayed(prepared: Prepared, scores: Sequence[Score]) -> list[Told]:
     """What both kinds of search are told, round by round."""
     told: list[Told] = []
-    reward, images = problem.reward, len(problem.draws.reward())
+    config, setup = prepared.config, prepared.setup
+    reward, images = setup.reward, len(setup.draws.reward())
     for start in range(0, len(scores), config.round_size):
         known = [(reward(one.saving), one.saving) for one in told]
         race = Race(first=IMAGES, error=config.savings.error, reward=reward, bar=bar(known, config.confirm, images))
@@ -74,13 +78,13 @@ def replayed(config: SearchConfig, problem: Problem, scores: Sequence[Score]) ->
 
 def decisions(run: Path) -> dict[str, Any]:
     """Share of pairs on which both agree, and of the images that the saving one scores."""
-    problem, policies = recorded(run)
-    scores = []
-    for number, widths in enumerate(policies[:POLICIES], start=1):
-        scores.append(scored(problem, widths))
+    prepared, policies = recorded(run)
+    setup, confirm, scores = prepared.setup, prepared.config.confirm, []
+    for number, key in enumerate(policies[:POLICIES], start=1):
+        scores.append(scored(prepared, setup.assignment(key)))
         print(f"{number} of {min(POLICIES, len(policies))} policies", flush=True)
-    told = replayed(problem.config, problem, scores)
-    plain, saving = (np.array([problem.reward(one[k]) for one in told]) for k in (0, 1))
+    told = replayed(prepared, scores)
+    plain, saving = (np.array([setup.reward(one[k]) for one in told]) for k in (0, 1))
     accuracy = np.array([one.plain.accuracy for one in told])
     i, j = np.triu_indices(len(told), 1)
     agree = (plain[i] < plain[j]) == (saving[i] < saving[j])
@@ -89,12 +93,12 @@ def decisions(run: Path) -> dict[str, Any]:
         for points in POINTS
         if (wide := abs(accuracy[i] - accuracy[j]) > points).any()
     }
-    best, confirmed = ({int(k) for k in (-values).argsort()[: problem.config.confirm]} for values in (plain, saving))
+    best, confirmed = ({int(k) for k in (-values).argsort()[:confirm]} for values in (plain, saving))
     return {
         "policies": len(told),
         "pairs": pairs,
         "same_best": len(best & confirmed),
-        "best": problem.config.confirm,
+        "best": confirm,
         "images": float(np.mean([one.saving.images / one.plain.images for one in told])),
         "commit": commit(),
     }

@@ -23,15 +23,20 @@ import torch
 from torch import Tensor, nn
 
 import envs.compression.compress
-from agents.searcher import Searcher
+from agents.searcher import Searcher, Trajectory
 from amc.config.search import SearchConfig
-from amc.search.episode import Episode, Line, Played, SerialRollouts, Timing
+from amc.pool.pool import InProcess
 from amc.pool.worker import processor
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.runs.folder import RunFolder
 from amc.scoring.scorer import Score, Scorer, read
+from amc.search.episode import Episode
+from amc.search.loop import make_rollout, play, written_down
+from amc.search.rollout import Rollout, Round
 from amc.search.searchers import make_searcher
-from amc.search.setup import Problem
-from amc.search.state import Snapshot
+from amc.search.state import Progress
+from amc.search.stopping import bar_to_pass
 from amc.tasks.splits import Split
 from envs.compression.compress import Compressor
 from envs.parallel import THREADS
@@ -50,56 +55,46 @@ class Bench:
     """One search whose parts are timed.
 
     Attributes:
-        problem: What is searched.
+        prepared: What is searched.
         searcher: The agent.
-        rollouts: Plays its plans.
+        rollout: What its plans are played on.
         folder: Where the run is written down.
         watch: Time of each part.
-        lines, timings: What was played so far.
+        played: What was played so far.
         networks: Networks of the last round.
         floors: Seconds of the floor of every timed episode, by part.
     """
 
-    problem: Problem
+    prepared: Prepared
     searcher: Searcher
-    rollouts: SerialRollouts
+    rollout: Rollout
     folder: RunFolder
     watch: Stopwatch
-    lines: list[Line]
-    timings: list[Timing]
+    played: Progress
     networks: list[nn.Module]
     floors: list[float]
 
     def round(self) -> None:
         """One round, as `amc.search.loop.search` has it."""
-        problem = self.problem
+        prepared, played = self.prepared, self.played
         self.networks.clear()
-        played: list[Played] = self.rollouts.play(self.searcher.propose(problem.config.round_size))
-        self.searcher.tell([one.trajectory for one in played])
-        self.lines += [one.line for one in played]
-        self.timings += [one.timing for one in played]
-        self.folder.round(
-            Snapshot(
-                origin="",
-                starts={},
-                lines=tuple(self.lines),
-                timings=tuple(self.timings),
-                searcher=self.searcher.state(),
-                image_forwards=problem.effort.image_forwards,
-                evaluations=problem.effort.evaluations,
-                elapsed=0.0,
-            )
-        )
+        plans = self.searcher.propose(prepared.config.round_size)
+        round_ = Round(known=prepared.ledger.known, bar=bar_to_pass(prepared, played.lines))
+        trajectories: list[Trajectory | None] = []
+        for plan, answer in zip(plans, InProcess().map(play, self.rollout, round_, plans), strict=True):
+            line, trajectory = written_down(prepared, self.rollout, plan, answer)
+            played.add(line, answer.timing)
+            trajectories.append(trajectory)
+        self.searcher.tell(trajectories)
+        self.folder.round(played.snapshot(prepared, {}, self.searcher.state(), 0.0))
 
 
 def make_bench(options: argparse.Namespace, repair: str, folder: Path) -> Bench:
     """A search that is past its warm-up."""
-    problem = Problem(config_of(options, repair))
-    uniform = {"uniform": tuple(problem.constraint.uniform().tolist())}
-    evaluator = problem.evaluate
-    rollouts = SerialRollouts(problem.environment(problem.measurement), evaluator)
-    run = RunFolder.create(folder / repair, problem.config)
-    bench = Bench(problem, make_searcher(problem, uniform), rollouts, run, Stopwatch(), [], [], [], [])
+    prepared = prepare(set_up(config_of(options, repair)))
+    searcher = make_searcher(prepared, {"uniform": prepared.setup.uniform().key})
+    rollout, run = make_rollout(prepared, InProcess()), RunFolder.create(folder / repair, prepared.config)
+    bench = Bench(prepared, searcher, rollout, run, Stopwatch(), Progress(), [], [])
     for _ in range(2):  # the start and warm-up; at the end of the second round the actor is cloned
         bench.round()
     return bench
@@ -155,17 +150,17 @@ def timed_round(bench: Bench) -> None:
     finally:
         restore()
     for network in bench.networks:
-        bench.floors.append(floor_seconds(bench.problem, network))
+        bench.floors.append(floor_seconds(bench.prepared, network))
 
 
-def floor_seconds(problem: Problem, network: nn.Module) -> float:
+def floor_seconds(prepared: Prepared, network: nn.Module) -> float:
     """Forward passes over the images of the reward and of repair."""
-    compressor = problem.compressor
-    images = read(problem.task.validation, problem.draws.reward())[0]
-    seconds = _pass(network, images, problem.backend)
+    compressor, setup = prepared.compressor, prepared.setup
+    images = read(setup.task.validation, setup.draws.reward())[0]
+    seconds = _pass(network, images, prepared.config.backend.name)
     if compressor.quick_forwards:
-        walks = "bf16" if problem.measurement.half else "fp32"
-        seconds += _pass(network, read(problem.task.calibration, range(compressor.quick_forwards))[0], walks)
+        walks = "bf16" if prepared.measurement.half else "fp32"
+        seconds += _pass(network, read(setup.task.calibration, range(compressor.quick_forwards))[0], walks)
     return seconds
 
 
@@ -178,8 +173,8 @@ def _pass(network: nn.Module, images: Tensor, backend: str) -> float:
 
 def summary(repair: str, bench: Bench) -> dict[str, Any]:
     """Milliseconds per episode by part, the floor, and their ratio."""
-    config = bench.problem.config
-    episodes = [line for line in bench.lines[2 * config.round_size :] if isinstance(line, Episode)]
+    config = bench.prepared.config
+    episodes = [line for line in bench.played.lines[2 * config.round_size :] if isinstance(line, Episode)]
     parts = {part: 1000 * bench.watch.seconds.get(part, 0.0) / len(episodes) for part in PARTS}
     whole, floor = sum(parts.values()), 1000 * sum(bench.floors) / len(episodes)
     return {

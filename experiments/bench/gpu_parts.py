@@ -18,16 +18,17 @@ from xml.etree import ElementTree
 import torch
 import torch.nn.functional as F
 
+import amc.problem.setup
 import amc.search.damage
-import amc.search.setup
 import envs.compression.compress
 from amc.config.search import SearchConfig
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
 from amc.profiling.bench import Setting
 from amc.profiling.check import Care, check_profile
 from amc.profiling.measure import measure_profile
 from amc.scoring.scorer import Scorer
 from amc.search.loop import search
-from amc.search.setup import Problem
 from amc.tasks.task import load_task
 from envs.compression.compress import Compressor
 from envs.parallel import THREADS, cores
@@ -76,7 +77,7 @@ class Part(NamedTuple):
 
 def play_tests(options: argparse.Namespace, note: Note) -> None:
     """Runs the tests marked cuda. Warnings are no errors: the versions there may be others than those we develop on."""
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in path.read_text()]
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in path.read_text()]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
@@ -147,7 +148,7 @@ class Phases(Stopwatch):
 
     def watch(self) -> None:
         """Wraps what the phases are made of."""
-        self.wrap(amc.search.setup, "dissect", "finding units")
+        self.wrap(amc.problem.setup, "dissect", "finding units")
         self.wrap(Compressor, "__init__", "calibration")
         self.wrap(envs.compression.compress, "record_targets", "calibration")
         self.wrap(amc.search.damage, "measure_damage", "damage curves")
@@ -190,8 +191,8 @@ def searched(options: argparse.Namespace, device: str) -> Found:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["AMC_CACHE"] = folder
             began = _now(device)
-            problem = Problem(config_of(options, device))
-            result = search(problem)
+            prepared = prepare(set_up(config_of(options, device)))
+            result = search(prepared)
             whole = _now(device) - began
     finally:
         phases.restore()
@@ -199,12 +200,12 @@ def searched(options: argparse.Namespace, device: str) -> Found:
     return {
         "device": device,
         "threads": cores(),
-        "backend": problem.config.backend.model_dump(mode="json"),
-        "chunk": problem.scorer.chunk,
-        "images": [len(s) for s in (problem.task.calibration, problem.task.validation)],
+        "backend": prepared.config.backend.model_dump(mode="json"),
+        "chunk": prepared.setup.scorer.chunk,
+        "images": [len(s) for s in (prepared.setup.task.calibration, prepared.setup.task.validation)],
         "accuracy": {name: report.accuracy for name, report in result.reports.items()},
         "costs": {name: report.costs for name, report in result.reports.items()},
-        "widths": list(result.reports["found"].widths),
+        "widths": list(result.reports["found"].key),
         "phases": {**seconds, "other": whole - sum(seconds.values()), "whole": whole},
     }
 

@@ -10,8 +10,9 @@ import argparse
 import json
 from dataclasses import dataclass, field
 
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
 from amc.search.loop import search
-from amc.search.setup import Problem
 from amc.search.state import Snapshot
 from experiments.bench.episode import add_task, config_of
 
@@ -52,7 +53,7 @@ def main() -> None:
     config = config_of(options, options.repair)
     config = config.model_copy(update={"episodes": options.episodes, "agent": options.agent, "confirm": 1})
     scale = Scale(max(1, options.episodes // 10))
-    search(Problem(config), scale)
+    search(prepare(set_up(config)), scale)
     peak = megabytes("VmHWM")
     if options.json:
         print(json.dumps({"task": options.task, "resident_mb": scale.seen, "peak_mb": peak}))

@@ -29,8 +29,9 @@ from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.scoring.scorer import read
-from amc.search.setup import Problem
 from amc.tasks.splits import Split
 from envs.parallel import THREADS
 from envs.repair.layerwise import LayerwiseBank
@@ -106,24 +107,24 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def consumers(problem: Problem, policy: Policy) -> dict[str, Sequence[int]]:
+def consumers(prepared: Prepared, policy: Policy) -> dict[str, Sequence[int]]:
     """Layers that read one unit, with the inputs that the policy keeps."""
     kept: Mapping[str, Sequence[int]] = policy.kept()
     found: dict[str, Sequence[int]] = {}
-    for unit in problem.anatomy.units:
+    for unit in prepared.setup.anatomy.units:
         for member in unit.role("consumer"):
-            layer = problem.task.network.get_submodule(member.module)
+            layer = prepared.setup.task.network.get_submodule(member.module)
             whole = isinstance(layer, (nn.Conv2d, nn.Linear)) and int(getattr(layer, "groups", 1)) == 1
             if whole and all(len(row) == 1 for row in member.positions):
                 found[member.module] = [member.positions[channel][0] for channel in kept[unit.name]]
     return found
 
 
-def compare(problem: Problem, images: int) -> dict[str, float]:
+def compare(prepared: Prepared, images: int) -> dict[str, float]:
     """CPU seconds of both procedures for the uniform policy."""
-    task, compressor = problem.task, problem.compressor
-    policy = problem.policy(problem.constraint.uniform())
-    layers = consumers(problem, policy)
+    setup, compressor = prepared.setup, prepared.compressor
+    task, policy = setup.task, prepared.policy(setup.uniform())
+    layers = consumers(prepared, policy)
     calibration: Split = task.calibration
     masked = copy.deepcopy(task.network)
     features = cached_features(masked, list(layers), read(calibration, range(images))[0])
@@ -133,15 +134,16 @@ def compare(problem: Problem, images: int) -> dict[str, float]:
             fit(masked.get_submodule(name), features[name], kept)
 
     fitting = seconds(fit_all)
-    pixels = read(task.validation, problem.draws.reward())[0]
+    pixels = read(task.validation, setup.draws.reward())[0]
     theirs = seconds(lambda: evaluate(masked, pixels))
     once = seconds(lambda: compressor.compress(policy, "layerwise"))  # factorizes: once per search
     sliced = seconds(lambda: compressor.compress(policy, "none"))
     ours = min(seconds(lambda: compressor.compress(policy, "layerwise")) for _ in range(3))
-    small, scorer = compressor.compress(policy, "layerwise").network, problem.measurement.scorer
-    scoring = min(seconds(lambda: scorer(small, task.validation, problem.draws.reward())) for _ in range(2))
+    small, scorer = compressor.compress(policy, "layerwise").network, prepared.measurement.scorer
+    scoring = min(seconds(lambda: scorer(small, task.validation, setup.draws.reward())) for _ in range(2))
     bank: LayerwiseBank = compressor._bank(None)
-    assert all(bank.fits(name) for name in layers), "both procedures fit the same layers"
+    if alone := [name for name in layers if not bank.fits(name)]:
+        raise ValueError(f"both procedures must fit the same layers, but ours does not fit {alone}")
     return {
         "layers": len(layers),
         "their fitting": fitting,
@@ -163,7 +165,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ[THREADS] = "1"
     with threadpool_limits(1):
-        found = compare(Problem(config_of(options, "layerwise")), options.images)
+        found = compare(prepare(set_up(config_of(options, "layerwise"))), options.images)
     if options.run is not None:
         theirs = EPISODES * (found["their fitting"] + found["their evaluation"]) / CORES
         ours = json.loads((options.run / "result.json").read_text())["measured"]["seconds"]

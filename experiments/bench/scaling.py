@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from amc.config.search import SearchConfig
-from amc.search.setup import Problem
+from amc.problem.prepare import prepare
+from amc.problem.setup import set_up
 from amc.tasks.models.resnet_cifar import ResNetCifar
 from amc.tasks.task import Task
 from envs.parallel import THREADS
@@ -83,23 +84,24 @@ def measure(size: Size, repair: str, backend: str) -> Cost:
         "repair": repair,
         "memory_gb": 64.0,
     }
-    problem = Problem(
-        SearchConfig(
-            task=NAME,
-            reward_images=size.images,
-            reward="accuracy",
-            compression=images,
-            backend={"name": backend},
-        )
+    config = SearchConfig(
+        task=NAME,
+        reward_images=size.images,
+        reward="accuracy",
+        compression=images,
+        backend={"name": backend},
     )
-    policy, indices = problem.policy(problem.constraint.uniform()), problem.draws.reward()
-    scorer, half = problem.measurement.scorer, backend == "bf16"
-    forwards = problem.compressor.compress(policy, quick=True, half=half).image_forwards
-    assert repair != "sequential" or forwards == size.images, "fewer images were repaired on than asked for"
+    prepared = prepare(set_up(config))
+    setup, compressor = prepared.setup, prepared.compressor
+    policy, indices = prepared.policy(setup.uniform()), setup.draws.reward()
+    scorer, half = prepared.measurement.scorer, backend == "bf16"
+    forwards = compressor.compress(policy, quick=True, half=half).image_forwards
+    if repair == "sequential" and forwards != size.images:
+        raise ValueError(f"repair must see {size.images} images, but saw {forwards}: give it more memory")
     began = time.process_time()
-    small = problem.compressor.compress(policy, quick=True, half=half).network
+    small = compressor.compress(policy, quick=True, half=half).network
     between = time.process_time()
-    scorer(small, problem.task.validation, indices)
+    scorer(small, setup.task.validation, indices)
     return Cost(between - began, time.process_time() - between)
 
 

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amc.config.search import load_config
+from amc.problem.prepare import calibrate, calibration_plan
+from amc.problem.setup import set_up
 from amc.scoring.paired import paired_difference
-from amc.search.setup import Problem
 from amc.storage.files import write_json
 from experiments.chain import ROOT, commit, processor
 
@@ -75,14 +76,16 @@ def play(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
             "compression": {"images": cell.images, "memory_gb": 4.0, **REPAIRS[cell.repair]},
         },
     )
-    problem = Problem(config)
-    small = problem.compressor.compress(problem.policy(problem.constraint.uniform())).network
-    found: dict[str, Any] = {"commit": commit(), "processor": processor(), "plan": list(problem.calibration_plan)}
-    for name, split in {"validation": problem.task.validation, "test": problem.task.test}.items():
+    setup = set_up(config)
+    compressor, decided = calibrate(setup), setup.uniform().decisions
+    small = compressor.compress(compressor.policy(decided.kept, decided.patterns)).network
+    found: dict[str, Any] = {"commit": commit(), "processor": processor(), "plan": list(calibration_plan(setup))}
+    for name, split in {"validation": setup.task.validation, "test": setup.task.test}.items():
         indices = range(min(len(split), options.scored))
-        dense = problem.scorer.outputs(problem.task.network, split, indices)
-        score = problem.scorer(small, split, indices, dense)
-        assert score.errors is not None
+        dense = setup.scorer.outputs(setup.task.network, split, indices)
+        score = setup.scorer(small, split, indices, dense)
+        if score.errors is None:
+            raise ValueError(f"outputs of {cell.network} must be comparable with the dense network's, but are not")
         found[name] = {"each": [int(value) for value in score.each], "error": float(score.errors.mean())}
     return found
 

@@ -19,16 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from amc.search.allocation.baselines import ALLOCATIONS, allocate, narrowed, wherever_legal
 from amc.config.search import SearchConfig, load_config
+from amc.pool.pool import InProcess
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.scoring.paired import paired_difference
+from amc.search.allocation.baselines import ALLOCATIONS, allocate, narrowed, wherever_legal
 from amc.search.loop import search
-from amc.search.setup import Problem
 from amc.search.starts import best_knapsack
+from amc.search.tools import Tools, score_whole
 from amc.storage.files import write_json, write_text
 from envs.compression.sparsify import SELECTIONS
+from envs.space.assignment import Assignment
 from experiments.chain import commit, processor
-from hw_profiles.layers import IntArray
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, TABLE = ROOT / "runs" / "patterns", ROOT / "experiments" / "results" / "patterns.md"
@@ -44,14 +47,36 @@ MIXED_HEAD = """Effective MACs: zeros of 2:4 are not counted. The difference is 
 DENSITIES = tuple(k / 100 for k in range(1, 100))
 
 
-def searched(problem: Problem) -> IntArray:
-    """The policy that the configured agent finds."""
-    return np.asarray(search(problem).reports["found"].widths)
+Choose = Callable[[Prepared], Assignment]
 
 
-def measured(
-    name: str, config: SearchConfig, choose: Callable[[Problem], IntArray], *, test: bool = False
-) -> dict[str, Any]:
+def searched(prepared: Prepared) -> Assignment:
+    """What the configured agent finds."""
+    return prepared.setup.assignment(search(prepared).reports["found"].key)
+
+
+def solved(prepared: Prepared) -> Assignment:
+    """The knapsack's solution."""
+    return best_knapsack(prepared, InProcess(), Tools.of(prepared))
+
+
+def solved_everywhere(prepared: Prepared) -> Assignment:
+    """The knapsack's solution with 2:4 in every layer that may have it."""
+    narrow = narrowed(prepared.setup.constraint, "2:4")
+    return best_knapsack(prepared, InProcess(), Tools.of(prepared), narrow)
+
+
+def uniform_everywhere(prepared: Prepared) -> Assignment:
+    """Uniform widths with 2:4 in every layer that may have it."""
+    return prepared.setup.assignment(narrowed(prepared.setup.constraint, "2:4").uniform())
+
+
+def wherever(prepared: Prepared) -> Assignment:
+    """2:4 in every layer that may have it, all channels."""
+    return prepared.setup.assignment(wherever_legal(prepared.setup.sites, "2:4"))
+
+
+def measured(name: str, config: SearchConfig, choose: Choose, *, test: bool = False) -> dict[str, Any]:
     """Validation accuracy and costs of one policy, from runs/patterns if it was measured before.
 
     Args:
@@ -62,21 +87,23 @@ def measured(
     """
     path = RUNS / f"{name}.json"
     if not path.exists():
-        began, problem = time.perf_counter(), Problem(config)
-        policy = problem.policy(choose(problem))
-        small = problem.compressor.compress(policy).network
-        score, dense = problem.score(small, "validation"), problem.score(problem.task.network, "validation")
+        began = time.perf_counter()
+        prepared = prepare(set_up(config))
+        setup, tools = prepared.setup, Tools.of(prepared)
+        policy = prepared.policy(choose(prepared))
+        small = prepared.compressor.compress(policy).network
+        score, dense = (score_whole(tools, None, network, "validation") for network in (small, setup.task.network))
         RUNS.mkdir(parents=True, exist_ok=True)
         write_json(
             path,
             {
                 "accuracy": score.accuracy,
                 "dense": dense.accuracy,
-                "costs": problem.real_costs(small, policy.patterns()),
+                "costs": setup.real_costs(small, policy.patterns()),
                 "layers": len(policy.patterns()),
                 "seconds": time.perf_counter() - began,
                 "commit": commit(),
-                "each": problem.score(small, "test").each.tolist() if test else [],
+                "each": score_whole(tools, None, small, "test").each.tolist() if test else [],
             },
         )
     result: dict[str, Any] = json.loads(path.read_text())
@@ -111,7 +138,7 @@ def selections(base: dict[str, Any], seeds: int) -> list[str]:
                     },
                 )
                 name = f"2-4-{selection}-{settings['repair']}-{seed}"
-                results.append(measured(name, config, lambda problem: wherever_legal(problem.sites, "2:4")))
+                results.append(measured(name, config, wherever))
             rows.append(row(f"{selection}, {repair}", results))
     return rows
 
@@ -122,8 +149,9 @@ def allocations(base: dict[str, Any], seeds: int, ddpg: bool) -> list[str]:
     for name in ALLOCATIONS:
         for repair, settings in REPAIRS.items():
 
-            def choose(problem: Problem, name: str = name) -> IntArray:
-                return np.asarray(allocate(problem.constraint, problem.task.network, name))
+            def choose(prepared: Prepared, name: str = name) -> Assignment:
+                setup = prepared.setup
+                return setup.assignment(allocate(setup.constraint, setup.task.network, name))
 
             results = []
             for seed in range(seeds):
@@ -140,7 +168,7 @@ def allocations(base: dict[str, Any], seeds: int, ddpg: bool) -> list[str]:
                 )
                 results.append(measured(f"80-{name}-{settings['repair']}-{seed}", config, choose))
             rows.append(row(f"{name}, {repair}", results))
-    own: dict[str, Callable[[Problem], IntArray]] = {"knapsack": best_knapsack, **({"ddpg": searched} if ddpg else {})}
+    own: dict[str, Choose] = {"knapsack": solved, **({"ddpg": searched} if ddpg else {})}
     for name, find in own.items():
         results = []
         for seed in range(seeds):
@@ -162,14 +190,11 @@ def allocations(base: dict[str, Any], seeds: int, ddpg: bool) -> list[str]:
     return rows
 
 
-MIXED: dict[str, tuple[str, Callable[[Problem], IntArray]]] = {
-    "channels only, knapsack": ("channels", best_knapsack),
-    "2:4 wherever legal, uniform channels": ("mixed", lambda problem: narrowed(problem.constraint, "2:4").uniform()),
-    "2:4 wherever legal, knapsack channels": (
-        "mixed",
-        lambda problem: best_knapsack(problem, narrowed(problem.constraint, "2:4")),
-    ),
-    "mixed, knapsack": ("mixed", best_knapsack),
+MIXED: dict[str, tuple[str, Choose]] = {
+    "channels only, knapsack": ("channels", solved),
+    "2:4 wherever legal, uniform channels": ("mixed", uniform_everywhere),
+    "2:4 wherever legal, knapsack channels": ("mixed", solved_everywhere),
+    "mixed, knapsack": ("mixed", solved),
     "mixed, ddpg from the knapsack": ("mixed", searched),
 }
 """How the budget is spent: what is decided, and by whom."""

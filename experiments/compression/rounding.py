@@ -16,9 +16,9 @@ from typing import Any
 from torch import nn
 
 from amc.config.search import load_config
+from amc.problem.prepare import calibrate
+from amc.problem.setup import Setup, set_up
 from amc.profiling.timing import latency_ms, timing_remarks
-from amc.search.loop import SPLITS
-from amc.search.setup import Problem
 from amc.storage.files import write_json
 from envs.space.constraint import InfeasibleBudget
 from experiments.chain import ROOT, commit, processor
@@ -29,11 +29,11 @@ NETWORKS = {"digits": 0.3, "resnet20": 0.5, "resnet56": 0.5, "lite0": 0.75}
 ROUNDINGS: dict[str, int | None] = {"every width": 1, "4": 4, "8": 8, "16": 16, "default": None}
 
 
-def problem_of(name: str, rounding: int | None, options: argparse.Namespace) -> Problem:
+def setup_of(name: str, rounding: int | None, options: argparse.Namespace) -> Setup:
     """One network under one rounding."""
     cifar = name.startswith("resnet")
     tasks = {"digits": "digits", "lite0": "experiments.photos:lite0"}
-    return Problem(
+    return set_up(
         load_config(
             None,
             {
@@ -54,18 +54,19 @@ def rows(name: str, options: argparse.Namespace) -> list[str]:
     facts: dict[str, list[str]] = {}
     for label, rounding in ROUNDINGS.items():
         try:
-            problem = problem_of(name, rounding, options)
+            setup = setup_of(name, rounding, options)
         except InfeasibleBudget:
             continue
-        policy = problem.policy(problem.constraint.uniform())
-        networks.setdefault("dense", problem.task.network)
-        networks[label] = problem.compressor.compress(policy, "none").network  # widths decide the time, not weights
+        compressor, decided = calibrate(setup), setup.uniform().decisions
+        policy = compressor.policy(decided.kept, decided.patterns)
+        networks.setdefault("dense", setup.task.network)
+        networks[label] = compressor.compress(policy, "none").network  # widths decide the time, not weights
         path = RUNS / f"{name}-{label}.json"
         if not path.exists():
-            write_json(path, scored(problem, problem.compressor.compress(policy).network))
+            write_json(path, scored(setup, compressor.compress(policy).network))
         facts[label] = json.loads(path.read_text())
         print(name, label, facts[label], flush=True)
-    timings = latency_ms(networks, problem.task.example_input, seconds=20.0)
+    timings = latency_ms(networks, setup.task.example_input, seconds=20.0)
     dense = timings["dense"].median_ms
     lines = [f"| {name}, {NETWORKS[name]:.0%} | dense | | | | {dense:.3f} ± {timings['dense'].mad_ms:.3f} | 1 |"]
     for label, found in facts.items():
@@ -76,10 +77,11 @@ def rows(name: str, options: argparse.Namespace) -> list[str]:
     return [*lines, *(f"| {name} | remark | {remark} | | | | |" for remark in remarks)]
 
 
-def scored(problem: Problem, network: nn.Module) -> list[str]:
+def scored(setup: Setup, network: nn.Module) -> list[str]:
     """Validation and test accuracy, and the share of the MACs."""
-    accuracy = [f"{100 * problem.score(network, split).accuracy:.2f}" for split in SPLITS]
-    macs = problem.real_costs(network)["macs"] / problem.real_costs(problem.task.network)["macs"]
+    splits = setup.task.validation, setup.task.test
+    accuracy = [f"{100 * setup.scorer(network, split, range(len(split))).accuracy:.2f}" for split in splits]
+    macs = setup.real_costs(network)["macs"] / setup.real_costs(setup.task.network)["macs"]
     return [*accuracy, f"{macs:.1%}"]
 
 

@@ -6,7 +6,7 @@ Both are walked through `PruningEnv` over networks that `dissect` traced; only t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from agents.searcher import Searcher, keyed_generator
-from amc.search.episode import play
+from agents.searcher import Plan, Searcher, Trajectory, keyed_generator
+from amc.search.loop import play
+from amc.search.rollout import Outcome, Rollout, Round
 from envs.parallel import single_threaded
-from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation, accuracy
+from envs.space.assignment import Assignment
 from envs.space.constraint import Budget, Constraint, Costing
 from envs.space.policy import LayerPolicy, Policy, UnitPolicy
 from envs.space.rules import Rules
@@ -82,38 +83,50 @@ class Toy:
         kept = [self.constraint.project(draw.random(self.steps).tolist()) for _ in range(200)]
         return float(np.median(self.rewards(np.array(kept))))
 
-    def environment(self, noise: float = 0.0, seed: int = 0) -> PruningEnv:
-        """The real environment; rewards carry keyed normal noise of that deviation."""
-        count, names = itertools.count(), [site.unit for site in self.constraint.costing.sites]
-
-        def policy_of(kept: Mapping[str, int], patterns: Mapping[str, str]) -> Policy:
-            units = [
-                UnitPolicy(unit=unit, indices=tuple(range(kept.get(unit.name, unit.channels))))
-                for unit in self.anatomy.units
-            ]
-            return Policy(structure="toy", weights="toy", units=tuple(units), layers=(LayerPolicy(name="toy"),))
-
-        def evaluate(policy: Policy) -> Evaluation:
-            widths = policy.widths()
-            reward = self.reward(np.array([widths[name] for name in names]))
-            reward += noise * keyed_generator(seed, "reward noise", next(count)).normal()
-            return Evaluation(accuracy=reward, loss=None, images=1, image_forwards=1)
-
-        return PruningEnv(self.constraint, policy_of, evaluate, accuracy)
+    def rollout(self, noise: float = 0.0, seed: int = 0) -> Rollout:
+        """The environment that a search plays; rewards carry keyed normal noise of that deviation."""
+        return Rollout(self.constraint, _Noisy(self, noise, seed), accuracy)
 
     def search(
         self, searcher: Searcher, episodes: int, noise: float = 0.0, seed: int = 0, round_size: int = 4
     ) -> tuple[FloatArray, FloatArray]:
         """Plays [N] episodes; returns their rewards without noise, and as the searcher was told them."""
-        environment = self.environment(noise, seed)
+        rollout, round_ = self.rollout(noise, seed), Round(known={})
         true, told = np.zeros(0), np.zeros(0)
         while len(told) < episodes:
             plans = searcher.propose(min(round_size, episodes - len(told)))
-            finished = [play(environment, plan) for plan in plans]
-            searcher.tell([episode.trajectory for episode in finished])
-            true = np.append(true, self.rewards(np.array([episode.line.widths for episode in finished])))
-            told = np.append(told, [episode.trajectory.reward for episode in finished if episode.trajectory])
+            finished = [play(rollout, round_, plan) for plan in plans]
+            searcher.tell([_trajectory(plan, outcome) for plan, outcome in zip(plans, finished, strict=True)])
+            true = np.append(true, self.rewards(np.array([outcome.assignment.key for outcome in finished])))
+            told = np.append(told, [outcome.reward for outcome in finished])
         return true, told
+
+
+class _Noisy:
+    """Looks a toy's reward up and adds noise, keyed by the number of the evaluation."""
+
+    def __init__(self, toy: Toy, noise: float, seed: int) -> None:
+        self._toy, self._noise, self._seed, self._count = toy, noise, seed, itertools.count()
+
+    def __call__(self, assignment: Assignment) -> Evaluation:
+        reward = self._toy.reward(assignment.values)
+        reward += self._noise * keyed_generator(self._seed, "reward noise", next(self._count)).normal()
+        return Evaluation(accuracy=reward, loss=None, images=1, image_forwards=1)
+
+    def policy(self, assignment: Assignment) -> Policy:
+        """Keeps the first channels of every unit."""
+        kept = assignment.decisions.kept
+        units = [
+            UnitPolicy(unit=unit, indices=tuple(range(kept.get(unit.name, unit.channels))))
+            for unit in self._toy.anatomy.units
+        ]
+        return Policy(structure="toy", weights="toy", units=tuple(units), layers=(LayerPolicy(name="toy"),))
+
+
+def _trajectory(plan: Plan, outcome: Outcome) -> Trajectory:
+    return Trajectory(
+        observations=outcome.observations, actions=outcome.actions, reward=outcome.reward, label=plan.label
+    )
 
 
 def confirmed(true: FloatArray, told: FloatArray, candidates: int = 5) -> float:
@@ -140,7 +153,7 @@ def measured_toy(fraction: float = 0.5) -> Toy:
         values: FloatArray = table[tuple((np.asarray(kept) - 1).T)]
         return values
 
-    grid = np.stack(np.meshgrid(*[site.kept() for site in costing.sites], indexing="ij"), axis=-1)
+    grid = np.stack(np.meshgrid(*[site.values() for site in costing.sites], indexing="ij"), axis=-1)
     every = grid.reshape(-1, len(WIDTHS))
     legal = every[np.concatenate([constraint.keeps(part) for part in np.array_split(every, 32)])]
     optimum = legal[int(rewards(legal).argmax())]
@@ -168,9 +181,7 @@ def separable_toy(blocks: tuple[int, ...] = (6, 6, 6), fraction: float = 0.5) ->
 
     def knapsack(gains: FloatArray) -> IntArray:
         curves = zip(costing.sites, gains, powers, strict=True)
-        return _knapsack(
-            constraint, [gain * (1 - site.kept() / site.channels) ** power for site, gain, power in curves]
-        )
+        return _knapsack(constraint, [gain * (1 - site.values() / site.size) ** power for site, gain, power in curves])
 
     def rewards(kept: IntArray) -> FloatArray:
         values: FloatArray = 1 - ((1 - np.asarray(kept) / channels) ** powers * gains).sum(axis=1)
@@ -192,7 +203,7 @@ def _knapsack(constraint: Constraint, damages: Sequence[FloatArray]) -> IntArray
     extras = []
     for step, site in enumerate(costing.sites):
         rows = np.repeat(light[None, :], len(site.choices), axis=0)
-        rows[:, step] = site.kept()
+        rows[:, step] = site.values()
         extras.append(np.rint(costing.many(Macs(), rows) - base).astype(np.int64))
     grain = int(np.gcd.reduce(np.concatenate(extras)))
     room = int((limit - base) // grain)
@@ -206,7 +217,7 @@ def _knapsack(constraint: Constraint, damages: Sequence[FloatArray]) -> IntArray
     kept = light.copy()
     for step in reversed(range(len(extras))):
         way = int(chosen[step][room])
-        kept[step] = costing.sites[step].kept()[way]
+        kept[step] = costing.sites[step].values()[way]
         room -= int(extras[step][way]) // grain
     assert constraint.keeps(kept).all()
     return kept
@@ -280,4 +291,4 @@ def _fidelity(outputs: Tensor, dense: Tensor) -> Tensor:
 
 
 def _first(toy: Toy, kept: IntArray) -> dict[str, range]:
-    return {site.unit: range(int(count)) for site, count in zip(toy.constraint.costing.sites, kept, strict=True)}
+    return {site.name: range(int(count)) for site, count in zip(toy.constraint.costing.sites, kept, strict=True)}

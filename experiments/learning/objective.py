@@ -24,14 +24,18 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
+from amc.pool.pool import InProcess
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.scoring.scorer import read
-from amc.search.setup import Problem
 from amc.search.starts import best_knapsack
+from amc.search.tools import Tools
 from amc.storage.files import write_bytes
 from envs.compression.damage import output_error
 from envs.regression.statistics import Sampling
 from envs.repair.sequential import SequentialRepair
 from envs.repair.targets import Targets, record_targets
+from envs.space.assignment import Assignment
 from envs.units.slicing import kept_axes
 from experiments.chain import commit, processor
 
@@ -99,15 +103,16 @@ REWARDS: dict[str, Callable[[Seen], float]] = {
 }
 
 
-def logits(problem: Problem, network: nn.Module, split: str, indices: Sequence[int]) -> Tensor:
+def logits(prepared: Prepared, network: nn.Module, split: str, indices: Sequence[int]) -> Tensor:
     """[N, K] outputs on some images."""
-    data = problem.task.validation if split == "validation" else problem.task.calibration
-    return problem.scorer.outputs(network, data, indices)
+    task = prepared.setup.task
+    data = task.validation if split == "validation" else task.calibration
+    return prepared.setup.scorer.outputs(network, data, indices)
 
 
-def recorded(problem: Problem) -> dict[str, Targets]:
+def recorded(prepared: Prepared) -> dict[str, Targets]:
     """What each repair aims at."""
-    compressor, seed = problem.compressor, problem.config.seed
+    compressor, seed = prepared.compressor, prepared.config.seed
     return {
         name: record_targets(
             compressor.network,
@@ -119,9 +124,9 @@ def recorded(problem: Problem) -> dict[str, Targets]:
     }
 
 
-def repaired(problem: Problem, kept: NDArray[np.int64], targets: Targets) -> nn.Module:
+def repaired(prepared: Prepared, assignment: Assignment, targets: Targets) -> nn.Module:
     """The network of some widths, repaired toward these targets."""
-    compressor, policy = problem.compressor, problem.policy(kept)
+    compressor, policy = prepared.compressor, prepared.policy(assignment)
     small = compressor.compress(policy, "none").network
     repair = SequentialRepair(
         network=compressor.network, graph=compressor.graph, ridge=compressor.settings.ridge, targets=targets
@@ -130,30 +135,31 @@ def repaired(problem: Problem, kept: NDArray[np.int64], targets: Targets) -> nn.
     return small
 
 
-def draw(problem: Problem, start: NDArray[np.int64], index: int) -> NDArray[np.int64]:
+def draw(prepared: Prepared, start: Assignment, index: int) -> Assignment:
     """The start, then policies around it at several distances, scaled back to the budget."""
     if index == 0:
         return start
     generator = np.random.default_rng([7, index])
-    ratios = start / problem.constraint.costing.dense()
-    sigma = SIGMAS[index % len(SIGMAS)]
-    return problem.constraint.scaled(np.clip(ratios + sigma * generator.standard_normal(len(ratios)), 0.05, 1.0))
+    setup = prepared.setup
+    ratios = start.values / setup.constraint.costing.dense()
+    moved = ratios + SIGMAS[index % len(SIGMAS)] * generator.standard_normal(len(ratios))
+    return setup.assignment(setup.constraint.scaled(np.clip(moved, 0.05, 1.0)))
 
 
 def play(
-    problem: Problem, start: NDArray[np.int64], index: int, path: Path, targets: Mapping[str, Targets]
+    prepared: Prepared, start: Assignment, index: int, path: Path, targets: Mapping[str, Targets]
 ) -> dict[str, Tensor]:
     """Logits of one policy under every repair; from disk what is there."""
     found = safetensors.torch.load_file(path) if path.exists() else {}
     missing = [name for name in REPAIRS if f"{name}|validation" not in found]
     if not missing:
         return found
-    kept = draw(problem, start, index)
+    assignment, setup = draw(prepared, start, index), prepared.setup
     for name in missing:
-        network = repaired(problem, kept, targets[name])
-        whole = range(len(problem.task.validation)) if name == FULL else range(IMAGES)
-        found[f"{name}|validation"] = logits(problem, network, "validation", whole)
-        found[f"{name}|training"] = logits(problem, network, "training", problem.draws.audition()[1][:IMAGES])
+        network = repaired(prepared, assignment, targets[name])
+        whole = range(len(setup.task.validation)) if name == FULL else range(IMAGES)
+        found[f"{name}|validation"] = logits(prepared, network, "validation", whole)
+        found[f"{name}|training"] = logits(prepared, network, "training", setup.draws.audition()[1][:IMAGES])
     write_bytes(path, safetensors.torch.save(found))
     return found
 
@@ -166,30 +172,31 @@ def main() -> None:
     parser.add_argument("--network", default="resnet56")
     parser.add_argument("--policies", type=int, default=40)
     options = parser.parse_args()
-    problem = Problem(
-        SearchConfig(
-            task=f"cifar10-{options.network}",
-            data=options.data,
-            checkpoint=options.weights / f"{options.network}_cifar10.safetensors",
-            agent="knapsack",
-        )
+    config = SearchConfig(
+        task=f"cifar10-{options.network}",
+        data=options.data,
+        checkpoint=options.weights / f"{options.network}_cifar10.safetensors",
+        agent="knapsack",
     )
+    prepared = prepare(set_up(config))
+    task, unseen = prepared.setup.task, prepared.setup.draws.audition()[1][:IMAGES]
     folder = RUNS / options.network
     folder.mkdir(parents=True, exist_ok=True)
-    start, aims = best_knapsack(problem), recorded(problem)
+    start, aims = best_knapsack(prepared, InProcess(), Tools.of(prepared)), recorded(prepared)
+    whole_split = range(len(task.validation))
     targets = {
-        "validation": read(problem.task.validation, range(len(problem.task.validation)))[1],
-        "training": read(problem.task.calibration, problem.draws.audition()[1][:IMAGES])[1],
+        "validation": read(task.validation, whole_split)[1],
+        "training": read(task.calibration, unseen)[1],
     }
     dense = {
-        "validation": logits(problem, problem.task.network, "validation", range(len(problem.task.validation))),
-        "training": logits(problem, problem.task.network, "training", problem.draws.audition()[1][:IMAGES]),
+        "validation": logits(prepared, task.network, "validation", whole_split),
+        "training": logits(prepared, task.network, "training", unseen),
     }
     rows: list[dict[str, float]] = []
     whole: list[Seen] = []
     for index in range(options.policies):
         began = time.perf_counter()
-        found = play(problem, start, index, folder / f"{index}.safetensors", aims)
+        found = play(prepared, start, index, folder / f"{index}.safetensors", aims)
         rest = slice(IMAGES, None)
         whole.append(Seen(found[f"{FULL}|validation"], dense["validation"], targets["validation"]))
         row = {
