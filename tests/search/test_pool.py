@@ -79,6 +79,8 @@ def slow_first(shared: int, common: int, item: int) -> int:
 
 
 def failing(shared: type[Exception], common: int, item: int) -> int:
+    """Fails at one item, at once; those before it take longer."""
+    time.sleep(0.1 if item < common else 0.0)
     if item == common:
         raise shared(f"item {item} is broken")
     return item
@@ -196,7 +198,7 @@ def test_different_processors_are_warned_about(
             return About("host", "other" if alike else f"model {os.getpid()}")
 
     monkeypatch.setattr("amc.pool.ray.Worker", Elsewhere)
-    monkeypatch.setattr("amc.pool.ray.processor", lambda: "one")
+    monkeypatch.setattr("amc.pool.ray.cpu_model", lambda: "one")
     pool = RayPool(WorkersConfig(workers=2), 2)
     with caplog.at_level(logging.WARNING):
         assert values(pool.map(slow_first, 0, 0, range(6))) == list(range(6))
