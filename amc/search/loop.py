@@ -65,6 +65,8 @@ def search(
     clock, watcher, pool = Clock.started(snapshot), watcher or Silent(), pool or InProcess()
     config, ledger = prepared.config, prepared.ledger
     tools = Tools.of(prepared)
+    if pool.workers:
+        prepared.compressor.get_ready()
     starts = dict(snapshot.starts) if snapshot else starting_keys(prepared, pool, tools)
     searcher = make_searcher(prepared, starts)
     played = Progress.restored(snapshot, prepared, searcher)
@@ -89,7 +91,10 @@ def search(
 
 def make_rollout(prepared: Prepared, pool: Pool) -> Rollout:
     """What episodes are played on; other processes get one that holds nothing that they do not need."""
-    measurement = prepared.measurement.excerpt() if pool.workers else prepared.measurement
+    measurement = prepared.measurement
+    if pool.workers:
+        measurement = measurement.excerpt()
+        prepared.compressor.release_fits()
     return Rollout(prepared.setup.constraint, measurement, prepared.setup.reward)
 
 

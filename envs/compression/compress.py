@@ -242,6 +242,14 @@ class Compressor:
         """Frees what fits that left out a fold have computed; it is computed again when asked for."""
         self.dense.banks.forget_folds()
 
+    def get_ready(self) -> None:
+        """Computes what every full repair needs, before copies are sent to workers."""
+        self._repair().get_ready()
+
+    def release_fits(self) -> None:
+        """Frees layer-wise fits where full repair does not need them."""
+        self._repair().release_fits()
+
     def quick_only(self) -> Compressor:
         """A twin that holds what quick compression needs, and nothing that full repair does; for workers."""
         quick, twin = self._repair().quick_only(), copy.copy(self)

@@ -105,6 +105,14 @@ class Repair(Protocol):
         """Image-forwards of one repair."""
         return 0
 
+    def get_ready(self) -> None:
+        """Computes what all policies share and is otherwise computed when first needed: before workers get copies."""
+        return
+
+    def release_fits(self) -> None:
+        """Frees layer-wise fits where repair does not need them; they are computed again when asked for."""
+        return
+
     def quick_only(self) -> Self:
         """A twin that holds what quick repair needs, and nothing that full repair does; for workers."""
         return type(self)(replace(self.dense, banks=self.dense.banks.whole()))

@@ -32,8 +32,7 @@ class SequentialRepair(Repair):
     def __call__(self, pruned: Pruned) -> None:
         """Walks the sliced network over the calibration images; a full walk has the memory of layer-wise fits freed."""
         if not pruned.quick:
-            self.dense.banks.clear()
-            return_memory()
+            self.release_fits()
         ridges = self._quick_ridges() if pruned.quick else {}
         self._walk(pruned.quick, ridges, half=pruned.half, finishes=pruned.finishes)(pruned.network, pruned.axes)
         return_memory()
@@ -45,6 +44,15 @@ class SequentialRepair(Repair):
     def forwards(self, *, quick: bool) -> int:
         """One walk over all calibration images, or over the first ones."""
         return sum(map(len, self.dense.quick_chunks if quick else self.dense.chunks))
+
+    def get_ready(self) -> None:
+        """Records the targets."""
+        self._aims(quick=False)
+
+    def release_fits(self) -> None:
+        """Frees all of them: a walk fits anew."""
+        self.dense.banks.clear()
+        return_memory()
 
     def quick_only(self) -> Self:
         """A twin with the ridges and targets of quick repair, and no moments."""
