@@ -46,8 +46,17 @@ import numpy as np
 
 from agents.learner import Learner, number
 from agents.noise import along, decayed_sigma, truncated_normal
-from agents.searcher import FixedPlan, Plan, SearcherState, Trajectory, keyed_generator, start_plans
-from agents.settings import DDPGSettings
+from agents.searcher import (
+    FixedPlan,
+    Plan,
+    Searcher,
+    SearcherState,
+    SearchInputs,
+    Trajectory,
+    keyed_generator,
+    start_plans,
+)
+from agents.settings import Algorithm, DDPGSettings
 
 
 class DDPGSearcher:
@@ -193,3 +202,23 @@ def _checked_shares(shares: Sequence[float] | None, steps: int) -> tuple[float, 
     if len(shares) != steps or not np.isfinite(shares).all():
         raise ValueError(f"`shares` must be {steps} finite numbers, one per step, but got {list(shares)}")
     return tuple(float(share) for share in shares)
+
+
+def ddpg(inputs: SearchInputs) -> Searcher:
+    """The agent ``ddpg``."""
+    return _actor_critic("ddpg", inputs)
+
+
+def td3(inputs: SearchInputs) -> Searcher:
+    """The agent ``td3``."""
+    return _actor_critic("td3", inputs)
+
+
+def sac(inputs: SearchInputs) -> Searcher:
+    """The agent ``sac``."""
+    return _actor_critic("sac", inputs)
+
+
+def _actor_critic(algorithm: Algorithm, inputs: SearchInputs) -> Searcher:
+    size, steps, settings = inputs.observation_size, inputs.steps, inputs.settings.changed(algorithm=algorithm)
+    return DDPGSearcher(size, steps, settings, inputs.seed, inputs.starts, shares=inputs.shares)

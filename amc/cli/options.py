@@ -82,7 +82,7 @@ def option(model: type[BaseModel], name: str, flag: str = "") -> inspect.Paramet
     repeatable = get_origin(annotation) in (tuple, dict)
     kind: Any = list[str] if repeatable else annotation if annotation in (int, float, Path) else str
     info = typer.Option(
-        flag or f"--{name.rpartition('.')[2].replace('_', '-')}", help=_help(key, choices_of(annotation), repeatable)
+        flag or f"--{name.rpartition('.')[2].replace('_', '-')}", help=_help(key, choices_of(field), repeatable)
     )
     return inspect.Parameter(
         name.replace(".", "__"),

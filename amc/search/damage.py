@@ -16,10 +16,10 @@ from amc.search.tools import Tools
 from amc.storage.cache import cached_tensors
 from envs.compression.calibration import MAX_CHUNK, MIN_CHUNKS
 from envs.compression.damage import (
-    DAMAGES,
     Batch,
     Curve,
     damage_images,
+    damage_named,
     measure_damage,
     measured_widths,
     sensitivity_forwards,
@@ -96,7 +96,7 @@ def _measured(prepared: Prepared, pool: Pool, tools: Tools, batches: Sequence[Ba
 
 def measure_block(tools: Tools, measuring: Measuring, sites: Sequence[Site]) -> dict[str, list[Curve]]:
     """The damage curves of consecutive sites."""
-    kinds = {name: DAMAGES[name] for name in measuring.kinds}
+    kinds = {name: damage_named(name) for name in measuring.kinds}
     return measure_damage(tools.compressor, sites, measuring.batches, measuring.widths, kinds, measuring.progress)
 
 

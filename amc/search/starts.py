@@ -22,7 +22,7 @@ from amc.scoring.scorer import read
 from amc.search.allocation.knapsack import knapsack
 from amc.search.damage import damage_curves
 from amc.search.tools import Tools
-from envs.compression.damage import DAMAGES, forward, total_damage
+from envs.compression.damage import damage_named, forward, total_damage
 from envs.network.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
 from envs.space.assignment import Assignment, Key
@@ -100,7 +100,7 @@ def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[
 def judge(tools: Tools, audience: Audience, candidate: Assignment) -> Judged:
     """Repairs a candidate in full and measures how far its outputs are from the dense network's."""
     small, forwards = tools.compressor.compress(tools.policy(candidate))
-    damage = DAMAGES[audience.damage]
+    damage = damage_named(audience.damage)
     sums = [
         total_damage(damage, new, dense, targets)
         for (targets, new), dense in zip(_outputs(tools, small, audience), audience.outputs, strict=True)

@@ -20,7 +20,7 @@ from envs.compression.preparation import (
 )
 from envs.compression.settings import CompressionSettings
 from envs.compression.sparsify import finishes
-from envs.importance.scores import IMPORTANCES
+from envs.importance.scores import importance_named
 from envs.network.graph import Graph
 from envs.network.inference import placed
 from envs.regression.statistics import first_chunks
@@ -130,7 +130,7 @@ class Compressor:
             producers=settings.producers,
             held_bytes=HELD_SHARE * 1e9 * settings.memory_gb,
             narrow_targets=settings.narrow_targets,
-            mean_shift=IMPORTANCES[settings.importance].mean_shift,
+            mean_shift=importance_named(settings.importance).mean_shift,
         )
         self.preparation_forwards = preparation.image_forwards(moments) + self._repair().preparation_forwards()
 

@@ -29,7 +29,7 @@ from amc.search.loop import search
 from amc.search.starts import best_knapsack
 from amc.search.tools import Tools, score_whole
 from amc.storage.files import write_json, write_text
-from envs.compression.sparsify import SELECTIONS
+from envs.compression.names import SELECTIONS
 from envs.space.assignment import Assignment
 from experiments.chain import commit, processor
 
