@@ -1,7 +1,7 @@
 """DDPG as a `Searcher`: the starts, a warm-up, then an actor that learns from finished rounds.
 
 The learning itself is stable-baselines3's, in `agents.learner`; the schedule of exploration stands here. TD3 and SAC
-go the same road (`DDPGSettings.algorithm`); SAC explores by the width its actor learns, not by the schedule's.
+are driven the same way (`DDPGSettings.algorithm`); SAC explores by the width its actor learns, not by the schedule's.
 
 Deviations from He et al. 2018 (AMC, ECCV), each with its reason. `agents.settings.PAPER_SETTINGS` undoes those that are
 settings; experiments/results/ddpg_ablation.md measures what each is worth on toys with a known optimum. Beyond the
@@ -14,7 +14,7 @@ schedule of sigma show in the worst seed; the others do not show there.
   neighbouring width stays where it is.
 - After each round the actor takes a few supervised steps towards the best episodes in the replay
   (`imitation_steps`; Oh et al., Self-Imitation Learning, ICML 2018). The critic's gradient alone can lead it where
-  it asks for more than the budget's wall lets it have; nothing executed there tells it so, and it stays.
+  it asks for more than the budget's wall lets it have; nothing executed there shows it, and it stays.
 - Rewards are replaced by the normal scores of their ranks (`rank_rewards`), so that a few collapsed episodes
   do not drown the differences between good ones. This makes a baseline superfluous.
 - Only the last 40 episodes are replayed (`replay_episodes`). In an older replay an action looks good because
@@ -220,5 +220,7 @@ def sac(inputs: SearchInputs) -> Searcher:
 
 
 def _actor_critic(algorithm: Algorithm, inputs: SearchInputs) -> Searcher:
-    size, steps, settings = inputs.observation_size, inputs.steps, inputs.settings.changed(algorithm=algorithm)
+    size = inputs.observation_size
+    steps = inputs.steps
+    settings = inputs.settings.changed(algorithm=algorithm)
     return DDPGSearcher(size, steps, settings, inputs.seed, inputs.starts, shares=inputs.shares)

@@ -29,7 +29,7 @@ class Plan(Protocol):
 
     @property
     def label(self) -> str:
-        """Who proposed it, for example ``"ddpg"`` or ``"knapsack"``."""
+        """The searcher or start that proposed it, for example ``"ddpg"`` or ``"knapsack"``."""
         ...
 
     def __call__(self, step: int, observation: FloatArray) -> float:
@@ -43,7 +43,7 @@ class FixedPlan:
 
     Attributes:
         actions: ``[T]``, one action in [0, 1] per step.
-        label: who proposed it.
+        label: the searcher or start that proposed it.
     """
 
     actions: tuple[float, ...]

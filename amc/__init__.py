@@ -56,7 +56,7 @@ def _register() -> None:
 
 
 class _UponImport:
-    """Finds Gymnasium like everybody else, and registers the environment when it has been executed."""
+    """Finds Gymnasium as usual, and registers the environment when it has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -82,7 +82,8 @@ def plain_type(field: FieldInfo) -> Any:
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:
     """The values that a field, or each entry of its list, may have: of a `Literal` or a `OneOf`; () for others."""
-    annotation, marks = plain_type(field), tuple(field.metadata)
+    annotation = plain_type(field)
+    marks = tuple(field.metadata)
     if get_origin(annotation) is tuple:
         annotation = get_args(annotation)[0]
         marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()

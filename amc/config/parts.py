@@ -54,7 +54,7 @@ class SavingsConfig(Part):
 
 
 class WorkersConfig(Part):
-    """Who plays the episodes; no part of what determines a search."""
+    """Where episodes are played; no part of what determines a search."""
 
     workers: int = Field(0, ge=0, description="Ray workers, 0: this process (or, with an address, one per CPU)")
     address: str | None = Field(

@@ -1,4 +1,4 @@
-"""The configuration of a search: pydantic at the door, recipes in TOML, one dotted override at a time."""
+"""The configuration of a search: checked by pydantic, recipes in TOML, one dotted override at a time."""
 
 from __future__ import annotations
 
@@ -171,7 +171,8 @@ class SearchConfig(Part):
         if self.sparsity is not None:
             from hw_profiles.shape_rules import load_rules
 
-            pattern, rules = self.sparsity.partition("@")[0], load_rules(self.shapes or "")
+            pattern = self.sparsity.partition("@")[0]
+            rules = load_rules(self.shapes or "")
             if pattern not in rules.patterns or self.patterns != (pattern,):
                 raise ValueError(f"sparsity {self.sparsity!r} needs one pattern of {', '.join(rules.patterns)}")
         if self.choose not in ("patterns", "mixed") and (self.sparsity is not None or COVERAGE in self.constraint):

@@ -115,7 +115,8 @@ class Preparation:
         return {name: order.tolist() for name, order in found.items()}
 
     def _evidence(self, moments: Moments) -> Evidence:
-        settings, sensitivities = self.settings, dict[str, Tensor]()
+        settings = self.settings
+        sensitivities = dict[str, Tensor]()
         if self._importance.reads_gradients:
             size = images_at_once(self.family.dense, settings.memory_gb)
             sensitivities = gate_sensitivities(self.network, self.units, self.chunks, at_once=size, seed=settings.seed)

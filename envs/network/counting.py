@@ -134,7 +134,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 def formula_of(packet: Any) -> Callable[..., int] | None:
     """FLOPs of an operator by its arguments: from `FORMULAS` or torch's own registry; None if neither has it."""
     own, torchs = FORMULAS.get(packet), flop_registry.get(packet)
-    return torchs if own is None else shape_wrapper(own)
+    return torchs if own is None else shape_wrapper(own)  # type: ignore[no-untyped-call]  # torch's
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Kinds of decisions by name, as `choose` says it: who finds the sites of a network. Imports no torch.
+"""Kinds of decisions by name, the values of `choose`: what finds the sites of a network. Imports no torch.
 
 A new kind is a file beside this one, with a class of `sites.Site` and a `finders.Finder`, and a line in `KINDS`.
 """

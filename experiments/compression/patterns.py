@@ -197,7 +197,7 @@ MIXED: dict[str, tuple[str, Choose]] = {
     "mixed, knapsack": ("mixed", solved),
     "mixed, ddpg from the knapsack": ("mixed", searched),
 }
-"""How the budget is spent: what is decided, and by whom."""
+"""How the budget is spent: what is decided, and by which agent."""
 
 
 def mixed(base: dict[str, Any], seeds: int, ddpg: bool) -> list[str]:
