@@ -19,9 +19,7 @@ console = Console()
 def compare(
     overrides: Overrides,
     recipe: RecipeArgument = None,
-    agents: Annotated[
-        list[str] | None, typer.Option("--agents", help="Agents to compare: ddpg random cmaes ...")
-    ] = None,
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Agents to compare: ddpg cmaes ...")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per agent.")] = 3,
     out: Annotated[Path, typer.Option("--out", help="Folder of all runs and of the comparison.")] = Path(
         "runs/compare"
