@@ -28,7 +28,7 @@ class ActorPlan:
         step_code: whether the actor reads `with_step_code` or the plain observation.
         sigma: width of the noise, in units of the action; 0 plays the actor itself.
         uniforms: ``[T]`` draws from [0, 1], the quantile of each step's noise.
-        label: who proposed it.
+        label: the searcher or start that proposed it.
     """
 
     layers: Layers
@@ -52,7 +52,7 @@ class SquashedPlan:
         spread: weight ``[1, H]`` and bias ``[1]`` from the last hidden layer to the log standard deviation.
         step_code: whether the actor reads `with_step_code` or the plain observation.
         uniforms: ``[T]`` draws from [0, 1], the quantile of each step's draw; 0.5 plays the mean.
-        label: who proposed it.
+        label: the searcher or start that proposed it.
     """
 
     layers: Layers

@@ -18,7 +18,7 @@ import numpy as np
 from cmaes import CMA
 from numpy.typing import NDArray
 
-from agents.searcher import FixedPlan, Plan, SearcherState, Trajectory, keyed_seed, start_plans
+from agents.searcher import FixedPlan, Plan, Searcher, SearcherState, SearchInputs, Trajectory, keyed_seed, start_plans
 
 LABEL = "cma-es"
 
@@ -112,3 +112,8 @@ class CMAES:
             return None
         nothing = np.zeros((self._steps, 0), np.float32)
         return Trajectory(observations=nothing, actions=np.zeros(self._steps, np.float32), reward=reward, label=LABEL)
+
+
+def cma_es(inputs: SearchInputs) -> Searcher:
+    """The agent ``cmaes``: narrow around starts, wide without any."""
+    return CMAES(inputs.steps, inputs.seed, inputs.starts, sigma=0.05 if inputs.starts else 0.25)

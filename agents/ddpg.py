@@ -1,7 +1,7 @@
 """DDPG as a `Searcher`: the starts, a warm-up, then an actor that learns from finished rounds.
 
 The learning itself is stable-baselines3's, in `agents.learner`; the schedule of exploration stands here. TD3 and SAC
-go the same road (`DDPGSettings.algorithm`); SAC explores by the width its actor learns, not by the schedule's.
+are driven the same way (`DDPGSettings.algorithm`); SAC explores by the width its actor learns, not by the schedule's.
 
 Deviations from He et al. 2018 (AMC, ECCV), each with its reason. `agents.settings.PAPER_SETTINGS` undoes those that are
 settings; experiments/results/ddpg_ablation.md measures what each is worth on toys with a known optimum. Beyond the
@@ -14,7 +14,7 @@ schedule of sigma show in the worst seed; the others do not show there.
   neighbouring width stays where it is.
 - After each round the actor takes a few supervised steps towards the best episodes in the replay
   (`imitation_steps`; Oh et al., Self-Imitation Learning, ICML 2018). The critic's gradient alone can lead it where
-  it asks for more than the budget's wall lets it have; nothing executed there tells it so, and it stays.
+  it asks for more than the budget's wall lets it have; nothing executed there shows it, and it stays.
 - Rewards are replaced by the normal scores of their ranks (`rank_rewards`), so that a few collapsed episodes
   do not drown the differences between good ones. This makes a baseline superfluous.
 - Only the last 40 episodes are replayed (`replay_episodes`). In an older replay an action looks good because
@@ -46,8 +46,17 @@ import numpy as np
 
 from agents.learner import Learner, number
 from agents.noise import along, decayed_sigma, truncated_normal
-from agents.searcher import FixedPlan, Plan, SearcherState, Trajectory, keyed_generator, start_plans
-from agents.settings import DDPGSettings
+from agents.searcher import (
+    FixedPlan,
+    Plan,
+    Searcher,
+    SearcherState,
+    SearchInputs,
+    Trajectory,
+    keyed_generator,
+    start_plans,
+)
+from agents.settings import Algorithm, DDPGSettings
 
 
 class DDPGSearcher:
@@ -193,3 +202,25 @@ def _checked_shares(shares: Sequence[float] | None, steps: int) -> tuple[float, 
     if len(shares) != steps or not np.isfinite(shares).all():
         raise ValueError(f"`shares` must be {steps} finite numbers, one per step, but got {list(shares)}")
     return tuple(float(share) for share in shares)
+
+
+def ddpg(inputs: SearchInputs) -> Searcher:
+    """The agent ``ddpg``."""
+    return _actor_critic("ddpg", inputs)
+
+
+def td3(inputs: SearchInputs) -> Searcher:
+    """The agent ``td3``."""
+    return _actor_critic("td3", inputs)
+
+
+def sac(inputs: SearchInputs) -> Searcher:
+    """The agent ``sac``."""
+    return _actor_critic("sac", inputs)
+
+
+def _actor_critic(algorithm: Algorithm, inputs: SearchInputs) -> Searcher:
+    size = inputs.observation_size
+    steps = inputs.steps
+    settings = inputs.settings.changed(algorithm=algorithm)
+    return DDPGSearcher(size, steps, settings, inputs.seed, inputs.starts, shares=inputs.shares)

@@ -73,7 +73,8 @@ class Learner:
         last = self._steps - 1
         for step in range(self._steps):
             # Nothing follows the last step: its successor is masked by `done`.
-            following, done = observations[min(step + 1, last)], np.array([step == last])
+            following = observations[min(step + 1, last)]
+            done = np.array([step == last])
             self._rewards[self._replay.pos] = trajectory.reward
             self._replay.add(observations[step][None], following[None], actions[step], np.zeros(1), done, [{}])
         decay = self._settings.baseline_decay if self._told else 0.0
@@ -131,7 +132,9 @@ class Learner:
 
     def plan(self, sigma: float, uniforms: tuple[float, ...]) -> Plan:
         """The actor as it is now, frozen: with noise of width ``sigma``, or SAC's own; at 0 its mean in both."""
-        settings, layers, spread = self._settings, actor_layers(self._model), spread_layer(self._model)
+        settings = self._settings
+        layers = actor_layers(self._model)
+        spread = spread_layer(self._model)
         if spread is None:
             return ActorPlan(layers, settings.step_code, sigma, uniforms, settings.algorithm)
         drawn = uniforms if sigma else (0.5,) * len(uniforms)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agents.searcher import FixedPlan, Plan, SearcherState, Trajectory, keyed_generator, start_plans
+from agents.searcher import (
+    FixedPlan,
+    Plan,
+    Searcher,
+    SearcherState,
+    SearchInputs,
+    Trajectory,
+    keyed_generator,
+    start_plans,
+)
 
 
 class RandomSearch:
@@ -45,3 +54,8 @@ class RandomSearch:
             return self._starts[episode]
         actions = keyed_generator(self._seed, "random", episode).random(self._steps)
         return FixedPlan(tuple(actions.tolist()), "random")
+
+
+def random_search(inputs: SearchInputs) -> Searcher:
+    """The agent ``random``."""
+    return RandomSearch(inputs.steps, inputs.seed, inputs.starts)

@@ -7,12 +7,14 @@ does, is the caller's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from agents.settings import DDPGSettings
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
@@ -27,7 +29,7 @@ class Plan(Protocol):
 
     @property
     def label(self) -> str:
-        """Who proposed it, for example ``"ddpg"`` or ``"knapsack"``."""
+        """The searcher or start that proposed it, for example ``"ddpg"`` or ``"knapsack"``."""
         ...
 
     def __call__(self, step: int, observation: FloatArray) -> float:
@@ -41,7 +43,7 @@ class FixedPlan:
 
     Attributes:
         actions: ``[T]``, one action in [0, 1] per step.
-        label: who proposed it.
+        label: the searcher or start that proposed it.
     """
 
     actions: tuple[float, ...]
@@ -139,6 +141,30 @@ class Searcher(Protocol):
     def load(self, state: SearcherState) -> None:
         """Go on from ``state``, taken from a searcher that was constructed with the same arguments."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchInputs:
+    """What a searcher may be made from.
+
+    Attributes:
+        observation_size: D, numbers in an observation.
+        steps: T, the steps of every episode.
+        seed: key of all draws.
+        starts: (label, actions ``[T]`` in [0, 1]) to propose first, as they are.
+        settings: how a learner explores and learns; of which agent it is, each says itself.
+        shares: ``[T]`` how much the budgeted cost changes per unit of each action, linearized, in any unit.
+    """
+
+    observation_size: int
+    steps: int
+    seed: int
+    starts: Sequence[tuple[str, Sequence[float]]]
+    settings: DDPGSettings
+    shares: Sequence[float]
+
+
+MakeSearcher: TypeAlias = Callable[[SearchInputs], Searcher]
 
 
 def start_plans(starts: Sequence[tuple[str, Sequence[float]]], steps: int) -> tuple[FixedPlan, ...]:

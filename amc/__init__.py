@@ -1,7 +1,11 @@
-"""The face: tasks, evaluation, allocation, rollouts, search, export and the command line.
+"""The search, and everything that knows datasets, files, configurations and people.
 
-Here lives everything that knows datasets, files, configurations and people. Nothing below may import it:
-`envs` is the world, `agents` learn, `hw_profiles` count costs.
+- `cli`: the command line; `studies`: many searches; `runs`: one search on disk; `reporting`: reports and tables.
+- `search`: the algorithm (`search.loop`); `problem`: what is searched; `pool`: work in this process or on Ray;
+  `scoring`: networks to evaluations; `profiling`: timing on this machine.
+- `tasks`: networks and data that come in; `export`: what leaves; `config`: settings; `storage`: files and the cache.
+
+No lower package may import it: `envs` is what is pruned, `agents` learn, `hw_profiles` says what layers cost.
 """
 
 import sys
@@ -52,7 +56,7 @@ def _register() -> None:
 
 
 class _UponImport:
-    """Finds Gymnasium like everybody else, and registers the environment when it has been executed."""
+    """Finds Gymnasium as usual, and registers the environment when it has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

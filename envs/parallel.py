@@ -1,6 +1,6 @@
 """Work over fixed chunks on a few threads, results in chunk order: the same numbers on any number of cores.
 
-Intra-op threads are 1 everywhere (`single_threaded`), so a chunk's result never depends on who computes it.
+Intra-op threads are 1 everywhere (`single_threaded`), so a chunk's result never depends on where it is computed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def map_chunks(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     full_precision()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         function = _in_context(function)
-    items, threads = list(items), cores()
+    items = list(items)
+    threads = cores()
     inside = getattr(_local, "inside", False)
     if threads == 1 or len(items) < 2 or inside:
         yield from map(function, items)

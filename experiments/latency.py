@@ -43,7 +43,9 @@ DATA = ROOT / "hw_profiles" / "data"
 MOBILENET = "experiments.mobilenet:mobilenet_v2"
 TASKS = ("cifar10-resnet56", MOBILENET, "digits")
 SETTINGS = tuple(Setting(threads=threads, batch=batch) for batch in (1, 8) for threads in (1, 2))
-FRACTIONS, BUDGET_SEEDS, RIVAL_SEEDS = (0.65, 0.8), range(5), range(3)
+FRACTIONS = (0.65, 0.8)
+BUDGET_SEEDS = range(5)
+RIVAL_SEEDS = range(3)
 SITTINGS = 3
 EQUAL, BISECTIONS = 0.02, 12
 """Measured latencies count as equal within this."""
@@ -225,12 +227,14 @@ def bisected(place: Place, agent: str, seed: int, target: float) -> dict[str, An
         if abs(ratio / target - 1) <= EQUAL:
             break
         if ratio > target:
-            high, above = middle, min(above or (ratio, middle, key), (ratio, middle, key))
+            high = middle
+            above = min(above or (ratio, middle, key), (ratio, middle, key))
         else:
             low = middle
     else:
         if above is not None:
-            prepared, key = prepared_for(place, seed, {"macs": above[1]}, agent), above[2]
+            prepared = prepared_for(place, seed, {"macs": above[1]}, agent)
+            key = above[2]
     return outcome(prepared, key) | {"macs_budget": middle, "target": target}
 
 
@@ -268,7 +272,8 @@ def _budgets() -> list[str]:
     rows = []
     for name, r in found:
         kept = "yes" if r["measured"] <= r["budget"] * (1 + r["p95"]) else "no"
-        seed, accuracy = name.rpartition("-")[2], 100 * r["validation"]
+        seed = name.rpartition("-")[2]
+        accuracy = 100 * r["validation"]
         rows.append(f"| {r['budget']} | {seed} | {r['measured']:.3f} | {kept} | {accuracy:.2f} | {r['commit']} |")
     head = [
         "cifar10-resnet56, agent knapsack; kept: within the profile's held-out 95 % error.",

@@ -81,7 +81,8 @@ def mobilenet_v2(data: Path | None = None) -> Task:
         calibration = validation = test = ArraySplit(*noise)
     else:
         train, (x, y) = load_cifar10(data)
-        half, normalize = len(x) // 2, NormalizePixels()
+        half = len(x) // 2
+        normalize = NormalizePixels()
         calibration = ArraySplit(*train, normalize)
         validation, test = ArraySplit(x[:half], y[:half], normalize), ArraySplit(x[half:], y[half:], normalize)
     return Task(
@@ -99,18 +100,17 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
-        blocks, channels = [conv_norm_act(3, 32, 3, 2)], 32
+        blocks = [conv_norm_act(3, 32, 3, 2)]
+        channels = 32
         for outputs, stride in V1_STAGES:
             blocks += [
                 conv_norm_act(channels, channels, 3, stride, groups=channels),
                 conv_norm_act(channels, outputs, 1),
             ]
             channels = outputs
-        self.blocks, self.pool, self.classifier = (
-            nn.Sequential(*blocks),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Linear(1024, classes),
-        )
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(1024, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images `[B, 3, H, W]` to class scores `[B, classes]`."""

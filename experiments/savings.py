@@ -21,7 +21,7 @@ from amc.config.parts import SavingsConfig
 from amc.config.search import load_config
 from amc.problem.prepare import Prepared, prepare
 from amc.problem.setup import set_up
-from amc.scoring.racing import BLOCKS, Race, bar
+from amc.scoring.racing import JACKKNIFE_BLOCKS, Race, bar
 from amc.scoring.scorer import Score
 from amc.storage.files import write_json, write_text
 from envs.reward import Evaluation
@@ -64,13 +64,14 @@ def replayed(prepared: Prepared, scores: Sequence[Score]) -> list[Told]:
     """What both kinds of search are told, round by round."""
     told: list[Told] = []
     config, setup = prepared.config, prepared.setup
-    reward, images = setup.reward, len(setup.draws.reward())
+    reward = setup.reward
+    images = len(setup.draws.reward())
     for start in range(0, len(scores), config.round_size):
         known = [(reward(one.saving), one.saving) for one in told]
         race = Race(first=IMAGES, error=config.savings.error, reward=reward, bar=bar(known, config.confirm, images))
         for score in scores[start : start + config.round_size]:
             first = score.at(range(IMAGES))
-            begun = replace(first.evaluation({}, 0), blocks=first.blocks(BLOCKS))
+            begun = replace(first.evaluation({}, 0), blocks=first.blocks(JACKKNIFE_BLOCKS))
             plain = score.evaluation({}, 0)
             told.append(Told(plain, race.settled(begun, lambda plain=plain: plain)))  # type: ignore[misc]
     return told

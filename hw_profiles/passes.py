@@ -101,7 +101,8 @@ def in_passes(
     """
     records = [row for row in journal.records if "again" not in row]
     earlier = [(row["again"], _without_mark(row)) for row in journal.records if "again" in row]
-    began, before = clock(), len(records)
+    began = clock()
+    before = len(records)
     for index in range(before, count):
         records.append(journal.add(timed(index)))
         pace = (clock() - began) / (index + 1 - before)
@@ -137,11 +138,13 @@ def settle(
     Returns:
         `entries`: N; `at_first`, `left`: disturbed ones before and after.
     """
-    at_first, until = len(disturbed(records, limits)), clock() + seconds
+    at_first = len(disturbed(records, limits))
+    until = clock() + seconds
     for index, record in earlier:
         _improve(records, index, record, limits)
     for _ in range(MAX_REPEATS):
-        wanted, began = disturbed(records, limits), clock()
+        wanted = disturbed(records, limits)
+        began = clock()
         for done, index in enumerate(wanted):
             if clock() >= until:
                 break

@@ -1,4 +1,4 @@
-"""What the commands do: search, resume, apply, export. Printing goes through the console handed in."""
+"""What the commands do: search, resume, apply, export. Printing goes through the console that is passed."""
 
 from __future__ import annotations
 

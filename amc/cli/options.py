@@ -57,7 +57,7 @@ def configured(*keys: str, anything: bool = True) -> Callable[[Command], Command
 
 
 def with_workers(command: Command) -> Command:
-    """Gives a command the options that say who plays; its parameter `workers` gets a `WorkersConfig`."""
+    """Gives a command the options of workers; its parameter `workers` gets a `WorkersConfig`."""
 
     def collect(given: dict[str, Any]) -> WorkersConfig:
         try:
@@ -78,11 +78,12 @@ def option(model: type[BaseModel], name: str, flag: str = "") -> inspect.Paramet
         flag: Name of the option; left out: the last part of the field's.
     """
     field = dict(fields_of(model))[name]
-    annotation, key = plain_type(field), key_of(name, field)
+    annotation = plain_type(field)
+    key = key_of(name, field)
     repeatable = get_origin(annotation) in (tuple, dict)
     kind: Any = list[str] if repeatable else annotation if annotation in (int, float, Path) else str
     info = typer.Option(
-        flag or f"--{name.rpartition('.')[2].replace('_', '-')}", help=_help(key, choices_of(annotation), repeatable)
+        flag or f"--{name.rpartition('.')[2].replace('_', '-')}", help=_help(key, choices_of(field), repeatable)
     )
     return inspect.Parameter(
         name.replace(".", "__"),

@@ -25,7 +25,7 @@ app = typer.Typer(
 console = Console()
 
 TaskOption = Annotated[str, typer.Option("--task", help="Task whose network is measured, as for search.")]
-RuntimeOption = Annotated[str, typer.Option(help="Who runs the kernels, such as onnxruntime or torch.")]
+RuntimeOption = Annotated[str, typer.Option(help="Runtime of the kernels, such as onnxruntime or torch.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads within an operator.")]
 BatchOption = Annotated[int, typer.Option(help="Batch size.")]
 DtypeOption = Annotated[str, typer.Option(help="fp32 or fp16.")]

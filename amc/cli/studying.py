@@ -19,7 +19,7 @@ console = Console()
 def compare(
     overrides: Overrides,
     recipe: RecipeArgument = None,
-    agents: Annotated[list[str] | None, typer.Option("--agents", help="Who competes: ddpg random cmaes ...")] = None,
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Agents to compare: ddpg cmaes ...")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per agent.")] = 3,
     out: Annotated[Path, typer.Option("--out", help="Folder of all runs and of the comparison.")] = Path(
         "runs/compare"
@@ -46,7 +46,7 @@ def sweep(
         list[float] | None, typer.Option("--budgets", help="Of the recipe's first cost: 0.3 0.5 0.7")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Searches per agent and budget.")] = 3,
-    agents: Annotated[list[str] | None, typer.Option("--agents", help="Who searches: ddpg knapsack ...")] = None,
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Agents that search: ddpg knapsack ...")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of all runs and of the front.")] = Path("runs/sweep"),
     profiles: Annotated[
         list[str] | None, typer.Option("--profiles", help="Sweep under each of these profiles: board.json phone ...")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COSTS, LATENCY = ("macs", "params", "memory"), ("latency", "latency_ms")
-"""Names of `hw_profiles.cost.COSTS`, and of the budgets on a profile's latency. That module needs numpy."""
+from envs.lookup import unknown
+
+LATENCY = ("latency", "latency_ms")
+"""Budgets on a profile's latency, as in `hw_profiles.cost`: that module needs numpy."""
 COVERAGE = "coverage"
 """Budget on the share of MACs in layers that have a pattern (from below)."""
 SYNONYMS = {"flops": "macs"}
@@ -39,9 +41,10 @@ def checked_budgets(value: Any) -> dict[str, float]:
 
 
 def _check_budget(name: str, budget: Any) -> None:
+    from hw_profiles.cost import COSTS  # needs numpy, without which the command line's help is shown
+
     if name not in (*COSTS, *LATENCY, COVERAGE):
-        known = ", ".join([*COSTS, *LATENCY, *SYNONYMS, "sparsity", COVERAGE])
-        raise ValueError(f"cost must be one of {known}, but got {name!r}")
+        raise ValueError(f"cost {unknown(name, [*COSTS, *LATENCY, *SYNONYMS, 'sparsity', COVERAGE])}")
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
         raise ValueError(
             f"budget must be a positive number, but got {name}={budget!r}: "

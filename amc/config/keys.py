@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
+
+from envs.lookup import OneOf
 
 WORDS: dict[Any, tuple[str, str]] = {
     int: ("integer", "integers"),
@@ -78,17 +80,21 @@ def plain_type(field: FieldInfo) -> Any:
     return arguments[0] if get_origin(field.annotation) in (Union, UnionType) else field.annotation
 
 
-def choices_of(annotation: Any) -> tuple[str, ...]:
-    """The values of a `Literal`, or of a list of one; () for other types."""
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The values that a field, or each entry of its list, may have: of a `Literal` or a `OneOf`; () for others."""
+    annotation = plain_type(field)
+    marks = tuple(field.metadata)
     if get_origin(annotation) is tuple:
-        return choices_of(get_args(annotation)[0])
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+        annotation = get_args(annotation)[0]
+        marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    named = next((mark.names for mark in marks if isinstance(mark, OneOf)), ())
+    return get_args(annotation) if get_origin(annotation) is Literal else named
 
 
 def type_text(field: FieldInfo) -> str:
     """The field's type in words, with its bounds."""
     annotation = plain_type(field)
-    origin, arguments, choices = get_origin(annotation), get_args(annotation), ", ".join(choices_of(annotation))
+    origin, arguments, choices = get_origin(annotation), get_args(annotation), ", ".join(choices_of(field))
     if origin is tuple:
         return f"list of {choices or WORDS[_bare(arguments[0])][1]}"
     if origin is dict:
@@ -116,7 +122,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         return unknown_key(key, first["input"], model)
     if first["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key} {message}" if message.startswith("must ") else f"{key}: {message}"
     return f"{key}: {message}, but got {first['input']!r}: correct it in the recipe or on the command line"
 
 

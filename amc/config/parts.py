@@ -4,11 +4,12 @@ modules: `agents.settings`, `envs.compression.settings`, `envs.space.settings`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from envs.compression.settings import Damage
+from envs.compression.names import DAMAGES
+from envs.lookup import OneOf
 
 
 class Part(BaseModel):
@@ -20,7 +21,7 @@ class Part(BaseModel):
 class KnapsackConfig(Part):
     """How damage per width is measured."""
 
-    damages: tuple[Damage, ...] = Field(
+    damages: tuple[Annotated[str, OneOf(DAMAGES)], ...] = Field(
         ("logits", "kl", "kl1"),
         min_length=1,
         description="what is measured: a solution for each, and the audition chooses",
@@ -53,7 +54,7 @@ class SavingsConfig(Part):
 
 
 class WorkersConfig(Part):
-    """Who plays the episodes; no part of what determines a search."""
+    """Where episodes are played; no part of what determines a search."""
 
     workers: int = Field(0, ge=0, description="Ray workers, 0: this process (or, with an address, one per CPU)")
     address: str | None = Field(

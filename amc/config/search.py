@@ -1,27 +1,29 @@
-"""The configuration of a search: pydantic at the door, recipes in TOML, one dotted override at a time."""
+"""The configuration of a search: checked by pydantic, recipes in TOML, one dotted override at a time."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import Field, SerializationInfo, ValidationError, field_serializer, field_validator, model_validator
 
+from agents.names import AGENTS
 from agents.settings import LearningConfig
 from amc.config.budgets import COVERAGE, LATENCY, checked_budgets, with_sparsity
 from amc.config.keys import explain
 from amc.config.parts import BackendConfig, KnapsackConfig, Part, SavingsConfig
 from envs.compression.settings import CompressionConfig
+from envs.lookup import OneOf, unknown
 from envs.reward import REWARDS
+from envs.space.kinds import KINDS
 from envs.space.settings import RulesConfig
 
-Agent = Literal["ddpg", "td3", "sac", "cmaes", "random", "knapsack", "uniform"]
 Start = Literal["knapsack", "uniform"]
-SINGLE: tuple[Agent, ...] = ("knapsack", "uniform")
-"""Agents that compute one policy."""
+SINGLE = ("knapsack", "uniform")
+"""Agents that compute one policy; the others search (`agents.names.AGENTS`)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -51,11 +53,11 @@ class SearchConfig(Part):
     checkpoint: Path | None = Field(None, description="weights of the task: safetensors, or a torch state dict")
     constraint: dict[str, float] = Field(
         default_factory=lambda: {"macs": 0.5},
-        description="COST=BUDGET, a fraction of dense (<= 1) or absolute; several hold together. Costs: macs (synonym: "
-        "flops), params, memory, latency (fraction), latency_ms; with patterns sparsity=2:4@RULES (multiple-of-4, "
-        "cutlass-float16, ...) and coverage=SHARE",
+        description="COST=BUDGET, a fraction of dense (<= 1) or absolute; several hold together. Costs are macs "
+        "(synonym: flops), params, memory, latency (fraction), latency_ms; with patterns sparsity=2:4@RULES "
+        "(multiple-of-4, cutlass-float16, ...) and coverage=SHARE",
     )
-    choose: Literal["channels", "patterns", "unstructured", "mixed"] = Field(
+    choose: Annotated[str, OneOf(KINDS)] = Field(
         "channels", description="what is decided: widths, a pattern per layer, a density per layer, widths and patterns"
     )
     patterns: tuple[str, ...] = Field(("2:4",), min_length=1, description="what layers may choose beside dense")
@@ -64,7 +66,7 @@ class SearchConfig(Part):
     )
     sparsity: str | None = Field(None, description="PATTERN@RULES: the pattern and the shapes that a device takes")
     profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
-    agent: Agent = Field("ddpg", description="who chooses the widths")
+    agent: Annotated[str, OneOf(AGENTS, SINGLE)] = Field("ddpg", description="what chooses the widths")
     preset: Literal["default", "paper"] = Field(
         "default", description="settings of ddpg, td3 and sac; paper: as He et al. 2018"
     )
@@ -119,7 +121,7 @@ class SearchConfig(Part):
     @classmethod
     def _rewarding(cls, value: str) -> str:
         if value not in ("auto", *REWARDS) and ":" not in value:
-            raise ValueError(f"must be one of auto, {', '.join(REWARDS)} or package.module:function, but got {value!r}")
+            raise ValueError(unknown(value, ("auto", *REWARDS, "package.module:function")))
         return value
 
     @field_validator("data", "checkpoint")
@@ -169,7 +171,8 @@ class SearchConfig(Part):
         if self.sparsity is not None:
             from hw_profiles.shape_rules import load_rules
 
-            pattern, rules = self.sparsity.partition("@")[0], load_rules(self.shapes or "")
+            pattern = self.sparsity.partition("@")[0]
+            rules = load_rules(self.shapes or "")
             if pattern not in rules.patterns or self.patterns != (pattern,):
                 raise ValueError(f"sparsity {self.sparsity!r} needs one pattern of {', '.join(rules.patterns)}")
         if self.choose not in ("patterns", "mixed") and (self.sparsity is not None or COVERAGE in self.constraint):

@@ -69,7 +69,8 @@ def load_applied(dense: nn.Module, folder: Path) -> nn.Module:
     Raises:
         ValueError: If a file is missing or damaged, or belongs to another network.
     """
-    policy, path = read_policy(folder / POLICY), folder / WEIGHTS
+    policy = read_policy(folder / POLICY)
+    path = folder / WEIGHTS
     try:
         state = safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:

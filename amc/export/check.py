@@ -1,4 +1,4 @@
-"""Verification of sparsity patterns from what is stored, whoever made it: policies, safetensors, ONNX models."""
+"""Verification of sparsity patterns from what is stored, whatever wrote it: policies, safetensors, ONNX models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the house: ONNX compared with torch before it is written, onnxruntime latency side by side, and the
+"""Export: ONNX compared with torch before it is written, onnxruntime latency side by side, and the
 folder of an applied policy. What a run writes beside these stands in `record.py`.
 """
 
@@ -163,7 +163,8 @@ def _quiet() -> Iterator[None]:
 
     The tracing exporter of torch 2.13 turns its log to the C level on whatever `verbose` says, hence the swap.
     """
-    before, dump = logging.root.manager.disable, getattr(torch._C, "_jit_onnx_log", None)
+    before = logging.root.manager.disable
+    dump = getattr(torch._C, "_jit_onnx_log", None)
     nowhere = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")

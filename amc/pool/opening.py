@@ -12,7 +12,7 @@ from amc.pool.ray import RayPool, connected
 
 @contextmanager
 def open_pool(config: WorkersConfig, own_modules: Sequence[str] = ()) -> Iterator[Pool]:
-    """Whoever works, for as long as the context lasts.
+    """The pool that is configured, for as long as the context lasts.
 
     Args:
         config: How many workers, and where; none: this process.

@@ -1,5 +1,5 @@
 """Objects on their way to workers: pickled, with every array beside the pickle, so that a store of shared memory
-hands arrays out without copying them.
+gives arrays without copying them.
 
 Large plain tensors (images, Gram matrices) stay where they arrive, read-only; parameters and small tensors are
 copied once into torch's own memory, since networks may be written to.

@@ -59,7 +59,7 @@ IN_PROCESS = Usage(0, 0.0)
 
 
 class Pool(Protocol):
-    """Whoever works.
+    """Work on items, in this process or on workers.
 
     Attributes:
         workers: Processes side by side; 0 in this process.

@@ -1,5 +1,5 @@
-"""The pool on Ray workers, on this machine or a cluster: who works, in what order results arrive and who dies on the
-way changes nothing but the time.
+"""The pool on Ray workers, on this machine or a cluster: which worker does what, in what order
+results arrive and which workers are lost changes nothing but the time.
 
 What calls share is in the object store once per node (`parcel`); the items of a call are put there once. Workers keep
 no state that a result could depend on, so an item that is lost is simply done again.
@@ -26,11 +26,11 @@ from hw_profiles.device import cpu_model
 logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 6
-"""An item whose worker died so often is to blame itself: it is given up."""
+"""Maximum of lost workers per item: beyond, the item is taken to be the cause and given up."""
 JOIN_SECONDS = 300.0
 """How long work without a single worker waits for one."""
 UNWANTED = -1
-"""Index of an item whose answer nobody waits for any more."""
+"""Index of an item whose answer is not waited for any more."""
 Trouble = Counter[tuple[str, int]]
 """("died" or "hung", item) -> how often."""
 
@@ -66,7 +66,8 @@ class RayPool:
             own_modules: Modules whose code travels to the workers.
         """
         self.workers = number
-        self._config, self._own_modules = config, tuple(own_modules)
+        self._config = config
+        self._own_modules = tuple(own_modules)
         self._shared: tuple[object, Any] | None = None
         self._seats = [self._start() for _ in range(number)]
         self._busy, self._span, self._warned = 0.0, 0.0, False
@@ -88,14 +89,15 @@ class RayPool:
         began = time.perf_counter()
         parcel = self._put(shared)
         call = ray.put(pack(Call(function, common, tuple(items)), self._own_modules))
-        todo, trouble = deque(range(len(items))), Trouble()
+        todo = deque(range(len(items)))
+        trouble = Trouble()
         answers: dict[int, Answer[Result] | _Raised] = {}
         try:
             for wanted in range(len(items)):
                 while wanted not in answers:
                     self._assign(todo, parcel, call)
                     self._collect(todo, answers, trouble)
-                self._assign(todo, parcel, call)  # nobody waits while the caller looks at an answer
+                self._assign(todo, parcel, call)  # no worker waits while the caller looks at an answer
                 answer = answers.pop(wanted)
                 if isinstance(answer, _Raised):
                     raise answer.error from answer.remote
@@ -149,7 +151,8 @@ class RayPool:
         """Gives every worker that has joined and waits one item."""
         for seat in self._seats:
             if todo and seat.about is not None and seat.index is None:
-                seat.index, seat.since = todo.popleft(), time.perf_counter()
+                seat.index = todo.popleft()
+                seat.since = time.perf_counter()
                 seat.asked = seat.actor.work.remote([shared], [call], seat.index)
 
     def _answered(self) -> list[_Seat]:

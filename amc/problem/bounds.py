@@ -13,7 +13,8 @@ from amc.config.search import SearchConfig
 from envs.network.graph import trace
 from envs.network.recount import CountMismatch, confirm_macs, independent_macs
 from envs.space.constraint import Budget, Constraint, Costing, resolve_budget
-from envs.space.kinds import KINDS, Wanted
+from envs.space.finders import Wanted
+from envs.space.kinds import finder_named
 from envs.space.patterns import verify_network
 from envs.space.rules import Rules
 from envs.space.sites import Site
@@ -42,7 +43,7 @@ def choose_sites(
         densities=config.densities,
         shapes=shapes,
     )
-    sites, fixed = KINDS[config.choose](wanted)
+    sites, fixed = finder_named(config.choose)(wanted)
     return tuple(sites), tuple(fixed)
 
 

@@ -161,7 +161,8 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
 
 
 def _costs(anatomy: Anatomy, sites: Sequence[Site], shapes: ShapeRules | None) -> tuple[CostSpan, ...]:
-    dense, costing = anatomy.family.dense, Costing(anatomy.family, tuple(sites), shapes)
+    dense = anatomy.family.dense
+    costing = Costing(anatomy.family, tuple(sites), shapes)
     lightest = costing.fitted(costing.lightest()[None, :])[0]
     known: dict[str, CountedCost] = {**COSTS, "macs": Macs(skips=skipped_patterns(shapes, None))}
     spans = []
@@ -173,8 +174,10 @@ def _costs(anatomy: Anatomy, sites: Sequence[Site], shapes: ShapeRules | None) -
 
 
 def _units(anatomy: Anatomy, sites: Sequence[Site]) -> tuple[InspectedUnit, ...]:
-    dense, lightest = anatomy.family.dense, {site.name: site.choices[0].value for site in sites}
-    total, order = cost_of(Macs(), dense), anatomy.graph.order()
+    dense = anatomy.family.dense
+    lightest = {site.name: site.choices[0].value for site in sites}
+    total = cost_of(Macs(), dense)
+    order = anatomy.graph.order()
     found = []
     for unit in (unit for unit in anatomy.units if unit.name in lightest):
         touched = Layout(layers=tuple(dense.layers[row] for row in anatomy.family.layers_of(unit.name)))

@@ -55,7 +55,8 @@ def layer_patterns(setup: Setup, assignment: Assignment) -> tuple[LayerPattern, 
     shares = mac_shares(family.dense)
     found = []
     for layer in (layer for layer in layers if layer.has_weight):
-        pattern, site = decided.patterns.get(layer.name, "dense"), sites.get(layer.name)
+        pattern = decided.patterns.get(layer.name, "dense")
+        site = sites.get(layer.name)
         why = fixed.get(layer.name, "") if site is None else _why_dense(layer, site, setup.shapes)
         found.append(
             LayerPattern(

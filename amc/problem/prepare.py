@@ -65,7 +65,7 @@ class Prepared:
         return self.ledger.account(assignment.key, known or self.measurement(assignment))
 
     def environment(self) -> PruningEnv:
-        """A fresh environment for whoever steps it by hand; its evaluations are counted."""
+        """A fresh environment to be stepped by the caller; its evaluations are counted."""
         return PruningEnv(self.setup.constraint, self.policy, self.evaluate, self.setup.reward)
 
     def confirmation_forwards(self) -> int:
@@ -83,7 +83,9 @@ def calibration_plan(setup: Setup) -> CalibrationPlan:
 def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
     """The compressor, with its calibration statistics; its image-forwards are the caller's to charge."""
     progress("calibrating", 0, 1)
-    config, anatomy, plan = setup.config, setup.anatomy, calibration_plan(setup)
+    config = setup.config
+    anatomy = setup.anatomy
+    plan = calibration_plan(setup)
     settings = CompressionSettings(
         **config.compression.model_dump(exclude={"positions"}),
         positions=plan.positions,
@@ -108,7 +110,8 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
 
 def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
     """Calibrates, settles the backend, and computes the dense network's outputs on the images of the reward."""
-    ledger, compressor = Ledger(), calibrate(setup, progress)
+    ledger = Ledger()
+    compressor = calibrate(setup, progress)
     ledger.charge(compressor.preparation_forwards)
     backend, agreement = setup.config.backend, None
     if backend.name == "auto":

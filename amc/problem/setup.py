@@ -1,4 +1,4 @@
-"""The door: task, units, sites, constraint and draws of a search, checked before any long work."""
+"""The setup: task, units, sites, constraint and draws of a search, checked before any long work."""
 
 from __future__ import annotations
 

@@ -126,7 +126,8 @@ def _timed_networks(
         progress: Told what is done.
         timer: Times a network and the dense one in turn.
     """
-    anatomy, runtime = subject.anatomy, make_runtime(Setting.of(profile))
+    anatomy = subject.anatomy
+    runtime = make_runtime(Setting.of(profile))
     dense = runtime.network(subject.network, subject.example)
 
     def timed(index: int) -> Record:

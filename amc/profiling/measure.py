@@ -171,7 +171,8 @@ def bundle_for(anatomy: Anatomy, setting: Setting, max_entries: int = MAX_ENTRIE
             f"a bundle measures {BUNDLED_RUNTIME} only, but got {setting.runtime}: run `amc profile measure` on the "
             "device"
         )
-    widths, plans = sample_widths(anatomy), {}
+    widths = sample_widths(anatomy)
+    plans = {}
     for formats in KNOWN_FORMATS:
         execution = EXECUTIONS[BUNDLED_RUNTIME](formats)
         plans[formats] = fixed_grid(reachable(anatomy.family.dense, widths, execution), execution, max_entries)

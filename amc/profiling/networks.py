@@ -22,7 +22,8 @@ POOL = 4000
 
 def sample_widths(anatomy: Anatomy) -> Widths:
     """Many variants of the network: each unit at all its widths beside light and heavy others, and random ones."""
-    generator, steps = np.random.default_rng(0), _steps(anatomy)
+    generator = np.random.default_rng(0)
+    steps = _steps(anatomy)
     counts = anatomy.family.channels // np.maximum(steps, 1)
     rows: list[IntArray] = [counts, np.ones_like(counts)]
     for index, count in enumerate(counts.tolist()):
@@ -36,7 +37,8 @@ def sample_widths(anatomy: Anatomy) -> Widths:
 
 def spread_networks(table: LatencyTable, anatomy: Anatomy, count: int, seed: int) -> IntArray:
     """[count, U] random widths whose predicted latencies are spread evenly from the lightest to the dense network."""
-    family, generator = anatomy.family, np.random.default_rng([seed, count])
+    family = anatomy.family
+    generator = np.random.default_rng([seed, count])
     steps = _steps(anatomy)
     full = family.channels // steps
     level = generator.uniform(0, 1, size=(POOL, 1))

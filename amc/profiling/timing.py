@@ -178,7 +178,8 @@ def _not_faster(timings: Mapping[str, Timing], pruned: str, cures: Iterable[str]
 def _warm_up(graph: Timed, seconds: float, clock: Callable[[], float]) -> float:
     """Runs at least twice, for a while; the seconds that one run took after the first."""
     graph.seconds(1)
-    began, times = clock(), [graph.seconds(1)]
+    began = clock()
+    times = [graph.seconds(1)]
     while clock() - began < seconds:
         times.append(graph.seconds(1))
     return statistics.fmean(times)

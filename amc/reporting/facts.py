@@ -48,7 +48,7 @@ class ReportData:
 
     Attributes:
         task: The task's name.
-        agent: Who searched.
+        agent: The agent that searched.
         budgets: Cost name -> limit in the cost's unit; the first one leads the headline.
         networks: "dense", "uniform", "found", and "start" where the search had one.
         sites: What was decided, in the order of `ratios`: units, and weights that take a pattern.
@@ -57,7 +57,7 @@ class ReportData:
         layer_cost: Name of the cost that `layer_costs` counts.
         images: "validation" and "test" -> size of the split.
         rewards: Reward of each episode.
-        searchers: Who proposed it, one per episode.
+        searchers: The searcher or start that proposed it, one per episode.
         ratios: [S] executed actions (preserve ratios of units), one tuple per episode.
         effort: What the search took: heading -> text.
         configuration: The complete configuration as TOML.
@@ -155,7 +155,7 @@ def gather(
 
     Args:
         result: What was found.
-        agent: Who searched.
+        agent: The agent that searched.
         configuration: The complete configuration as TOML.
         family: Layouts of the network at any widths.
         sites: [S] what was decided.

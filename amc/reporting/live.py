@@ -34,7 +34,8 @@ class Live:
 
     def round(self, snapshot: Snapshot, wanted: int) -> None:
         """After each round of a search."""
-        played, rewards = len(snapshot.lines), [episode.reward for episode in snapshot.episodes]
+        played = len(snapshot.lines)
+        rewards = [episode.reward for episode in snapshot.episodes]
         best = snapshot.best if rewards else None
         note = f", best {best.evaluation.accuracy:.2%} after quick repair, by {best.searcher}" if best else ""
         if len(rewards) < played:

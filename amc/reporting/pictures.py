@@ -79,13 +79,13 @@ def bullets(panels: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence
 
 
 def progress(rewards: Sequence[float], labels: Sequence[str], *, salt: str) -> str:
-    """Reward of every episode, coloured by who proposed it, and the best so far.
+    """Reward of every episode, coloured by the searcher that proposed it, and the best so far.
 
     A few very poor episodes would flatten everything else: they become triangles at the lower edge.
 
     Args:
         rewards: One per episode.
-        labels: Who proposed it, one per episode.
+        labels: The searcher or start that proposed it, one per episode.
         salt: As for `bullets`.
 
     Returns:

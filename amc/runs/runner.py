@@ -100,7 +100,7 @@ def new_run(
         out: The folder.
         screen: Is told how far it is.
         fresh: Move an earlier run there aside.
-        workers: Who works.
+        workers: Where episodes are played.
 
     Raises:
         ValueError: If task, budgets or folder are not usable; before any long work.
@@ -116,7 +116,7 @@ def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = H
         path: The run folder.
         more: Episodes to add to those configured.
         screen: Is told how far it is.
-        workers: Who works from now on; it need not be who worked before.
+        workers: Which workers play from now on; they may differ from those before.
 
     Raises:
         ValueError: If there is no run, it is damaged, or its task has changed since.

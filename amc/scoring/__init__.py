@@ -1,4 +1,4 @@
-"""From a network to a score, and from a policy to an evaluation; every image is counted.
+"""From a network to a score, and from an assignment to an evaluation; every image is counted.
 
 Which images are drawn for what stands here as well (`draws`).
 """

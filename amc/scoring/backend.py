@@ -23,18 +23,18 @@ from envs.space.policy import Policy
 logger = logging.getLogger(__name__)
 
 ORDER: tuple[Backend, ...] = ("bf16", "fp32", "eager")
-MOST_DIFFERENCE = 0.005
-"""Largest difference of accuracy from the network as it is (in fp32), on any network compared."""
+MAX_DIFFERENCE = 0.005
+"""Maximum difference of accuracy from the network as it is (in fp32), on any network compared."""
 
-MOST_WORSE_REPAIR = 1.01
-"""Repair in bfloat16 may leave this many times the output error of repair in full precision."""
+MAX_ERROR_RATIO = 1.01
+"""Maximum ratio of the output error that repair in bfloat16 leaves to that of repair in full precision."""
 
 
 class Agreement(NamedTuple):
     """How well a backend agrees with the network as it is.
 
     Attributes:
-        difference: Largest difference of accuracy over the networks compared.
+        difference: Maximum difference of accuracy over the networks compared.
         same_order: Whether the networks come in the same order, but for those closer than the tolerance.
         seconds: Backend -> what scoring the networks took; for people, it decides nothing.
     """
@@ -46,7 +46,7 @@ class Agreement(NamedTuple):
     @property
     def good(self) -> bool:
         """Whether the backend may be used."""
-        return self.difference <= MOST_DIFFERENCE and self.same_order
+        return self.difference <= MAX_DIFFERENCE and self.same_order
 
 
 def choose_backend(
@@ -86,7 +86,7 @@ def agreement(expected: Sequence[float], got: Sequence[float]) -> Agreement:
     """Compares two lists of accuracies of the same networks."""
     a, b = np.asarray(expected), np.asarray(got)
     apart = a[:, None] - a[None, :]
-    swapped = (apart > MOST_DIFFERENCE) & (b[:, None] - b[None, :] <= 0)
+    swapped = (apart > MAX_DIFFERENCE) & (b[:, None] - b[None, :] <= 0)
     return Agreement(float(np.abs(a - b).max()), not bool(swapped.any()))
 
 
@@ -113,7 +113,7 @@ def repairs_alike(
 
     narrow, full = left(True), left(False)
     logger.info("quick repair leaves an output error of %.4g in bfloat16, of %.4g in full precision", narrow, full)
-    return narrow <= MOST_WORSE_REPAIR * full
+    return narrow <= MAX_ERROR_RATIO * full
 
 
 def native_bf16(device: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
-from amc.scoring.racing import BLOCKS, Race
+from amc.scoring.racing import JACKKNIFE_BLOCKS, Race
 from amc.scoring.scorer import Score, Scorer
 from amc.tasks.splits import ArraySplit, Split, SubsetSplit
 from envs.compression.compress import Compressor
@@ -49,7 +49,9 @@ class Measurement:
         first = self._score(small, 0, len(self.images) if self.race is None else self.race.first)
         if self.race is None:
             return first.evaluation(costs, len(first.each) + repair_forwards)
-        begun = replace(first.evaluation(costs, len(first.each) + repair_forwards), blocks=first.blocks(BLOCKS))
+        begun = replace(
+            first.evaluation(costs, len(first.each) + repair_forwards), blocks=first.blocks(JACKKNIFE_BLOCKS)
+        )
 
         def finish() -> Evaluation:
             score = first.followed_by(self._score(small, len(first.each), len(self.images)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.reward import Block, Evaluation, Reward
 
-BLOCKS = 20
+JACKKNIFE_BLOCKS = 20
 """Parts of the first images that are left out in turn (delete-one jackknife)."""
 
 
@@ -28,7 +28,7 @@ class Race:
         first: Images on which every policy is scored.
         error: Probability with which a policy exactly as good as the bar may be given up.
         reward: By what policies are compared.
-        bar: Who must be passed; None while there are too few to be passed.
+        bar: The evaluation to be passed; None while there are too few.
     """
 
     first: int
@@ -82,7 +82,7 @@ def bar(evaluations: Sequence[tuple[float, Evaluation]], place: int, images: int
     Args:
         evaluations: (reward, evaluation) of the policies so far, each policy once.
         place: How many best ones there are.
-        images: All images of the reward; who was scored on fewer is no bar.
+        images: All images of the reward; a policy scored on fewer is no bar.
     """
     ranked = sorted(evaluations, key=lambda pair: -pair[0])
     full = [evaluation for _, evaluation in ranked if evaluation.images == images]

@@ -115,7 +115,7 @@ class Scorer:
         """Metric, cross-entropy and distance from the dense network over the chosen images of a split.
 
         Args:
-            network: Who is scored.
+            network: The network to score.
             split: Where the images are.
             indices: Which ones, [N].
             dense: [N, ...] outputs of the dense network on them.

@@ -1,4 +1,4 @@
-"""The search: set up from a configuration, starts, episodes (`loop`), confirmation on unseen images, the result.
+"""The search on what `problem` prepared: starts, episodes (`loop`), confirmation on unseen images, the result.
 
 Writes no file and prints nothing: `runs` and `cli` do.
 """

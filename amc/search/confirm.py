@@ -67,7 +67,7 @@ def confirm(
 
     Args:
         prepared: Task and settings.
-        pool: Who works.
+        pool: Where the work is done.
         tools: Of the search.
         dense: Outputs of the dense network on validation images, None where they are too many to keep.
         starts: Labels of the solutions that the search started from.
@@ -83,7 +83,8 @@ def confirm(
     count = prepared.config.confirm + (first is not None) + len(middle)
     others = list(dict.fromkeys([*([first.key] if first else []), *middle, *(one.key for one in ranked)]))[:count]
     planned = list(dict.fromkeys([*needed, *others]))
-    candidates, began = dict[Key, Confirmed](), time.perf_counter()
+    candidates = dict[Key, Confirmed]()
+    began = time.perf_counter()
     confirming = confirmed(prepared, pool, tools, dense, planned)
     for place, (key, one) in enumerate(zip(planned, confirming, strict=True), start=1):
         candidates[key] = one
@@ -114,7 +115,8 @@ def confirmed(
 
 def _winner(prepared: Prepared, candidates: Sequence[Confirmed], floor: Sequence[Confirmed]) -> Confirmed:
     """The best reward among the candidates that are as accurate as each of `floor`, all on unseen images."""
-    unseen, setup = prepared.setup.draws.confirm(), prepared.setup
+    unseen = prepared.setup.draws.confirm()
+    setup = prepared.setup
     least = max(one.score.at(unseen).accuracy for one in floor)
 
     def reward(one: Confirmed) -> float:
@@ -142,7 +144,8 @@ def _remarks(
         uniform: Uniform widths.
         preferred: By what -> which policy.
     """
-    unseen, said = prepared.setup.draws.confirm(), []
+    unseen = prepared.setup.draws.confirm()
+    said = []
     if found.assignment == uniform.assignment and prepared.config.agent != "uniform":
         said.append(
             f"nothing that was tried beats uniform widths on the {len(unseen):,} confirmation images: found is uniform"

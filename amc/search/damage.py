@@ -16,10 +16,10 @@ from amc.search.tools import Tools
 from amc.storage.cache import cached_tensors
 from envs.compression.calibration import MAX_CHUNK, MIN_CHUNKS
 from envs.compression.damage import (
-    DAMAGES,
     Batch,
     Curve,
     damage_images,
+    damage_named,
     measure_damage,
     measured_widths,
     sensitivity_forwards,
@@ -35,7 +35,7 @@ BLOCKS_PER_WORKER = 3
 
 
 class Measuring(NamedTuple):
-    """What all sites have in common: images, widths per site, kinds of damage, who is told of progress."""
+    """What all sites have in common: images, widths per site, kinds of damage, and what is called with the progress."""
 
     batches: Sequence[Batch]
     widths: int
@@ -77,7 +77,8 @@ def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, lis
 
 def _measured(prepared: Prepared, pool: Pool, tools: Tools, batches: Sequence[Batch]) -> dict[str, list[Curve]]:
     sites, knapsack = prepared.setup.sites, prepared.config.knapsack
-    done, total = 0, sum(len(measured_widths(site, knapsack.widths)) for site in sites)
+    done = 0
+    total = sum(len(measured_widths(site, knapsack.widths)) for site in sites)
 
     def progress(done: int, total: int) -> None:
         prepared.progress("measuring damage", done, total)
@@ -96,20 +97,23 @@ def _measured(prepared: Prepared, pool: Pool, tools: Tools, batches: Sequence[Ba
 
 def measure_block(tools: Tools, measuring: Measuring, sites: Sequence[Site]) -> dict[str, list[Curve]]:
     """The damage curves of consecutive sites."""
-    kinds = {name: DAMAGES[name] for name in measuring.kinds}
+    kinds = {name: damage_named(name) for name in measuring.kinds}
     return measure_damage(tools.compressor, sites, measuring.batches, measuring.widths, kinds, measuring.progress)
 
 
 def _unseen(done: int, total: int) -> None:
-    """Progress of a worker, which nobody sees."""
+    """Progress of a worker, which is not shown."""
 
 
 def _batches(prepared: Prepared) -> list[Batch]:
     """Repair's own images by their folds: what is fitted to one is judged on the other."""
-    setup, knapsack, plan = prepared.setup, prepared.config.knapsack, calibration_plan(prepared.setup)
+    setup = prepared.setup
+    knapsack = prepared.config.knapsack
+    plan = calibration_plan(prepared.setup)
     images = damage_images(setup.anatomy.family.dense, setup.sites, knapsack.widths, knapsack.images)
     chunks = np.arange(max(MIN_CHUNKS, images // plan.chunk) * plan.chunk).reshape(-1, plan.chunk)
-    indices, batches = setup.draws.repair()[: plan.images], list[Batch]()
+    indices = setup.draws.repair()[: plan.images]
+    batches = list[Batch]()
     for number, chunk in enumerate(chunks):
         part = [indices[place] for place in chunk if place < len(indices)]
         for inputs, targets in read_batches(setup.task.calibration, part, min(MAX_CHUNK, setup.scorer.chunk)):

@@ -15,7 +15,7 @@ class Episode:
     """One finished episode, as it is written down.
 
     Attributes:
-        searcher: Who proposed it.
+        searcher: The searcher or start that proposed it.
         actions: [S] executed preserve ratios, six digits.
         key: [S] values of the assignment: channels kept, ranks of patterns.
         reward: What the searcher was told.
@@ -35,10 +35,10 @@ class Episode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An episode whose evaluation failed however often it was tried: it counts, and nobody learns from it.
+    """An episode whose evaluation failed however often it was tried: it counts, and nothing is learned from it.
 
     Attributes:
-        searcher: Who proposed it.
+        searcher: The searcher or start that proposed it.
         actions: [S] executed preserve ratios, six digits.
         key: [S] values of the assignment: channels kept, ranks of patterns.
         reason: What went wrong the last time, one line.

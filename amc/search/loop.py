@@ -53,16 +53,18 @@ def search(
         prepared: Task, budgets and settings, calibrated.
         watcher: Is told after every round.
         snapshot: Where an earlier process stopped; the result is as if nothing had happened.
-        pool: Who works, which changes nothing but the time; None: this process.
+        pool: Where the work is done, which changes nothing but the time; None: this process.
         retries: How often an evaluation that failed is tried again.
 
     Returns:
         The confirmed best policy, reported beside the dense network, the uniform baseline and the best start.
 
     Raises:
-        ValueError: If the snapshot belongs to another problem, or no evaluation succeeds.
+        ValueError: If the snapshot belongs to another configuration or other sites, or no evaluation succeeds.
     """
-    clock, watcher, pool = Clock.started(snapshot), watcher or Silent(), pool or InProcess()
+    clock = Clock.started(snapshot)
+    watcher = watcher or Silent()
+    pool = pool or InProcess()
     config, ledger = prepared.config, prepared.ledger
     tools = Tools.of(prepared)
     if pool.workers:
@@ -102,7 +104,10 @@ def play(rollout: Rollout, round_: Round, plan: Plan) -> Outcome:
     """One episode: the plan walks the environment site by site, and the policy at its end is evaluated."""
     environment = rollout.enter(round_)
     observation, _ = environment.reset()
-    observations, evaluation, reward, reason = [], None, float("nan"), ""
+    observations = []
+    evaluation = None
+    reward = float("nan")
+    reason = ""
     try:
         terminated = False
         while not terminated:

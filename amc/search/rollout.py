@@ -1,6 +1,6 @@
 """The environment that a search plays, wherever it is played: with what is known already, retries, and a bar to pass.
 
-It remembers and counts nothing: the driver does, in the order of the plans, so that who plays changes nothing.
+It remembers and counts nothing: the driver does, in the order of the plans, so that where it is played changes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Agents by name: from the configuration to a `Searcher` on the problem's steps."""
+"""From the configuration to the `Searcher` of its agent (`agents.names.AGENTS`), on the sites of a search."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from agents.cma_es import CMAES
-from agents.ddpg import DDPGSearcher
-from agents.random_search import RandomSearch
-from agents.searcher import Searcher
+from agents.names import AGENTS
+from agents.searcher import MakeSearcher, Searcher, SearchInputs
 from agents.settings import PAPER_SETTINGS, DDPGSettings
 from amc.problem.prepare import Prepared
 from amc.problem.setup import Setup
 from amc.search.allocation.groups import alone
 from amc.search.allocation.knapsack import linearize
+from envs.lookup import find
 from envs.observation import FEATURES
 from envs.space.assignment import Assignment, Key
 
@@ -27,18 +26,19 @@ def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
         starts: Label -> assignment, proposed first.
     """
     config, setup = prepared.config, prepared.setup
-    steps = len(setup.sites)
-    actions = [(label, setup.assignment(key).actions) for label, key in starts.items()]
-    if config.agent in ("ddpg", "td3", "sac"):
-        base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
-        own = config.learning.model_dump(exclude_unset=True)
-        settings = base.changed(algorithm=config.agent, warmup_episodes=config.warmup, **own)
-        first = next(iter(starts.values()), None)
-        shares = budget_shares(setup, setup.uniform() if first is None else setup.assignment(first))
-        return DDPGSearcher(len(FEATURES), steps, settings, config.seed, actions, shares=shares)
-    if config.agent == "cmaes":
-        return CMAES(steps, config.seed, actions, sigma=0.05 if actions else 0.25)
-    return RandomSearch(steps, config.seed, actions)
+    base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
+    first = next(iter(starts.values()), None)
+    inputs = SearchInputs(
+        observation_size=len(FEATURES),
+        steps=len(setup.sites),
+        seed=config.seed,
+        starts=[(label, setup.assignment(key).actions) for label, key in starts.items()],
+        settings=base.changed(warmup_episodes=config.warmup, **config.learning.model_dump(exclude_unset=True)),
+        shares=budget_shares(setup, setup.uniform() if first is None else setup.assignment(first)),
+    )
+    agent = "random" if config.single else config.agent  # a single policy is a start: nothing follows it
+    make: MakeSearcher = find("agent", agent, AGENTS)
+    return make(inputs)
 
 
 def budget_shares(setup: Setup, assignment: Assignment) -> list[float]:

@@ -22,7 +22,7 @@ from amc.scoring.scorer import read
 from amc.search.allocation.knapsack import knapsack
 from amc.search.damage import damage_curves
 from amc.search.tools import Tools
-from envs.compression.damage import DAMAGES, forward, total_damage
+from envs.compression.damage import damage_named, forward, total_damage
 from envs.network.inference import channels_last, inference_copy
 from envs.parallel import map_chunks
 from envs.space.assignment import Assignment, Key
@@ -45,11 +45,12 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
 
     Args:
         prepared: Whose damage curves are used.
-        pool: Who works.
+        pool: Where the work is done.
         tools: Of the search.
         constraint: A narrower one over the same sites, None for the setup's own.
     """
-    constraint, setup = constraint or prepared.setup.constraint, prepared.setup
+    constraint = constraint or prepared.setup.constraint
+    setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
     solutions: list[IntArray] = [knapsack(constraint, kind) for kind in curves.values()]
     if len(solutions) > 1:
@@ -63,7 +64,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Audience:
+class AuditionImages:
     """The images on which starts are judged.
 
     Attributes:
@@ -89,29 +90,30 @@ class Judged(NamedTuple):
 def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
     """Damage of whole networks: the first kind of damage, on images that repair has not seen; charged."""
     role, indices = prepared.setup.draws.audition()
-    audience = Audience(role=role, indices=indices, damage=prepared.config.knapsack.damages[0], outputs=())
-    outputs = [dense for _, dense in _outputs(tools, tools.compressor.network, audience)]
-    audience = Audience(role=role, indices=indices, damage=audience.damage, outputs=outputs)
-    judged = [answer.result() for answer in pool.map(judge, tools, audience, candidates)]
+    images = AuditionImages(role=role, indices=indices, damage=prepared.config.knapsack.damages[0], outputs=())
+    outputs = [dense for _, dense in _outputs(tools, tools.compressor.network, images)]
+    images = AuditionImages(role=role, indices=indices, damage=images.damage, outputs=outputs)
+    judged = [answer.result() for answer in pool.map(judge, tools, images, candidates)]
     prepared.ledger.charge(len(indices) * (1 + len(candidates)) + sum(one.image_forwards for one in judged))
     return [one.damage for one in judged]
 
 
-def judge(tools: Tools, audience: Audience, candidate: Assignment) -> Judged:
+def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> Judged:
     """Repairs a candidate in full and measures how far its outputs are from the dense network's."""
     small, forwards = tools.compressor.compress(tools.policy(candidate))
-    damage = DAMAGES[audience.damage]
+    damage = damage_named(images.damage)
     sums = [
         total_damage(damage, new, dense, targets)
-        for (targets, new), dense in zip(_outputs(tools, small, audience), audience.outputs, strict=True)
+        for (targets, new), dense in zip(_outputs(tools, small, images), images.outputs, strict=True)
     ]
-    return Judged(sum(sums) / len(audience.indices), forwards)
+    return Judged(sum(sums) / len(images.indices), forwards)
 
 
-def _outputs(tools: Tools, network: nn.Module, audience: Audience) -> list[tuple[Tensor, Tensor]]:
+def _outputs(tools: Tools, network: nn.Module, images: AuditionImages) -> list[tuple[Tensor, Tensor]]:
     """(targets, outputs) of each scoring chunk, in order."""
-    fast, device = inference_copy(network, tools.compressor.graph), tools.scorer.device
-    split, size, indices = tools.splits[audience.role], tools.scorer.chunk, audience.indices
+    fast = inference_copy(network, tools.compressor.graph)
+    device = tools.scorer.device
+    split, size, indices = tools.splits[images.role], tools.scorer.chunk, images.indices
 
     def one(start: int) -> tuple[Tensor, Tensor]:
         inputs, targets = (tensor.to(device) for tensor in read(split, indices[start : start + size]))

@@ -55,7 +55,8 @@ class Clock:
 
 def reason_to_stop(prepared: Prepared, played: Progress, clock: Clock) -> Stopped | None:
     """Why no other round begins."""
-    config, episodes = prepared.config, len(played.lines)
+    config = prepared.config
+    episodes = len(played.lines)
     if episodes >= config.planned_episodes:
         return "episodes"
     savings = config.savings

@@ -40,7 +40,7 @@ def cached_tensors(kind: str, key: Mapping[str, object], compute: Callable[[], d
     if (found := _read(path)) is not None:
         return found
     with _alone(path):
-        if (found := _read(path)) is not None:  # by whoever was here first
+        if (found := _read(path)) is not None:  # by the process that was first
             return found
         tensors = compute()
         try:

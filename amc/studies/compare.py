@@ -36,7 +36,7 @@ class Run:
     """One finished run of one agent.
 
     Attributes:
-        agent: Who searched.
+        agent: The agent that searched.
         seed: Its seed.
         result: The content of `result.json`.
         scores: "found|test" and so on -> [N] metric of each image.
@@ -97,7 +97,7 @@ class Row:
     """One agent's line of the table; accuracies are fractions, intervals 95 %.
 
     Attributes:
-        agent: Who searched.
+        agent: The agent that searched.
         seeds: How many runs.
         validation: Mean and interval over seeds.
         test: The same.
@@ -150,7 +150,7 @@ def _difference(first: Sequence[Run], network: str, second: Sequence[Run], other
 
 
 def verdict(rows: Sequence[Row], pairs: Mapping[tuple[str, str], Difference]) -> str:
-    """One sentence: who won, and whether that is more than noise."""
+    """One sentence: which agent is best, and whether that is more than noise."""
     ranked = sorted(rows, key=lambda row: -(row.validation.mean + row.test.mean))
     best = ranked[0]
     if len(ranked) == 1:

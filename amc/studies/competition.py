@@ -20,7 +20,7 @@ def run_compare(
 
     Args:
         config: Task, budgets, effort and settings; the agents' own limits are lifted.
-        agents: Who competes.
+        agents: The agents to compare.
         seeds: Runs per agent, with seeds 0, 1, ...
         out: Folder of the run folders and of the comparison.
         screen: Is told how far each run is.

@@ -27,7 +27,7 @@ class Outcome:
     """All seeds of one agent under one budget.
 
     Attributes:
-        agent: Who searched.
+        agent: The agent that searched.
         budget: The swept budget, as it was asked for.
         costs: Cost -> largest value over the seeds.
         validation: Mean accuracy and interval over seeds, fractions.
@@ -54,7 +54,7 @@ def gather(agent: str, budget: float, runs: Sequence[tuple[Path, Mapping[str, An
     """One point of a sweep.
 
     Args:
-        agent: Who searched.
+        agent: The agent that searched.
         budget: The swept budget.
         runs: Per seed the run folder and the content of its `result.json`.
     """

@@ -48,7 +48,7 @@ class Grid:
 
     Attributes:
         budgets: Of the configuration's first cost.
-        agents: Who searches.
+        agents: The agents that search.
         seeds: Runs each, with seeds 0, 1, ...
     """
 
@@ -219,7 +219,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
     workers = WorkersConfig(**settings["workers"])
     os.environ[THREADS] = str(max(1, workers.workers))  # of the phases that the driver computes itself
     os.chdir(settings["home"])  # from where the user's own modules are imported
-    path, own = Path(settings["out"]) / RUNS / trial["name"], load_config(None, trial["config"])
+    path = Path(settings["out"]) / RUNS / trial["name"]
+    own = load_config(None, trial["config"])
     if RunFolder(path).result() is None:
         run_on(own, path, NoScreen(), workers, _Told())
 

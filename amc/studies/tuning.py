@@ -1,7 +1,7 @@
 """Tuning of any number in the configuration, the learner's above all: many short searches, the poor ones stopped early.
 
 Ray Tune's ASHA (Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020) compares searches
-after equal numbers of episodes. Who is stopped depends on who was faster: the one place where time decides.
+after equal numbers of episodes. Which search is stopped depends on which was faster: the one place where time decides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The door: what a search could not be trusted on is refused before any work is done."""
+"""Checks of a task: what a search could not be trusted on is refused before any work is done."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from amc.tasks.plugins import describe
 from amc.tasks.splits import ArraySplit, Split, chunks, known_targets
 from amc.tasks.task import Task, check_classes, top1
 
-_FEWEST = 16
+_MIN_SAMPLES = 16
 _READ_WHOLE = 2**30  # bytes; larger inputs, such as memory maps of ImageNet, are not read twice
 
 
 def check_task(task: Task) -> None:
-    """The door: refuses a task that a search could not be trusted on, before any work is done.
+    """Refuses a task that a search could not be trusted on, before any work is done.
 
     Runs the network on the example input and on four validation samples, and reads sixteen samples of each
     split; targets in memory, and inputs in memory that are not integers, are all checked.
@@ -28,12 +28,12 @@ def check_task(task: Task) -> None:
     classes = outputs.shape[-1]
     first = {}
     for role, split in {"calibration": task.calibration, "validation": task.validation, "test": task.test}.items():
-        if len(split) < _FEWEST:
+        if len(split) < _MIN_SAMPLES:
             raise ValueError(
-                f"a split must hold at least {_FEWEST} samples, but {role} holds {len(split)}: "
+                f"a split must hold at least {_MIN_SAMPLES} samples, but {role} holds {len(split)}: "
                 "give more data, or divide it differently"
             )
-        first[role] = _read(role, split, range(_FEWEST))
+        first[role] = _read(role, split, range(_MIN_SAMPLES))
         _check_inputs(role, split, first[role][0], task.example_input)
         if task.metric is top1:
             _check_targets(role, split, first[role][1], classes)

@@ -1,5 +1,5 @@
 """What is to be pruned and by what it is judged: the `Task`, the tasks that ship with the project, loading of
-a task by name. The checks at the door stand in `door.py`, the reading of weights in `checkpoint.py`.
+a task by name. It is checked in `checks`; weights are read in `checkpoint`.
 """
 
 import inspect

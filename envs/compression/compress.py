@@ -20,7 +20,7 @@ from envs.compression.preparation import (
 )
 from envs.compression.settings import CompressionSettings
 from envs.compression.sparsify import finishes
-from envs.importance.scores import IMPORTANCES
+from envs.importance.scores import importance_named
 from envs.network.graph import Graph
 from envs.network.inference import placed
 from envs.regression.statistics import first_chunks
@@ -88,8 +88,11 @@ class Compressor:
             remember: Gives back earlier results of the same (kind, key), or computes them.
             sparse: Layers that may take a pattern.
         """
-        self.network, self.graph = placed(network, settings.device), graph
-        self.units, self.settings, self._family = tuple(units), settings, family
+        self.network = placed(network, settings.device)
+        self.graph = graph
+        self.units = tuple(units)
+        self.settings = settings
+        self._family = family
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
         self._repairs: dict[str, Repair] = {}
@@ -97,7 +100,8 @@ class Compressor:
 
     def _prepare(self, chunks: tuple[Tensor, ...], remember: Remember, sparse: Sequence[str]) -> None:
         """Statistics on the calibration images, and what is made of them."""
-        settings, quick_chunks = self.settings, first_chunks(chunks, self.settings.quick_images)
+        settings = self.settings
+        quick_chunks = first_chunks(chunks, self.settings.quick_images)
         sampling, quick_sampling = samplings(settings, chunks, quick_chunks)
         preparation = Preparation(
             network=self.network,
@@ -130,7 +134,7 @@ class Compressor:
             producers=settings.producers,
             held_bytes=HELD_SHARE * 1e9 * settings.memory_gb,
             narrow_targets=settings.narrow_targets,
-            mean_shift=IMPORTANCES[settings.importance].mean_shift,
+            mean_shift=importance_named(settings.importance).mean_shift,
         )
         self.preparation_forwards = preparation.image_forwards(moments) + self._repair().preparation_forwards()
 
@@ -166,7 +170,8 @@ class Compressor:
             UnitPolicy(unit=unit, indices=tuple(sorted(self.orders[unit.name][: kept.get(unit.name, unit.channels)])))
             for unit in self.units
         )
-        chosen, weighted = patterns or {}, [layer.name for layer in self._family.dense.layers if layer.has_weight]
+        chosen = patterns or {}
+        weighted = [layer.name for layer in self._family.dense.layers if layer.has_weight]
         layers = tuple(LayerPolicy(name=name, pattern=chosen.get(name, "dense")) for name in weighted)
         structure, weights = self._fingerprints
         return Policy(structure=structure, weights=weights, units=entries, layers=layers)
@@ -195,7 +200,8 @@ class Compressor:
             ValueError: If there is no repair of that name.
         """
         self._check(policy)
-        chosen, patterns = self._repair(repair), policy.patterns()
+        chosen = self._repair(repair)
+        patterns = policy.patterns()
         axes = kept_axes(self.network, self.units, policy.kept())
         small = slice_axes(self.network, axes)
         chosen(
@@ -252,6 +258,7 @@ class Compressor:
 
     def quick_only(self) -> Compressor:
         """A twin that holds what quick compression needs, and nothing that full repair does; for workers."""
-        quick, twin = self._repair().quick_only(), copy.copy(self)
+        quick = self._repair().quick_only()
+        twin = copy.copy(self)
         twin._repairs, twin.dense = {self.settings.repair: quick}, quick.dense
         return twin

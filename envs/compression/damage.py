@@ -14,7 +14,9 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from envs.compression.compress import Compressor
+from envs.compression.names import DAMAGES
 from envs.compression.preparation import HELD_SHARE
+from envs.lookup import find
 from envs.network.inference import Twins, channels_last, inference_copy
 from envs.network.interpreter import Checkpoints, Interpreter
 from envs.parallel import map_chunks
@@ -153,6 +155,16 @@ def _variants(
     return [inference_copy(network, compressor.graph, Twins(compressor.network, dense)) for network in small]
 
 
+def damage_named(name: str) -> Damage:
+    """The damage of that name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    damage: Damage = find("damage", name, DAMAGES)
+    return damage
+
+
 def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor) -> float:
     """Sum over the images of a batch; a network that overflows is as bad as it gets."""
     value = float(damage(new.double(), old.double(), targets).sum())
@@ -166,20 +178,21 @@ def forward(network: nn.Module, inputs: Tensor) -> Tensor:
     return output
 
 
-def divergence(temperature: float) -> Damage:
+def divergence(new: Tensor, old: Tensor, targets: Tensor, temperature: float = 4.0) -> Tensor:
     """KL of the outputs, softened by a temperature, from the dense network's, times temperature squared, in nats.
 
     A trained network is so sure of its calibration images that the plain divergence (temperature 1) sees only
     few of them (Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015).
     """
+    if not _scores_classes(new, targets):
+        return _per_image((new - old).square())
+    log_new, log_old = (F.log_softmax(outputs / temperature, dim=1) for outputs in (new, old))
+    return _per_image((log_old.exp() * (log_old - log_new)).sum(dim=1)) * temperature**2
 
-    def damage(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
-        if not _scores_classes(new, targets):
-            return _per_image((new - old).square())
-        log_new, log_old = (F.log_softmax(outputs / temperature, dim=1) for outputs in (new, old))
-        return _per_image((log_old.exp() * (log_old - log_new)).sum(dim=1)) * temperature**2
 
-    return damage
+def plain_divergence(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+    """KL of the outputs from the dense network's, in nats."""
+    return divergence(new, old, targets, temperature=1.0)
 
 
 def output_error(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
@@ -206,14 +219,6 @@ def _scores_classes(outputs: Tensor, targets: Tensor) -> bool:
 
 def _per_image(values: Tensor) -> Tensor:
     return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
-
-
-DAMAGES: dict[str, Damage] = {
-    "kl": divergence(4.0),
-    "kl1": divergence(1.0),
-    "logits": output_error,
-    "loss": cross_entropy_rise,
-}
 
 
 class _Whole:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from envs.compression.settings import QUICK_ROWS, ROWS, CompressionSettings
-from envs.compression.sparsify import SELECTIONS
+from envs.compression.sparsify import selection_named
 from envs.importance.importance import Evidence, Importance, channel_order
-from envs.importance.scores import IMPORTANCES
+from envs.importance.scores import importance_named
 from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
 from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
-from envs.repair.repairs import REPAIRS
+from envs.repair.repairs import repair_class
 from envs.units.layout import LayoutFamily
 from envs.units.units import Unit
 
@@ -76,7 +76,7 @@ class Preparation:
 
     @property
     def _importance(self) -> Importance:
-        return IMPORTANCES[self.settings.importance]
+        return importance_named(self.settings.importance)
 
     def image_forwards(self, moments: Moments) -> int:
         """What moments and orders take."""
@@ -90,8 +90,8 @@ class Preparation:
             sparse: Layers that may take a pattern.
         """
         settings = self.settings
-        selected = bool(sparse) and SELECTIONS[settings.selection].reads_curvature
-        if not (selected or self._importance.reads_moments or REPAIRS[settings.repair].fits):
+        selected = bool(sparse) and selection_named(settings.selection).reads_curvature
+        if not (selected or self._importance.reads_moments or repair_class(settings.repair).fits):
             return {}
         consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
 
@@ -115,7 +115,8 @@ class Preparation:
         return {name: order.tolist() for name, order in found.items()}
 
     def _evidence(self, moments: Moments) -> Evidence:
-        settings, sensitivities = self.settings, dict[str, Tensor]()
+        settings = self.settings
+        sensitivities = dict[str, Tensor]()
         if self._importance.reads_gradients:
             size = images_at_once(self.family.dense, settings.memory_gb)
             sensitivities = gate_sensitivities(self.network, self.units, self.chunks, at_once=size, seed=settings.seed)

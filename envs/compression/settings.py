@@ -1,22 +1,15 @@
-"""What may be set of compression. Imports no torch: a configuration is read without it.
-
-Names of scores and selections stand here once more, because their registries hold functions on tensors; a test
-says that the names are the same.
-"""
+"""What may be set of compression. Imports no torch: a configuration is read without it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Importance = Literal["obs", "l1", "l2", "bn_scale", "fpgm", "taylor", "fluctuation", "random"]
-"""Names of `envs.importance.scores.IMPORTANCES`."""
-Repair = Literal["none", "layerwise", "sequential"]
-Selection = Literal["magnitude", "wanda", "sparsegpt"]
-"""Names of `envs.compression.sparsify.SELECTIONS`."""
-Damage = Literal["kl", "kl1", "logits", "loss"]
-"""Names of `envs.compression.damage.DAMAGES`."""
+from envs.compression.names import SELECTIONS
+from envs.importance.scores import IMPORTANCES
+from envs.lookup import OneOf
+from envs.repair.repairs import REPAIRS
 
 ROWS, QUICK_ROWS = 32_000, 4_000
 """Rows of a fit (images x positions) where positions are not set, of full and of quick repair."""
@@ -27,8 +20,8 @@ class CompressionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    importance: Importance = Field("obs", description="channel score")
-    repair: Repair = Field("sequential", description="closed-form refit of what stays")
+    importance: Annotated[str, OneOf(IMPORTANCES)] = Field("obs", description="channel score")
+    repair: Annotated[str, OneOf(REPAIRS)] = Field("sequential", description="closed-form refit of what stays")
     images: int = Field(2000, ge=16, description="calibration images wanted (fewer if memory_gb allows no more)")
     positions: int | None = Field(
         None, ge=1, description=f"output positions sampled per image; left out: as many as make {ROWS:,} rows and fit"
@@ -45,7 +38,7 @@ class CompressionConfig(BaseModel):
     producers: bool = Field(
         True, description="sequential repair refits every layer whose input drifted, not only consumers"
     )
-    selection: Selection = Field("magnitude", description="which weights go under a pattern")
+    selection: Annotated[str, OneOf(SELECTIONS)] = Field("magnitude", description="which weights go under a pattern")
     reestimate_images: int = Field(0, ge=0, description="images to re-estimate batch norm on, 0: keep statistics")
     memory_gb: float = Field(1.0, gt=0, description="bound on activations and rows held by repair, GB")
 

@@ -17,6 +17,8 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from envs.compression.names import SELECTIONS
+from envs.lookup import find
 from envs.regression.ridge import Finish
 from envs.regression.rows import kernel_size
 from envs.space.patterns import best_mask, grouped
@@ -95,8 +97,14 @@ class SparseGPT(Selection):
         return Sparse(new, mask)
 
 
-SELECTIONS: dict[str, Selection] = {"magnitude": Magnitude(), "wanda": Wanda(), "sparsegpt": SparseGPT()}
-"""A new selection is a class and a line here."""
+def selection_named(name: str) -> Selection:
+    """The selection of that name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    kind: type[Selection] = find("selection", name, SELECTIONS)
+    return kind()
 
 
 def finishes(network: nn.Module, patterns: Mapping[str, str], selection: str, *, refitted: bool) -> dict[str, Finish]:
@@ -108,8 +116,9 @@ def finishes(network: nn.Module, patterns: Mapping[str, str], selection: str, *,
         selection: Name of the selection.
         refitted: Whether what stays makes up for what goes.
     """
+    select = selection_named(selection)
     return {
-        name: _finish(SELECTIONS[selection], parse_pattern(text), kernel_size(network.get_submodule(name)), refitted)
+        name: _finish(select, parse_pattern(text), kernel_size(network.get_submodule(name)), refitted)
         for name, text in patterns.items()
     }
 

@@ -1,7 +1,7 @@
 """Importance: one score per channel of a unit. The best-scored channels stay, so kept sets are nested.
 
-Scores read statistics and weights; they change neither. `scores.IMPORTANCES` holds them by name; a new one is a file
-with a class and a line there:
+Scores read statistics and weights; they change neither. `scores.IMPORTANCES` names them; a new one is a file with a
+class and a line there, such as `"bias": "envs.importance.bias:BiasScore"`:
 
     class BiasScore(Importance):  # channels whose producers add most
         def __call__(self, unit: Unit, evidence: Evidence) -> Tensor:

@@ -30,9 +30,11 @@ class Fluctuation(Importance):
 
     def __call__(self, unit: Unit, evidence: Evidence) -> Tensor:
         """[C] float64."""
-        scores, found = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device), False
+        scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
+        found = False
         for member in unit.role("consumer"):
-            sums, module = evidence.moments.get(member.module), evidence.network.get_submodule(member.module)
+            sums = evidence.moments.get(member.module)
+            module = evidence.network.get_submodule(member.module)
             if sums is not None and can_gather(module):
                 found = True
                 variance = (energy_of(sums) - (sums.x.double() / sums.count).square()).clamp_min(0)

@@ -68,10 +68,12 @@ def gate_sensitivities(
     consumers = list(dict.fromkeys(member.module for unit in units for member in unit.role("consumer")))
 
     def one(index: int) -> dict[str, Tensor]:
-        twin, taken = functional_copy(network), dict[str, Tensor]()
+        twin = functional_copy(network)
+        taken = dict[str, Tensor]()
         for name in consumers:
             twin.get_submodule(name).register_forward_pre_hook(_take(name, taken))
-        generator, inputs = Sampling(seed=seed).generator(STREAM, index), chunks[index]
+        generator = Sampling(seed=seed).generator(STREAM, index)
+        inputs = chunks[index]
         totals = {unit.name: torch.zeros(unit.channels, dtype=torch.float64, device=inputs.device) for unit in units}
         for batch in torch.split(inputs, at_once):
             changes = _changes(twin, batch, taken, generator)

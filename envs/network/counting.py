@@ -7,7 +7,7 @@ out: attention fused for the CPU, recurrent layers of oneDNN, products with vect
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import prod
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 Sizes = Sequence[int]
 _aten = torch.ops.aten
@@ -60,7 +60,7 @@ def _trilinear(a: Sizes, b: Sizes, c: Sizes, *axes: Any, out_shape: Any = None, 
     return 2 * positions
 
 
-FORMULAS: Mapping[Any, Callable[..., int]] = {
+FORMULAS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten.mkldnn_rnn_layer: _recurrent,
     _aten.mv: _matrix_vector,
@@ -72,8 +72,6 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
     _aten._trilinear: _trilinear,
 }
 """FLOPs from shapes, for operators that torch's own registry lacks."""
-
-_REGISTRY: dict[Any, Callable[..., int]] = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS)).flop_registry
 
 
 def _convolved(inputs: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> int:
@@ -116,7 +114,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     ) -> Any:
         """Runs the operator and counts it; an unknown one that plausibly multiplies is kept by name."""
         packet = getattr(func, "_overloadpacket", func)
-        quick, formula = _QUICK.get(packet), _REGISTRY.get(packet)
+        quick, formula = _QUICK.get(packet), formula_of(packet)
         if quick is None and formula is None and func not in self._whole:
             with self:  # in inference mode, torch leaves operators whole that it splits elsewhere
                 parts = func.decompose(*args, **(kwargs or {})) if hasattr(func, "decompose") else NotImplemented
@@ -131,6 +129,12 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         elif may_multiply(func):
             self.uncounted[str(packet)] = None
         return out
+
+
+def formula_of(packet: Any) -> Callable[..., int] | None:
+    """FLOPs of an operator by its arguments: from `FORMULAS` or torch's own registry; None if neither has it."""
+    own, torchs = FORMULAS.get(packet), flop_registry.get(packet)
+    return torchs if own is None else shape_wrapper(own)  # type: ignore[no-untyped-call]  # torch's
 
 
 @cache

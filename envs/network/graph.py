@@ -56,7 +56,7 @@ class Node:
     source: str = ""
 
     def __str__(self) -> str:
-        """How messages name it: a layer by its name, anything else by what it does and who runs it."""
+        """How messages name it: a layer by its name, anything else by what it does and the module that runs it."""
         if self.module is not None:
             weighted = self.kind in ("conv", "transposed", "linear")
             return repr(self.name) if weighted else f"{self.name!r} ({self.function})"
@@ -114,7 +114,8 @@ class Graph:
         """Module -> the module that alone reads its output, both called once (candidates for folding)."""
         if self.program is None:
             return {}
-        calls, pairs = self.calls(), {}
+        calls = self.calls()
+        pairs = {}
         for node in self.program.nodes:
             reader = next(iter(node.users)) if len(node.users) == 1 else None
             if node.op == "call_module" and reader is not None and reader.op == "call_module":
@@ -165,7 +166,8 @@ def _run_counted(
     multiplied: dict[fx.Node, int] = {}
     with counting() as counter:
         for node, value in run(program, network, example_input):
-            values[node], multiplied[node] = value, counter.take()
+            values[node] = value
+            multiplied[node] = counter.take()
     return values, multiplied
 
 
@@ -181,7 +183,7 @@ def _output(network: nn.Module, example_input: Tensor) -> Any:
 
 
 def _erase_sizes(program: fx.Graph, values: dict[fx.Node, Any]) -> None:
-    """Erases what nobody reads and is no tensor. An unread tensor is computed all the same, and so it counts."""
+    """Erases what is not read and is no tensor. An unread tensor is computed all the same, and so it counts."""
     for node in reversed(program.nodes):
         unread = not node.users and node.op not in ("placeholder", "output")
         if unread and (node.op == "get_attr" or node.target is constant or first_tensor(values[node]) is None):
@@ -261,7 +263,8 @@ def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[
     output = None
     with counting() as counter:
         for node, value in run(graph.program, network, inputs):
-            macs, place = counter.take(), wanted.get(node.name)
+            macs = counter.take()
+            place = wanted.get(node.name)
             if node.op == "output":
                 output = value
             elif place is not None and (wrote := first_tensor(value)) is not None:

@@ -82,7 +82,8 @@ def gather_patches(module: nn.Module, inputs: Tensor, at: Positions) -> Tensor:
         inputs = inputs.unsqueeze(2)
     kernel, stride, dilation, pads = _geometry(module, module if call is None else call)
     if call is None and module.padding_mode != "zeros" and any(pads):
-        inputs, pads = F.pad(inputs, pads, mode=str(module.padding_mode)), [0, 0, 0, 0]
+        inputs = F.pad(inputs, pads, mode=str(module.padding_mode))
+        pads = [0, 0, 0, 0]
     height, width = inputs.shape[2:]
     reach = dilation[1] * (kernel[1] - 1) + 1
     across = (width + pads[0] + pads[1] - reach) // stride[1] + 1
@@ -146,7 +147,7 @@ def _geometry(
 
     Args:
         module: The convolution.
-        called: Who says its stride, padding and dilation: itself, or the call within its own forward.
+        called: What says its stride, padding and dilation: itself, or the call within its own forward.
     """
     kernel: tuple[int, ...] = tuple(module.kernel_size)  # type: ignore[arg-type]
     stride, dilation = _sizes(called.stride, len(kernel)), _sizes(called.dilation, len(kernel))

@@ -104,7 +104,8 @@ def pack_moments(moments: Moments) -> dict[str, Tensor]:
     for name, folds in moments.items():
         for fold, sums in enumerate(folds):
             key = f"{name}|{fold}"
-            tensors[f"{key}|count"], tensors[f"{key}|x"] = torch.tensor(sums.count, device="cpu"), sums.x.contiguous()
+            tensors[f"{key}|count"] = torch.tensor(sums.count, device="cpu")
+            tensors[f"{key}|x"] = sums.x.contiguous()
             if sums.xx is not None:
                 tensors[f"{key}|xx"] = sums.xx.contiguous()
             else:

@@ -1,7 +1,8 @@
 """Repair: what stays of a network is refitted to the dense network's outputs, by least squares, without labels.
 
 Not at all (`unrepaired`), layer by layer (`layerwise`), or in execution order on what the smaller network really
-reads (`sequential`). `repairs.REPAIRS` holds them by name; a new one is a file with a class and a line there:
+reads (`sequential`). `repairs.REPAIRS` names them; a new one is a file with a class and a line there, such as
+`"scaled": "envs.repair.scaled:ScaledRepair"`:
 
     class ScaledRepair(Repair):  # gives what reads fewer channels the sum that it had
         def __call__(self, pruned: Pruned) -> None:

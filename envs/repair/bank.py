@@ -99,7 +99,8 @@ class LayerwiseBank:
             kept: Kept positions on its input axis, ascending.
         """
         module = self._network.get_submodule(name)
-        weights, per_group = weight_rows(module).double(), _inputs_per_group(module)
+        weights = weight_rows(module).double()
+        per_group = _inputs_per_group(module)
         places = kept[kept < per_group] if len(weights) > 1 else kept
         columns = column_indices(places.tolist(), kernel_size(module), weights.device)
         gone = self._mean(name)
@@ -114,8 +115,10 @@ class LayerwiseBank:
             kept: Kept positions on its input axis, None for all.
             intercept: Whether an intercept follows the weights; otherwise the means are 0.
         """
-        module, sums = self._network.get_submodule(name), self._sums(name)
-        groups, per_group = len(sums.x), _inputs_per_group(module)
+        module = self._network.get_submodule(name)
+        sums = self._sums(name)
+        groups = len(sums.x)
+        per_group = _inputs_per_group(module)
         every = torch.arange(per_group, device=sums.x.device)
         places = every if kept is None else kept[kept < per_group] if groups > 1 else kept
         columns = column_indices(places.tolist(), sums.x.shape[1] // per_group, sums.x.device)
@@ -142,7 +145,8 @@ class LayerwiseBank:
         return self._ridges[key] * folds / (folds - (self._unseen is not None))  # fewer images, more shrinkage
 
     def _chosen(self, name: str, order: Sequence[int] | None, intercept: bool) -> float:
-        module, folds = self._network.get_submodule(name), self._moments[name]
+        module = self._network.get_submodule(name)
+        folds = self._moments[name]
         per_group = _inputs_per_group(module)
         weights = weight_rows(module).double()
         places = list(range(0, per_group, 2))
@@ -180,7 +184,8 @@ class LayerwiseBank:
         The leading block of the factor is the factor of the leading block, and forward substitution of the
         first rows does not look at later ones: that is what makes one factorization serve every width.
         """
-        module, sums = self._network.get_submodule(name), self._sums(name)
+        module = self._network.get_submodule(name)
+        sums = self._sums(name)
         columns = column_indices(list(order), kernel_size(module), sums.x.device)
         weights = weight_rows(module).double()[:, columns]
         gram = gram_of(sums)[:, columns[:, None], columns]

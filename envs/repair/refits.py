@@ -76,7 +76,8 @@ def refits_of(
     for node in program.nodes:
         if node not in targets.layers:
             continue
-        moved, touched = node.all_input_nodes[0] in drifted, axes.get(str(node.target), Axes())
+        moved = node.all_input_nodes[0] in drifted
+        touched = axes.get(str(node.target), Axes())
         if node.target in sparse or (moved and (producers or touched.inputs is not None)):
             refits[node] = Refit(node, moved, touched.outputs, _branch(targets, node, touched.outputs))
     return refits

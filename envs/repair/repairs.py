@@ -1,17 +1,30 @@
-"""All repairs by name."""
+"""All repairs by name. A new one is a file beside this one and a line in `REPAIRS`. Imports no torch."""
 
 from __future__ import annotations
 
-from envs.repair.layerwise import LayerwiseRepair
-from envs.repair.repair import Dense, Repair
-from envs.repair.sequential import SequentialRepair
-from envs.repair.unrepaired import Unrepaired
+from typing import TYPE_CHECKING
 
-REPAIRS: dict[str, type[Repair]] = {
-    "none": Unrepaired,
-    "layerwise": LayerwiseRepair,
-    "sequential": SequentialRepair,
+from envs.lookup import find
+
+if TYPE_CHECKING:
+    from envs.repair.repair import Dense, Repair
+
+REPAIRS = {
+    "none": "envs.repair.unrepaired:Unrepaired",
+    "layerwise": "envs.repair.layerwise:LayerwiseRepair",
+    "sequential": "envs.repair.sequential:SequentialRepair",
 }
+"""Name -> where the class stands."""
+
+
+def repair_class(name: str) -> type[Repair]:
+    """The class of the repair of that name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    kind: type[Repair] = find("repair", name, REPAIRS)
+    return kind
 
 
 def repair_named(name: str, dense: Dense) -> Repair:
@@ -20,7 +33,5 @@ def repair_named(name: str, dense: Dense) -> Repair:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in REPAIRS:
-        raise ValueError(f"a repair must be one of {', '.join(REPAIRS)}, but got {name!r}")
-    kind = REPAIRS[name]
-    return LayerwiseRepair(dense) if kind.walks and not dense.graph.traced else kind(dense)
+    kind = repair_class(name)
+    return repair_class("layerwise")(dense) if kind.walks and not dense.graph.traced else kind(dense)

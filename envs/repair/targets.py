@@ -64,7 +64,8 @@ class Target:
         def cut(rows: Tensor) -> Tensor:
             return rows.reshape(self.images, count, *rows.shape[1:])[:, :per_image].flatten(0, 1)
 
-        at, other = Positions(cut(self.at.image), cut(self.at.place)), self.other
+        at = Positions(cut(self.at.image), cut(self.at.place))
+        other = self.other
         return Target(at=at, own=cut(self.own), other=None if other is None else cut(other), images=self.images)
 
 
@@ -150,7 +151,8 @@ class _Recorder:
         with torch.no_grad():
             for node, values in self.interpreter.walk(self.network, inputs):
                 if node in self.layers:
-                    found[node], shapes[node] = self._target(node, values[node], index), values[node].shape
+                    found[node] = self._target(node, values[node], index)
+                    shapes[node] = values[node].shape
                 for layer in (layer for layer, addend in self.addends.items() if addend.sum is node):
                     other = values[self.addends[layer].other]
                     if isinstance(other, Tensor) and other.shape == shapes[layer]:

@@ -271,5 +271,7 @@ def _descend(costing: Costing, kept: IntArray, excess: Callable[[IntArray], Floa
             options[:, step] = site.values()
             values = excess(options)
             if values.min() < best:
-                kept, best, improved = options[int(values.argmin())], float(values.min()), True
+                kept = options[int(values.argmin())]
+                best = float(values.min())
+                improved = True
     return kept, best

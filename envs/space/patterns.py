@@ -152,7 +152,8 @@ def verify_network(network: nn.Module, patterns: Mapping[str, str]) -> None:
     """
     modules = dict(network.named_modules())
     for name, text in patterns.items():
-        pattern, module = parse_pattern(text), modules.get(name)
+        pattern = parse_pattern(text)
+        module = modules.get(name)
         if pattern.dense:
             continue
         if module is None or not can_gather(module):

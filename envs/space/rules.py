@@ -25,7 +25,8 @@ class Rules(RulesConfig):
 
     def widths(self, unit: Unit) -> list[int]:
         """The unit's widths under these rules, lightest first; never zero channels."""
-        steps, multiple = range(unit.granule, unit.channels + 1, unit.granule), self._multiple(unit.channels)
+        steps = range(unit.granule, unit.channels + 1, unit.granule)
+        multiple = self._multiple(unit.channels)
         return [
             count
             for count in steps

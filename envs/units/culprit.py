@@ -85,7 +85,7 @@ def _steps(graph: Graph, network: nn.Module, inputs: Tensor) -> Iterator[Step]:
 
 
 def _module_steps(network: nn.Module, inputs: Tensor) -> Iterator[Step]:
-    """The output of every module in the order in which they end; at last the error, with who raised it."""
+    """The output of every module in the order in which they end; at last the error, with the module that raised it."""
     steps: list[Step] = []
     inside: list[str] = []
 
@@ -121,7 +121,8 @@ def _differs(full: Any, cut: Any, stays: Sequence[int], tolerance: float) -> boo
         return False
     axes = [axis for axis, (a, b) in enumerate(zip(full.shape, cut.shape, strict=True)) if a != b]
     if len(axes) == 1 and cut.shape[axes[0]] == len(stays) and max(stays, default=0) < full.shape[axes[0]]:
-        full, axes = full.index_select(axes[0], torch.tensor(list(stays), device=full.device)), []
+        full = full.index_select(axes[0], torch.tensor(list(stays), device=full.device))
+        axes = []
     return not axes and not same_output(full, cut, tolerance)
 
 

@@ -40,7 +40,8 @@ def lost_track(graph: Graph, layers: Collection[str]) -> str:
 
 def left_over(network: nn.Module, graph: Graph, known: Collection[str]) -> Iterator[tuple[str, str]]:
     """(layer, reason) of every layer with a weight that is not among the known ones."""
-    order, outermost = graph.order(), dict(observed_modules(network))
+    order = graph.order()
+    outermost = dict(observed_modules(network))
     held = {str(node.target) for node in graph.program.nodes if node.op == "get_attr"} if graph.program else set()
     for name, module in network.named_modules():
         if not isinstance(module, WEIGHTED) or name in known:

@@ -152,7 +152,8 @@ def _family(
 
 def _product_slopes(graph: Graph, family: LayoutFamily, removals: Sequence[Removal]) -> tuple[IntArray, dict[str, str]]:
     """[N, U] multiply-accumulates per channel that no weight tells, and the units for which they are not linear."""
-    slopes, curved = np.zeros_like(family.products), dict[str, str]()
+    slopes = np.zeros_like(family.products)
+    curved = dict[str, str]()
     known: set[int] = set()
     for removal in (removal for removal in removals if removal.unit in family.units):
         column = family.units.index(removal.unit)

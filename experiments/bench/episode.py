@@ -93,7 +93,8 @@ def make_bench(options: argparse.Namespace, repair: str, folder: Path) -> Bench:
     """A search that is past its warm-up."""
     prepared = prepare(set_up(config_of(options, repair)))
     searcher = make_searcher(prepared, {"uniform": prepared.setup.uniform().key})
-    rollout, run = make_rollout(prepared, InProcess()), RunFolder.create(folder / repair, prepared.config)
+    rollout = make_rollout(prepared, InProcess())
+    run = RunFolder.create(folder / repair, prepared.config)
     bench = Bench(prepared, searcher, rollout, run, Stopwatch(), Progress(), [], [])
     for _ in range(2):  # the start and warm-up; at the end of the second round the actor is cloned
         bench.round()

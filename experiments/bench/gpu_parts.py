@@ -280,7 +280,8 @@ def play_profile(options: argparse.Namespace, note: Note) -> None:
     setting = Setting(runtime="torch", dtype="fp16", batch=1 if options.quick else BATCH)
     effort = HASTE if options.quick else EFFORT
     with tempfile.TemporaryDirectory() as folder:
-        path, began = Path(folder) / "profile.json", time.perf_counter()
+        path = Path(folder) / "profile.json"
+        began = time.perf_counter()
         profile = measure_profile(anatomy, setting, effort, path, lambda what, done, total: None)
         disturbed = profile.sessions[0].disturbed
         note(

@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_task(parser)
     parser.add_argument("--repair", default="sequential", help="none, layerwise, sequential")
-    parser.add_argument("--agent", default="ddpg", help="who chooses the widths")
+    parser.add_argument("--agent", default="ddpg", help="what chooses the widths")
     parser.add_argument("--episodes", type=int, default=1000)
     options = parser.parse_args()
     config = config_of(options, options.repair)

@@ -122,7 +122,8 @@ def consumers(prepared: Prepared, policy: Policy) -> dict[str, Sequence[int]]:
 def compare(prepared: Prepared, images: int) -> dict[str, float]:
     """CPU seconds of both procedures for the uniform policy."""
     setup, compressor = prepared.setup, prepared.compressor
-    task, policy = setup.task, prepared.policy(setup.uniform())
+    task = setup.task
+    policy = prepared.policy(setup.uniform())
     layers = consumers(prepared, policy)
     calibration: Split = task.calibration
     masked = copy.deepcopy(task.network)
@@ -138,7 +139,8 @@ def compare(prepared: Prepared, images: int) -> dict[str, float]:
     once = seconds(lambda: compressor.compress(policy, "layerwise"))  # factorizes: once per search
     sliced = seconds(lambda: compressor.compress(policy, "none"))
     ours = min(seconds(lambda: compressor.compress(policy, "layerwise")) for _ in range(3))
-    small, scorer = compressor.compress(policy, "layerwise").network, prepared.measurement.scorer
+    small = compressor.compress(policy, "layerwise").network
+    scorer = prepared.measurement.scorer
     scoring = min(seconds(lambda: scorer(small, task.validation, setup.draws.reward())) for _ in range(2))
     bank = compressor.dense.banks.get()
     if alone := [name for name in layers if not bank.fits(name)]:

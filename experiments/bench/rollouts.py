@@ -185,7 +185,8 @@ def measure(line: Line) -> Sustained:
         compression={"importance": "l1", "repair": "none", "images": 16},
         **learning,
     )
-    prepared, clock = prepare(set_up(config)), Clock()
+    prepared = prepare(set_up(config))
+    clock = Clock()
     prepared = replace(prepared, measurement=Stub.of(prepared.measurement, line.seconds))
     with cluster(line.nodes, line.workers), tempfile.TemporaryDirectory() as folder:
         pool = RayPool(WorkersConfig(workers=line.workers), line.workers)

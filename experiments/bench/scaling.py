@@ -93,7 +93,8 @@ def measure(size: Size, repair: str, backend: str) -> Cost:
     )
     prepared = prepare(set_up(config))
     setup, compressor = prepared.setup, prepared.compressor
-    policy, indices = prepared.policy(setup.uniform()), setup.draws.reward()
+    policy = prepared.policy(setup.uniform())
+    indices = setup.draws.reward()
     scorer, half = prepared.measurement.scorer, backend == "bf16"
     forwards = compressor.compress(policy, quick=True, half=half).image_forwards
     if repair == "sequential" and forwards != size.images:

@@ -83,7 +83,9 @@ def whole(options: argparse.Namespace, workers: int) -> Whole:
 
 def pairs(options: argparse.Namespace) -> tuple[list[float], list[float], float]:
     """Seconds per episode in process on one core, and on one worker, plan by plan; the worker's peak memory in MB."""
-    prepared, in_process, round_ = prepare(set_up(SearchConfig(**settings(options)))), InProcess(), Round(known={})
+    prepared = prepare(set_up(SearchConfig(**settings(options))))
+    in_process = InProcess()
+    round_ = Round(known={})
     plans = RandomSearch(len(prepared.setup.sites), seed=0).propose(options.pairs + 1)
     here, there = list[float](), list[float]()
     os.environ[THREADS] = "1"  # here and, because it is hired after this, in the worker

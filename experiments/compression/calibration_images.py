@@ -77,7 +77,8 @@ def play(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
         },
     )
     setup = set_up(config)
-    compressor, decided = calibrate(setup), setup.uniform().decisions
+    compressor = calibrate(setup)
+    decided = setup.uniform().decisions
     small = compressor.compress(compressor.policy(decided.kept, decided.patterns)).network
     found: dict[str, Any] = {"commit": commit(), "processor": processor(), "plan": list(calibration_plan(setup))}
     for name, split in {"validation": setup.task.validation, "test": setup.task.test}.items():

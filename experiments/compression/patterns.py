@@ -29,7 +29,7 @@ from amc.search.loop import search
 from amc.search.starts import best_knapsack
 from amc.search.tools import Tools, score_whole
 from amc.storage.files import write_json, write_text
-from envs.compression.sparsify import SELECTIONS
+from envs.compression.names import SELECTIONS
 from envs.space.assignment import Assignment
 from experiments.chain import commit, processor
 
@@ -197,7 +197,7 @@ MIXED: dict[str, tuple[str, Choose]] = {
     "mixed, knapsack": ("mixed", solved),
     "mixed, ddpg from the knapsack": ("mixed", searched),
 }
-"""How the budget is spent: what is decided, and by whom."""
+"""How the budget is spent: what is decided, and by which agent."""
 
 
 def mixed(base: dict[str, Any], seeds: int, ddpg: bool) -> list[str]:

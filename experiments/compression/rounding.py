@@ -57,7 +57,8 @@ def rows(name: str, options: argparse.Namespace) -> list[str]:
             setup = setup_of(name, rounding, options)
         except InfeasibleBudget:
             continue
-        compressor, decided = calibrate(setup), setup.uniform().decisions
+        compressor = calibrate(setup)
+        decided = setup.uniform().decisions
         policy = compressor.policy(decided.kept, decided.patterns)
         networks.setdefault("dense", setup.task.network)
         networks[label] = compressor.compress(policy, "none").network  # widths decide the time, not weights

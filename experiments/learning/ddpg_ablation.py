@@ -150,7 +150,8 @@ def header(seeds: int) -> list[str]:
     words = []
     for trial in TRIALS:
         toy = trial.toy()
-        best, start = toy.reward(toy.optimum), "none" if toy.start is None else f"{toy.reward(toy.start):.4f}"
+        best = toy.reward(toy.optimum)
+        start = "none" if toy.start is None else f"{toy.reward(toy.start):.4f}"
         words.append(
             f"- **{trial.name}**: {toy.steps} steps, {trial.episodes} episodes, reward noise {trial.noise}; optimum "
             f"{best:.4f}, start {start}, median random policy {toy.random_median():.4f}"

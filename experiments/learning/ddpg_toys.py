@@ -37,7 +37,7 @@ WIDTHS, STRIDES = (6, 8, 8, 8, 8, 10), (1, 1, 2, 1, 1, 2)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Toy:
-    """A pruning problem whose best policy is known.
+    """A pruning task whose best policy is known.
 
     Attributes:
         constraint: Sites and the budget on MACs.
@@ -91,7 +91,8 @@ class Toy:
         self, searcher: Searcher, episodes: int, noise: float = 0.0, seed: int = 0, round_size: int = 4
     ) -> tuple[FloatArray, FloatArray]:
         """Plays [N] episodes; returns their rewards without noise, and as the searcher was told them."""
-        rollout, round_ = self.rollout(noise, seed), Round(known={})
+        rollout = self.rollout(noise, seed)
+        round_ = Round(known={})
         true, told = np.zeros(0), np.zeros(0)
         while len(told) < episodes:
             plans = searcher.propose(min(round_size, episodes - len(told)))
@@ -170,12 +171,15 @@ def separable_toy(blocks: tuple[int, ...] = (6, 6, 6), fraction: float = 0.5) ->
     single_threaded()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network, example = _residual_network(blocks, channels=(8, 12, 16)), torch.zeros(1, 3, 8, 8)
+        network = _residual_network(blocks, channels=(8, 12, 16))
+        example = torch.zeros(1, 3, 8, 8)
     anatomy = dissect(network, example)
     skipped = tuple(unit.name for unit in anatomy.units if not unit.name.endswith("first.0"))
     costing = Costing(anatomy.family, tuple(Rules(skip=skipped).sites(anatomy.units)[0]))
     constraint = Constraint.create(costing, [Budget(Macs(), fraction * costing.one(Macs(), costing.dense()))])
-    draw, steps, channels = np.random.default_rng(100), len(costing.sites), costing.dense()
+    draw = np.random.default_rng(100)
+    steps = len(costing.sites)
+    channels = costing.dense()
     gains, powers = np.exp(draw.normal(0, 1, steps)), draw.uniform(1.5, 4, steps)
     gains /= gains.sum()
 
@@ -207,7 +211,8 @@ def _knapsack(constraint: Constraint, damages: Sequence[FloatArray]) -> IntArray
         extras.append(np.rint(costing.many(Macs(), rows) - base).astype(np.int64))
     grain = int(np.gcd.reduce(np.concatenate(extras)))
     room = int((limit - base) // grain)
-    least, chosen = np.zeros(room + 1), []
+    least = np.zeros(room + 1)
+    chosen = []
     for extra, damage in zip(extras, damages, strict=True):
         ways = np.full((len(extra), room + 1), np.inf)
         for way, used in enumerate(extra // grain):

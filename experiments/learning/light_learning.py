@@ -87,7 +87,8 @@ def search(toy: Toy, trial: Trial, line: Line, seed: int) -> tuple[float, float]
 
 def row(line: Line, seeds: int) -> str:
     """One line of the Markdown table."""
-    cells, milliseconds = [line.label, str(line.round_size)], 0.0
+    cells = [line.label, str(line.round_size)]
+    milliseconds = 0.0
     for trial in TRIALS:
         toy = trial.toy()
         gaps, costs = zip(*(search(toy, trial, line, seed) for seed in range(seeds)), strict=True)

@@ -154,7 +154,8 @@ def play(
     missing = [name for name in REPAIRS if f"{name}|validation" not in found]
     if not missing:
         return found
-    assignment, setup = draw(prepared, start, index), prepared.setup
+    assignment = draw(prepared, start, index)
+    setup = prepared.setup
     for name in missing:
         network = repaired(prepared, assignment, targets[name])
         whole = range(len(setup.task.validation)) if name == FULL else range(IMAGES)
@@ -179,10 +180,12 @@ def main() -> None:
         agent="knapsack",
     )
     prepared = prepare(set_up(config))
-    task, unseen = prepared.setup.task, prepared.setup.draws.audition()[1][:IMAGES]
+    task = prepared.setup.task
+    unseen = prepared.setup.draws.audition()[1][:IMAGES]
     folder = RUNS / options.network
     folder.mkdir(parents=True, exist_ok=True)
-    start, aims = best_knapsack(prepared, InProcess(), Tools.of(prepared)), recorded(prepared)
+    start = best_knapsack(prepared, InProcess(), Tools.of(prepared))
+    aims = recorded(prepared)
     whole_split = range(len(task.validation))
     targets = {
         "validation": read(task.validation, whole_split)[1],

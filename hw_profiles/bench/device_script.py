@@ -133,7 +133,8 @@ def measure_bundle(
     Raises:
         ValueError: If the runtime's formats are not planned for, or too many entries stay disturbed.
     """
-    manifest, device = bundle.manifest, describe_device(threads)
+    manifest = bundle.manifest
+    device = describe_device(threads)
     plan = _plan(bundle)
     entries = plan["entries"]
     header = {

@@ -176,7 +176,8 @@ class TableBuilder:
         return rest
 
     def _entry(self, probe: Probe, raw: Raw, session: int) -> Entry:
-        rest, cells = self._rest(probe), _cells(probe)
+        rest = self._rest(probe)
+        cells = _cells(probe)
         times = {name: _short(max(0.0, raw[name] - rest) / cells) for name in ("median_ms", "mean_ms", "p95_ms")}
         return Entry(
             inputs=probe.inputs,

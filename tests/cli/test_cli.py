@@ -356,13 +356,13 @@ def test_compare_takes_a_recipe(amc: Amc, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('task = "digits"\n')
     arguments = [tmp_path / "recipe.toml", "--agents", "random", "ppo", "--out", tmp_path / "out"]
     assert "pass for example --effort" in amc.refuses("compare", *arguments)
-    assert "'uniform', but got 'ppo'" in amc.refuses("compare", *arguments, "--effort", "9999")
+    assert "uniform, but got 'ppo'" in amc.refuses("compare", *arguments, "--effort", "9999")
     assert "missing.toml" in amc.refuses("compare", "missing.toml", "--effort", "9999")
 
 
 def test_compare_refuses_an_unknown_agent_before_any_work(amc: Amc, tmp_path: Path) -> None:
     arguments = ["--task", "digits", "--agents", "random", "ppo", "--effort", "9999", "--out", tmp_path / "out"]
-    assert "'uniform', but got 'ppo'" in amc.refuses("compare", *arguments)
+    assert "uniform, but got 'ppo'" in amc.refuses("compare", *arguments)
     assert not (tmp_path / "out").exists()
 
 

@@ -13,10 +13,7 @@ from amc.config.keys import choices_of, keys_of
 from amc.config.parts import BackendConfig
 from amc.config.search import LIGHT, SearchConfig, load_config, parse_override
 from amc.scoring.scorer import Backend
-from envs.compression.damage import DAMAGES
-from envs.compression.settings import CompressionConfig, CompressionSettings, Damage, Importance, Selection
-from envs.compression.sparsify import SELECTIONS
-from envs.importance.scores import IMPORTANCES
+from envs.compression.settings import CompressionConfig, CompressionSettings
 from envs.space.rules import Rules
 from hw_profiles import cost
 
@@ -118,12 +115,24 @@ def test_several_constraints_keep_their_order() -> None:
     ("overrides", "told"),
     [
         ({}, "needs a task"),
-        ({"task": "digits", "agent": "ppo"}, "'ddpg', 'td3', 'sac', 'cmaes', 'random', 'knapsack' or 'uniform'"),
-        ({"task": "digits", "compression.importance": "l7"}, "'obs', 'l1', 'l2'"),
-        ({"task": "digits", "compression.repair": "magic"}, "'none', 'layerwise' or 'sequential'"),
-        ({"task": "digits", "knapsack.damages": ["joules"]}, "'kl', 'kl1', 'logits' or 'loss', but got 'joules'"),
+        (
+            {"task": "digits", "agent": "ppo"},
+            "agent must be one of ddpg, td3, sac, cmaes, random, knapsack, uniform, but got 'ppo'",
+        ),
+        (
+            {"task": "digits", "compression.importance": "l7"},
+            "importance must be one of obs, l1, l2, bn_scale, fpgm, taylor, fluctuation, random, but got 'l7'",
+        ),
+        (
+            {"task": "digits", "compression.repair": "magic"},
+            "repair must be one of none, layerwise, sequential, but got 'magic'",
+        ),
+        (
+            {"task": "digits", "knapsack.damages": ["joules"]},
+            "knapsack.damages.0 must be one of kl, kl1, logits, loss, but got 'joules'",
+        ),
         ({"task": "digits", "learning.gamma": 2}, "learning.gamma: Input should be less than or equal to 1"),
-        ({"task": "digits", "learning": "hard"}, "learning: must be \"light\" or a table of settings, but got 'hard'"),
+        ({"task": "digits", "learning": "hard"}, "learning must be \"light\" or a table of settings, but got 'hard'"),
         ({"task": "digits", "task.colour": 1}, "plain value"),
         ({"task": "digits", "constraint": {"macs": 0}}, "positive number"),
         ({"task": "digits", "constraint": {"macs": -1.0}}, "positive number"),
@@ -190,12 +199,9 @@ def test_every_default_may_be_written_as_it_is() -> None:
 
 
 def test_names_in_the_configuration_are_those_of_the_registries() -> None:
-    assert get_args(Importance) == tuple(IMPORTANCES)
-    assert get_args(Selection) == tuple(SELECTIONS)
-    assert set(get_args(Damage)) == set(DAMAGES)
     assert get_args(Algorithm) == tuple(ALGORITHMS)
-    assert (tuple(cost.COSTS), cost.LATENCY) == (budgets.COSTS, budgets.LATENCY)
-    assert choices_of(BackendConfig.model_fields["name"].annotation) == ("auto", *get_args(Backend))
+    assert cost.LATENCY == budgets.LATENCY
+    assert choices_of(BackendConfig.model_fields["name"]) == ("auto", *get_args(Backend))
 
 
 def test_what_a_run_derives_is_added_to_what_a_recipe_sets() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.importance.importance import Evidence
-from envs.importance.scores import IMPORTANCES
+from envs.importance.scores import importance_named
 from envs.importance.taylor import STREAM, gate_sensitivities
 from envs.regression.statistics import Sampling, input_moments, totals
 from envs.units.slicing import zero_inputs
@@ -46,7 +46,7 @@ def exact(*values: float) -> Tensor:
 def test_fpgm_is_the_sum_of_distances_to_all_other_filters() -> None:
     # Filters at 0, 1 and 5 on a line: 1 + 5, 1 + 4, 5 + 4. The one in the middle goes first, not the smallest.
     network = nn.Sequential(linear([[0.0], [1.0], [5.0]]), nn.Linear(3, 2))
-    scores = IMPORTANCES["fpgm"](
+    scores = importance_named("fpgm")(
         unit_of(3, ("0", "producer"), ("1", "consumer")), Evidence(network=network, moments={})
     )
     torch.testing.assert_close(scores, exact(6, 5, 9) / 20)
@@ -54,7 +54,7 @@ def test_fpgm_is_the_sum_of_distances_to_all_other_filters() -> None:
 
 def test_fpgm_adds_up_producers_as_shares() -> None:
     network = nn.Sequential(linear([[0.0], [1.0], [5.0]]), linear([[0.0, 0.0], [30.0, 40.0], [0.0, 0.0]]))
-    scores = IMPORTANCES["fpgm"](
+    scores = importance_named("fpgm")(
         unit_of(3, ("0", "producer"), ("1", "producer")), Evidence(network=network, moments={})
     )
     torch.testing.assert_close(scores, exact(6, 5, 9) / 20 + exact(50, 100, 50) / 200)
@@ -65,7 +65,7 @@ def test_filters_of_a_transposed_convolution_are_those_of_its_outputs() -> None:
     with torch.no_grad():
         plain.weight.copy_(up.weight.transpose(0, 1))
     unit = unit_of(3, ("0", "producer"))
-    both = [IMPORTANCES["fpgm"](unit, Evidence(network=nn.Sequential(layer), moments={})) for layer in (up, plain)]
+    both = [importance_named("fpgm")(unit, Evidence(network=nn.Sequential(layer), moments={})) for layer in (up, plain)]
     torch.testing.assert_close(both[0], both[1])
 
 
@@ -75,7 +75,9 @@ def test_filters_of_a_transposed_convolution_are_those_of_its_outputs() -> None:
 def fluctuation_of(reader: nn.Module, inputs: Tensor, channels: int) -> Tensor:
     network = nn.Sequential(nn.Identity(), reader)
     moments = totals(input_moments(network, ["1"], [inputs], Sampling(positions=1000)))
-    return IMPORTANCES["fluctuation"](unit_of(channels, ("1", "consumer")), Evidence(network=network, moments=moments))
+    return importance_named("fluctuation")(
+        unit_of(channels, ("1", "consumer")), Evidence(network=network, moments=moments)
+    )
 
 
 def test_fluctuation_is_variance_times_squared_weights() -> None:
@@ -97,7 +99,7 @@ def test_fluctuation_sees_every_kernel_position_and_group() -> None:
 def test_fluctuation_without_any_reader_that_can_be_gathered_is_l2() -> None:
     network = nn.Sequential(nn.Identity(), nn.ConvTranspose2d(3, 2, 2))
     unit, evidence = unit_of(3, ("1", "consumer")), Evidence(network=network, moments={})
-    assert torch.equal(*(IMPORTANCES[name](unit, evidence) for name in ("fluctuation", "l2")))
+    assert torch.equal(*(importance_named(name)(unit, evidence) for name in ("fluctuation", "l2")))
 
 
 def compressor(specimen: Specimen, importance: str, images: Tensor) -> Compressor:

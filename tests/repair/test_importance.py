@@ -16,7 +16,7 @@ from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.importance import obs
 from envs.importance.importance import Evidence, channel_order
-from envs.importance.scores import IMPORTANCES
+from envs.importance.scores import IMPORTANCES, importance_named
 from envs.importance.taylor import gate_sensitivities
 from envs.regression import statistics
 from envs.regression.statistics import Sampling, input_moments, totals
@@ -49,7 +49,7 @@ def test_every_channel_of_every_unit_gets_a_finite_score(name: str, specimen: Sp
     for unit in specimen.anatomy.units:
         if name == "bn_scale" and not has_normalization(specimen, unit):
             continue
-        scores = IMPORTANCES[name](unit, evidence)
+        scores = importance_named(name)(unit, evidence)
         assert scores.shape == (unit.channels,)
         assert scores.isfinite().all()
 
@@ -59,7 +59,7 @@ def test_the_order_holds_every_channel_once_and_granules_together(name: str, zoo
     specimen = zoo("grouped")
     unit = specimen.anatomy.units[1]
     assert unit.granule == 4
-    order = channel_order(unit, IMPORTANCES[name](unit, evidence_of(specimen)))
+    order = channel_order(unit, importance_named(name)(unit, evidence_of(specimen)))
     assert sorted(order) == list(range(unit.channels))
     assert {tuple(sorted(order[k : k + 4])) for k in range(0, 12, 4)} == set(unit.granules)
 
@@ -107,7 +107,7 @@ def test_magnitudes_are_those_of_the_weights_that_read_a_channel(name: str, expe
     reader = nn.Conv2d(4, 2, 1)
     set_weight(reader, torch.tensor([[1.0, -2.0, 1.0, 2.0], [0.0, 1.0, -1.0, 2.0]])[:, :, None, None])
     network, unit = pair(reader)
-    scores = IMPORTANCES[name](unit, Evidence(network=network, moments={}))
+    scores = importance_named(name)(unit, Evidence(network=network, moments={}))
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64) / sum(expected))
 
 
@@ -115,7 +115,7 @@ def test_all_positions_of_a_flattened_map_count_for_their_channel() -> None:
     reader = nn.Linear(8, 1)
     set_weight(reader, torch.tensor([[1.0, 1.0, 0.0, 0.0, 3.0, 0.0, 0.0, 3.0]]))
     network, unit = pair(reader, width=2)
-    scores = IMPORTANCES["l1"](unit, Evidence(network=network, moments={}))
+    scores = importance_named("l1")(unit, Evidence(network=network, moments={}))
     torch.testing.assert_close(scores, torch.tensor([2.0, 0.0, 3.0, 3.0], dtype=torch.float64) / 8)
 
 
@@ -123,20 +123,20 @@ def test_a_transposed_convolution_is_scored_by_its_inputs_too() -> None:
     reader = nn.ConvTranspose2d(4, 2, 2)
     set_weight(reader, torch.arange(4.0)[:, None, None, None].expand(4, 2, 2, 2))
     network, unit = pair(reader)
-    scores = IMPORTANCES["l1"](unit, Evidence(network=network, moments={}))
+    scores = importance_named("l1")(unit, Evidence(network=network, moments={}))
     torch.testing.assert_close(scores, torch.arange(4, dtype=torch.float64) / 6)
 
 
 def test_bn_scale_is_the_scale_of_the_normalization(zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("chain")
-    scores = IMPORTANCES["bn_scale"](specimen.anatomy.units[0], evidence_of(specimen))
+    scores = importance_named("bn_scale")(specimen.anatomy.units[0], evidence_of(specimen))
     torch.testing.assert_close(scores, specimen.network.get_parameter("0.1.weight").detach().double().abs())
 
 
 def test_bn_scale_without_a_normalization_names_the_unit_and_the_cure(zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("chain")
     with pytest.raises(ValueError, match="in every unit, but '3' has none: use obs, l1 or l2"):
-        IMPORTANCES["bn_scale"](specimen.anatomy.units[1], evidence_of(specimen))
+        importance_named("bn_scale")(specimen.anatomy.units[1], evidence_of(specimen))
 
 
 # Random
@@ -145,7 +145,7 @@ def test_bn_scale_without_a_normalization_names_the_unit_and_the_cure(zoo: Calla
 def test_random_scores_are_those_of_the_seed(zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("residual")
     unit = specimen.anatomy.units[0]
-    first, again, other = (IMPORTANCES["random"](unit, evidence_of(specimen, seed)) for seed in (5, 5, 6))
+    first, again, other = (importance_named("random")(unit, evidence_of(specimen, seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -154,7 +154,7 @@ def test_random_scores_differ_from_unit_to_unit() -> None:
     evidence = Evidence(network=nn.Identity(), moments={})
     names = ["layer1.0.conv1", "layer1.1.conv0", "layer1.0.conv2", "layer2.0.conv1"]
     units = [Unit(name=name, channels=8, granules=(), members=()) for name in names]
-    assert len({tuple(IMPORTANCES["random"](unit, evidence).tolist()) for unit in units}) == len(names)
+    assert len({tuple(importance_named("random")(unit, evidence).tolist()) for unit in units}) == len(names)
 
 
 # Optimal brain surgeon
@@ -165,7 +165,7 @@ def obs_order(reader: nn.Module, inputs: Tensor, width: int = 1) -> list[int]:
     network, unit = pair(reader, channels=inputs.shape[1] // width, width=width)
     alone = nn.Sequential(nn.Identity(), reader)
     moments = totals(input_moments(alone, ["1"], [inputs], Sampling(positions=10_000)))
-    return channel_order(unit, IMPORTANCES["obs"](unit, Evidence(network=network, moments=moments)))
+    return channel_order(unit, importance_named("obs")(unit, Evidence(network=network, moments=moments)))
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -244,7 +244,7 @@ def test_obs_loses_less_than_magnitude_where_features_are_redundant(zoo: Callabl
         dense = specimen.network(inputs)
         losses = {}
         for name in ("obs", "random"):
-            kept = sorted(channel_order(unit, IMPORTANCES[name](unit, evidence))[: unit.channels // 2])
+            kept = sorted(channel_order(unit, importance_named(name)(unit, evidence))[: unit.channels // 2])
             small = slice_network(specimen.network, [unit], {unit.name: kept})
             losses[name] = float((small(inputs) - dense).square().sum())
     assert losses["obs"] < losses["random"]
@@ -253,6 +253,6 @@ def test_obs_loses_less_than_magnitude_where_features_are_redundant(zoo: Callabl
 def test_scoring_does_not_change_the_network(zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("mobile_v2")
     before = {name: tensor.clone() for name, tensor in specimen.network.state_dict().items()}
-    for score in IMPORTANCES.values():
+    for score in map(importance_named, IMPORTANCES):
         score(specimen.anatomy.units[0], evidence_of(specimen))
     assert all(torch.equal(tensor, before[name]) for name, tensor in specimen.network.state_dict().items())

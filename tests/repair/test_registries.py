@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,17 @@ import envs.importance.importance
 import envs.repair
 import envs.repair.normalization
 import envs.repair.repair
+from amc.config.keys import keys_of
+from amc.config.search import SearchConfig, load_config
 from envs.compression.compress import Compressor
+from envs.compression.damage import damage_named
+from envs.compression.names import DAMAGES, SELECTIONS
 from envs.compression.settings import CompressionSettings
-from envs.compression.sparsify import SELECTIONS
-from envs.importance.scores import IMPORTANCES
+from envs.compression.sparsify import selection_named
+from envs.importance.scores import IMPORTANCES, importance_named
 from envs.regression.rows import weight_rows
 from envs.repair.repair import Pruned
-from envs.repair.repairs import REPAIRS, repair_named
+from envs.repair.repairs import REPAIRS, repair_class, repair_named
 from envs.space.policy import Policy
 from envs.units.slicing import kept_axes, slice_axes
 from envs.units.units import Unit
@@ -47,17 +52,28 @@ def same_states(a: nn.Module, b: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def example(room: ModuleType, base: str, *names: ModuleType) -> Any:
-    """The class that stands as an example in a room's docstring, made there with the names of some modules."""
+def code_of(room: ModuleType, base: str) -> str:
+    """The example in a room's docstring."""
     lines = (room.__doc__ or "").splitlines()
     first = next(index for index, line in enumerate(lines) if f"({base})" in line)
-    code = textwrap.dedent("\n".join(line for line in lines[first:] if not line or line.startswith("    ")))
+    return textwrap.dedent("\n".join(line for line in lines[first:] if not line or line.startswith("    ")))
+
+
+def example(room: ModuleType, base: str, *names: ModuleType) -> Any:
+    """The class that stands as an example in a room's docstring, made there with the names of some modules."""
+    code = code_of(room, base)
     scope: dict[str, Any] = {"torch": torch, "Unit": Unit, "weight_rows": weight_rows}
     for module in names:
         scope |= vars(module)
     known = set(scope)
     exec(code, scope)
     return next(value for name, value in scope.items() if name not in known and inspect.isclass(value))
+
+
+def file_of(code: str, imports: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one file of a new thing, where Python finds it."""
+    (place / f"{name}.py").write_text(f"{imports}\n\n{code}")
+    monkeypatch.syspath_prepend(str(place))
 
 
 # Repairs
@@ -77,7 +93,7 @@ def test_a_repair_alone_is_one_that_can_leave_out_images(name: str, zoo: Callabl
     compressor = compressor_of(zoo("residual"), repair=name)
     policy = compressor.policy({compressor.units[0].name: 1})
     networks = [compressor.compress_alone(policy, fold) for fold in range(2)]
-    assert same_states(*networks) == (not REPAIRS[name].fits)
+    assert same_states(*networks) == (not repair_class(name).fits)
 
 
 @pytest.mark.parametrize("name", list(REPAIRS))
@@ -123,7 +139,7 @@ def test_the_repair_of_the_example_gives_layers_their_sum_back(zoo: Callable[[st
 
 @pytest.mark.parametrize("name", list(IMPORTANCES))
 def test_an_importance_reads_only_what_it_declares(name: str, zoo: Callable[[str], Specimen]) -> None:
-    importance, specimen = IMPORTANCES[name], zoo("residual")
+    importance, specimen = importance_named(name), zoo("residual")
     compressor = compressor_of(specimen, importance=name, repair="none")
     images = 48
     paid = images * (importance.reads_moments + 3 * importance.reads_gradients)
@@ -151,5 +167,63 @@ def test_moments_are_computed_for_selections_that_read_them(name: str, zoo: Call
     compressor = Compressor(
         specimen.network, anatomy.graph, anatomy.family, anatomy.units, chunks, settings, sparse=[layer]
     )
-    assert compressor.preparation_forwards == 16 * SELECTIONS[name].reads_curvature
-    assert compressor.dense.banks.get().fits(layer) == SELECTIONS[name].reads_curvature
+    assert compressor.preparation_forwards == 16 * selection_named(name).reads_curvature
+    assert compressor.dense.banks.get().fits(layer) == selection_named(name).reads_curvature
+
+
+# One file and one line
+
+
+def test_a_new_importance_is_one_file_and_one_line(
+    zoo: Callable[[str], Specimen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imports = "import torch\nfrom torch import Tensor\nfrom envs.importance.importance import *"
+    imports += "\nfrom envs.units.units import Unit"
+    file_of(code_of(envs.importance, "Importance"), imports, "bias_importance", tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="must be one of obs, l1"):
+        CompressionSettings(importance="bias")
+    monkeypatch.setitem(IMPORTANCES, "bias", "bias_importance:BiasScore")
+    assert load_config(None, {"task": "digits", "compression.importance": "bias"}).compression.importance == "bias"
+    assert "bias" in {key.name: key.type for key in keys_of(SearchConfig)}["compression.importance"]
+    compressor = compressor_of(zoo("residual"), importance="bias", repair="none")
+    assert compressor.orders.keys() == {unit.name for unit in compressor.units}
+
+
+def test_a_new_repair_is_one_file_and_one_line(
+    zoo: Callable[[str], Specimen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imports = (
+        "from envs.regression.rows import *\nfrom envs.repair.normalization import *\nfrom envs.repair.repair import *"
+    )
+    file_of(code_of(envs.repair, "Repair"), imports, "scaled_repair", tmp_path, monkeypatch)
+    monkeypatch.setitem(REPAIRS, "scaled", "scaled_repair:ScaledRepair")
+    config = load_config(None, {"task": "digits", "compression.repair": "scaled"})
+    compressor = compressor_of(zoo("chain"), repair=config.compression.repair)
+    networks = [compressor.compress(halved(compressor), name).network for name in ("scaled", "none")]
+    assert not same_states(*networks)
+
+
+def test_a_new_damage_and_a_new_selection_are_one_file_and_one_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+    def largest(new, old, targets):
+        return (new - old).abs().flatten(1).amax(dim=1)
+
+    class Nothing(Magnitude):
+        reads_curvature = False
+    """
+    file_of(textwrap.dedent(code), "from envs.compression.sparsify import *", "new_names", tmp_path, monkeypatch)
+    monkeypatch.setitem(DAMAGES, "largest", "new_names:largest")
+    monkeypatch.setitem(SELECTIONS, "nothing", "new_names:Nothing")
+    values = {"task": "digits", "knapsack.damages": ["largest"], "compression.selection": "nothing"}
+    config = load_config(None, values)
+    damage = damage_named(config.knapsack.damages[0])
+    assert damage(torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2)).tolist() == [1, 1]
+    assert not selection_named(config.compression.selection).reads_curvature
+
+
+@pytest.mark.parametrize("name", list(DAMAGES))
+def test_a_damage_is_nothing_where_outputs_are_equal(name: str) -> None:
+    outputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert damage_named(name)(outputs, outputs, torch.tensor([0, 1, 2, 0])).tolist() == [0, 0, 0, 0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from envs import parallel
 from envs.compression.calibration import plan_calibration
 from envs.compression.compress import Compressor
-from envs.compression.settings import CompressionSettings, Repair
+from envs.compression.settings import CompressionSettings
 from envs.network.graph import Graph
 from envs.network.kinds import TRANSPOSED
 from envs.regression.ridge import sums_of
@@ -73,7 +73,7 @@ def run(network: nn.Module, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def error(compressor: Compressor, policy: Policy, repair: Repair, inputs: Tensor) -> float:
+def error(compressor: Compressor, policy: Policy, repair: str, inputs: Tensor) -> float:
     """Squared distance of the outputs to the dense network's."""
     small = compressor.compress(policy, repair).network
     return float((run(small, inputs) - run(compressor.network, inputs)).square().sum())
@@ -247,7 +247,7 @@ def equal_states(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("repair", ["layerwise", "sequential"])
 def test_the_result_does_not_depend_on_the_number_of_threads(
-    repair: Repair, zoo: Callable[[str], Specimen], monkeypatch: pytest.MonkeyPatch
+    repair: str, zoo: Callable[[str], Specimen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks = []
     for cores in (1, 4):
@@ -280,7 +280,7 @@ def test_the_seed_draws_the_positions(zoo: Callable[[str], Specimen]) -> None:
 
 
 @pytest.mark.parametrize("repair", ["none", "layerwise", "sequential"])
-def test_the_dense_network_is_unchanged_bit_for_bit(repair: Repair, zoo: Callable[[str], Specimen]) -> None:
+def test_the_dense_network_is_unchanged_bit_for_bit(repair: str, zoo: Callable[[str], Specimen]) -> None:
     specimen = zoo("residual")
     before = copy.deepcopy(specimen.network)
     compressor = compressor_for(specimen, repair=repair, reestimate_images=40)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from envs.compression.compress import Compressor
-from envs.compression.settings import CompressionSettings, Repair
-from envs.compression.sparsify import SELECTIONS, refit
+from envs.compression.names import SELECTIONS
+from envs.compression.settings import CompressionSettings
+from envs.compression.sparsify import refit, selection_named
 from envs.space.patterns import PatternMismatch, best_mask, refusal, unfit, verify_network
 from envs.space.policy import PolicyMismatch
 from hw_profiles.patterns import Pattern, parse_pattern, unstructured
@@ -44,7 +45,7 @@ def damage(new: Tensor, old: Tensor, curvature: Tensor) -> float:
 @pytest.mark.parametrize("name", list(SELECTIONS))
 def test_a_selection_keeps_exactly_what_its_pattern_allows(name: str, pattern: Pattern) -> None:
     weights, curvature = layer(0, groups=2)
-    sparse = SELECTIONS[name](weights, curvature, pattern, 2)
+    sparse = selection_named(name)(weights, curvature, pattern, 2)
     assert not sparse.weights[~sparse.mask].any()
     each = [pattern.allowed(weights[0].numel())] * 2
     total = pattern.allowed(weights.numel())
@@ -57,7 +58,7 @@ def test_a_selection_keeps_exactly_what_its_pattern_allows(name: str, pattern: P
 @given(st.integers(0, 1000), st.sampled_from(PATTERNS))
 def test_the_refit_is_the_least_squares_solution_on_what_stays(seed: int, pattern: Pattern) -> None:
     weights, curvature = layer(seed)
-    sparse = SELECTIONS["magnitude"](weights, curvature, pattern, 2)
+    sparse = selection_named("magnitude")(weights, curvature, pattern, 2)
     found = refit(sparse, weights, curvature)[0]
     root = torch.linalg.cholesky(curvature[0]).T
     for output in range(weights.shape[2]):
@@ -71,8 +72,8 @@ def test_on_the_whole_a_sweep_does_less_damage_than_magnitude_and_the_refit_less
     total = {"magnitude": 0.0, "sweep": 0.0, "refit": 0.0}
     for seed in range(20):
         weights, curvature = layer(seed)
-        swept = SELECTIONS["sparsegpt"](weights, curvature, TWO_FOUR, 2)
-        plain = SELECTIONS["magnitude"](weights, curvature, TWO_FOUR, 2).weights
+        swept = selection_named("sparsegpt")(weights, curvature, TWO_FOUR, 2)
+        plain = selection_named("magnitude")(weights, curvature, TWO_FOUR, 2).weights
         for name, new in (
             ("magnitude", plain),
             ("sweep", swept.weights),
@@ -87,7 +88,7 @@ def compressor(specimen: Specimen, repair: str, selection: str = "magnitude") ->
     names = [entry.name for entry in anatomy.family.dense.layers if entry.has_weight]
     sparse = [name for name in names if not unfit(specimen.network, anatomy.graph, name)]
     chosen = CompressionSettings(
-        images=24, positions=8, quick_images=24, repair=cast("Repair", repair), importance="l1", selection=selection
+        images=24, positions=8, quick_images=24, repair=repair, importance="l1", selection=selection
     )
     chunks = torch.split(specimen.inputs(24), 12)
     return Compressor(specimen.network, anatomy.graph, anatomy.family, anatomy.units, chunks, chosen, sparse=sparse)

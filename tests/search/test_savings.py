@@ -14,7 +14,7 @@ from amc.config.search import SearchConfig
 from amc.pool.pool import InProcess
 from amc.problem.prepare import Prepared, prepare
 from amc.problem.setup import set_up
-from amc.scoring.racing import BLOCKS, Race, bar
+from amc.scoring.racing import JACKKNIFE_BLOCKS, Race, bar
 from amc.scoring.scorer import Score
 from amc.search.episode import Episode
 from amc.search.loop import make_rollout, play, search, written_down
@@ -42,7 +42,7 @@ def evaluated(errors: NDArray[np.float64], count: int) -> Evaluation:
     seen = errors[:count].astype(np.float32)
     score = Score(each=1 - seen, losses=None, errors=seen)
     first = Score(each=score.each[:FIRST], losses=None, errors=seen[:FIRST])
-    return replace(score.evaluation({}, count), blocks=first.blocks(BLOCKS))
+    return replace(score.evaluation({}, count), blocks=first.blocks(JACKKNIFE_BLOCKS))
 
 
 def race(reference: NDArray[np.float64], error: float = 0.01) -> Race:

@@ -144,7 +144,8 @@ def _convolution(probe: Probe, x: Tensor, setting: Setting) -> Callable[[], Tens
     before, after = (kernel.out_map, kernel.in_map) if transposed else (kernel.in_map, kernel.out_map)
     sizes = zip(before, after, kernel.stride, kernel.kernel, strict=True)
     padding = tuple(max(0, ceil(((o - 1) * s + k - i) / 2)) for i, o, s, k in sizes)
-    rank, kind = len(kernel.in_map), "conv_transpose" if transposed else "conv"
+    rank = len(kernel.in_map)
+    kind = "conv_transpose" if transposed else "conv"
     function: Callable[..., Tensor] = getattr(F, f"{kind}{rank}d")
     return lambda: function(x, weight, bias, stride=kernel.stride, padding=padding, groups=groups)
 

@@ -94,7 +94,8 @@ def narrowed(constraint: Constraint, pattern: str) -> Constraint:
     Raises:
         InfeasibleBudget: If the budgets cannot be kept so.
     """
-    costing, group = constraint.costing, parse_pattern(pattern).group
+    costing = constraint.costing
+    group = parse_pattern(pattern).group
     sites = []
     for site in costing.sites:
         if isinstance(site, PatternSite):

@@ -22,17 +22,17 @@ from hw_profiles.layers import IntArray
 FloatArray = NDArray[np.float64]
 
 STATES = 20_000
-"""Most partial solutions the dynamic program keeps; beyond, one per cell of a grid (still feasible)."""
+"""Maximum of partial solutions that the dynamic program keeps; beyond, one per cell of a grid (still feasible)."""
 ROUNDS = 40
 SECTIONS, MULTIPLIERS = 6, 25
 """Rounds in which multipliers from 1e-12 to 1e12 are narrowed down, and how many are tried in each."""
-SMALLEST_GAIN = 1e-12
+MIN_GAIN = 1e-12
 TRIES = 4096
 """Pairs of moves whose true costs are looked at in one round."""
 
 
 def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
-    """Least total damage within every budget.
+    """Minimum of total damage within every budget.
 
     Args:
         constraint: Sites and budgets.
@@ -170,21 +170,21 @@ def _near(count: int, current: int) -> NDArray[np.bool_]:
 
 def _single(constraint: Constraint, moves: _Moves, kept: IntArray) -> IntArray | None:
     """The feasible change of one group that lowers the damage most."""
-    order = np.flatnonzero(moves.gain > SMALLEST_GAIN)
+    order = np.flatnonzero(moves.gain > MIN_GAIN)
     order = order[np.argsort(-moves.gain[order], kind="stable")]
     return _first_legal(constraint, kept, moves, order[:, None])
 
 
 def _pair(constraint: Constraint, moves: _Moves, kept: IntArray) -> IntArray | None:
     """The feasible change of two groups that lowers the damage most, among pairs that look feasible one by one."""
-    up = np.flatnonzero((moves.gain > SMALLEST_GAIN) & moves.near)
+    up = np.flatnonzero((moves.gain > MIN_GAIN) & moves.near)
     down = np.flatnonzero((moves.cost < 0).any(axis=0) & moves.near)
     room = [limit - constraint.costing.one(cost, kept) for cost, limit in constraint.budgets]
     gain = moves.gain[up][:, None] + moves.gain[down][None, :]
     gain[moves.group[up][:, None] == moves.group[down][None, :]] = 0
     for change, slack in zip(moves.cost, room, strict=True):
         gain[change[up][:, None] + change[down][None, :] > slack] = 0
-    rows, columns = np.nonzero(gain > SMALLEST_GAIN)
+    rows, columns = np.nonzero(gain > MIN_GAIN)
     order = np.argsort(-gain[rows, columns], kind="stable")[:TRIES]
     return _first_legal(constraint, kept, moves, np.stack([up[rows[order]], down[columns[order]]], axis=1))
 
@@ -209,7 +209,8 @@ def _by_multipliers(constraint: Constraint, groups: Sequence[Group]) -> IntArray
     """
     costing = constraint.costing
     best, best_damage = constraint.fallback, _total(groups, constraint.fallback)
-    kept, weights = constraint.fallback, np.full(len(constraint.budgets), 1 / len(constraint.budgets))
+    kept = constraint.fallback
+    weights = np.full(len(constraint.budgets), 1 / len(constraint.budgets))
     for _ in range(ROUNDS):
         shares = [np.zeros(len(group.options)) for group in groups]
         for weight, (cost, limit) in zip(weights, constraint.budgets, strict=True):
