@@ -18,7 +18,7 @@ from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, RunFolder
 from amc.runs.runner import run_on, run_resume, run_search
 
 SETTINGS = {
-    "task": "digits",
+    "task": "tests.tasks.small:make_task",
     "constraint": {"macs": 0.3},
     "reward_images": 150,
     "round_size": 2,

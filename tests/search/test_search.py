@@ -23,7 +23,7 @@ from envs.network.recount import CountMismatch, independent_macs
 from envs.reward import REWARDS, Evaluation
 
 QUICK = {
-    "task": "digits",
+    "task": "tests.tasks.small:make_task",
     "constraint": {"macs": 0.3},
     "reward_images": 200,
     "compression": {"images": 128, "positions": 16},
