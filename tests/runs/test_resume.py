@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from rich.console import Console
+from tensorboardX import SummaryWriter
 
 from amc.config.search import SearchConfig, load_config
-from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, RunFolder
+from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, TIMINGS, RunFolder
 from amc.runs.runner import run_on, run_resume, run_search
 
 SETTINGS = {
@@ -42,6 +48,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def without_pictures_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_extras(monkeypatch)
+
+
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amc.runs.runner.write_report", lambda *_: None)
     monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_: {})
 
@@ -64,31 +74,48 @@ def learned(folder: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in snapshot.searcher.arrays.items()}
 
 
+@pytest.fixture(scope="module")
+def left_alone() -> Iterator[Callable[[str], Path]]:
+    """Makes runs of an agent that were left alone, each once."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMC_CACHE", f"{folder}/cache")
+        without_extras(patch)
+
+        @cache
+        def make(agent: str) -> Path:
+            run_search(config(agent), Path(folder, agent), quiet())
+            return Path(folder, agent)
+
+        yield make
+
+
 @pytest.fixture
-def alone(tmp_path: Path) -> Path:
-    """A run that was left alone."""
-    run_search(config("ddpg"), tmp_path / "alone", quiet())
-    return tmp_path / "alone"
+def alone(left_alone: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a run that was left alone."""
+    return Path(shutil.copytree(left_alone("ddpg"), tmp_path / "alone"))
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, where: str, times: int) -> None:
-    """Lets the given method of the run folder die the n-th time, before it has done anything."""
-    original, calls = getattr(RunFolder, where), iter(range(1, 10_000))
+def stop_at(monkeypatch: pytest.MonkeyPatch, where: str, times: int, owner: type = RunFolder) -> None:
+    """Lets a method, of the run folder unless told otherwise, die the n-th time before it has done anything."""
+    original, calls = getattr(owner, where), iter(range(1, 10_000))
 
     def deadly(*arguments: object) -> None:
         if next(calls) == times:
             raise Killed
         original(*arguments)
 
-    monkeypatch.setattr(RunFolder, where, deadly)
+    monkeypatch.setattr(owner, where, deadly)
 
 
-@pytest.mark.parametrize(("where", "times"), [("round", 1), ("round", 3), ("_log", 2), ("finish", 1)])
+@pytest.mark.parametrize(
+    ("owner", "where", "times"),
+    [(RunFolder, "round", 1), (RunFolder, "round", 3), (SummaryWriter, "flush", 2), (RunFolder, "finish", 1)],
+)
 def test_a_stopped_run_ends_as_one_left_alone(
-    alone: Path, where: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: Path, owner: type, where: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_at(patch, where, times)
+        stop_at(patch, where, times, owner)
         with pytest.raises(Killed):
             run_search(config("ddpg"), tmp_path / "stopped", quiet())
     run_resume(tmp_path / "stopped", 0, quiet())
@@ -143,9 +170,9 @@ def test_more_episodes_give_what_a_longer_run_gives(alone: Path, tmp_path: Path)
 
 
 def test_a_run_that_has_ended_shows_its_result_and_computes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left_alone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_search(config("uniform"), tmp_path / "run", quiet())
+    shutil.copytree(left_alone("uniform"), tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     monkeypatch.setattr("amc.runs.runner.Problem", None)
     with open(tmp_path / "screen", "w") as file:
@@ -159,51 +186,61 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         run_resume(tmp_path, 0, quiet())
 
 
-def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
-    run_search(config("random"), tmp_path / "run", quiet())
+def test_a_damaged_snapshot_is_refused(left_alone: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(left_alone("random"), tmp_path / "run")
     snapshot = tmp_path / "run" / SNAPSHOT
     snapshot.write_bytes(snapshot.read_bytes()[:40])
     with pytest.raises(ValueError, match="undamaged snapshot"):
         run_resume(tmp_path / "run", 4, quiet())
 
 
-def test_another_configuration_is_refused(tmp_path: Path) -> None:
-    run_search(config("random"), tmp_path / "run", quiet())
+def test_another_configuration_is_refused(left_alone: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(left_alone("random"), tmp_path / "run")
     folder = RunFolder.reopen(tmp_path / "run")
     folder.replace_config(config("random", seed=1))
     with pytest.raises(ValueError, match="one of them has changed"):
         run_resume(tmp_path / "run", 4, quiet())
 
 
-def test_a_run_of_one_policy_takes_no_more_episodes(tmp_path: Path) -> None:
-    run_search(config("uniform"), tmp_path / "run", quiet())
+def test_a_run_of_one_policy_takes_no_more_episodes(left_alone: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(left_alone("uniform"), tmp_path / "run")
     with pytest.raises(ValueError, match="computes one policy"):
         run_resume(tmp_path / "run", 4, quiet())
 
 
-def killed_at(command: list[str], folder: Path, episodes: int, later: float) -> None:
-    """Kills a run some time after it has written so many episodes."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    path = folder / EPISODES
-    while not path.exists() or len(path.read_text().splitlines()) < episodes:
+def killed_at(command: list[str], folder: Path, name: str, episodes: int) -> None:
+    """Kills a run as soon as a file of it, or what will become that file, is there and holds so many lines."""
+    process, deadline = subprocess.Popen(command, stdout=subprocess.DEVNULL), time.monotonic() + 300
+    while lines(folder, name) < episodes:
         assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    time.sleep(later)
+        assert time.monotonic() < deadline, f"no {episodes} lines in {name}"
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
+def lines(folder: Path, name: str) -> int:
+    """Lines of the file itself or of what is being written beside it, the larger number; -1 without any."""
+    found = [-1]
+    for path in folder.glob(f"*{name}*"):
+        with suppress(OSError):  # renamed or removed between being seen and being read
+            found.append(path.read_bytes().count(b"\n"))
+    return max(found)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moments", [((0, 0.3),), ((2, 0.02), (6, 0.1)), ((4, 0.0), (4, 0.05))])
+@pytest.mark.parametrize(
+    "moments", [((EPISODES, 2),), ((EPISODES, 4), (TIMINGS, 8)), ((TIMINGS, 4), (EPISODES, 4)), ((SNAPSHOT, 0),)]
+)
 def test_sigkill_at_any_moment_twice_in_a_row_changes_nothing(
-    moments: tuple[tuple[int, float], ...], tmp_path: Path
+    moments: tuple[tuple[str, int], ...], tmp_path: Path
 ) -> None:
     recipe, folder = tmp_path / "recipe.toml", tmp_path / "killed"
     recipe.write_text(config("ddpg", episodes=24).to_toml())
     run_search(load_config(recipe, {}), tmp_path / "alone", quiet())
     command = [sys.executable, "-m", "amc.cli.main", "search", str(recipe), "--out", str(folder)]
-    for episodes, later in moments:
-        killed_at(command, folder, episodes, later)
+    for name, episodes in moments:
+        killed_at(command, folder, name, episodes)
         command = [sys.executable, "-m", "amc.cli.main", "resume", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert equal(tmp_path / "alone", folder)

@@ -21,7 +21,7 @@ from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
 from amc.rollouts.episode import Episode, Failure, Played, Rollouts, SerialRollouts
 from amc.rollouts.ray import MOST_DEATHS, RayRollouts
-from amc.rollouts.worker import About, Round
+from amc.rollouts.worker import Round, processor
 from amc.runs.folder import RunFolder
 from amc.runs.runner import run_resume, run_search
 from amc.scoring.evaluate import Effort, Evaluator
@@ -287,18 +287,18 @@ def test_a_failed_episode_is_written_down_and_read_back(bare: None, tmp_path: Pa
     assert (result.failures, result.episodes) == (1, 10)
 
 
-@pytest.mark.parametrize("models", [("one", "other"), ("other", "other")])
-def test_different_processors_are_warned_about(
-    own_ray: None, models: tuple[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_different_processors_are_warned_about_once(
+    own_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amc.rollouts.ray.processor", lambda: "one")
-    environment = troubled("none", 0, Path())
-    rollouts = RayRollouts(environment, counted(environment)[0], WorkersConfig(workers=2), 2)
+    monkeypatch.setattr("amc.rollouts.ray.processor", lambda: "another one")
+    environment = troubled("none", 0, tmp_path / "marks")
+    rollouts = RayRollouts(environment, counted(environment)[0], WorkersConfig(workers=2), 2, [__name__])
     with caplog.at_level(logging.WARNING):
-        for hand, model in zip(rollouts._hands, models, strict=True):
-            rollouts._join(hand, About("host", model))
+        rollouts.play(plans())
+        rollouts.play(plans())
     rollouts.close()
-    assert "different processors (one, other)" in caplog.text
+    models = ", ".join(sorted({"another one", processor()}))
+    assert [f"different processors ({models})" in record.message for record in caplog.records] == [True]
 
 
 def test_a_node_on_which_workers_cannot_be_made_is_told_once(

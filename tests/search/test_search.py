@@ -1,4 +1,4 @@
-"""The whole chain on the embedded default, through the functions that the command line calls."""
+"""The whole chain, through the functions that the command line calls."""
 
 import json
 import os
@@ -52,17 +52,31 @@ def test_every_agent_ends_within_the_budget_of_the_real_network(agent: str) -> N
     assert counted == result.reports["found"].costs["params"] < result.reports["dense"].costs["params"]
 
 
-def test_a_search_without_workers_needs_no_ray(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from amc.config.search import SearchConfig\nfrom amc.search.setup import Problem\n"
-        "from amc.search.loop import search\n"
-        "import amc.runs.runner\n"
-        f"search(Problem(SearchConfig(**{ {**QUICK, 'agent': 'knapsack'} })))"
-    )
-    environment = {**os.environ, "AMC_CACHE": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert ended.returncode == 0, ended.stderr
+WITHOUT = f"""
+import sys
+
+sys.modules["ray"] = None
+
+import amc.runs.runner
+from amc.config.search import SearchConfig
+from amc.search.loop import search
+from amc.search.setup import Problem
+
+assert False, "assertions are on"
+config, counted = SearchConfig(**{ {**QUICK, "agent": "knapsack"} }), Problem.real_costs
+search(Problem(config))
+print("searched", flush=True)
+Problem.real_costs = lambda *given: {{name: cost + 1 for name, cost in counted(*given).items()}}
+search(Problem(config))
+"""
+
+
+def test_a_search_without_workers_needs_no_ray_and_its_recount_no_assertions(tmp_path: Path) -> None:
+    environment, command = {**os.environ, "AMC_CACHE": str(tmp_path)}, [sys.executable, "-O", "-c", WITHOUT]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "searched" in ended.stdout, ended.stderr
+    assert ended.returncode == 1
+    assert "CountMismatch: the network must cost what the search was told" in ended.stderr
 
 
 def test_several_budgets_hold_at_once() -> None:
