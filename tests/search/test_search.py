@@ -62,7 +62,6 @@ from amc.config.search import SearchConfig
 from amc.search.loop import search
 from amc.search.setup import Problem
 
-assert False, "assertions are on"
 config, counted = SearchConfig(**{ {**QUICK, "agent": "knapsack"} }), Problem.real_costs
 search(Problem(config))
 print("searched", flush=True)
@@ -71,8 +70,12 @@ search(Problem(config))
 """
 
 
-def test_a_search_without_workers_needs_no_ray_and_its_recount_no_assertions(tmp_path: Path) -> None:
-    environment, command = {**os.environ, "AMC_CACHE": str(tmp_path)}, [sys.executable, "-O", "-c", WITHOUT]
+@pytest.mark.parametrize("options", [[], pytest.param(["-O"], marks=pytest.mark.slow)], ids=["plain", "optimized"])
+def test_a_search_without_workers_needs_no_ray_and_its_recount_no_assertions(
+    options: list[str], tmp_path: Path
+) -> None:
+    # Optimized takes long where nobody keeps bytecode: torch is compiled anew.
+    environment, command = {**os.environ, "AMC_CACHE": str(tmp_path)}, [sys.executable, *options, "-c", WITHOUT]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert "searched" in ended.stdout, ended.stderr
     assert ended.returncode == 1

@@ -252,3 +252,12 @@ def check_network(
         assert costs["macs"] == counted(small, task.example_input) <= share * dense
         check_silence(problem, result.policy.kept(), inputs)
     return small, task
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("vit_separate", "fc1"), ("vit_modular", "fc1"), ("decoder", "gate")])
+def test_the_units_of_a_transformer_are_the_hidden_channels_of_its_blocks(name: str, hidden: str) -> None:
+    task = task_of(name)
+    units = dissect(task.network, task.example_input).units
+    assert {unit.name: (unit.channels, unit.granule) for unit in units} == {
+        f"blocks.{block}.{hidden}": (32, 1) for block in range(2)
+    }
