@@ -20,7 +20,7 @@ from amc.reporting.tables import stored_comparison
 from amc.runs.runner import run_resume, run_search
 
 SETTINGS: dict[str, Any] = {
-    "task": "digits",
+    "task": "tests.tasks.small:make_task",
     "constraint": {"macs": 0.3},
     "agent": "uniform",
     "compression": {"images": 64, "positions": 8},

@@ -70,7 +70,7 @@ def test_networks_that_change_places_do_not_agree() -> None:
 
 
 def test_a_problem_settles_its_backend_once_and_writes_it_into_the_configuration() -> None:
-    problem = Problem(SearchConfig(task="digits"))
+    problem = Problem(SearchConfig(task="tests.tasks.small:make_task"))
     chosen = problem.backend
     assert problem.config.backend.name == chosen
     assert problem.config.backend.difference is not None
@@ -80,13 +80,17 @@ def test_a_problem_settles_its_backend_once_and_writes_it_into_the_configuration
 def test_a_backend_is_settled_where_patterns_do_not_fit_the_widths_in_between() -> None:
     compression = CompressionConfig(images=64, quick_images=64)
     config = SearchConfig(
-        task="digits", choose="mixed", constraint={"params": 0.15}, reward_images=32, compression=compression
+        task="tests.tasks.small:make_task",
+        choose="mixed",
+        constraint={"params": 0.15},
+        reward_images=32,
+        compression=compression,
     )
     assert Problem(config).backend in ("bf16", "fp32", "eager")
 
 
 def test_every_backend_scores_alike_on_a_trained_network() -> None:
-    problem = Problem(SearchConfig(task="digits"))
+    problem = Problem(SearchConfig(task="tests.tasks.small:make_task"))
     scores = []
     for name in ("eager", "fp32", "bf16"):
         settled = problem.config.model_copy(
@@ -98,7 +102,7 @@ def test_every_backend_scores_alike_on_a_trained_network() -> None:
 
 
 def test_scoring_in_another_precision_leaves_the_network_as_it_was() -> None:
-    problem = Problem(SearchConfig(task="digits"))
+    problem = Problem(SearchConfig(task="tests.tasks.small:make_task"))
     before = {name: tensor.clone() for name, tensor in problem.task.network.state_dict().items()}
     replace(problem.scorer, backend="bf16")(problem.task.network, problem.task.validation, range(20))
     after = problem.task.network.state_dict()
@@ -107,7 +111,11 @@ def test_scoring_in_another_precision_leaves_the_network_as_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> Problem:
-    return Problem(SearchConfig(task="digits", backend={"name": "fp32"}, compression={"images": 48, "positions": 4}))
+    return Problem(
+        SearchConfig(
+            task="tests.tasks.small:make_task", backend={"name": "fp32"}, compression={"images": 48, "positions": 4}
+        )
+    )
 
 
 def alike(problem: Problem) -> bool | None:
@@ -129,4 +137,9 @@ def test_quick_repair_may_be_narrow_only_where_it_leaves_the_same_output_error(
 
 
 def test_where_nothing_is_walked_through_there_is_no_narrow_repair() -> None:
-    assert alike(Problem(SearchConfig(task="digits", compression={"repair": "layerwise", "images": 48}))) is None
+    assert (
+        alike(
+            Problem(SearchConfig(task="tests.tasks.small:make_task", compression={"repair": "layerwise", "images": 48}))
+        )
+        is None
+    )

@@ -17,7 +17,7 @@ from amc.tasks.splits import ArraySplit, subset, typed
 
 @pytest.fixture(scope="module")
 def digits() -> Problem:
-    return Problem(SearchConfig(task="digits", agent="uniform"))
+    return Problem(SearchConfig(task="tests.tasks.small:make_task", agent="uniform"))
 
 
 def test_the_dense_network_has_no_output_error_and_a_pruned_one_has(digits: Problem) -> None:
@@ -52,12 +52,12 @@ def test_an_evaluation_says_the_mean_over_the_images_of_the_reward(digits: Probl
 
 def test_outputs_that_are_too_many_to_keep_leave_accuracy_as_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_BYTES", 1.0)
-    problem = Problem(SearchConfig(task="digits", agent="uniform"))
+    problem = Problem(SearchConfig(task="tests.tasks.small:make_task", agent="uniform"))
     evaluation = problem.evaluate(problem.policy(problem.constraint.uniform()))
     assert evaluation.output_error is None
     assert problem.reward(evaluation) == evaluation.accuracy
     with pytest.raises(ValueError, match="too many to keep: use --reward accuracy"):
-        Problem(SearchConfig(task="digits", reward="output_error"))
+        Problem(SearchConfig(task="tests.tasks.small:make_task", reward="output_error"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32, torch.uint8, torch.bool])
