@@ -80,11 +80,7 @@ def test_a_problem_settles_its_backend_once_and_writes_it_into_the_configuration
 def test_a_backend_is_settled_where_patterns_do_not_fit_the_widths_in_between() -> None:
     compression = CompressionConfig(images=64, quick_images=64)
     config = SearchConfig(
-        task="tests.tasks.small:make_task",
-        choose="mixed",
-        constraint={"params": 0.15},
-        reward_images=32,
-        compression=compression,
+        task="digits", choose="mixed", constraint={"params": 0.15}, reward_images=32, compression=compression
     )
     assert Problem(config).backend in ("bf16", "fp32", "eager")
 
