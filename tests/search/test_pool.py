@@ -196,7 +196,7 @@ def test_different_processors_are_warned_about(
             return About("host", "other" if alike else f"model {os.getpid()}")
 
     monkeypatch.setattr("amc.pool.ray.Worker", Elsewhere)
-    monkeypatch.setattr("amc.pool.ray.processor", lambda: "one")
+    monkeypatch.setattr("amc.pool.ray.cpu_model", lambda: "one")
     pool = RayPool(WorkersConfig(workers=2), 2)
     with caplog.at_level(logging.WARNING):
         assert values(pool.map(slow_first, 0, 0, range(6))) == list(range(6))
