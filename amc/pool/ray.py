@@ -35,6 +35,14 @@ Trouble = Counter[tuple[str, int]]
 """("died" or "hung", item) -> how often."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """What the function raised for an item; the caller gets it in the item's turn, as in this process."""
+
+    error: Exception
+    remote: Exception
+
+
 @dataclass(slots=True, eq=False)
 class _Seat:
     """One worker as the driver sees it: what it was asked last, and since when."""
@@ -81,7 +89,7 @@ class RayPool:
         parcel = self._put(shared)
         call = ray.put(pack(Call(function, common, tuple(items)), self._own_modules))
         todo, trouble = deque(range(len(items))), Trouble()
-        answers: dict[int, Answer[Result]] = {}
+        answers: dict[int, Answer[Result] | _Raised] = {}
         try:
             for wanted in range(len(items)):
                 while wanted not in answers:
@@ -89,6 +97,8 @@ class RayPool:
                     self._collect(todo, answers, trouble)
                 self._assign(todo, parcel, call)  # nobody waits while the caller looks at an answer
                 answer = answers.pop(wanted)
+                if isinstance(answer, _Raised):
+                    raise answer.error from answer.remote
                 again = trouble["died", wanted] + trouble["hung", wanted]
                 yield replace(answer, timing=answer.timing._replace(retries=again))
         finally:
@@ -96,7 +106,7 @@ class RayPool:
             for seat in self._seats:
                 seat.index = None if seat.index is None else UNWANTED
 
-    def _collect(self, todo: deque[int], answers: dict[int, Answer[Any]], trouble: Trouble) -> None:
+    def _collect(self, todo: deque[int], answers: dict[int, Answer[Any] | _Raised], trouble: Trouble) -> None:
         """Waits for some worker, and puts down what it answered; what is lost is to be done again, and first."""
         for seat in self._answered():
             index, answer = self._hear(seat, trouble)
@@ -106,7 +116,7 @@ class RayPool:
                 todo.appendleft(index)
             else:
                 answers[index] = answer
-                self._busy += answer.timing.seconds
+                self._busy += answer.timing.seconds if isinstance(answer, Answer) else 0.0
 
     def _put(self, shared: object) -> Any:
         """Reference to the parcel of an object; the last one is kept."""
@@ -159,7 +169,7 @@ class RayPool:
     def _limit(self, seat: _Seat) -> float:
         return JOIN_SECONDS if seat.about is None else self._config.limit_seconds
 
-    def _hear(self, seat: _Seat, trouble: Trouble) -> tuple[int | None, Answer[Any] | None]:
+    def _hear(self, seat: _Seat, trouble: Trouble) -> tuple[int | None, Answer[Any] | _Raised | None]:
         """What a worker answered: its item, and an answer unless the worker is lost."""
         index, seat.index = seat.index, None
         answer, kind = self._fetched(seat, index)
@@ -174,14 +184,16 @@ class RayPool:
         if kind:
             trouble[kind, index] += 1
             return index, None
+        if isinstance(answer, _Raised):
+            return index, answer
         value, timing = answer
         return index, Answer(value, "", timing)
 
     def _fetched(self, seat: _Seat, index: int | None) -> tuple[Any, str]:
-        """What a worker sent, or how it was lost: "died" or "hung".
+        """What a worker sent (`_Raised` where the function raised), or how it was lost: "died" or "hung".
 
         Raises:
-            ValueError: If it cannot load what it needs; or whatever the function raised.
+            ValueError: If it cannot load what it needs.
         """
         import ray
         from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -195,7 +207,7 @@ class RayPool:
                 return None, ""
             if index is None or isinstance(error.cause, Unloadable):
                 raise _unable(str(error.cause)) from error
-            raise error.cause from error  # what the function raised, as in this process
+            return _Raised(error.cause, error), ""
         except RayError as error:
             if getattr(error, "actor_init_failed", False):  # on that node no other would fare better
                 raise _unable(str(error).strip().splitlines()[-1]) from error

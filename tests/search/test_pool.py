@@ -79,6 +79,8 @@ def slow_first(shared: int, common: int, item: int) -> int:
 
 
 def failing(shared: type[Exception], common: int, item: int) -> int:
+    """Fails at one item, at once; those before it take longer."""
+    time.sleep(0.1 if item < common else 0.0)
     if item == common:
         raise shared(f"item {item} is broken")
     return item
