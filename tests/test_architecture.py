@@ -140,6 +140,25 @@ def test_nothing_loads_a_pickle_or_switches_the_formatter_off() -> None:
     assert not offenders, "\n".join(offenders)
 
 
+def test_nothing_depends_on_assertions() -> None:
+    """`python -O` drops them: they may narrow a type for the checker, and nothing else."""
+    offenders = []
+    for path in sources(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assert) and not narrows(node.test):
+                offenders.append(f"{path.relative_to(ROOT)}:{node.lineno} asserts {ast.unparse(node.test)}: raise")
+    assert not offenders, "\n".join(offenders)
+
+
+def narrows(test: ast.expr) -> bool:
+    """Whether a condition is `x is not None`, `isinstance(x, T)`, or several of them."""
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        return all(map(narrows, test.values))
+    if isinstance(test, ast.Call):
+        return isinstance(test.func, ast.Name) and test.func.id == "isinstance"
+    return isinstance(test, ast.Compare) and ast.unparse(test).endswith(" is not None")
+
+
 def sources(*packages: str) -> list[Path]:
     """All Python files of some packages."""
     return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import amc.problem.setup
 import amc.search.damage
-import envs.compression.compress
+import envs.repair.sequential
 from amc.config.search import SearchConfig
 from amc.problem.prepare import prepare
 from amc.problem.setup import set_up
@@ -150,7 +150,7 @@ class Phases(Stopwatch):
         """Wraps what the phases are made of."""
         self.wrap(amc.problem.setup, "dissect", "finding units")
         self.wrap(Compressor, "__init__", "calibration")
-        self.wrap(envs.compression.compress, "record_targets", "calibration")
+        self.wrap(envs.repair.sequential, "record_targets", "calibration")
         self.wrap(amc.search.damage, "measure_damage", "damage curves")
         self.wrap(Compressor, "compress", "repair")
         self.wrap(Scorer, "__call__", "scoring")

@@ -79,7 +79,7 @@ def main_quietly() -> None:
     assert not stop.value.code
 
 
-def test_help_reads_well(amc: Amc) -> None:
+def test_help_names_the_commands(amc: Amc) -> None:
     text = amc("--help").out
     assert all(command in text for command in ("inspect", "search", "resume", "apply", "export"))
 

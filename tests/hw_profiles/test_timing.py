@@ -19,7 +19,7 @@ from amc.profiling.timing import BY_WIDTH, MIN_ROUNDS, Timing, side_by_side, tim
 from amc.reporting.tables import stored_comparison
 
 SETTINGS: dict[str, Any] = {
-    "task": "digits",
+    "task": "tests.tasks.small:make_task",
     "constraint": {"macs": 0.3},
     "agent": "uniform",
     "compression": {"images": 64, "positions": 8},

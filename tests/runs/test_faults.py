@@ -40,7 +40,7 @@ calls = 0
 
 def metric(outputs, targets):
     global calls
-    time.sleep(0.02)
+    time.sleep(0.02)  # so that whoever is killed is killed within an episode
     calls += 1
     left = Path(os.environ["MORTAL"], "kills")
     if "AMC_THREADS" in os.environ and left.exists() and calls == 4:
@@ -71,11 +71,15 @@ nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 out = Path(sys.argv[2])
 
 def trouble():
-    while not (out / "episodes.jsonl").exists() or len((out / "episodes.jsonl").read_text().splitlines()) < 8:
-        time.sleep(0.05)
+    wait_for(8, 300)
     cluster.remove_node(nodes[1], allow_graceful=False)
-    time.sleep(5)
+    wait_for(12, 30)  # the other node goes on, or waits for this one
     cluster.add_node(num_cpus=1)
+
+def wait_for(episodes, seconds):
+    path, deadline = out / "episodes.jsonl", time.monotonic() + seconds
+    while time.monotonic() < deadline and (not path.exists() or len(path.read_text().splitlines()) < episodes):
+        time.sleep(0.05)
 
 threading.Thread(target=trouble, daemon=True).start()
 workers = WorkersConfig(workers=2, address=cluster.address)

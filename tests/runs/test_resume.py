@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from rich.console import Console
+from tensorboardX import SummaryWriter
 
 from amc.cli.commands import run_resume
 from amc.config.search import SearchConfig, load_config
@@ -22,7 +27,7 @@ from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, TIMINGS, RunFold
 from amc.runs.runner import Ended, NoScreen, Run, new_run, resume_run, run_on
 
 SETTINGS = {
-    "task": "digits",
+    "task": "tests.tasks.small:make_task",
     "constraint": {"macs": 0.3},
     "reward_images": 150,
     "round_size": 2,
@@ -33,6 +38,15 @@ SETTINGS = {
     "knapsack": {"images": 32, "widths": 3, "damages": ["kl"]},
 }
 SAME = ("episodes.jsonl", "policy.json", "network.safetensors", "scores.safetensors")
+
+OWNERS: dict[str, Any] = {
+    "round": RunFolder,
+    "finish": RunFolder,
+    "append_text": folder_module,
+    "write_snapshot": folder_module,
+    "flush": SummaryWriter,
+}
+"""What a run folder does -> where it is done."""
 
 
 class Killed(BaseException):
@@ -46,6 +60,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def without_pictures_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_extras(monkeypatch)
+
+
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amc.runs.runner.write_report", lambda *_: None)
     monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
 
@@ -64,16 +82,30 @@ def learned(folder: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in snapshot.searcher.arrays.items()}
 
 
+@pytest.fixture(scope="module")
+def left_alone() -> Iterator[Callable[[str], Path]]:
+    """Makes runs of an agent that were left alone, each once."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMC_CACHE", f"{folder}/cache")
+        without_extras(patch)
+
+        @cache
+        def make(agent: str) -> Path:
+            new_run(config(agent), Path(folder, agent), NoScreen())
+            return Path(folder, agent)
+
+        yield make
+
+
 @pytest.fixture
-def alone(tmp_path: Path) -> Path:
-    """A run that was left alone."""
-    new_run(config("ddpg"), tmp_path / "alone", NoScreen())
-    return tmp_path / "alone"
+def alone(left_alone: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a run that was left alone."""
+    return Path(shutil.copytree(left_alone("ddpg"), tmp_path / "alone"))
 
 
 def stop_at(patch: pytest.MonkeyPatch, where: str, times: int, moment: str = "before") -> None:
     """Lets what the run folder does die the n-th time: before it is done, after it, or where half is written."""
-    owner: Any = RunFolder if hasattr(RunFolder, where) else folder_module
+    owner = OWNERS[where]
     original, calls = getattr(owner, where), iter(range(1, 10_000))
 
     def deadly(*arguments: Any) -> None:
@@ -100,6 +132,7 @@ def stop_at(patch: pytest.MonkeyPatch, where: str, times: int, moment: str = "be
         ("append_text", 4, "half"),
         ("write_snapshot", 2, "before"),  # episodes and timings behind the snapshot
         ("write_snapshot", 2, "after"),
+        ("flush", 2, "before"),
         ("finish", 1, "before"),
     ],
 )
@@ -196,9 +229,9 @@ def test_more_episodes_give_what_a_longer_run_gives(alone: Path, tmp_path: Path)
 
 
 def test_a_run_that_has_ended_shows_its_result_and_computes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left_alone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new_run(config("uniform"), tmp_path / "run", NoScreen())
+    shutil.copytree(left_alone("uniform"), tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     monkeypatch.setattr("amc.runs.runner.set_up", None)
     with pytest.raises(Ended) as ended:
@@ -215,51 +248,61 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         resume_run(tmp_path, 0, NoScreen())
 
 
-def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
-    new_run(config("random"), tmp_path / "run", NoScreen())
+def test_a_damaged_snapshot_is_refused(left_alone: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(left_alone("random"), tmp_path / "run")
     snapshot = tmp_path / "run" / SNAPSHOT
     snapshot.write_bytes(snapshot.read_bytes()[:40])
     with pytest.raises(ValueError, match="undamaged snapshot"):
         resume_run(tmp_path / "run", 4, NoScreen())
 
 
-def test_another_configuration_is_refused(tmp_path: Path) -> None:
-    new_run(config("random"), tmp_path / "run", NoScreen())
+def test_another_configuration_is_refused(left_alone: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(left_alone("random"), tmp_path / "run")
     folder = RunFolder.reopen(tmp_path / "run")
     folder.replace_config(config("random", seed=1))
     with pytest.raises(ValueError, match="one of them has changed"):
         resume_run(tmp_path / "run", 4, NoScreen())
 
 
-def test_a_run_of_one_policy_takes_no_more_episodes(tmp_path: Path) -> None:
-    new_run(config("uniform"), tmp_path / "run", NoScreen())
+def test_a_run_of_one_policy_takes_no_more_episodes(left_alone: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(left_alone("uniform"), tmp_path / "run")
     with pytest.raises(ValueError, match="computes one policy"):
         resume_run(tmp_path / "run", 4, NoScreen())
 
 
-def killed_at(command: list[str], folder: Path, episodes: int, later: float) -> None:
-    """Kills a run some time after it has written so many episodes."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    path = folder / EPISODES
-    while not path.exists() or len(path.read_text().splitlines()) < episodes:
+def killed_at(command: list[str], folder: Path, name: str, episodes: int) -> None:
+    """Kills a run as soon as a file of it, or what will become that file, is there and holds so many lines."""
+    process, deadline = subprocess.Popen(command, stdout=subprocess.DEVNULL), time.monotonic() + 300
+    while lines(folder, name) < episodes:
         assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    time.sleep(later)
+        assert time.monotonic() < deadline, f"no {episodes} lines in {name}"
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
+def lines(folder: Path, name: str) -> int:
+    """Lines of the file itself or of what is being written beside it, the larger number; -1 without any."""
+    found = [-1]
+    for path in folder.glob(f"*{name}*"):
+        with suppress(OSError):  # renamed or removed between being seen and being read
+            found.append(path.read_bytes().count(b"\n"))
+    return max(found)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moments", [((0, 0.3),), ((2, 0.02), (6, 0.1)), ((4, 0.0), (4, 0.05))])
+@pytest.mark.parametrize(
+    "moments", [((EPISODES, 2),), ((EPISODES, 4), (TIMINGS, 8)), ((TIMINGS, 4), (EPISODES, 4)), ((SNAPSHOT, 0),)]
+)
 def test_sigkill_at_any_moment_twice_in_a_row_changes_nothing(
-    moments: tuple[tuple[int, float], ...], tmp_path: Path
+    moments: tuple[tuple[str, int], ...], tmp_path: Path
 ) -> None:
     recipe, folder = tmp_path / "recipe.toml", tmp_path / "killed"
     recipe.write_text(config("ddpg", episodes=24).to_toml())
     new_run(load_config(recipe, {}), tmp_path / "alone", NoScreen())
     command = [sys.executable, "-m", "amc.cli", "search", str(recipe), "--out", str(folder)]
-    for episodes, later in moments:
-        killed_at(command, folder, episodes, later)
+    for name, episodes in moments:
+        killed_at(command, folder, name, episodes)
         command = [sys.executable, "-m", "amc.cli", "resume", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert equal(tmp_path / "alone", folder)

@@ -195,6 +195,15 @@ def sweep(out: Path, recipe: Path, *options: str) -> list[str]:
     ]
 
 
+def wait_for_a_search_after(ended: int, runs: Path, process: subprocess.Popen[bytes]) -> None:
+    """Waits until so many searches have ended and another has played episodes."""
+    deadline = time.monotonic() + 300
+    while not len(list(runs.glob("*/episodes.jsonl"))) > len(list(runs.glob("*/result.json"))) >= ended:
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline, f"no search after {ended}"
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_sweep_killed_twice_ends_in_the_same_front(workers: str, tmp_path: Path) -> None:
@@ -202,14 +211,12 @@ def test_a_sweep_killed_twice_ends_in_the_same_front(workers: str, tmp_path: Pat
     recipe.write_text(SearchConfig(**{**SETTINGS, "agent": "ddpg"}).to_toml())
     environment = {**os.environ, "AMC_CACHE": str(tmp_path / "cache")}
     subprocess.run(sweep(tmp_path / "alone", recipe), check=True, env=environment, stdout=subprocess.DEVNULL)
-    for delay in (35.0, 45.0):
-        process = subprocess.Popen(
-            sweep(tmp_path / "killed", recipe, "--workers", workers), env=environment, stdout=subprocess.DEVNULL
-        )
-        time.sleep(delay)
+    command = sweep(tmp_path / "killed", recipe, "--workers", workers)
+    for ended in (1, 3):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        wait_for_a_search_after(ended, tmp_path / "killed" / RUNS, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    command = sweep(tmp_path / "killed", recipe, "--workers", workers)
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     for name in FILES:
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name

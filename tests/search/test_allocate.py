@@ -231,12 +231,18 @@ def test_multipliers_alone_already_beat_uniform_by_far(
     assert total(curves, knapsack(constraint, curves)) < 0.7 * total(curves, constraint.uniform())
 
 
-def test_uniform_is_returned_where_nothing_better_is_found(stacked: Stacked, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocate, "exchange", lambda constraint, groups, kept: kept)
-    monkeypatch.setattr(allocate, "_by_multipliers", lambda constraint, groups: constraint.fallback)
+def test_uniform_is_returned_where_nothing_else_does_no_damage(stacked: Stacked) -> None:
     costing = stacked(("conv", "projection"), 8).costing()
-    constraint, curves = make_constraint(costing, ["macs"], 0.5), make_curves(costing, 0)
-    assert knapsack(constraint, curves).tolist() == constraint.uniform().tolist()
+    constraint = make_constraint(costing, ["macs"], 0.5)
+    uniform = constraint.uniform()
+    narrower = [site.values() < kept for site, kept in zip(costing.sites, uniform, strict=True)]
+    curves = [
+        Curve(unit=site.name, kept=tuple(site.values().tolist()), damage=tuple(less.astype(float).tolist()))
+        for site, less in zip(costing.sites, narrower, strict=True)
+    ]
+    kept = knapsack(constraint, curves)
+    assert (kept >= uniform).all()
+    assert total(curves, kept) == 0
 
 
 def test_the_knapsack_is_close_to_brute_force_on_coupled_problems(stacked: Stacked) -> None:

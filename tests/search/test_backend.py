@@ -71,7 +71,7 @@ def test_networks_that_change_places_do_not_agree() -> None:
 
 
 def test_a_problem_settles_its_backend_once_and_writes_it_into_the_configuration() -> None:
-    prepared = prepare(set_up(SearchConfig(task="digits")))
+    prepared = prepare(set_up(SearchConfig(task="tests.tasks.small:make_task")))
     settled = prepared.config.backend
     assert settled.name == prepared.measurement.scorer.backend
     assert settled.difference is not None
@@ -86,13 +86,17 @@ def test_a_problem_settles_its_backend_once_and_writes_it_into_the_configuration
 def test_a_backend_is_settled_where_patterns_do_not_fit_the_widths_in_between() -> None:
     compression = CompressionConfig(images=64, quick_images=64)
     config = SearchConfig(
-        task="digits", choose="mixed", constraint={"params": 0.15}, reward_images=32, compression=compression
+        task="tests.tasks.small:make_task",
+        choose="mixed",
+        constraint={"params": 0.15},
+        reward_images=32,
+        compression=compression,
     )
     assert prepare(set_up(config)).config.backend.name in ("bf16", "fp32", "eager")
 
 
 def test_every_backend_scores_alike_on_a_trained_network() -> None:
-    prepared = prepare(set_up(SearchConfig(task="digits")))
+    prepared = prepare(set_up(SearchConfig(task="tests.tasks.small:make_task")))
     scores = []
     for name in ("eager", "fp32", "bf16"):
         backend = prepared.config.backend.model_copy(update={"name": name})
@@ -102,7 +106,7 @@ def test_every_backend_scores_alike_on_a_trained_network() -> None:
 
 
 def test_scoring_in_another_precision_leaves_the_network_as_it_was() -> None:
-    setup = set_up(SearchConfig(task="digits"))
+    setup = set_up(SearchConfig(task="tests.tasks.small:make_task"))
     before = {name: tensor.clone() for name, tensor in setup.task.network.state_dict().items()}
     replace(setup.scorer, backend="bf16")(setup.task.network, setup.task.validation, range(20))
     after = setup.task.network.state_dict()
@@ -111,7 +115,8 @@ def test_scoring_in_another_precision_leaves_the_network_as_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> Prepared:
-    config = SearchConfig(task="digits", backend={"name": "fp32"}, compression={"images": 48, "positions": 4})
+    compression = CompressionConfig(images=48, positions=4)
+    config = SearchConfig(task="tests.tasks.small:make_task", backend={"name": "fp32"}, compression=compression)
     return prepare(set_up(config))
 
 
@@ -135,5 +140,5 @@ def test_quick_repair_may_be_narrow_only_where_it_leaves_the_same_output_error(
 
 
 def test_where_nothing_is_walked_through_there_is_no_narrow_repair() -> None:
-    config = SearchConfig(task="digits", compression={"repair": "layerwise", "images": 48})
+    config = SearchConfig(task="tests.tasks.small:make_task", compression={"repair": "layerwise", "images": 48})
     assert alike(prepare(set_up(config))) is None

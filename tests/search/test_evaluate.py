@@ -25,7 +25,7 @@ from envs.reward import Evaluation
 
 @pytest.fixture(scope="module")
 def digits() -> Prepared:
-    return prepare(set_up(SearchConfig(task="digits", agent="uniform")))
+    return prepare(set_up(SearchConfig(task="tests.tasks.small:make_task", agent="uniform")))
 
 
 def scored(prepared: Prepared, network: nn.Module) -> Score:
@@ -67,13 +67,13 @@ def test_an_evaluation_says_the_mean_over_the_images_of_the_reward(digits: Prepa
 
 def test_outputs_that_are_too_many_to_keep_leave_accuracy_as_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_BYTES", 1.0)
-    prepared = prepare(set_up(SearchConfig(task="digits", agent="uniform")))
+    prepared = prepare(set_up(SearchConfig(task="tests.tasks.small:make_task", agent="uniform")))
     evaluation = prepared.evaluate(prepared.setup.uniform())
     assert evaluation.output_error is None
     assert prepared.setup.reward(evaluation) == evaluation.accuracy
     assert Tools.of(prepared).dense_outputs(prepared) is None
     with pytest.raises(ValueError, match="too many to keep: use --reward accuracy"):
-        set_up(SearchConfig(task="digits", reward="output_error"))
+        set_up(SearchConfig(task="tests.tasks.small:make_task", reward="output_error"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32, torch.uint8, torch.bool])

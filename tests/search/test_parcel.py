@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import subprocess
+import sys
 from pathlib import Path
 from types import MappingProxyType
 
@@ -91,18 +91,32 @@ def evaluated(accuracy: float) -> Evaluation:
     return Evaluation(accuracy=accuracy, loss=None, images=1, image_forwards=1)
 
 
-def test_what_several_ask_for_at_once_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+ASKER = """
+import logging, sys, torch
+from amc.storage.cache import cached_tensors
+
+def compute():
+    print("computed again", flush=True)
+    return {"it": torch.zeros(3)}
+
+logging.basicConfig(stream=sys.stdout, level=logging.DEBUG, format="%(message)s")
+print(cached_tensors("kind", {"key": 1}, compute)["it"].tolist(), flush=True)
+"""
+"""Asks for the same result in another process; filelock logs that it waits."""
+
+
+def test_what_two_processes_ask_for_at_once_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    computed: list[int] = []
+    others: list[subprocess.Popen[str]] = []
 
     def compute() -> dict[str, Tensor]:
-        computed.append(1)
-        time.sleep(0.2)
+        """Returns only when the other process waits at the lock, or has ended without waiting."""
+        others.append(subprocess.Popen([sys.executable, "-c", ASKER], stdout=subprocess.PIPE, text=True))
+        assert others[0].stdout is not None
+        assert any("not acquired" in line for line in others[0].stdout), "it did not wait"
         return {"it": torch.ones(3)}
 
-    threads = [threading.Thread(target=cached_tensors, args=("kind", {"key": 1}, compute)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert computed == [1]
+    assert cached_tensors("kind", {"key": 1}, compute)["it"].tolist() == [1.0, 1.0, 1.0]
+    said = others[0].communicate(timeout=60)[0]
+    assert "[1.0, 1.0, 1.0]" in said
+    assert "computed again" not in said

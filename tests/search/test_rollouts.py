@@ -39,7 +39,7 @@ from envs.space.policy import Policy
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray per run of the tests
 
 SETTINGS: dict[str, Any] = {
-    "task": "digits",
+    "task": "tests.tasks.small:make_task",
     "constraint": {"macs": 0.3},
     "reward_images": 200,
     "round_size": 4,

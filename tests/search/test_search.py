@@ -1,4 +1,4 @@
-"""The whole chain on the embedded default, through the functions that the command line calls."""
+"""The whole chain, through the functions that the command line calls."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from envs.reward import REWARDS, Evaluation
 from hw_profiles.layers import IntArray
 
 QUICK = {
-    "task": "digits",
+    "task": "tests.tasks.small:make_task",
     "constraint": {"macs": 0.3},
     "reward_images": 200,
     "compression": {"images": 128, "positions": 16},
@@ -61,18 +61,35 @@ def test_every_agent_ends_within_the_budget_of_the_real_network(agent: str) -> N
     assert counted == result.reports["found"].costs["params"] < result.reports["dense"].costs["params"]
 
 
-def test_a_search_without_workers_needs_no_ray(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from amc.config.search import SearchConfig\nfrom amc.problem.prepare import prepare\n"
-        "from amc.problem.setup import set_up\n"
-        "from amc.search.loop import search\n"
-        "import amc.runs.runner\n"
-        f"search(prepare(set_up(SearchConfig(**{ {**QUICK, 'agent': 'knapsack'} }))))"
-    )
-    environment = {**os.environ, "AMC_CACHE": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert ended.returncode == 0, ended.stderr
+WITHOUT = f"""
+import sys
+
+sys.modules["ray"] = None
+
+import amc.runs.runner
+from amc.config.search import SearchConfig
+from amc.problem.prepare import prepare
+from amc.problem.setup import Setup, set_up
+from amc.search.loop import search
+
+config, counted = SearchConfig(**{ {**QUICK, "agent": "knapsack"} }), Setup.real_costs
+search(prepare(set_up(config)))
+print("searched", flush=True)
+Setup.real_costs = lambda *given: {{name: cost + 1 for name, cost in counted(*given).items()}}
+search(prepare(set_up(config)))
+"""
+
+
+@pytest.mark.parametrize("options", [[], pytest.param(["-O"], marks=pytest.mark.slow)], ids=["plain", "optimized"])
+def test_a_search_without_workers_needs_no_ray_and_its_recount_no_assertions(
+    options: list[str], tmp_path: Path
+) -> None:
+    # Optimized takes long where nobody keeps bytecode: torch is compiled anew.
+    environment, command = {**os.environ, "AMC_CACHE": str(tmp_path)}, [sys.executable, *options, "-c", WITHOUT]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "searched" in ended.stdout, ended.stderr
+    assert ended.returncode == 1
+    assert "CountMismatch: the network must cost what the search was told" in ended.stderr
 
 
 def test_several_budgets_hold_at_once() -> None:

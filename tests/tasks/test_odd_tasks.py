@@ -1,6 +1,8 @@
 """Tasks that are no classification in fp32: they go through the same chain."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,8 +103,8 @@ def test_regression_and_other_precisions_are_searched(
     outputs: int, squeeze: bool, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: task(outputs, squeeze, dtype))
-    config = SearchConfig(task="odd", agent="knapsack", constraint={"macs": 0.5}, knapsack={"widths": 4})
+    monkeypatch.setitem(sys.modules, "odd", SimpleNamespace(make_task=lambda: task(outputs, squeeze, dtype)))
+    config = SearchConfig(task="odd:make_task", agent="knapsack", constraint={"macs": 0.5}, knapsack={"widths": 4})
     result = search(prepare(set_up(config)))
     dense, found = result.reports["dense"], result.reports["found"]
     assert dense.accuracy["test"] == pytest.approx(1.0, abs=1e-3)
@@ -115,11 +117,11 @@ def test_an_encoder_of_words_is_searched_and_exported(
     agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: reading())
+    monkeypatch.setitem(sys.modules, "odd", SimpleNamespace(make_task=lambda: reading()))
     config = load_config(
         None,
         {
-            "task": "reading",
+            "task": "odd:make_task",
             "agent": agent,
             "episodes": 4,
             "constraint": {"macs": 0.6},
@@ -141,12 +143,13 @@ def test_operators_that_no_cost_counts_are_named_once_and_stored(
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     torch.manual_seed(0)
     spectral = copying(Spectral())
-    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: spectral)
-    result = search(prepare(set_up(SearchConfig(task="odd", agent="uniform", constraint={"macs": 0.6}))))
+    monkeypatch.setitem(sys.modules, "odd", SimpleNamespace(make_task=lambda: spectral))
+    config = SearchConfig(task="odd:make_task", agent="uniform", constraint={"macs": 0.6})
+    result = search(prepare(set_up(config)))
     stored = result.to_json({}, {})
     assert stored["uncounted"] == ["aten._fft_r2c"]
     assert sum("aten._fft_r2c" in remark for remark in stored["remarks"]) == 1
-    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: task(3, False, torch.float32))
-    plain = search(prepare(set_up(SearchConfig(task="odd", agent="uniform", constraint={"macs": 0.6}))))
+    monkeypatch.setitem(sys.modules, "odd", SimpleNamespace(make_task=lambda: task(3, False, torch.float32)))
+    plain = search(prepare(set_up(config)))
     assert plain.to_json({}, {})["uncounted"] == []
     assert not any("operators" in remark for remark in plain.remarks)

@@ -1,4 +1,6 @@
-"""Any network: every kind goes through inspection, searches at two budgets, an independent recount and export."""
+"""Any network: every kind goes through inspection, searches, an independent recount and export to ONNX. The quick
+suite takes the tight budget and exports every second one; the slow tests take all budgets and export all.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,12 @@ import copy
 import importlib.util
 import io
 import json
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +69,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 WORDS: dict[str, int] = {name: count for module in MODULES for name, count in getattr(module, "WORDS", {}).items()}
 
+EXPORTED = frozenset(list(NETWORKS)[::2])
+"""Every second network of each file."""
 
 WHOLE = frozenset(
     {
@@ -209,24 +215,50 @@ def check_silence(setup: Setup, kept: Kept, inputs: Tensor) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    small, task = check_network(name, BUDGETS[-1:], tmp_path, monkeypatch)
+    if name in EXPORTED:
+        write_onnx(small, task.example_input, task.test.batch(range(4))[0], tmp_path / "found.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_at_every_budget_and_in_onnx(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, task = check_network(name, BUDGETS, tmp_path, monkeypatch)
+    write_onnx(small, task.example_input, task.test.batch(range(4))[0], tmp_path / "found.onnx")
+
+
+def check_network(
+    name: str, budgets: Sequence[float], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[nn.Module, Task]:
+    """Inspects a network and searches it at some budgets; the network found at the last of them, and its task."""
     task = task_of(name)
-    monkeypatch.setattr("amc.problem.setup.load_task", lambda *_, **__: task)
+    monkeypatch.setenv("AMC_CACHE", str(folder))
+    monkeypatch.setitem(sys.modules, "specimens", SimpleNamespace(make_task=lambda: task))
     anatomy = dissect(task.network, task.example_input)
     for module in ("amc.problem.inspection", "amc.problem.setup"):  # half of the time: once is enough
         monkeypatch.setattr(f"{module}.dissect", lambda *_: anatomy)
-    found = inspection(task, load_config(None, {"task": name}))
+    values = {"task": "specimens:make_task"}
+    found = inspection(task, load_config(None, values))
     check_inspection(found, task.network, task.example_input)
     assert len(found.stays) == 1 or name not in WHOLE
     macs = next(cost for cost in found.costs if cost.name == "macs")
     dense, inputs = counted(task.network, task.example_input), task.test.batch(range(4))[0]
     assert macs.dense == dense
-    for budget in BUDGETS:
+    for budget in budgets:
         share = macs.share + budget * (1 - macs.share)
-        setup = set_up(load_config(None, {"task": name, "constraint": {"macs": share}, **QUICK}))
+        setup = set_up(load_config(None, {**values, "constraint": {"macs": share}, **QUICK}))
         result = search(prepare(setup))
         small, costs = result.networks["found"], result.reports["found"].costs
         assert result.reports["dense"].costs["macs"] == dense
         assert costs["macs"] == counted(small, task.example_input) <= share * dense
         check_silence(setup, result.policy.kept(), inputs)
-    write_onnx(small, task.example_input, inputs, tmp_path / "found.onnx")
+    return small, task
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("vit_separate", "fc1"), ("vit_modular", "fc1"), ("decoder", "gate")])
+def test_the_units_of_a_transformer_are_the_hidden_channels_of_its_blocks(name: str, hidden: str) -> None:
+    task = task_of(name)
+    units = dissect(task.network, task.example_input).units
+    assert {unit.name: (unit.channels, unit.granule) for unit in units} == {
+        f"blocks.{block}.{hidden}": (32, 1) for block in range(2)
+    }
