@@ -157,7 +157,7 @@ def test_the_first_sample_is_the_configuration_and_the_others_are_drawn_by_its_s
 
 
 def test_a_learning_setting_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="setting of the learner"):
+    with pytest.raises(ValueError, match=r"must be a known one, but got 'learning\.sigmoid'"):
         load_config(None, {**SETTINGS, "learning.sigmoid": 1})
     with pytest.raises(ValueError, match="sigma"):
         load_config(None, {**SETTINGS, "learning.sigma": -1.0})
