@@ -10,12 +10,24 @@ No lower package may import it: `envs` is what is pruned, `agents` learn, `hw_pr
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import amc.search as _room
+
+__all__ = ["Result", "Task", "export_onnx", "search"]
+"""The public names; all but `search` are imported when first asked for."""
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
+_PLACES = {
+    "Result": "amc.runs.library",
+    "Task": "amc.tasks.task",
+    "export_onnx": "amc.export.onnx",
+}
 
 
 def _check_siblings() -> None:
@@ -75,5 +87,22 @@ class _UponImport:
         return spec
 
 
+class _CallableRoom(ModuleType):
+    """`amc.search` is the room of the algorithm and, called, the search (`amc.runs.library.search`)."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        from amc.runs.library import search
+
+        return search(*args, **settings)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'amc' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
 _check_siblings()
 _register_environment()
+_room.__class__ = _CallableRoom
+search = _room

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,19 @@ from torch import nn
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
-from amc.export.onnx import write_onnx
-from amc.problem.prepare import Prepared, calibrate
+from amc.export.onnx import CHECKED_IMAGES, write_onnx
+from amc.problem.prepare import calibrate
 from amc.problem.setup import Setup, set_up
 from amc.profiling.timing import rounds_in_words
-from amc.reporting.live import Live, live
-from amc.reporting.tables import comparison, remarks_below, stored_comparison
-from amc.runs.folder import REPORT, RESULT
+from amc.reporting.live import live
+from amc.reporting.screen import ConsoleScreen
+from amc.reporting.tables import remarks_below, stored_comparison
 from amc.runs.runner import HERE, Ended, Run, measured_latency, new_run, resume_run
-from amc.search.state import Snapshot
+from amc.runs.showing import show_run
 from amc.studies.compare import PAGE
 from amc.studies.competition import run_compare
 from envs.network.inference import placed
 from envs.space.policy import Policy, weights_fingerprint
-
-CHECKED_IMAGES = 16
-"""Real images on which an ONNX file is compared with torch."""
 
 
 def run_search(
@@ -39,7 +35,7 @@ def run_search(
     """Searches, writes the run folder, shows the comparison."""
     with live(console) as region:
         run = new_run(config, out, ConsoleScreen(console, region), fresh=fresh, workers=workers)
-    _show(run, console)
+    show_run(run, console)
     return run
 
 
@@ -52,7 +48,7 @@ def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig =
         console.print(stored_comparison(ended.result))
         console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
         return
-    _show(run, console)
+    show_run(run, console)
 
 
 def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, console: Console) -> None:
@@ -65,49 +61,6 @@ def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out:
         said = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
     console.print(said, highlight=False)
     console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True, slots=True)
-class ConsoleScreen:
-    """Shows a run as it goes on."""
-
-    console: Console
-    region: Live
-
-    def step(self, what: str, done: int, total: int) -> None:
-        """Moves a bar."""
-        self.region.step(what, done, total)
-
-    def prepared(self, prepared: Prepared) -> None:
-        """Says by what arithmetic networks are scored, if it was chosen now."""
-        if (found := prepared.agreement) is None:
-            return
-        took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.seconds)
-        self.console.print(
-            f"scoring in {prepared.config.backend.name}: accuracies within {100 * found.difference:.2f} points of "
-            f"eager fp32 ({took})",
-            highlight=False,
-        )
-
-    def round(self, snapshot: Snapshot, wanted: int) -> None:
-        """Moves the bar of the episodes, with the best so far."""
-        self.region.round(snapshot, wanted)
-
-
-def _show(run: Run, console: Console) -> None:
-    """What was found, what it took, and where it is."""
-    result = run.result
-    console.print(comparison(result, run.latency))
-    effort = f"{result.evaluations} evaluations, {result.image_forwards:,} image-forwards, {result.seconds:.0f} s"
-    if result.images.scored < result.images.plain:
-        effort += f", {result.images.scored / result.images.plain:.0%} of the images that the plain way scores"
-    if result.failures:
-        effort += f", {result.failures} of {result.episodes} evaluations failed"
-    if result.workers.workers:
-        effort += f", {result.workers.workers} workers idle {result.workers.idle:.0%} of the time"
-    console.print(f"searched with {effort}; wrote", highlight=False)
-    for name in (POLICY, WEIGHTS, RESULT, REPORT):
-        console.print(f"  {run.folder / name}", highlight=False, soft_wrap=True)
 
 
 def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> nn.Module:

@@ -120,7 +120,7 @@ class SearchConfig(Part):
     @field_validator("reward")
     @classmethod
     def _rewarding(cls, value: str) -> str:
-        if value not in ("auto", *REWARDS) and ":" not in value:
+        if value not in ("auto", *REWARDS) and ":" not in value and not value.startswith("("):  # an object
             raise ValueError(unknown(value, ("auto", *REWARDS, "package.module:function")))
         return value
 

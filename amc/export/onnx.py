@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from amc.export.check import verify_model
 from amc.storage.files import one_line, write_bytes
+from amc.tasks.task import Task
 from envs.network.copies import functional_copy
 
 TOLERANCE = 1e-3
 """Largest accepted difference between onnxruntime and torch, relative to the largest output."""
 
 OPSET, CHUNK = 17, 32
+CHECKED_IMAGES = 16
+"""Real images on which a written model is compared with torch."""
 
 
 def onnx_bytes(network: nn.Module, example_input: Tensor) -> bytes:
@@ -102,6 +105,24 @@ def write_onnx(
     verify_model(model, network, patterns or {})
     write_bytes(path, model)
     return difference
+
+
+def export_onnx(network: nn.Module, path: Path | str, task: Task) -> float:
+    """Writes a network as ONNX after comparing it with torch on validation images of its task.
+
+    Args:
+        network: The network, such as `result.network`.
+        path: The file.
+        task: Whose example input and images are used.
+
+    Returns:
+        The largest relative difference found.
+
+    Raises:
+        ValueError: If the network cannot be exported or the model differs from it; or OSError.
+    """
+    inputs, _ = task.validation.batch(range(min(CHECKED_IMAGES, len(task.validation))))
+    return write_onnx(network, task.example_input, inputs, Path(path))
 
 
 def _export(network: nn.Module, example_input: Tensor, inputs: Tensor) -> tuple[bytes, float]:

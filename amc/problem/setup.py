@@ -112,8 +112,16 @@ class Setup:
         return recount(network, self.task.example_input, wanted, patterns or {})
 
 
-def set_up(config: SearchConfig, progress: Progress = no_progress) -> Setup:
+def set_up(
+    config: SearchConfig, progress: Progress = no_progress, task: Task | None = None, reward: Reward | None = None
+) -> Setup:
     """Loads and checks task and budgets; nothing is calibrated yet.
+
+    Args:
+        config: The configuration.
+        progress: Is told how far long work is.
+        task: The task itself, in place of the one that the configuration names.
+        reward: The reward itself, likewise.
 
     Raises:
         ValueError: If task, rules, budgets or reward are not usable.
@@ -121,7 +129,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress) -> Setup:
     single_threaded()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
-    task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
+    task = task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
     check_task(task)
     draws = Draws(config, len(task.calibration), len(task.validation))
     table = load_table(config.profile, logger.warning) if config.profile is not None else None
@@ -137,7 +145,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress) -> Setup:
     constraint = bind(config, Costing(anatomy.family, sites, shapes), table)
     chunk = scoring_chunk(anatomy.family.dense, config.device)
     scorer = Scorer(graph=anatomy.graph, metric=task.metric, chunk=chunk, device=config.device)
-    reward = _reward(config, task, constraint)
+    reward = reward or _reward(config, task, constraint)
     _check_reward(config.reward, reward, task, scorer, constraint)
     return Setup(
         config=config,

@@ -23,6 +23,8 @@ from amc.search.episode import Episode
 from amc.search.loop import Watcher, search
 from amc.search.result import SearchResult
 from amc.search.state import Snapshot
+from amc.tasks.task import Task
+from envs.reward import Reward
 from hw_profiles.device import describe_device
 
 HERE = WorkersConfig()
@@ -136,12 +138,30 @@ def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = H
     return _run(set_up(config, screen.step), folder, folder.snapshot(), screen, workers)
 
 
-def run_on(config: SearchConfig, path: Path, screen: Screen, workers: WorkersConfig = HERE, *watchers: Watcher) -> Run:
-    """One run, from where an earlier process stopped."""
+def run_on(
+    config: SearchConfig,
+    path: Path,
+    screen: Screen,
+    workers: WorkersConfig = HERE,
+    *watchers: Watcher,
+    task: Task | None = None,
+    reward: Reward | None = None,
+) -> Run:
+    """One run, from where an earlier process stopped.
+
+    Args:
+        config: The configuration.
+        path: The run folder; made if there is none.
+        screen: Is told how far it is.
+        workers: Who works.
+        watchers: Are told after every round, beside the folder and the screen.
+        task: The task itself, where the configuration names none that can be loaded.
+        reward: The reward itself, likewise.
+    """
     started = (path / CONFIG).exists()
     if started:  # the backend stays, whatever this machine would choose
         config = config.model_copy(update={"backend": RunFolder.reopen(path).config().backend})
-    setup = set_up(config, screen.step)
+    setup = set_up(config, screen.step, task, reward)
     folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
     return _run(setup, folder, folder.snapshot() if started else None, screen, workers, *watchers)
 

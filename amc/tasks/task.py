@@ -82,19 +82,20 @@ class Task:
     def __init__(
         self,
         *,
-        name: str,
         network: nn.Module,
         example_input: Tensor,
         calibration: SplitLike,
         validation: SplitLike,
         test: SplitLike,
         metric: Metric = top1,
+        name: str | None = None,
     ) -> None:
-        """Takes anything for the splits that `as_split` takes.
+        """Takes anything for the splits that `as_split` takes; a task without a name is called after its network.
 
         Raises:
             ValueError: if the network is no module, the example is not one input, or a split is no data.
         """
+        name = type(network).__name__ if name is None else name
         if not isinstance(name, str) or not name:
             raise ValueError(f"a task's name must be a text, but got {name!r}: it is shown in tables and results")
         if not isinstance(network, nn.Module):
@@ -130,6 +131,11 @@ def load_task(name: str, *, data: Path | None = None, checkpoint: Path | None = 
     """
     if name in _TASKS:
         return _TASKS[name](data, checkpoint)
+    if name.startswith("("):
+        raise ValueError(
+            f"the task {name} was passed in as an object, which no file can hold: run the script that made it again "
+            "(`amc.search(task, out=...)` goes on where it stopped), or name another task"
+        )
     if ":" not in name:
         raise ValueError(
             f"a task must be one of {', '.join(_TASKS)} or package.module:function, but got {name!r}: "

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -133,6 +136,17 @@ class Policy:
                     f"a policy must name modules and positions of the network, but member {member.module!r} does not "
                     "fit: take the file as it was written"
                 )
+
+    def save(self, path: Path | str) -> None:
+        """Writes `policy.json`, atomically.
+
+        Raises:
+            OSError: If the file cannot be written; an old one is still there then.
+        """
+        target = Path(path)
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        beside.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(beside, target)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary, the schema of `policy.json`."""

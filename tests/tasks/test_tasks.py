@@ -546,9 +546,11 @@ def test_a_module_that_fails_while_imported_is_refused_with_the_place(
 
 
 def test_the_documented_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "own_task.md").read_text(), re.DOTALL)
+    code, session = re.findall(r"```python\n(.*?)```", (DOCS / "own_task.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 25
-    (tmp_path / "documented_task.py").write_text(code)
+    (tmp_path / "my_task.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    check_task(load_task("documented_task:make_task"))
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    check_task(load_task("my_task:make_task"))
+    exec(compile(session, "own_task.md", "exec"), {})

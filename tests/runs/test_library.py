@@ -1,0 +1,116 @@
+"""`amc.search` with a task that one has in hand: a fresh interpreter, a run that goes on, workers, ONNX."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import amc
+from amc.runs.runner import NoScreen, resume_run
+from amc.storage.files import read_json
+from envs.reward import Evaluation
+from tests.tasks.small import make_task
+
+QUICK: dict[str, Any] = {
+    "budgets": {"macs": 0.5},
+    "searcher": "random",
+    "progress": False,
+    "episodes": 4,
+    "round_size": 2,
+    "reward_images": 64,
+    "confirm": 1,
+    "compression": {"images": 64, "quick_images": 64},
+    "knapsack": {"widths": 3, "images": 64},
+}
+
+SCRIPT = """
+import torch
+from torch import nn
+import amc
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()).relu().mean(dim=(2, 3)))
+
+torch.manual_seed(0)
+x, y = torch.randn(96, 1, 8, 8), torch.randint(3, (96,))
+task = amc.Task(network=Own(), example_input=x[:1], calibration=(x[:32], y[:32]), validation=(x[32:64], y[32:64]),
+                test=(x[64:], y[64:]))
+settings = dict(episodes=4, round_size=2, reward_images=16, confirm=1, progress=False, searcher="cmaes",
+                compression={"images": 32, "quick_images": 32}, knapsack={"widths": 2, "images": 32})
+result = amc.search(task, budgets={"macs": 0.5}, out="run", workers=WORKERS, reward=lambda e: -e.output_error, **settings)
+assert result.reports["found"].costs["macs"] <= 0.5 * result.reports["dense"].costs["macs"]
+result.policy.save("policy.json")
+amc.export_onnx(result.network, "small.onnx", task)
+result.show()
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_network_defined_in_the_script_is_searched(workers: int, tmp_path: Path) -> None:
+    code = SCRIPT.replace("WORKERS", str(workers))
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "found" in ended.stdout
+    assert read_json(tmp_path / "policy.json", "a policy")["units"]
+    assert (tmp_path / "small.onnx").stat().st_size > 0
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_same_call_goes_on_with_a_run(tmp_path: Path) -> None:
+    task = make_task()
+    whole = amc.search(task, out=tmp_path / "whole", **QUICK | {"episodes": 8})  # type: ignore[operator]
+    part = amc.search(task, out=tmp_path / "part", **QUICK)  # type: ignore[operator]
+    assert part.run.result.episodes == 4
+    longer = amc.search(task, out=tmp_path / "part", **QUICK | {"episodes": 8})  # type: ignore[operator]
+    assert (tmp_path / "part" / "episodes.jsonl").read_bytes() == (tmp_path / "whole" / "episodes.jsonl").read_bytes()
+    assert longer.reports["found"].accuracy == whole.reports["found"].accuracy
+
+
+def test_a_run_of_an_object_says_what_resuming_it_needs(tmp_path: Path) -> None:
+    amc.search(make_task(), out=tmp_path / "run", **QUICK)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="run the script that made it again"):
+        resume_run(tmp_path / "run", 4, NoScreen())
+
+
+def test_nothing_is_kept_without_a_folder_and_a_reward_of_ones_own_is_used() -> None:
+    seen: list[Evaluation] = []
+
+    def reward(evaluation: Evaluation) -> float:
+        seen.append(evaluation)
+        return evaluation.accuracy
+
+    result = amc.search(make_task(), reward=reward, **QUICK)  # type: ignore[operator]
+    assert seen
+    assert result.folder is None
+    assert "found" in result._repr_html_()
+    assert isinstance(result.network(torch.zeros(1, 1, 16, 16)), torch.Tensor)
+
+
+def test_public_names_are_few_sorted_and_there() -> None:
+    assert amc.__all__ == sorted(amc.__all__)
+    assert all(getattr(amc, name) is not None for name in amc.__all__)
+    with pytest.raises(AttributeError, match="it has Result, Task"):
+        amc.nothing  # noqa: B018
+
+
+def test_a_policy_is_saved_as_it_is_read(tmp_path: Path) -> None:
+    result = amc.search(make_task(), **QUICK)  # type: ignore[operator]
+    result.policy.save(tmp_path / "policy.json")
+    assert json.loads((tmp_path / "policy.json").read_text()) == result.policy.to_json()
