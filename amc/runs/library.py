@@ -100,7 +100,7 @@ def search(
     Args:
         task: A `Task`, or the name of one as on the command line.
         budgets: Cost -> budget, a fraction of dense (<= 1) or absolute; None: half of the multiply-accumulates.
-        out: Run folder. One that holds a run of the same search goes on where it stopped. None: nothing is kept on disk.
+        out: Run folder. One that holds a run of the same search goes on where it stopped. None: nothing is kept.
         searcher: Agent by name (`amc config agent`).
         reward: Reward by name, or a function of an `Evaluation`.
         workers: Ray workers on this machine; 0: this process.

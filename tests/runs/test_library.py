@@ -49,7 +49,8 @@ task = amc.Task(network=Own(), example_input=x[:1], calibration=(x[:32], y[:32])
                 test=(x[64:], y[64:]))
 settings = dict(episodes=4, round_size=2, reward_images=16, confirm=1, progress=False, searcher="cmaes",
                 compression={"images": 32, "quick_images": 32}, knapsack={"widths": 2, "images": 32})
-result = amc.search(task, budgets={"macs": 0.5}, out="run", workers=WORKERS, reward=lambda e: -e.output_error, **settings)
+reward = lambda evaluation: -evaluation.output_error
+result = amc.search(task, budgets={"macs": 0.5}, out="run", workers=WORKERS, reward=reward, **settings)
 assert result.reports["found"].costs["macs"] <= 0.5 * result.reports["dense"].costs["macs"]
 result.policy.save("policy.json")
 amc.export_onnx(result.network, "small.onnx", task)
