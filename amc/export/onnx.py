@@ -129,7 +129,7 @@ def _export(network: nn.Module, example_input: Tensor, inputs: Tensor) -> tuple[
     """The model of the first exporter whose model agrees with torch on `inputs`, and by how much it differs."""
     twin = _portable(network)
     example = torch.cat([example_input, example_input]).detach().cpu()  # a batch of 1 would be taken for a constant
-    for exporter in (_by_tracing, _by_torch_export):
+    for exporter in EXPORTERS:
         try:
             with _quiet(), torch.no_grad():
                 model = exporter(twin, example)
@@ -147,7 +147,7 @@ def _export(network: nn.Module, example_input: Tensor, inputs: Tensor) -> tuple[
     raise failure
 
 
-def _by_tracing(network: nn.Module, example: Tensor) -> bytes:
+def by_tracing(network: nn.Module, example: Tensor) -> bytes:
     """The TorchScript exporter: deprecated, but ten times as fast as the other (0.1-0.4 s against 3-6 s)."""
     file: Any = io.BytesIO()  # accepted, though the annotation knows only paths
     torch.onnx.export(
@@ -164,7 +164,7 @@ def _by_tracing(network: nn.Module, example: Tensor) -> bytes:
     return bytes(file.getvalue())
 
 
-def _by_torch_export(network: nn.Module, example: Tensor) -> bytes:
+def by_torch_export(network: nn.Module, example: Tensor) -> bytes:
     """The torch.export exporter: slow, for what tracing does not catch and for the day the other is gone."""
     program = torch.onnx.export(
         network,
@@ -176,6 +176,10 @@ def _by_torch_export(network: nn.Module, example: Tensor) -> bytes:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
     return bytes(program.model_proto.SerializeToString()) if program is not None else b""
+
+
+EXPORTERS = (by_tracing, by_torch_export)
+"""What makes a model of a network, in the order in which they are tried."""
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.export.applied import POLICY, WEIGHTS, load_applied, read_policy, write_applied
-from amc.export.onnx import TOLERANCE, onnx_bytes, verify_onnx, write_onnx
+from amc.export.onnx import TOLERANCE, by_tracing, onnx_bytes, verify_onnx, write_onnx
 from amc.profiling.timing import latency_ms
 from envs.space.policy import Policy, UnitPolicy, structure_fingerprint, weights_fingerprint
 from envs.units.units import Unit
@@ -167,7 +167,7 @@ def test_no_onnx_file_appears_when_verification_fails(
     residual: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amc.export.onnx.TOLERANCE", -1.0)
-    monkeypatch.setattr("amc.export.onnx._by_torch_export", full_disk)  # the slow second attempt is not the point
+    monkeypatch.setattr("amc.export.onnx.EXPORTERS", (by_tracing,))  # the slow second attempt is not the point
     with pytest.raises(ValueError, match="must"):
         write_onnx(residual.network, residual.example, residual.inputs(2), tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
