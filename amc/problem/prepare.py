@@ -162,7 +162,7 @@ def _settle_backend(setup: Setup, compressor: Compressor) -> tuple[BackendConfig
     name, agreement = choose_backend(tried, score, setup.config.device)
     half = None
     if name == "bf16":
-        half = repairs_alike(compressor, _policy(compressor, setup.uniform()), setup.scorer, split, images)
+        half = repairs_alike(compressor, compressor.policy_of(setup.uniform()), setup.scorer, split, images)
     return BackendConfig(name=name, difference=agreement.difference, half_repair=half), agreement
 
 
@@ -182,12 +182,7 @@ def _halfway(setup: Setup, compressor: Compressor, share: float) -> nn.Module:
     wanted = dense - share * (dense - setup.constraint.uniform())
     near = [min(site.values(), key=lambda k: abs(k - w)) for site, w in zip(setup.sites, wanted, strict=True)]
     values = costing.fitted(np.asarray([near]))[0]  # a pattern need not fit a width in between
-    return compressor.compress(_policy(compressor, setup.assignment(values)), "layerwise").network
-
-
-def _policy(compressor: Compressor, assignment: Assignment) -> Policy:
-    decided = assignment.decisions
-    return compressor.policy(decided.kept, decided.patterns)
+    return compressor.compress(compressor.policy_of(setup.assignment(values)), "layerwise").network
 
 
 def _race(setup: Setup, images: int) -> Race | None:

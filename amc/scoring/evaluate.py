@@ -61,8 +61,7 @@ class Measurement:
 
     def policy(self, assignment: Assignment) -> Policy:
         """The policy of an assignment."""
-        decided = assignment.decisions
-        return self.compressor.policy(decided.kept, decided.patterns)
+        return self.compressor.policy_of(assignment)
 
     def against(self, bar: Evaluation | None) -> Measurement:
         """The same, sparing policies that cannot pass the bar some images."""

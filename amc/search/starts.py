@@ -100,7 +100,7 @@ def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[
 
 def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> Judged:
     """Repairs a candidate in full and measures how far its outputs are from the dense network's."""
-    small, forwards = tools.compressor.compress(tools.policy(candidate))
+    small, forwards = tools.compressor.compress(tools.compressor.policy_of(candidate))
     damage = damage_named(images.damage)
     sums = [
         total_damage(damage, new, dense, targets)

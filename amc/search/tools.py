@@ -14,7 +14,6 @@ from envs.compression.compress import Compressor
 from envs.network.inference import placed
 from envs.parallel import return_memory
 from envs.space.assignment import Assignment
-from envs.space.policy import Policy
 
 SplitName = Literal["calibration", "validation", "test"]
 
@@ -52,16 +51,11 @@ class Tools:
         prepared.ledger.charge(len(split))
         return self.scorer.outputs(prepared.setup.task.network, split, range(len(split)))
 
-    def policy(self, assignment: Assignment) -> Policy:
-        """The policy of an assignment."""
-        decided = assignment.decisions
-        return self.compressor.policy(decided.kept, decided.patterns)
-
     def rebuilt(self, assignment: Assignment, state: dict[str, Tensor] | None) -> nn.Module:
         """The network of an assignment with the weights that repair gave it; the dense one without weights."""
         if state is None:
             return self.compressor.network
-        small = self.policy(assignment).apply(self.compressor.network, check_weights=False)
+        small = self.compressor.policy_of(assignment).apply(self.compressor.network, check_weights=False)
         small.load_state_dict(state, strict=True)
         return small
 
@@ -88,7 +82,7 @@ def repair_and_score(tools: Tools, dense: Tensor | None, assignment: Assignment)
         dense: [N, ...] outputs of the dense network on validation images, None where they are too many to keep.
         assignment: What is decided.
     """
-    small, forwards = tools.compressor.compress(tools.policy(assignment))
+    small, forwards = tools.compressor.compress(tools.compressor.policy_of(assignment))
     score = score_whole(tools, dense, small, "validation")
     state = {name: tensor.detach().cpu() for name, tensor in placed(small, "cpu").state_dict().items()}
     return Repaired(state, score, forwards + len(score.each))

@@ -28,6 +28,7 @@ from envs.repair.bank import Banks, LayerwiseBank
 from envs.repair.normalization import reestimate_batch_norm
 from envs.repair.repair import Dense, Pruned, Repair
 from envs.repair.repairs import repair_named
+from envs.space.assignment import Assignment
 from envs.space.patterns import refusal, unfit, verify_network
 from envs.space.policy import (
     LayerPolicy,
@@ -175,6 +176,11 @@ class Compressor:
         layers = tuple(LayerPolicy(name=name, pattern=chosen.get(name, "dense")) for name in weighted)
         structure, weights = self._fingerprints
         return Policy(structure=structure, weights=weights, units=entries, layers=layers)
+
+    def policy_of(self, assignment: Assignment) -> Policy:
+        """The policy of an assignment of sites."""
+        decided = assignment.decisions
+        return self.policy(decided.kept, decided.patterns)
 
     def compress(
         self,

@@ -149,8 +149,7 @@ def _variants(
     compressor: Compressor, site: Site, widths: Sequence[int], fold: int, dense: nn.Module
 ) -> list[nn.Module]:
     """The network with one unit at each width, repaired on all images but those of one fold."""
-    decided = [Assignment.of((site,), (kept,)).decisions for kept in widths]
-    policies = [compressor.policy(one.kept, one.patterns) for one in decided]
+    policies = [compressor.policy_of(Assignment.of((site,), (kept,))) for kept in widths]
     small = [compressor.compress_alone(policy, fold) for policy in policies]
     return [inference_copy(network, compressor.graph, Twins(compressor.network, dense)) for network in small]
 
