@@ -164,7 +164,7 @@ def measured_ratio(prepared: Prepared, key: Key) -> float:
 
 def outcome(prepared: Prepared, key: Key) -> dict[str, Any]:
     """Repaired in full: validation accuracy, each image's score, measured ratio, predicted costs."""
-    tools = Tools.of(prepared)
+    tools = Tools.of(prepared, InProcess())
     one = next(confirmed(prepared, InProcess(), tools, tools.dense_outputs(prepared), [key]))
     return {
         "widths": list(key),
@@ -177,7 +177,7 @@ def outcome(prepared: Prepared, key: Key) -> dict[str, Any]:
 
 def solved(prepared: Prepared) -> Key:
     """What the configured agent computes."""
-    return next(iter(starting_keys(prepared, InProcess(), Tools.of(prepared)).values()))
+    return next(iter(starting_keys(prepared, InProcess(), Tools.of(prepared, InProcess())).values()))
 
 
 def by_table(place: Place, fraction: float, seed: int) -> dict[str, Any]:

@@ -115,6 +115,8 @@ class InProcess:
 
 def blocks(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
     """At most `count` consecutive parts, as equal in length as can be, none empty."""
+    if not items:
+        return []
     count = max(1, min(count, len(items)))
     ends = [round(len(items) * k / count) for k in range(count + 1)]
     return [items[start:stop] for start, stop in pairwise(ends)]

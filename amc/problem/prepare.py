@@ -28,6 +28,8 @@ from envs.space.assignment import Assignment
 from envs.space.pattern_sites import PatternSite
 from envs.space.policy import Policy, weights_fingerprint
 
+LIMITS = ("episodes", "effort", "max_minutes", "confirm")
+"""Keys of the configuration that say when a search ends, and may change when it goes on."""
 BACKEND_IMAGES, BACKEND_STEPS = 1000, (0.5, 1.0)
 """Images on which backends are compared, and how far from dense to uniform the pruned networks are."""
 
@@ -43,7 +45,9 @@ class Prepared:
         measurement: Evaluates assignments on the images of the reward; counts and remembers nothing.
         ledger: What has been paid so far, and every evaluation.
         agreement: How well the backend agrees with fp32, if it was chosen here.
-        origin: SHA-256 of what determines the episodes: configuration (without limits), weights, calibration images.
+        progress: Is told how far long work is.
+        origin: SHA-256 of what determines the episodes: configuration (without limits), weights, calibration images,
+            and the dense network's reward, which other data, another metric or another reward changes.
     """
 
     setup: Setup
@@ -72,7 +76,7 @@ class Prepared:
         """Image-forwards that confirmation will take at most, which an effort must leave room for."""
         images = len(self.setup.task.validation)
         repaired = (self.config.confirm + 3) * (self.compressor.repair_forwards + images)
-        return repaired + images * self.setup.keeps_outputs()
+        return repaired + images * self.setup.keeps_outputs
 
 
 def calibration_plan(setup: Setup) -> CalibrationPlan:
@@ -120,7 +124,7 @@ def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
     config = setup.config.model_copy(update={"backend": backend})
     split, images = setup.reward_split(), setup.draws.reward()
     dense: Tensor | None = None
-    if setup.keeps_outputs():
+    if setup.keeps_outputs:
         dense = setup.scorer.outputs(setup.task.network, split, images)
         ledger.charge(len(images))
     measurement = Measurement(
@@ -193,11 +197,11 @@ def _race(setup: Setup, images: int) -> Race | None:
 
 
 def _origin(setup: Setup, config: SearchConfig, compressor: Compressor) -> str:
-    limits = {"episodes", "effort", "max_minutes", "confirm"}
     key = {
-        "config": config.model_dump(mode="json", exclude=limits),
+        "config": config.model_dump(mode="json", exclude=set(LIMITS)),
         "weights": weights_fingerprint(setup.task.network),
         "calibration": compressor.calibration_fingerprint,
+        "reward": f"{setup.dense_reward:.4g}",  # other CPUs differ in the last digits
         **({"profile": setup.table.profile.text()} if setup.table is not None else {}),
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

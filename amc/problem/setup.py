@@ -61,6 +61,9 @@ class Setup:
         draws: Which images are used for what.
         scorer: Scores networks in full precision.
         reward: Turns an evaluation into a number.
+        keeps_outputs: Whether the dense network's outputs on all validation images can be kept.
+        dense_reward: The reward of the dense network on the first validation images, by which a resumed search knows
+            data, metric and reward again.
     """
 
     config: SearchConfig
@@ -74,6 +77,8 @@ class Setup:
     draws: Draws
     scorer: Scorer
     reward: Reward
+    keeps_outputs: bool
+    dense_reward: float
 
     def assignment(self, values: Sequence[int] | IntArray) -> Assignment:
         """The assignment of [S] values."""
@@ -90,10 +95,6 @@ class Setup:
     def reward_split(self) -> Split:
         """The split that the reward's images are from."""
         return self.task.validation if self.config.reward_split == "validation" else self.task.calibration
-
-    def keeps_outputs(self) -> bool:
-        """Whether the dense network's outputs on all validation images can be kept."""
-        return outputs_fit(self.task)
 
     def own_modules(self) -> list[str]:
         """Modules of the user's that the configuration names."""
@@ -129,7 +130,8 @@ def set_up(
     single_threaded()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
-    task = task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
+    if task is None:
+        task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
     check_task(task)
     draws = Draws(config, len(task.calibration), len(task.validation))
     table = load_table(config.profile, logger.warning) if config.profile is not None else None
@@ -145,8 +147,10 @@ def set_up(
     constraint = bind(config, Costing(anatomy.family, sites, shapes), table)
     chunk = scoring_chunk(anatomy.family.dense, config.device)
     scorer = Scorer(graph=anatomy.graph, metric=task.metric, chunk=chunk, device=config.device)
-    reward = reward or _reward(config, task, constraint)
-    _check_reward(config.reward, reward, task, scorer, constraint)
+    kept = outputs_fit(task)
+    if reward is None:
+        reward = _reward(config, task, constraint, kept)
+    dense_reward = _dense_reward(config.reward, reward, task, scorer, constraint, kept)
     return Setup(
         config=config,
         task=task,
@@ -159,6 +163,8 @@ def set_up(
         draws=draws,
         scorer=scorer,
         reward=reward,
+        keeps_outputs=kept,
+        dense_reward=dense_reward,
     )
 
 
@@ -169,24 +175,24 @@ def outputs_fit(task: Task) -> bool:
     return 4 * one.numel() * len(task.validation) <= KEPT_BYTES
 
 
-def _reward(config: SearchConfig, task: Task, constraint: Constraint) -> Reward:
+def _reward(config: SearchConfig, task: Task, constraint: Constraint, kept: bool) -> Reward:
     """The reward by name, or the user's own."""
     name = config.reward
     if name == "auto":
-        name = "output_error" if task.metric is top1 and outputs_fit(task) else "accuracy"
+        name = "output_error" if task.metric is top1 and kept else "accuracy"
     if name == "accuracy_latency":
         return partial(accuracy_latency, target_ms=constraint.limits()["latency_ms"])
     return REWARDS[name] if name in REWARDS else find_function("reward", name)
 
 
-def _check_reward(name: str, reward: Reward, task: Task, scorer: Scorer, constraint: Constraint) -> None:
-    """Tries the reward on the dense network's first images: it may be the user's code.
+def _dense_reward(name: str, reward: Reward, task: Task, scorer: Scorer, constraint: Constraint, kept: bool) -> float:
+    """The reward of the dense network on the first images, tried because it may be the user's code.
 
     Raises:
         ValueError: If it raises, or gives no finite number.
     """
     first = range(min(16, len(task.validation)))
-    dense = scorer.outputs(task.network, task.validation, first) if outputs_fit(task) else None
+    dense = scorer.outputs(task.network, task.validation, first) if kept else None
     score = scorer(task.network, task.validation, first, dense)
     evaluation = score.evaluation(constraint.costs(constraint.costing.dense()), 0)
     try:
@@ -199,3 +205,4 @@ def _check_reward(name: str, reward: Reward, task: Task, scorer: Scorer, constra
         ) from error
     if not np.isfinite(value):
         raise ValueError(f"a reward must be a finite number, but {name!r} gave {value}: correct it")
+    return value

@@ -25,7 +25,7 @@ from amc.tasks.task import Task
 from envs.reward import Reward
 from envs.space.policy import Policy
 
-SEARCH_DEFAULTS: Mapping[str, float] = {"macs": 0.5}
+DEFAULT_BUDGETS: Mapping[str, float] = {"macs": 0.5}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +113,7 @@ def search(
     """
     named = {
         "task": task if isinstance(task, str) else f"({task.name})",
-        "constraint": dict(budgets or SEARCH_DEFAULTS),
+        "constraint": dict(DEFAULT_BUDGETS if budgets is None else budgets),
         "agent": searcher,
         "reward": reward if isinstance(reward, str) else f"({getattr(reward, '__name__', type(reward).__name__)})",
         "seed": seed,

@@ -12,7 +12,7 @@ from torch import nn
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
 from amc.pool.opening import open_pool
-from amc.problem.prepare import Prepared, prepare
+from amc.problem.prepare import LIMITS, Prepared, prepare
 from amc.problem.setup import Setup, set_up
 from amc.profiling.layer_times import LayerTime, layer_times
 from amc.profiling.timing import BY_LATENCY, BY_WIDTH, LESS, Timing, latency_ms, timing_remarks
@@ -132,10 +132,18 @@ def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = H
                 f"agent {config.agent!r} computes one policy, but got --episodes: search with another agent"
             )
         config = config.model_copy(update={"episodes": config.episodes + more})
-        folder.replace_config(config)
-    elif result is not None and result["stopped"] != "time" and result["episodes"] >= config.planned_episodes:
+    elif result is not None and _ended(result, config):
         raise Ended(result)
-    return _run(set_up(config, screen.step), folder, folder.snapshot(), screen, workers)
+    setup = set_up(config, screen.step)
+    folder.replace_config(config)
+    return _run(setup, folder, folder.snapshot(), screen, workers)
+
+
+def _ended(result: Mapping[str, Any], config: SearchConfig) -> bool:
+    """Whether nothing is left to play: time alone ends a run that goes on, and episodes can be added."""
+    if result["stopped"] == "episodes":
+        return bool(result["episodes"] >= config.planned_episodes)
+    return bool(result["stopped"] != "time")
 
 
 def run_on(
@@ -159,11 +167,29 @@ def run_on(
         reward: The reward itself, likewise.
     """
     started = (path / CONFIG).exists()
-    if started:  # the backend stays, whatever this machine would choose
-        config = config.model_copy(update={"backend": RunFolder.reopen(path).config().backend})
+    if started:
+        config = _continued(RunFolder.reopen(path).config(), config, path)
     setup = set_up(config, screen.step, task, reward)
     folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
+    if started:
+        folder.replace_config(config)
     return _run(setup, folder, folder.snapshot() if started else None, screen, workers, *watchers)
+
+
+def _continued(stored: SearchConfig, config: SearchConfig, path: Path) -> SearchConfig:
+    """The configuration with which a run goes on: the wanted one, and the backend that it began with.
+
+    Raises:
+        ValueError: If anything but the limits differs from the run's.
+    """
+    config = config.model_copy(update={"backend": stored.backend})  # whatever this machine would choose
+    before, after = (one.model_dump(mode="json", exclude=set(LIMITS)) for one in (stored, config))
+    if changed := [key for key in after if after[key] != before[key]]:
+        raise ValueError(
+            f"a run goes on with its own configuration, but in {str(path)!r} {changed[0]} is {before[changed[0]]!r}, "
+            f"not {after[changed[0]]!r}: name another folder, or put it back"
+        )
+    return config
 
 
 def _run(

@@ -30,7 +30,7 @@ def conclude(
     stopped: Stopped,
     clock: Clock,
 ) -> SearchResult:
-    """Reports the networks; the only place where test images are read.
+    """Reports the networks; the only place where networks are scored on test images.
 
     Raises:
         CountMismatch: If a real network costs other than was foretold, or more than a budget (our mistake, never the

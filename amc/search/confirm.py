@@ -106,7 +106,7 @@ def confirmed(
 ) -> Iterator[Confirmed]:
     """Repairs policies in full and scores them on the whole validation split, in order; charged."""
     assignments = [prepared.setup.assignment(key) for key in keys]
-    for assignment, answer in zip(assignments, pool.map(repair_and_score, tools, dense, assignments), strict=False):
+    for assignment, answer in zip(assignments, pool.map(repair_and_score, tools, dense, assignments), strict=True):
         repaired = answer.result()
         prepared.ledger.charge(repaired.image_forwards)
         network = tools.rebuilt(assignment, repaired.state)

@@ -66,10 +66,8 @@ def search(
     watcher = watcher or Silent()
     pool = pool or InProcess()
     config, ledger = prepared.config, prepared.ledger
-    tools = Tools.of(prepared)
-    if pool.workers:
-        prepared.compressor.get_ready()
-    starts = dict(snapshot.starts) if snapshot else starting_keys(prepared, pool, tools)
+    tools = Tools.of(prepared, pool)
+    starts = dict(snapshot.checked(prepared).starts) if snapshot else starting_keys(prepared, pool, tools)
     searcher = make_searcher(prepared, starts)
     played = Progress.restored(snapshot, prepared, searcher)
     rollout = make_rollout(prepared, pool)

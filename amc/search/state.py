@@ -41,6 +41,19 @@ class Snapshot:
         """Those that did not fail."""
         return tuple(line for line in self.lines if isinstance(line, Episode))
 
+    def checked(self, prepared: Prepared) -> Snapshot:
+        """This snapshot, if it is of the same search.
+
+        Raises:
+            ValueError: If configuration, weights, images, metric or reward are others than then.
+        """
+        if self.origin != prepared.origin:
+            raise ValueError(
+                "a run can only be resumed with the configuration, weights, data, metric and reward that it began "
+                "with, but one of them has changed: put it back, or start a new run"
+            )
+        return self
+
     @property
     def best(self) -> Episode:
         """The episode of the highest reward, the first one on a tie."""
@@ -56,18 +69,9 @@ class Progress:
 
     @classmethod
     def restored(cls, snapshot: Snapshot | None, prepared: Prepared, searcher: Searcher) -> Progress:
-        """Puts searcher and ledger where an earlier process had them; nothing played without a snapshot.
-
-        Raises:
-            ValueError: If configuration, weights or calibration images are others than then.
-        """
+        """Puts searcher and ledger where an earlier process had them; nothing played without a snapshot."""
         if snapshot is None:
             return cls()
-        if snapshot.origin != prepared.origin:
-            raise ValueError(
-                "a run can only be resumed with the configuration, weights and data that it began with, but one of "
-                "them has changed: put it back, or start a new run"
-            )
         searcher.load(snapshot.searcher)
         known: dict[Key, Episode] = {}
         for episode in snapshot.episodes:

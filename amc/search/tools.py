@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
 from amc.scoring.scorer import Score, Scorer
 from amc.tasks.splits import Split
@@ -20,7 +21,7 @@ SplitName = Literal["calibration", "validation", "test"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Tools:
-    """Made once in a search, and sent to each worker once.
+    """Made once in a search; sent to each node for damage curves and judging, and once more after the episodes.
 
     Attributes:
         compressor: Repairs in full.
@@ -33,8 +34,10 @@ class Tools:
     splits: dict[SplitName, Split]
 
     @classmethod
-    def of(cls, prepared: Prepared) -> Tools:
-        """The tools of a search."""
+    def of(cls, prepared: Prepared, pool: Pool) -> Tools:
+        """The tools of a search; what all workers need is computed here, once."""
+        if pool.workers:
+            prepared.compressor.get_ready()
         task = prepared.setup.task
         splits: dict[SplitName, Split] = {
             "calibration": task.calibration,
@@ -45,7 +48,7 @@ class Tools:
 
     def dense_outputs(self, prepared: Prepared) -> Tensor | None:
         """[N, ...] the dense network's outputs on validation images; charged. None where they are too many to keep."""
-        if not prepared.setup.keeps_outputs():
+        if not prepared.setup.keeps_outputs:
             return None
         split = self.splits["validation"]
         prepared.ledger.charge(len(split))

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from amc.pool.pool import InProcess
 from amc.problem.prepare import Prepared
 from amc.runs.folder import RESULT, SCORES
 from amc.scoring.paired import Difference, mean_interval, paired_difference
@@ -61,7 +62,7 @@ def trace(prepared: Prepared, snapshot: Snapshot) -> list[Point]:
     rewards = np.maximum.accumulate([episode.reward for episode in snapshot.episodes])
     points: list[Point] = []
     known: dict[Key, float] = {}
-    tools = Tools.of(prepared)
+    tools = Tools.of(prepared, InProcess())
     for index in np.unique(np.linspace(0, len(paid) - 1, POINTS).round().astype(int)):
         best = next(episode for episode in snapshot.episodes if episode.reward == rewards[index])
         if best.key not in known:

@@ -57,13 +57,13 @@ def searched(prepared: Prepared) -> Assignment:
 
 def solved(prepared: Prepared) -> Assignment:
     """The knapsack's solution."""
-    return best_knapsack(prepared, InProcess(), Tools.of(prepared))
+    return best_knapsack(prepared, InProcess(), Tools.of(prepared, InProcess()))
 
 
 def solved_everywhere(prepared: Prepared) -> Assignment:
     """The knapsack's solution with 2:4 in every layer that may have it."""
     narrow = narrowed(prepared.setup.constraint, "2:4")
-    return best_knapsack(prepared, InProcess(), Tools.of(prepared), narrow)
+    return best_knapsack(prepared, InProcess(), Tools.of(prepared, InProcess()), narrow)
 
 
 def uniform_everywhere(prepared: Prepared) -> Assignment:
@@ -89,7 +89,7 @@ def measured(name: str, config: SearchConfig, choose: Choose, *, test: bool = Fa
     if not path.exists():
         began = time.perf_counter()
         prepared = prepare(set_up(config))
-        setup, tools = prepared.setup, Tools.of(prepared)
+        setup, tools = prepared.setup, Tools.of(prepared, InProcess())
         policy = prepared.policy(choose(prepared))
         small = prepared.compressor.compress(policy).network
         score, dense = (score_whole(tools, None, network, "validation") for network in (small, setup.task.network))

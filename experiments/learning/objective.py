@@ -184,7 +184,7 @@ def main() -> None:
     unseen = prepared.setup.draws.audition()[1][:IMAGES]
     folder = RUNS / options.network
     folder.mkdir(parents=True, exist_ok=True)
-    start = best_knapsack(prepared, InProcess(), Tools.of(prepared))
+    start = best_knapsack(prepared, InProcess(), Tools.of(prepared, InProcess()))
     aims = recorded(prepared)
     whole_split = range(len(task.validation))
     targets = {

@@ -115,3 +115,12 @@ def test_a_policy_is_saved_as_it_is_read(tmp_path: Path) -> None:
     result = amc.search(make_task(), **QUICK)  # type: ignore[operator]
     result.policy.save(tmp_path / "policy.json")
     assert json.loads((tmp_path / "policy.json").read_text()) == result.policy.to_json()
+
+
+def test_a_run_goes_on_with_its_own_search_only(tmp_path: Path) -> None:
+    task = make_task()
+    amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, **QUICK)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"one of them has changed"):
+        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy / 2, **QUICK)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"goes on with its own configuration, but .* seed is 0, not 1"):
+        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, seed=1, **QUICK)  # type: ignore[operator]

@@ -12,6 +12,7 @@ from torch import nn
 
 from amc.config.search import SearchConfig
 from amc.pool.parcel import pack, unpack
+from amc.pool.pool import InProcess
 from amc.problem import setup as module
 from amc.problem.prepare import Prepared, prepare
 from amc.problem.setup import set_up
@@ -30,7 +31,7 @@ def digits() -> Prepared:
 
 def scored(prepared: Prepared, network: nn.Module) -> Score:
     """A network on the whole validation split."""
-    tools = Tools.of(prepared)
+    tools = Tools.of(prepared, InProcess())
     return score_whole(tools, tools.dense_outputs(prepared), network, "validation")
 
 
@@ -71,7 +72,7 @@ def test_outputs_that_are_too_many_to_keep_leave_accuracy_as_the_reward(monkeypa
     evaluation = prepared.evaluate(prepared.setup.uniform())
     assert evaluation.output_error is None
     assert prepared.setup.reward(evaluation) == evaluation.accuracy
-    assert Tools.of(prepared).dense_outputs(prepared) is None
+    assert Tools.of(prepared, InProcess()).dense_outputs(prepared) is None
     with pytest.raises(ValueError, match="too many to keep: use --reward accuracy"):
         set_up(SearchConfig(task="tests.tasks.small:make_task", reward="output_error"))
 

@@ -354,7 +354,7 @@ class Parts(NamedTuple):
 def parts(pool: Pool) -> Parts:
     """Damage curves, audition, confirmation and reports of the same policies."""
     one, setup = prepared(), digits()
-    tools = Tools.of(one)
+    tools = Tools.of(one, InProcess())
     dense = tools.dense_outputs(one)
     levels = (0.3, 0.1, 0.2)
     chosen = [setup.assignment(setup.constraint.project([level] * len(setup.sites))) for level in levels]

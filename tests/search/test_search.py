@@ -169,7 +169,7 @@ def test_the_reward_sees_at_most_half_of_validation_and_confirmation_the_rest() 
 
 def test_confirmation_decides_by_the_reward_on_unseen_images_among_those_no_less_accurate_than_the_start() -> None:
     prepared = prepare(set_up(quick(agent="ddpg")))
-    setup, pool, tools = prepared.setup, InProcess(), Tools.of(prepared)
+    setup, pool, tools = prepared.setup, InProcess(), Tools.of(prepared, InProcess())
     dense = tools.dense_outputs(prepared)
     values = [setup.constraint.uniform(), setup.constraint.fallback, *drawn(setup, 2)]
     episodes = [
@@ -195,7 +195,7 @@ def test_confirmation_decides_by_the_reward_on_unseen_images_among_those_no_less
 @pytest.mark.parametrize("agent", ["knapsack", "ddpg"])
 def test_what_is_returned_is_never_worse_than_uniform_widths_and_says_so_where_nothing_beats_them(agent: str) -> None:
     prepared = prepare(set_up(quick(agent=agent, constraint={"macs": 0.6})))
-    setup, pool, tools = prepared.setup, InProcess(), Tools.of(prepared)
+    setup, pool, tools = prepared.setup, InProcess(), Tools.of(prepared, InProcess())
     dense = tools.dense_outputs(prepared)
     lightest = setup.assignment(setup.constraint.costing.lightest()).key  # within every budget, and of no use
     worse = Episode(searcher="knapsack", actions=(), key=lightest, reward=1.0, evaluation=EVALUATION)
