@@ -20,9 +20,8 @@ from envs.reward import Evaluation
 from envs.units.anatomy import dissect
 from hw_profiles.bench.measure import MeasureOptions
 
-SMALL = "tests.tasks.small:make_task"
 QUICK = [
-    *("--task", SMALL, "--agent", "knapsack", "--set", "compression.images=64"),
+    *("--task", "digits", "--agent", "knapsack", "--set", "compression.images=64"),
     *("--set", "compression.positions=8", "--set", "knapsack.images=32", "--set", "knapsack.widths=3"),
 ]
 
@@ -40,8 +39,8 @@ def amc(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A coarse profile of this machine for a small network."""
-    path, task = tmp_path_factory.mktemp("profiles") / "here.json", load_task(SMALL)
+    """A coarse profile of this machine for the digits network."""
+    path, task = tmp_path_factory.mktemp("profiles") / "here.json", load_task("digits")
     anatomy = dissect(task.network, task.example_input)
     options = MeasureOptions(knots=2, max_rounds=0, confidence=1.0, max_blocks=7, again_minutes=0, keep_disturbed=True)
     measure_profile(anatomy, Setting(), options, path, lambda what, done, total: None)
@@ -54,9 +53,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
-def test_a_fraction_of_the_dense_latency_is_kept_beside_another_budget(
-    profile: Path, untimed: None, tmp_path: Path
-) -> None:
+def test_a_fraction_of_the_dense_latency_is_kept_beside_another_budget(profile: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     budgets = ("--constraint", "latency=0.85", "--constraint", "params=0.6", "--profile", profile)
     assert amc("search", *QUICK, *budgets, "--out", out) == 0
@@ -76,7 +73,7 @@ def test_a_fraction_of_the_dense_latency_is_kept_beside_another_budget(
 
 
 def test_milliseconds_are_absolute_and_the_reward_knows_the_budget(profile: Path) -> None:
-    values = {"task": SMALL, "profile": str(profile), "reward": "accuracy_latency"}
+    values = {"task": "digits", "profile": str(profile), "reward": "accuracy_latency"}
     fraction = set_up(load_config(None, {**values, "constraint": {"latency": 0.85}}))
     limit = fraction.constraint.limits()["latency_ms"]
     setup = set_up(load_config(None, {**values, "constraint": {"latency_ms": limit}}))
