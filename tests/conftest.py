@@ -353,6 +353,18 @@ def zoo() -> Callable[[str], Specimen]:
     return find
 
 
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that do not time their networks: it takes three seconds."""
+    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
+
+
+@pytest.fixture
+def bare(untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that draw no report either."""
+    monkeypatch.setattr("amc.runs.runner.write_report", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def own_ray() -> Iterator[None]:
     """A Ray of two CPUs for all tests that need one: starting it takes seconds."""

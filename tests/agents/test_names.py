@@ -47,7 +47,7 @@ def test_agents_of_the_configuration_are_those_of_the_dict() -> None:
     assert chosen == ", ".join((*AGENTS, *SINGLE))
 
 
-def test_a_new_agent_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_agent_searches(bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "agent_of_sweeps.py").write_text(SWEEP)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(AGENTS, "sweep", "agent_of_sweeps:sweep")
@@ -55,7 +55,7 @@ def test_a_new_agent_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     config = load_config(
         None,
         {
-            "task": "digits",
+            "task": "tests.tasks.small:make_task",
             "agent": "sweep",
             "starts": (),
             "episodes": 3,

@@ -1,4 +1,4 @@
-"""The contract of every searcher, and the proof that DDPG learns."""
+"""The contract of every searcher, and the slow proof that DDPG learns (`test_learning` has a quick one)."""
 
 from __future__ import annotations
 
@@ -119,8 +119,24 @@ SEARCHERS: dict[str, MakeSearcher] = {
 }
 
 
-@pytest.fixture(params=list(SEARCHERS.values()), ids=list(SEARCHERS))
+VARIANTS = {"td3", "sac", "ddpg as in the paper"}
+"""Searchers whose states, seeds and plans are kept by the same code as those of DDPG."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(make, id=name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+        for name, make in SEARCHERS.items()
+    ]
+)
 def any_searcher(request: pytest.FixtureRequest) -> MakeSearcher:
+    make: MakeSearcher = request.param
+    return make
+
+
+@pytest.fixture(params=list(SEARCHERS.values()), ids=list(SEARCHERS))
+def every_searcher(request: pytest.FixtureRequest) -> MakeSearcher:
+    """In the quick suite too: for the few tests that a new algorithm is most likely to fail."""
     make: MakeSearcher = request.param
     return make
 
@@ -143,8 +159,8 @@ def same_states(one: SearcherState, other: SearcherState) -> bool:
     )
 
 
-def test_a_plan_plays_the_same_after_pickling(any_searcher: MakeSearcher) -> None:
-    searcher = any_searcher(0, STARTS)
+def test_a_plan_plays_the_same_after_pickling(every_searcher: MakeSearcher) -> None:
+    searcher = every_searcher(0, STARTS)
     for _ in range(4):
         for plan in searcher.propose(3):
             copy = pickle.loads(pickle.dumps(plan))
@@ -174,24 +190,24 @@ def test_a_round_that_failed_as_a_whole_is_survived(any_searcher: MakeSearcher) 
     assert len(searcher.propose(4)) == 4
 
 
-def test_starts_come_first_and_unchanged(any_searcher: MakeSearcher) -> None:
-    searcher = any_searcher(0, STARTS)
+def test_starts_come_first_and_unchanged(every_searcher: MakeSearcher) -> None:
+    searcher = every_searcher(0, STARTS)
     first, second = searcher.propose(5)[:2]
     for plan, (label, actions) in zip((first, second), STARTS, strict=True):
         assert plan.label == label
         assert [plan(step, np.zeros(SIZE, np.float32)) for step in range(STEPS)] == list(actions)
 
 
-def test_starts_that_span_rounds_are_each_proposed_once(any_searcher: MakeSearcher) -> None:
-    searcher = any_searcher(0, STARTS)
+def test_starts_that_span_rounds_are_each_proposed_once(every_searcher: MakeSearcher) -> None:
+    searcher = every_searcher(0, STARTS)
     labels = [trajectory.label for _ in range(3) for trajectory in play_round(searcher, 1)]
     assert labels[:2] == ["uniform", "falling"]
     assert labels[2] not in ("uniform", "falling")
 
 
-def test_a_start_needs_an_action_per_step(any_searcher: MakeSearcher) -> None:
+def test_a_start_needs_an_action_per_step(every_searcher: MakeSearcher) -> None:
     with pytest.raises(ValueError, match="one per step, but 'short' has 2"):
-        any_searcher(0, [("short", [0.5, 0.5])])
+        every_searcher(0, [("short", [0.5, 0.5])])
 
 
 def test_asking_twice_gives_the_same_plans(any_searcher: MakeSearcher) -> None:
@@ -208,8 +224,8 @@ def test_the_same_seed_gives_the_same_search(any_searcher: MakeSearcher, starts:
     assert same_states(one.state(), other.state())
 
 
-def test_another_seed_gives_another_search(any_searcher: MakeSearcher) -> None:
-    assert rewards_of(any_searcher(0, ()), rounds=1) != rewards_of(any_searcher(1, ()), rounds=1)
+def test_another_seed_gives_another_search(every_searcher: MakeSearcher) -> None:
+    assert rewards_of(every_searcher(0, ()), rounds=1) != rewards_of(every_searcher(1, ()), rounds=1)
 
 
 def test_episodes_of_one_round_differ(any_searcher: MakeSearcher) -> None:
@@ -217,8 +233,17 @@ def test_episodes_of_one_round_differ(any_searcher: MakeSearcher) -> None:
     assert len(set(rewards)) == len(rewards)
 
 
-@pytest.mark.parametrize("rounds_before", [0, 2, 5])
-@pytest.mark.parametrize("starts", [(), STARTS], ids=["from nothing", "with starts"])
+@pytest.mark.parametrize(
+    ("rounds_before", "starts"),
+    [
+        pytest.param(0, (), id="0-from nothing", marks=pytest.mark.slow),
+        pytest.param(0, STARTS, id="0-with starts"),
+        pytest.param(2, (), id="2-from nothing", marks=pytest.mark.slow),
+        pytest.param(2, STARTS, id="2-with starts", marks=pytest.mark.slow),
+        pytest.param(5, (), id="5-from nothing"),
+        pytest.param(5, STARTS, id="5-with starts", marks=pytest.mark.slow),
+    ],
+)
 def test_restored_it_goes_on_as_if_uninterrupted(
     any_searcher: MakeSearcher, rounds_before: int, starts: Starts
 ) -> None:
@@ -227,6 +252,14 @@ def test_restored_it_goes_on_as_if_uninterrupted(
     restored.load(stored(uninterrupted.state()))
     assert same_states(uninterrupted.state(), restored.state())
     assert rewards_of(uninterrupted, rounds=4) == rewards_of(restored, rounds=4)
+    assert same_states(uninterrupted.state(), restored.state())
+
+
+def test_every_searcher_goes_on_from_what_was_stored(every_searcher: MakeSearcher) -> None:
+    uninterrupted, restored = every_searcher(0, STARTS), every_searcher(0, STARTS)
+    rewards_of(uninterrupted, rounds=2)
+    restored.load(stored(uninterrupted.state()))
+    assert rewards_of(uninterrupted, rounds=1) == rewards_of(restored, rounds=1)
     assert same_states(uninterrupted.state(), restored.state())
 
 
@@ -424,6 +457,7 @@ def best_of_ddpg_and_random(episodes: int, seeds: int) -> tuple[NDArray[np.float
     return np.array(learned), np.array(drawn)
 
 
+@pytest.mark.slow
 def test_ddpg_from_nothing_learns_to_prune_the_toy() -> None:
     learned, drawn = best_of_ddpg_and_random(episodes=120, seeds=2)
     assert learned.min() >= 0.98 * toy().brute_force_optimum()

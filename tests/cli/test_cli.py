@@ -16,8 +16,9 @@ from amc.config.search import SearchConfig
 from amc.tasks.models import digits
 from hw_profiles.passes import AGAIN_MINUTES
 
+SMALL = "tests.tasks.small:make_task"
 QUICK = [
-    *("--task", "digits", "--constraint", "macs=0.3", "--agent", "knapsack", "--set", "compression.images=64"),
+    *("--task", SMALL, "--constraint", "macs=0.3", "--agent", "knapsack", "--set", "compression.images=64"),
     *("--set", "compression.positions=8", "--set", "knapsack.images=32", "--set", "knapsack.widths=3"),
 ]
 
@@ -65,7 +66,7 @@ def amc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "digits"
+    folder = tmp_path_factory.mktemp("runs") / "small"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["amc", "search", *QUICK, "--out", str(folder)])
         patch.setenv("AMC_CACHE", str(folder.parent / "cache"))
@@ -160,7 +161,7 @@ def test_a_search_writes_the_documented_run_folder(run: Path) -> None:
     }
 
 
-def test_the_stored_configuration_repeats_the_run(amc: Amc, run: Path, tmp_path: Path) -> None:
+def test_the_stored_configuration_repeats_the_run(amc: Amc, bare: None, run: Path, tmp_path: Path) -> None:
     assert amc("search", run / "config.toml", "--out", tmp_path / "again").code == 0
     for name in ("policy.json", "episodes.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
@@ -187,7 +188,7 @@ def test_inspect_takes_a_sparsity_alone(amc: Amc) -> None:
 
 
 def test_apply_writes_a_network_that_gives_the_reported_accuracy(amc: Amc, run: Path, tmp_path: Path) -> None:
-    outcome = amc("apply", run / "policy.json", "--task", "digits", "--out", tmp_path / "small")
+    outcome = amc("apply", run / "policy.json", "--task", SMALL, "--out", tmp_path / "small")
     assert outcome.code == 0
     assert "pruned" in outcome.out
     ours = safetensors.torch.load_file(tmp_path / "small" / "network.safetensors")
@@ -195,8 +196,8 @@ def test_apply_writes_a_network_that_gives_the_reported_accuracy(amc: Amc, run: 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_export_writes_a_verified_onnx_file(amc: Amc, run: Path, tmp_path: Path) -> None:
-    outcome = amc("export", run / "policy.json", "--task", "digits", "--out", tmp_path / "small.onnx")
+def test_export_writes_a_verified_onnx_file(amc: Amc, untimed: None, run: Path, tmp_path: Path) -> None:
+    outcome = amc("export", run / "policy.json", "--task", SMALL, "--out", tmp_path / "small.onnx")
     assert outcome.code == 0
     assert "agree" in outcome.out
     assert (tmp_path / "small.onnx").stat().st_size > 1000
@@ -264,7 +265,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_kept(amc: Amc, run: Path) -> N
     assert (run / "result.json").read_bytes() == before
 
 
-def test_fresh_moves_an_earlier_run_aside(amc: Amc, tmp_path: Path) -> None:
+def test_fresh_moves_an_earlier_run_aside(amc: Amc, bare: None, tmp_path: Path) -> None:
     old = tmp_path / "run"
     old.mkdir()
     (old / "result.json").write_text("{}")
@@ -306,30 +307,21 @@ def test_apply_refuses_a_bad_policy(amc: Amc, run: Path, tmp_path: Path, kind: s
     text = json.dumps([] if kind == "list" else data)
     if kind != "missing":
         path.write_text(text[: len(text) // 2] if kind == "truncated" else text)
-    amc.refuses("apply", path, "--task", "digits", "--out", tmp_path / "small")
+    amc.refuses("apply", path, "--task", SMALL, "--out", tmp_path / "small")
     assert not (tmp_path / "small").exists()
 
 
-def test_apply_warns_about_other_weights(amc: Amc, run: Path, tmp_path: Path) -> None:
-    state = {name: tensor * 1.01 for name, tensor in safetensors.torch.load_file(digits.WEIGHTS).items()}
-    state = {k: v.to(torch.int64) if k.endswith("num_batches_tracked") else v for k, v in state.items()}
-    safetensors.torch.save_file(state, tmp_path / "other.safetensors")
-    outcome = amc(
-        "apply",
-        run / "policy.json",
-        "--task",
-        "digits",
-        "--checkpoint",
-        tmp_path / "other.safetensors",
-        "--out",
-        tmp_path / "small",
-    )
+def test_apply_warns_about_other_weights(amc: Amc, untimed: None, run: Path, tmp_path: Path) -> None:
+    data = json.loads((run / "policy.json").read_text())
+    data["network"]["weights"] = "sha256:0"
+    (tmp_path / "policy.json").write_text(json.dumps(data))
+    outcome = amc("apply", tmp_path / "policy.json", "--task", SMALL, "--out", tmp_path / "small")
     assert outcome.code == 0
     assert "other weights" in outcome.out
 
 
 def test_export_refuses_a_folder_that_does_not_exist(amc: Amc, run: Path, tmp_path: Path) -> None:
-    told = amc.refuses("export", run / "policy.json", "--task", "digits", "--out", tmp_path / "no" / "x.onnx")
+    told = amc.refuses("export", run / "policy.json", "--task", SMALL, "--out", tmp_path / "no" / "x.onnx")
     assert "must exist" in told
 
 

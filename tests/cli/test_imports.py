@@ -47,7 +47,9 @@ def test_a_configuration_is_read_without_torch(program: str) -> None:
     assert not loaded(program) & HEAVY
 
 
-@pytest.mark.parametrize("imports", ["amc, gymnasium", "gymnasium, amc", "gymnasium"])
+@pytest.mark.parametrize(
+    "imports", ["amc, gymnasium", pytest.param("gymnasium, amc", marks=pytest.mark.slow), "gymnasium"]
+)
 def test_gymnasium_finds_the_environment_whoever_is_imported_first(imports: str) -> None:
     made = 'gymnasium.make("amc:amc/ChannelPruning-v0", task="nonsense")'
     program = f"import {imports}\ntry:\n    {made}\nexcept ValueError as error:\n    assert 'nonsense' in str(error)"

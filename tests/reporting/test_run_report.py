@@ -15,7 +15,7 @@ from amc.config.search import load_config
 from amc.runs.folder import REPORT, RESULT
 
 SETTINGS = {
-    "task": "digits",
+    "task": "tests.tasks.small:make_task",
     "agent": "random",
     "constraint": {"macs": 0.5},
     "reward_images": 64,
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 def test_a_run_that_stopped_after_its_last_episode_still_reports_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parse: Callable[[str], Any]
+    untimed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parse: Callable[[str], Any]
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     run, console = tmp_path / "run", Console(file=io.StringIO())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import amc
+from amc.runs.library import Result
 from amc.runs.runner import NoScreen, resume_run
 from amc.storage.files import read_json
 from envs.reward import Evaluation
@@ -26,11 +29,12 @@ QUICK: dict[str, Any] = {
     "reward_images": 64,
     "confirm": 1,
     "compression": {"images": 64, "quick_images": 64},
-    "knapsack": {"widths": 3, "images": 64},
+    "knapsack": {"widths": 2, "images": 32},
 }
 
 SCRIPT = """
 import torch
+import amc.runs.runner
 from torch import nn
 import amc
 
@@ -43,6 +47,7 @@ class Own(nn.Module):
     def forward(self, x):
         return self.last(self.second(self.first(x).relu()).relu().mean(dim=(2, 3)))
 
+amc.runs.runner.latency_ms = lambda *_, **__: {}  # three seconds
 torch.manual_seed(0)
 x, y = torch.randn(96, 1, 8, 8), torch.randint(3, (96,))
 task = amc.Task(network=Own(), example_input=x[:1], calibration=(x[:32], y[:32]), validation=(x[32:64], y[32:64]),
@@ -58,9 +63,28 @@ result.show()
 """
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+@pytest.fixture(autouse=True, scope="module")
+def bare_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Without pictures and latency, and with a cache of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("amc.runs.runner.write_report", lambda *_: None)
+        patch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(bare_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A search whose run is kept."""
+    result: Result = amc.search(make_task(), out=tmp_path_factory.mktemp("found") / "run", **QUICK)  # type: ignore[operator]
+    return result
+
+
+@pytest.fixture
+def run(found: Result, tmp_path: Path) -> Path:
+    """A copy of the folder of a search."""
+    assert found.folder is not None
+    return Path(shutil.copytree(found.folder, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -74,20 +98,18 @@ def test_a_network_defined_in_the_script_is_searched(workers: int, tmp_path: Pat
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_the_same_call_goes_on_with_a_run(tmp_path: Path) -> None:
+def test_the_same_call_goes_on_with_a_run(found: Result, run: Path, tmp_path: Path) -> None:
     task = make_task()
     whole = amc.search(task, out=tmp_path / "whole", **QUICK | {"episodes": 8})  # type: ignore[operator]
-    part = amc.search(task, out=tmp_path / "part", **QUICK)  # type: ignore[operator]
-    assert part.run.result.episodes == 4
-    longer = amc.search(task, out=tmp_path / "part", **QUICK | {"episodes": 8})  # type: ignore[operator]
-    assert (tmp_path / "part" / "episodes.jsonl").read_bytes() == (tmp_path / "whole" / "episodes.jsonl").read_bytes()
+    assert found.run.result.episodes == 4
+    longer = amc.search(task, out=run, **QUICK | {"episodes": 8})  # type: ignore[operator]
+    assert (run / "episodes.jsonl").read_bytes() == (tmp_path / "whole" / "episodes.jsonl").read_bytes()
     assert longer.reports["found"].accuracy == whole.reports["found"].accuracy
 
 
-def test_a_run_of_an_object_says_what_resuming_it_needs(tmp_path: Path) -> None:
-    amc.search(make_task(), out=tmp_path / "run", **QUICK)  # type: ignore[operator]
+def test_a_run_of_an_object_says_what_resuming_it_needs(run: Path) -> None:
     with pytest.raises(ValueError, match="run the script that made it again"):
-        resume_run(tmp_path / "run", 4, NoScreen())
+        resume_run(run, 4, NoScreen())
 
 
 def test_nothing_is_kept_without_a_folder_and_a_reward_of_ones_own_is_used() -> None:
@@ -111,7 +133,6 @@ def test_public_names_are_few_sorted_and_there() -> None:
         amc.nothing  # noqa: B018
 
 
-def test_a_policy_is_saved_as_it_is_read(tmp_path: Path) -> None:
-    result = amc.search(make_task(), **QUICK)  # type: ignore[operator]
-    result.policy.save(tmp_path / "policy.json")
-    assert json.loads((tmp_path / "policy.json").read_text()) == result.policy.to_json()
+def test_a_policy_is_saved_as_it_is_read(found: Result, tmp_path: Path) -> None:
+    found.policy.save(tmp_path / "policy.json")
+    assert json.loads((tmp_path / "policy.json").read_text()) == found.policy.to_json()

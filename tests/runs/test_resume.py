@@ -125,14 +125,14 @@ def stop_at(patch: pytest.MonkeyPatch, where: str, times: int, moment: str = "be
 @pytest.mark.parametrize(
     ("where", "times", "moment"),
     [
-        ("round", 1, "before"),
+        pytest.param("round", 1, "before", marks=pytest.mark.slow),
         ("round", 3, "before"),
         ("append_text", 1, "half"),  # of the second round's episodes
         ("append_text", 3, "after"),  # episodes without timings
-        ("append_text", 4, "half"),
+        pytest.param("append_text", 4, "half", marks=pytest.mark.slow),
         ("write_snapshot", 2, "before"),  # episodes and timings behind the snapshot
-        ("write_snapshot", 2, "after"),
-        ("flush", 2, "before"),
+        pytest.param("write_snapshot", 2, "after", marks=pytest.mark.slow),
+        pytest.param("flush", 2, "before", marks=pytest.mark.slow),
         ("finish", 1, "before"),
     ],
 )

@@ -53,7 +53,9 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
-def test_a_fraction_of_the_dense_latency_is_kept_beside_another_budget(profile: Path, tmp_path: Path) -> None:
+def test_a_fraction_of_the_dense_latency_is_kept_beside_another_budget(
+    profile: Path, untimed: None, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     budgets = ("--constraint", "latency=0.85", "--constraint", "params=0.6", "--profile", profile)
     assert amc("search", *QUICK, *budgets, "--out", out) == 0

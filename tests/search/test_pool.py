@@ -159,11 +159,25 @@ def test_two_workers_work_side_by_side(workers: Workers, tmp_path: Path) -> None
     assert 0 <= pool.usage().idle <= 1
 
 
-@pytest.mark.parametrize("function", [fatal, pytest.param(endless, marks=pytest.mark.slow)])
+class Homesick:
+    """Cannot be unpacked anywhere."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return __import__, ("a_module_that_is_only_here",)
+
+
+def test_what_a_worker_cannot_load_is_told_with_the_cure(workers: Workers) -> None:
+    with pytest.raises(ValueError, match=r"No module named 'a_module_that_is_only_here': see docs/ray\.md"):
+        list(workers().map(unread, Homesick(), 0, range(3)))
+
+
+@pytest.mark.parametrize(
+    ("function", "limit_seconds"), [(fatal, 60.0), pytest.param(endless, 10.0, marks=pytest.mark.slow)]
+)
 def test_a_worker_that_dies_or_hangs_is_replaced_and_its_item_done_again(
-    workers: Workers, function: Callable[[Path, int, int], int], tmp_path: Path
+    workers: Workers, function: Callable[[Path, int, int], int], limit_seconds: float, tmp_path: Path
 ) -> None:
-    answers = list(workers(limit_seconds=10).map(function, tmp_path, 1, range(4)))
+    answers = list(workers(limit_seconds).map(function, tmp_path, 1, range(4)))
     assert [answer.value for answer in answers] == [0, 10, 20, 30]
     assert [answer.timing.retries for answer in answers] == [0, 1, 0, 0]
 
@@ -189,7 +203,7 @@ def test_a_lost_item_says_why_where_its_result_is_needed() -> None:
         Answer(None, "its worker died 7 times", Timing(0.0, "", 0)).result()
 
 
-@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("alike", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_different_processors_are_warned_about(
     free_ray: None, alike: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,18 +234,6 @@ def test_a_node_on_which_workers_cannot_be_made_is_told_once(free_ray: None, mon
     with pytest.raises(ValueError, match=r"No module named 'amc': see docs/ray\.md"):
         list(pool.map(added, 0, 0, range(3)))
     pool.close()
-
-
-class Homesick:
-    """Cannot be unpacked anywhere."""
-
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return __import__, ("a_module_that_is_only_here",)
-
-
-def test_what_a_worker_cannot_load_is_told_with_the_cure(workers: Workers) -> None:
-    with pytest.raises(ValueError, match=r"No module named 'a_module_that_is_only_here': see docs/ray\.md"):
-        list(workers().map(unread, Homesick(), 0, range(3)))
 
 
 def test_no_workers_are_this_process() -> None:

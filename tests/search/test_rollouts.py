@@ -286,12 +286,74 @@ def test_the_environment_that_users_step_gives_the_reward_of_the_searchs_episode
     assert by_hand.ledger.image_forwards == searching.ledger.image_forwards
 
 
-@pytest.fixture
-def bare(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches without pictures and latency, and with a cache of their own."""
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setattr("amc.runs.runner.write_report", lambda *_: None)
-    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
+
+
+class Parts(NamedTuple):
+    """Every part of a search that is no episode."""
+
+    curves: dict[str, list[tuple[tuple[int, ...], tuple[float, ...]]]]
+    judged: list[float]
+    weights: list[dict[str, bytes]]
+    images: list[bytes]
+    image_forwards: int
+
+
+def parts(pool: Pool) -> Parts:
+    """Damage curves, audition, confirmation and reports of the same policies."""
+    one, setup = prepared(), digits()
+    tools = Tools.of(one)
+    dense = tools.dense_outputs(one)
+    levels = (0.3, 0.1, 0.2)
+    chosen = [setup.assignment(setup.constraint.project([level] * len(setup.sites))) for level in levels]
+    curves = damage_curves(one, pool, tools)
+    judged = audition(one, pool, tools, chosen)
+    repaired = list(confirmed(one, pool, tools, dense, [assignment.key for assignment in chosen]))
+    wanted = [Reported(setup.dense(), None, "validation"), Reported(setup.dense(), None, "test")]
+    wanted += [Reported(each.assignment, each.state, "test") for each in repaired]
+    scores = [each.score for each in repaired]
+    scores += [answer.result() for answer in pool.map(score_reported, tools, dense, wanted)]
+    return Parts(
+        curves={name: [(curve.kept, curve.damage) for curve in kind] for name, kind in curves.items()},
+        judged=judged,
+        weights=[{name: t.numpy().tobytes() for name, t in (each.state or {}).items()} for each in repaired],
+        images=[score.each.tobytes() for score in scores],
+        image_forwards=one.ledger.image_forwards,
+    )
+
+
+def test_damage_curves_audition_confirmation_and_reports_are_the_same_on_two_workers(
+    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "alone"))
+    alone = parts(InProcess())
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "both"))  # so that nothing is remembered
+    both = parts(workers())
+    assert both == alone
+    assert set(alone.curves) == set(digits().config.knapsack.damages)
+    assert len(alone.images) == 8
+    assert all(alone.weights)
+
+
+def test_policies_with_and_without_patterns_are_played_on_workers(workers: Workers) -> None:
+    values = {**SETTINGS, "choose": "mixed", "constraint": {"macs": 1.0}, "agent": "random"}
+    mixed = prepare(set_up(SearchConfig(**values)))
+    rounds = [
+        [FixedPlan((level,) * len(mixed.setup.sites), f"{level}") for level in levels]
+        for levels in ((0.3, 0.4), (1.0, 0.3), (0.5, 1.0))
+    ]
+
+    def lines(pool: Pool) -> list[Line]:
+        one = replace(mixed, ledger=Ledger())
+        rollout = make_rollout(one, pool)
+        return [each.line for plans in rounds for each in played(one, rollout, pool, plans)]
+
+    alone = lines(InProcess())
+    assert lines(workers()) == alone
+    free = [line.evaluation.image_forwards == 0 for line in alone if isinstance(line, Episode)]
+    assert free == [False, False, False, True, False, True]
 
 
 def searched(path: Path, workers: int) -> Path:
@@ -341,52 +403,6 @@ def test_a_search_stopped_on_two_workers_is_resumed_in_process(
     assert_equal(alone, tmp_path / "stopped")
 
 
-class Parts(NamedTuple):
-    """Every part of a search that is no episode."""
-
-    curves: dict[str, list[tuple[tuple[int, ...], tuple[float, ...]]]]
-    judged: list[float]
-    weights: list[dict[str, bytes]]
-    images: list[bytes]
-    image_forwards: int
-
-
-def parts(pool: Pool) -> Parts:
-    """Damage curves, audition, confirmation and reports of the same policies."""
-    one, setup = prepared(), digits()
-    tools = Tools.of(one)
-    dense = tools.dense_outputs(one)
-    levels = (0.3, 0.1, 0.2)
-    chosen = [setup.assignment(setup.constraint.project([level] * len(setup.sites))) for level in levels]
-    curves = damage_curves(one, pool, tools)
-    judged = audition(one, pool, tools, chosen)
-    repaired = list(confirmed(one, pool, tools, dense, [assignment.key for assignment in chosen]))
-    wanted = [Reported(setup.dense(), None, "validation"), Reported(setup.dense(), None, "test")]
-    wanted += [Reported(each.assignment, each.state, "test") for each in repaired]
-    scores = [each.score for each in repaired]
-    scores += [answer.result() for answer in pool.map(score_reported, tools, dense, wanted)]
-    return Parts(
-        curves={name: [(curve.kept, curve.damage) for curve in kind] for name, kind in curves.items()},
-        judged=judged,
-        weights=[{name: t.numpy().tobytes() for name, t in (each.state or {}).items()} for each in repaired],
-        images=[score.each.tobytes() for score in scores],
-        image_forwards=one.ledger.image_forwards,
-    )
-
-
-def test_damage_curves_audition_confirmation_and_reports_are_the_same_on_two_workers(
-    workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "alone"))
-    alone = parts(InProcess())
-    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "both"))  # so that nothing is remembered
-    both = parts(workers())
-    assert both == alone
-    assert set(alone.curves) == set(digits().config.knapsack.damages)
-    assert len(alone.images) == 8
-    assert all(alone.weights)
-
-
 def test_a_search_in_which_every_evaluation_fails_stops_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = prepare(set_up(SearchConfig(**{**SETTINGS, "agent": "random", "episodes": 30})))
 
@@ -421,22 +437,3 @@ def test_a_failed_episode_is_written_down_and_read_back(
     assert [isinstance(line, Failure) for line in snapshot.lines] == [k == 3 for k in range(10)]
     assert len(snapshot.episodes) == 9
     assert (result.failures, result.episodes) == (1, 10)
-
-
-def test_policies_with_and_without_patterns_are_played_on_workers(workers: Workers) -> None:
-    values = {**SETTINGS, "choose": "mixed", "constraint": {"macs": 1.0}, "agent": "random"}
-    mixed = prepare(set_up(SearchConfig(**values)))
-    rounds = [
-        [FixedPlan((level,) * len(mixed.setup.sites), f"{level}") for level in levels]
-        for levels in ((0.3, 0.4), (1.0, 0.3), (0.5, 1.0))
-    ]
-
-    def lines(pool: Pool) -> list[Line]:
-        one = replace(mixed, ledger=Ledger())
-        rollout = make_rollout(one, pool)
-        return [each.line for plans in rounds for each in played(one, rollout, pool, plans)]
-
-    alone = lines(InProcess())
-    assert lines(workers()) == alone
-    free = [line.evaluation.image_forwards == 0 for line in alone if isinstance(line, Episode)]
-    assert free == [False, False, False, True, False, True]

@@ -61,6 +61,7 @@ def test_every_agent_ends_within_the_budget_of_the_real_network(agent: str) -> N
     assert counted == result.reports["found"].costs["params"] < result.reports["dense"].costs["params"]
 
 
+TINY = {"agent": "knapsack", "compression": {"images": 48, "positions": 4}, "knapsack": {"images": 32, "widths": 2}}
 WITHOUT = f"""
 import sys
 
@@ -72,7 +73,7 @@ from amc.problem.prepare import prepare
 from amc.problem.setup import Setup, set_up
 from amc.search.loop import search
 
-config, counted = SearchConfig(**{ {**QUICK, "agent": "knapsack"} }), Setup.real_costs
+config, counted = SearchConfig(**{ {**QUICK, **TINY} }), Setup.real_costs
 search(prepare(set_up(config)))
 print("searched", flush=True)
 Setup.real_costs = lambda *given: {{name: cost + 1 for name, cost in counted(*given).items()}}

@@ -81,7 +81,7 @@ def ratios_for(data: st.DataObject, costing: Costing) -> list[float]:
 # The promise
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     kinds=KINDS,
     width=st.integers(4, 9),
@@ -103,6 +103,7 @@ def test_no_policy_exceeds_a_budget_when_recounted_on_the_real_network(
     assert constraint.costs(kept) == {name: real[name] for name in names}
 
 
+@settings(max_examples=10)
 @given(kinds=KINDS, data=st.data())
 def test_jagged_costs_are_kept_too(kinds: tuple[str, ...], data: st.DataObject, stacked: Stacked) -> None:
     costing = stacked(kinds, 6).costing()
@@ -112,6 +113,7 @@ def test_jagged_costs_are_kept_too(kinds: tuple[str, ...], data: st.DataObject, 
 
 
 @pytest.mark.parametrize("costs", [[Macs()], [Macs(), Params()], [Jagged(), Macs()]], ids=["one", "two", "jagged"])
+@settings(max_examples=10)
 @given(kinds=KINDS, data=st.data())
 def test_something_is_allowed_at_every_step_of_any_walk(
     costs: list[Cost], kinds: tuple[str, ...], data: st.DataObject, stacked: Stacked
@@ -126,6 +128,7 @@ def test_something_is_allowed_at_every_step_of_any_walk(
     assert constraint.keeps(np.asarray(prefix)).all()
 
 
+@settings(max_examples=10)
 @given(kinds=KINDS, data=st.data(), fraction=st.floats(0.0, 1.0))
 def test_for_one_monotone_cost_the_allowed_widths_are_those_of_amcs_bound(
     kinds: tuple[str, ...], fraction: float, data: st.DataObject, stacked: Stacked
@@ -197,14 +200,14 @@ def is_common_ratio(costing: Costing, kept: IntArray) -> bool:
 
 
 @pytest.mark.parametrize("costs", [[Macs()], [Params(), Macs()], [Jagged()]], ids=["macs", "both", "jagged"])
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(kinds=KINDS, width=st.sampled_from([7, 61]), rules=RULES, data=st.data())
 def test_uniform_is_the_largest_common_ratio_that_keeps_every_budget(
     costs: list[Cost], kinds: tuple[str, ...], width: int, rules: Rules, data: st.DataObject, stacked: Stacked
 ) -> None:
     costing = stacked(kinds, width).costing(rules)
     constraint = Constraint.create(costing, limits_at(costing, costs, draw_widths(data, costing)))
-    grid = np.unique([rounded(costing, ratio) for ratio in np.linspace(0, 1, 3000)], axis=0)  # widths grow along it
+    grid = np.unique([rounded(costing, ratio) for ratio in np.linspace(0, 1, 1000)], axis=0)  # widths grow along it
     legal = grid[constraint.keeps(grid)]
     uniform = constraint.uniform()
     assert constraint.keeps(uniform).all()

@@ -53,14 +53,16 @@ def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
         load_config(None, {"task": "digits", "choose": "halfs"})
 
 
-def test_a_new_kind_is_configured_and_searched(halves: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_kind_is_configured_and_searched(
+    halves: None, bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     chosen = {key.name: key.type for key in keys_of(SearchConfig)}["choose"]
     assert "halves" in chosen
     config = load_config(
         None,
         {
-            "task": "digits",
+            "task": "tests.tasks.small:make_task",
             "choose": "halves",
             "agent": "random",
             "episodes": 3,
