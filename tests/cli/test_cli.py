@@ -311,13 +311,18 @@ def test_apply_refuses_a_bad_policy(amc: Amc, run: Path, tmp_path: Path, kind: s
     assert not (tmp_path / "small").exists()
 
 
-def test_apply_warns_about_other_weights(amc: Amc, untimed: None, run: Path, tmp_path: Path) -> None:
-    data = json.loads((run / "policy.json").read_text())
-    data["network"]["weights"] = "sha256:0"
-    (tmp_path / "policy.json").write_text(json.dumps(data))
-    outcome = amc("apply", tmp_path / "policy.json", "--task", SMALL, "--out", tmp_path / "small")
+def test_apply_warns_about_other_weights(amc: Amc, bare: None, tmp_path: Path) -> None:
+    state = {name: tensor * 1.01 for name, tensor in safetensors.torch.load_file(digits.WEIGHTS).items()}
+    state = {k: v.to(torch.int64) if k.endswith("num_batches_tracked") else v for k, v in state.items()}
+    safetensors.torch.save_file(state, tmp_path / "other.safetensors")
+    run, task = tmp_path / "run", ("--task", "digits")
+    quick = ("--agent", "uniform", "--set", "compression.images=64", "--set", "compression.positions=8")
+    assert amc("search", *task, "--constraint", "macs=0.3", *quick, "--out", run).code == 0
+    others = ("--checkpoint", tmp_path / "other.safetensors")
+    outcome = amc("apply", run / "policy.json", *task, *others, "--out", tmp_path / "small")
     assert outcome.code == 0
     assert "other weights" in outcome.out
+    assert "other weights" not in amc("apply", run / "policy.json", *task, "--out", tmp_path / "same").out
 
 
 def test_export_refuses_a_folder_that_does_not_exist(amc: Amc, run: Path, tmp_path: Path) -> None:
