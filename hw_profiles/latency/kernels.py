@@ -38,6 +38,22 @@ Mode = Literal["plain", "direct", "blocked"]
 """How a kernel meets its tensors: plain (channels one after the other), blocked (channels in blocks of a vector
 register), or direct (reads plain, writes blocked: a convolution of few input channels)."""
 
+ACTIVATIONS = {
+    "relu": "relu",
+    "relu6": "clip",
+    "hardtanh": "clip",
+    "clamp": "clip",
+    "clip": "clip",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "leakyrelu": "leakyrelu",
+    "hardsigmoid": "hardsigmoid",
+    "silu": "silu",
+    "hardswish": "hardswish",
+    "gelu": "gelu",
+}
+"""Function of an operator -> the activation that a kernel of its own computes; others are taken for a relu."""
+
 
 @dataclass(frozen=True, slots=True)
 class Formats:

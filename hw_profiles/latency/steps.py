@@ -9,25 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from hw_profiles.latency.kernels import Kernel, Op
+from hw_profiles.latency.kernels import ACTIVATIONS, Kernel, Op
 from hw_profiles.latency.runtimes.execution import Execution
 from hw_profiles.layers import LayerShape, Layout
-
-ACTIVATIONS = {
-    "relu": "relu",
-    "relu6": "clip",
-    "hardtanh": "clip",
-    "clamp": "clip",
-    "clip": "clip",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-    "leakyrelu": "leakyrelu",
-    "hardsigmoid": "hardsigmoid",
-    "silu": "silu",
-    "hardswish": "hardswish",
-    "gelu": "gelu",
-}
-"""Function of an operator -> the activation that a kernel of its own computes; others are taken for a relu."""
 
 NOTHING = ("identity", "dropout", "dropout2d", "alphadropout", "contiguous", "input")
 FOLDED_NORMS = ("batchnorm1d", "batchnorm2d", "batchnorm3d")

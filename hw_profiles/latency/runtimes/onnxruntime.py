@@ -8,20 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from hw_profiles.latency.graphs import Probe, parts
-from hw_profiles.latency.kernels import BoolArray, Formats, Kernel
+from hw_profiles.latency.kernels import ACTIVATIONS, BoolArray, Formats, Kernel
 from hw_profiles.latency.runtimes.execution import Operands
 from hw_profiles.layers import IntArray
 
 FUSED_ACTIVATIONS: Mapping[str, str] = {
-    "relu": "relu",
-    "relu6": "clip",
-    "hardtanh": "clip",
-    "clamp": "clip",
-    "clip": "clip",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-    "leakyrelu": "leakyrelu",
-    "hardsigmoid": "hardsigmoid",
+    function: activation
+    for function, activation in ACTIVATIONS.items()
+    if activation in ("relu", "clip", "sigmoid", "tanh", "leakyrelu", "hardsigmoid")
 }
 
 
