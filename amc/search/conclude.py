@@ -74,11 +74,14 @@ def _scores(
 ) -> tuple[Score, dict[Key, Score]]:
     """The dense network on validation images, and every network on test images, by assignment."""
     whole = prepared.setup.dense()
-    wanted = [Reported(whole, None, "validation"), Reported(whole, None, "test")]
+    wanted = [Reported(whole, None, "test")]
     wanted += [Reported(one.assignment, one.state, "test") for one in pruned if one.assignment != whole]
+    if dense is None:
+        wanted.append(Reported(whole, None, "validation"))
     scores = [answer.result() for answer in pool.map(score_reported, tools, dense, wanted)]
-    tests = {one.assignment.key: score for one, score in zip(wanted[1:], scores[1:], strict=True)}
-    return scores[0], tests
+    tests = {one.assignment.key: score for one, score in zip(wanted, scores, strict=True) if one.split == "test"}
+    known = scores[-1] if dense is None else tools.scorer.of_outputs(dense, tools.splits["validation"])
+    return known, tests
 
 
 def _left_out(uncounted: Sequence[str]) -> tuple[str, ...]:
