@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.scoring.evaluate import Measurement
 from amc.tasks.plugins import describe
 from envs.observation import ObservationArray
 from envs.pruning_env import PruningEnv
@@ -39,6 +38,10 @@ class Evaluating(Protocol):
 
     def policy(self, assignment: Assignment) -> Policy:
         """The policy of an assignment."""
+        ...
+
+    def against(self, bar: Evaluation | None) -> Evaluating:
+        """The same, which may spare policies that cannot pass the bar some images."""
         ...
 
 
@@ -110,9 +113,7 @@ class Rollout:
             raise EvaluationFailed(self._round.refused)
         if (known := self._round.known.get(assignment.key)) is not None:
             return replace(known, image_forwards=0)
-        evaluate = self._evaluating
-        if isinstance(evaluate, Measurement):
-            evaluate = evaluate.against(self._round.bar)
+        evaluate = self._evaluating.against(self._round.bar)
         while True:
             try:
                 return _finite(evaluate(assignment))

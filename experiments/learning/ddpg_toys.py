@@ -123,6 +123,10 @@ class _Noisy:
         ]
         return Policy(structure="toy", weights="toy", units=tuple(units), layers=(LayerPolicy(name="toy"),))
 
+    def against(self, bar: Evaluation | None) -> _Noisy:
+        """Itself: a look-up spares nothing."""
+        return self
+
 
 def _trajectory(plan: Plan, outcome: Outcome) -> Trajectory:
     return Trajectory(

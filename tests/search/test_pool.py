@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,52 +17,10 @@ from amc.pool.pool import Answer, InProcess, Pool, Timing, blocks
 from amc.pool.ray import MAX_DEATHS, RayPool
 from amc.pool.worker import About, Worker
 
+if TYPE_CHECKING:
+    from tests.search.conftest import Workers
+
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray per run of the tests
-
-
-class Workers:
-    """Ray workers, one pool at a time: two of them take all CPUs of the tests' Ray."""
-
-    def __init__(self) -> None:
-        self._settings: tuple[float, int] | None = None
-        self._pool: RayPool | None = None
-
-    def __call__(self, limit_seconds: float = 60.0, retries: int = 2) -> RayPool:
-        """A pool of two workers, the last one where it was asked for the same."""
-        if self._pool is None or self._settings != (limit_seconds, retries):
-            self.close()
-            config = WorkersConfig(workers=2, limit_seconds=limit_seconds, retries=retries)
-            self._settings, self._pool = (limit_seconds, retries), RayPool(config, 2, [__name__])
-        return self._pool
-
-    def close(self) -> None:
-        """Lets them go."""
-        if self._pool is not None:
-            self._pool.close()
-        self._pool = None
-
-
-@pytest.fixture(scope="module")
-def workers(own_ray: None) -> Iterator[Workers]:
-    """Makes pools of two Ray workers."""
-    made = Workers()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def free_ray(workers: Workers) -> None:
-    """A Ray whose CPUs are free."""
-    workers.close()
-
-
-@pytest.fixture(params=["in process", "ray"])
-def pool(request: pytest.FixtureRequest) -> Pool:
-    """Each kind of pool."""
-    if request.param == "in process":
-        return InProcess()
-    workers: Workers = request.getfixturevalue("workers")
-    return workers()
 
 
 def added(shared: int, common: int, item: int) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from agents.searcher import FixedPlan, Plan, Trajectory
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
 from amc.pool.pool import Answer, InProcess, Pool, Timing
-from amc.pool.ray import MAX_DEATHS, RayPool
+from amc.pool.ray import MAX_DEATHS
 from amc.problem.prepare import Prepared, prepare
 from amc.problem.setup import Setup, set_up
 from amc.runs.folder import RunFolder
@@ -35,6 +35,9 @@ from amc.search.tools import Reported, Tools, score_reported
 from envs.reward import Evaluation, accuracy
 from envs.space.assignment import Assignment
 from envs.space.policy import Policy
+
+if TYPE_CHECKING:
+    from tests.search.conftest import Workers
 
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray per run of the tests
 
@@ -98,6 +101,9 @@ class Trouble:
     def policy(self, assignment: Assignment) -> Policy:
         return Policy(structure="", weights="", units=(), layers=())
 
+    def against(self, bar: Evaluation | None) -> Trouble:
+        return self
+
 
 def troubled(kind: str, times: int, folder: Path) -> Rollout:
     constraint = digits().constraint
@@ -124,51 +130,6 @@ def played(
         again = answer.timing.retries + (answer.value.retries if answer.value else 0)
         episodes.append(Played(*written_down(prepared, rollout, plan, answer), again))
     return episodes
-
-
-class Workers:
-    """Ray workers, one pool at a time: two of them take all CPUs of the tests' Ray."""
-
-    def __init__(self) -> None:
-        self._settings: tuple[float, int] | None = None
-        self._pool: RayPool | None = None
-
-    def __call__(self, limit_seconds: float = 60.0, retries: int = 2) -> RayPool:
-        """A pool of two workers, the last one where it was asked for the same."""
-        if self._pool is None or self._settings != (limit_seconds, retries):
-            self.close()
-            config = WorkersConfig(workers=2, limit_seconds=limit_seconds, retries=retries)
-            self._settings, self._pool = (limit_seconds, retries), RayPool(config, 2, [__name__])
-        return self._pool
-
-    def close(self) -> None:
-        """Lets them go."""
-        if self._pool is not None:
-            self._pool.close()
-        self._pool = None
-
-
-@pytest.fixture(scope="module")
-def workers(own_ray: None) -> Iterator[Workers]:
-    """Makes pools of two Ray workers."""
-    made = Workers()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def free_ray(workers: Workers) -> None:
-    """A Ray whose CPUs are free."""
-    workers.close()
-
-
-@pytest.fixture(params=["in process", "ray"])
-def pool(request: pytest.FixtureRequest) -> Pool:
-    """Each kind of pool."""
-    if request.param == "in process":
-        return InProcess()
-    workers: Workers = request.getfixturevalue("workers")
-    return workers()
 
 
 def plans() -> list[Plan]:
