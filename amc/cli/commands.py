@@ -14,7 +14,7 @@ from torch import nn
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
-from amc.export.onnx import CHECKED_IMAGES, write_onnx
+from amc.export.onnx import CHECKED_IMAGES, export_onnx
 from amc.problem.prepare import calibrate
 from amc.problem.setup import Setup, set_up
 from amc.profiling.timing import rounds_in_words
@@ -91,12 +91,11 @@ def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, conso
     if not out.parent.is_dir():
         raise ValueError(f"the folder of the ONNX file must exist, but {str(out.parent)!r} does not: make it first")
     policy, setup, small = _rebuild(policy_file, overrides, console)
-    count = min(CHECKED_IMAGES, len(setup.task.validation))
-    inputs, _ = setup.task.validation.batch(range(count))
-    difference = write_onnx(small, setup.task.example_input, inputs, out, policy.patterns())
+    difference = export_onnx(small, out, setup.task, policy.patterns())
     _side_by_side(setup, policy, small, console)
     console.print(
-        f"wrote {out}: onnxruntime and torch agree on {count} images (largest relative difference {difference:.1e})",
+        f"wrote {out}: onnxruntime and torch agree on {min(CHECKED_IMAGES, len(setup.task.validation))} images "
+        f"(largest relative difference {difference:.1e})",
         highlight=False,
         soft_wrap=True,
     )

@@ -107,22 +107,23 @@ def write_onnx(
     return difference
 
 
-def export_onnx(network: nn.Module, path: Path | str, task: Task) -> float:
+def export_onnx(network: nn.Module, path: Path | str, task: Task, patterns: Mapping[str, str] | None = None) -> float:
     """Writes a network as ONNX after comparing it with torch on validation images of its task.
 
     Args:
         network: The network, such as `result.network`.
         path: The file.
         task: Whose example input and images are used.
+        patterns: Layer name -> pattern that network and model must keep to.
 
     Returns:
         The largest relative difference found.
 
     Raises:
-        ValueError: If the network cannot be exported or the model differs from it; or OSError.
+        ValueError: If the network cannot be exported, the model differs from it, or a pattern is broken; or OSError.
     """
     inputs, _ = task.validation.batch(range(min(CHECKED_IMAGES, len(task.validation))))
-    return write_onnx(network, task.example_input, inputs, Path(path))
+    return write_onnx(network, task.example_input, inputs, Path(path), patterns)
 
 
 def _export(network: nn.Module, example_input: Tensor, inputs: Tensor) -> tuple[bytes, float]:

@@ -61,7 +61,7 @@ class Prepared:
 
     def policy(self, assignment: Assignment) -> Policy:
         """The policy of an assignment."""
-        return self.measurement.policy(assignment)
+        return self.compressor.policy_of(assignment)
 
     def evaluate(self, assignment: Assignment) -> Evaluation:
         """The counted evaluation: each assignment is charged once, and remembered."""

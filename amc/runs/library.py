@@ -25,8 +25,6 @@ from amc.tasks.task import Task
 from envs.reward import Reward
 from envs.space.policy import Policy
 
-DEFAULT_BUDGETS: Mapping[str, float] = {"macs": 0.5}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
@@ -99,7 +97,7 @@ def search(
 
     Args:
         task: A `Task`, or the name of one as on the command line.
-        budgets: Cost -> budget, a fraction of dense (<= 1) or absolute; None: half of the multiply-accumulates.
+        budgets: Cost -> budget, a fraction of dense (<= 1) or absolute; None: the configuration's default.
         out: Run folder. One that holds a run of the same search goes on where it stopped. None: nothing is kept.
         searcher: Agent by name (`amc config agent`).
         reward: Reward by name, or a function of an `Evaluation`.
@@ -113,7 +111,7 @@ def search(
     """
     named = {
         "task": task if isinstance(task, str) else f"({task.name})",
-        "constraint": dict(DEFAULT_BUDGETS if budgets is None else budgets),
+        **({} if budgets is None else {"constraint": dict(budgets)}),
         "agent": searcher,
         "reward": reward if isinstance(reward, str) else f"({getattr(reward, '__name__', type(reward).__name__)})",
         "seed": seed,

@@ -90,9 +90,9 @@ class Judged(NamedTuple):
 def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
     """Damage of whole networks: the first kind of damage, on images that repair has not seen; charged."""
     role, indices = prepared.setup.draws.audition()
-    images = AuditionImages(role=role, indices=indices, damage=prepared.config.knapsack.damages[0], outputs=())
-    outputs = [dense for _, dense in _outputs(tools, tools.compressor.network, images)]
-    images = AuditionImages(role=role, indices=indices, damage=images.damage, outputs=outputs)
+    outputs = [dense for _, dense in _outputs(tools, tools.compressor.network, role, indices)]
+    damage = prepared.config.knapsack.damages[0]
+    images = AuditionImages(role=role, indices=indices, damage=damage, outputs=outputs)
     judged = [answer.result() for answer in pool.map(judge, tools, images, candidates)]
     prepared.ledger.charge(len(indices) * (1 + len(candidates)) + sum(one.image_forwards for one in judged))
     return [one.damage for one in judged]
@@ -102,18 +102,18 @@ def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> Judged
     """Repairs a candidate in full and measures how far its outputs are from the dense network's."""
     small, forwards = tools.compressor.compress(tools.compressor.policy_of(candidate))
     damage = damage_named(images.damage)
+    found = _outputs(tools, small, images.role, images.indices)
     sums = [
-        total_damage(damage, new, dense, targets)
-        for (targets, new), dense in zip(_outputs(tools, small, images), images.outputs, strict=True)
+        total_damage(damage, new, dense, targets) for (targets, new), dense in zip(found, images.outputs, strict=True)
     ]
     return Judged(sum(sums) / len(images.indices), forwards)
 
 
-def _outputs(tools: Tools, network: nn.Module, images: AuditionImages) -> list[tuple[Tensor, Tensor]]:
+def _outputs(tools: Tools, network: nn.Module, role: Role, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """(targets, outputs) of each scoring chunk, in order."""
     fast = inference_copy(network, tools.compressor.graph)
     device = tools.scorer.device
-    split, size, indices = tools.splits[images.role], tools.scorer.chunk, images.indices
+    split, size = tools.splits[role], tools.scorer.chunk
 
     def one(start: int) -> tuple[Tensor, Tensor]:
         inputs, targets = (tensor.to(device) for tensor in read(split, indices[start : start + size]))
