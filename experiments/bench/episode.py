@@ -37,8 +37,8 @@ from amc.search.searchers import make_searcher
 from amc.search.state import Progress
 from amc.search.stopping import bar_to_pass
 from amc.tasks.splits import Split
-from envs.compression.compress import Compressor
 from envs.parallel import THREADS
+from envs.repair.layerwise import LayerwiseRepair
 from envs.repair.sequential import SequentialRepair
 from experiments.bench.floor import forward_seconds, ready
 from experiments.bench.stopwatch import Stopwatch
@@ -121,11 +121,10 @@ def config_of(options: argparse.Namespace, repair: str) -> SearchConfig:
 def watched(bench: Bench) -> Callable[[], None]:
     """Times the parts of the bench from now on; the returned function ends it."""
     watch, networks = bench.watch, bench.networks
-    watch.wrap(envs.compression.compress, "sliced", "slicing")
+    watch.wrap(envs.compression.compress, "slice_axes", "slicing")
     watch.wrap(envs.compression.compress, "kept_axes", "slicing")
-    watch.wrap(envs.compression.compress, "return_memory", "repair")
-    watch.wrap(SequentialRepair, "__call__", "repair")
-    watch.wrap(Compressor, "_refit_consumers", "repair")
+    for repair in (SequentialRepair, LayerwiseRepair):
+        watch.wrap(repair, "__call__", "repair")
     watch.wrap(envs.compression.compress, "reestimate_batch_norm", "re-estimation")
     watch.wrap(Scorer, "__call__", "evaluation")
     for name in ("propose", "tell"):
