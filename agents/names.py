@@ -7,6 +7,7 @@ AGENTS = {
     "td3": "agents.ddpg:td3",
     "sac": "agents.ddpg:sac",
     "cmaes": "agents.cma_es:cma_es",
+    "swap": "agents.swap:swap",
     "random": "agents.random_search:random_search",
 }
 """Name -> where the function stands that makes the searcher from `searcher.SearchInputs`: a `searcher.MakeSearcher`."""

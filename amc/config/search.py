@@ -70,7 +70,7 @@ class SearchConfig(Part):
     preset: Literal["default", "paper"] = Field(
         "default", description="settings of ddpg, td3 and sac; paper: as He et al. 2018"
     )
-    episodes: int = Field(120, ge=1, description="policies tried by ddpg, td3, sac, cmaes and random")
+    episodes: int = Field(120, ge=1, description="policies tried by ddpg, td3, sac, cmaes, swap and random")
     warmup: int = Field(24, ge=0, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, description="episodes proposed together")
     starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")

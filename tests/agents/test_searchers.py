@@ -25,6 +25,7 @@ from agents.learner import Learner
 from agents.random_search import RandomSearch
 from agents.searcher import FixedPlan, Plan, Searcher, SearcherState, Trajectory, keyed_generator
 from agents.settings import PAPER_SETTINGS, Algorithm, DDPGSettings
+from agents.swap import Swap
 
 Starts: TypeAlias = Sequence[tuple[str, Sequence[float]]]
 MakeSearcher: TypeAlias = Callable[[int, Starts], Searcher]
@@ -110,6 +111,7 @@ def play_round(searcher: Searcher, count: int) -> list[Trajectory]:
 SEARCHERS: dict[str, MakeSearcher] = {
     "random": lambda seed, starts: RandomSearch(STEPS, seed, starts),
     "cma-es": lambda seed, starts: CMAES(STEPS, seed, starts),
+    "swap": lambda seed, starts: Swap(STEPS, seed, toy().cost.tolist(), starts),
     "ddpg": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL, seed, starts, shares=toy().cost.tolist()),
     "td3": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL.changed(algorithm="td3"), seed, starts),
     "sac": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL.changed(algorithm="sac"), seed, starts),
