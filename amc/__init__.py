@@ -1,6 +1,6 @@
 """The search, and everything that knows datasets, files, configurations and people.
 
-- `cli`: the command line; `studies`: many searches; `runs`: one search on disk; `reporting`: reports and tables.
+- `cli`: the command line; `runs`: searches on disk, one and many; `reporting`: reports and tables.
 - `search`: the algorithm (`search.loop`); `problem`: what is searched; `pool`: work in this process or on Ray;
   `scoring`: networks to evaluations; `profiling`: timing on this machine.
 - `tasks`: networks and data that come in; `export`: what leaves; `config`: settings; `storage`: files and the cache.
@@ -19,14 +19,15 @@ from typing import Any
 
 import amc.search as _room
 
-__all__ = ["Result", "Task", "export_onnx", "search"]
+__all__ = ["Result", "Task", "export_onnx", "resume", "search"]
 """The public names; all but `search` are imported when first asked for."""
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
 _PLACES = {
-    "Result": "amc.runs.library",
+    "Result": "amc.runs.found",
     "Task": "amc.tasks.task",
     "export_onnx": "amc.export.onnx",
+    "resume": "amc.runs.library",
 }
 
 

@@ -21,22 +21,23 @@ from amc.profiling.timing import rounds_in_words
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
 from amc.reporting.tables import remarks_below, stored_comparison
-from amc.runs.runner import HERE, Ended, Run, measured_latency, new_run, resume_run
-from amc.runs.showing import show_run
-from amc.studies.compare import PAGE
-from amc.studies.competition import run_compare
+from amc.runs.found import Result
+from amc.runs.runner import HERE, Ended, measured_latency, new_run, resume_run
+from amc.runs.studies.compare import PAGE
+from amc.runs.studies.competition import run_compare
 from envs.network.inference import placed
 from envs.space.policy import Policy, weights_fingerprint
 
 
 def run_search(
     config: SearchConfig, out: Path, console: Console, *, fresh: bool = False, workers: WorkersConfig = HERE
-) -> Run:
+) -> Result:
     """Searches, writes the run folder, shows the comparison."""
     with live(console) as region:
         run = new_run(config, out, ConsoleScreen(console, region), fresh=fresh, workers=workers)
-    show_run(run, console)
-    return run
+    found = Result.of(run)
+    found.show(console)
+    return found
 
 
 def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig = HERE) -> None:
@@ -48,7 +49,7 @@ def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig =
         console.print(stored_comparison(ended.result))
         console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
         return
-    show_run(run, console)
+    Result.of(run).show(console)
 
 
 def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, console: Console) -> None:

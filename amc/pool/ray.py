@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -257,7 +258,8 @@ class RayPool:
         local = self._config.address is None
         threads = max(1, cores() // self.workers) if local else 1
         options = {"num_cpus": 1, "num_gpus": self._config.gpus, "max_restarts": 0, "max_task_retries": 0}
-        actor = ray.remote(**options)(Worker).remote(threads)  # type: ignore[call-overload]
+        path = tuple(sys.path) if local else ()
+        actor = ray.remote(**options)(Worker).remote(threads, path)  # type: ignore[call-overload]
         return _Seat(actor, actor.about.remote(), time.perf_counter())
 
     def _replace(self, seat: _Seat) -> None:

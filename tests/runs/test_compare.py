@@ -10,10 +10,10 @@ import pytest
 
 from amc.config.search import SearchConfig
 from amc.runs.runner import NoScreen
+from amc.runs.studies.compare import DATA, PAGE, PICTURE, Run, differences, summarize, verdict
+from amc.runs.studies.competition import run_compare
 from amc.scoring.paired import mean_interval, paired_difference
 from amc.search.result import NETWORKS
-from amc.studies.compare import DATA, PAGE, PICTURE, Run, differences, summarize, verdict
-from amc.studies.competition import run_compare
 
 
 def drawn(seed: int, share: float, images: int = 2000) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import amc
-from amc.runs.library import Result
+from amc.runs.found import Result
 from amc.runs.runner import NoScreen, resume_run
 from amc.storage.files import read_json
 from envs.reward import Evaluation
@@ -101,14 +101,14 @@ def test_a_network_defined_in_the_script_is_searched(workers: int, tmp_path: Pat
 def test_the_same_call_goes_on_with_a_run(found: Result, run: Path, tmp_path: Path) -> None:
     task = make_task()
     whole = amc.search(task, out=tmp_path / "whole", **QUICK | {"episodes": 8})  # type: ignore[operator]
-    assert found.run.result.episodes == 4
+    assert found.record["episodes"] == 4
     longer = amc.search(task, out=run, **QUICK | {"episodes": 8})  # type: ignore[operator]
     assert (run / "episodes.jsonl").read_bytes() == (tmp_path / "whole" / "episodes.jsonl").read_bytes()
     assert longer.reports["found"].accuracy == whole.reports["found"].accuracy
 
 
 def test_a_run_of_an_object_says_what_resuming_it_needs(run: Path) -> None:
-    with pytest.raises(ValueError, match="run the script that made it again"):
+    with pytest.raises(ValueError, match="run the script that made them again"):
         resume_run(run, 4, NoScreen())
 
 

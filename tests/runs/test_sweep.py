@@ -18,9 +18,9 @@ from rich.console import Console
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
-from amc.studies.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
-from amc.studies.sweep import RUNS, Grid, claim, run_sweep, run_sweeps, run_trial
-from amc.studies.tuning import parse_range, run_tuning, samples
+from amc.runs.studies.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
+from amc.runs.studies.sweep import RUNS, Grid, claim, run_sweep, run_sweeps, run_trial
+from amc.runs.studies.tuning import parse_range, run_tuning, samples
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -115,7 +115,7 @@ def test_every_profile_gets_a_sweep_of_its_own(tmp_path: Path, monkeypatch: pyte
     def noted(config: SearchConfig, grid: Grid, out: Path, console: Console, workers: WorkersConfig) -> None:
         swept.append((config.profile, out))
 
-    monkeypatch.setattr("amc.studies.sweep.run_sweep", noted)
+    monkeypatch.setattr("amc.runs.studies.sweep.run_sweep", noted)
     config = SearchConfig(**{**SETTINGS, "constraint": {"latency": 0.6}, "profile": "phone"})
     grid = Grid(budgets=(0.6,), agents=("knapsack",), seeds=1)
     run_sweeps(config, grid, ["phone", "folder/board.json"], tmp_path, quiet(), WorkersConfig())
@@ -131,7 +131,7 @@ def test_a_search_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: py
     path = tmp_path / RUNS / "ended"
     path.mkdir(parents=True)
     (path / "result.json").write_text("{}")
-    monkeypatch.setattr("amc.studies.sweep.run_on", None)
+    monkeypatch.setattr("amc.runs.studies.sweep.run_on", None)
     settings = {"out": str(tmp_path), "home": os.getcwd(), "workers": WorkersConfig().model_dump()}
     config = SearchConfig(**SETTINGS).model_dump(mode="json", exclude_none=True)
     monkeypatch.setenv("AMC_THREADS", "1")

@@ -19,9 +19,9 @@ from amc.config.search import SearchConfig, load_config
 from amc.pool.ray import connected
 from amc.runs.folder import CONFIG, RunFolder
 from amc.runs.runner import NoScreen, run_on
+from amc.runs.studies.pareto import PAGE, Outcome, gather, write_front
 from amc.search.state import Snapshot
 from amc.storage.files import write_text
-from amc.studies.pareto import PAGE, Outcome, gather, write_front
 from envs.parallel import THREADS, cores
 
 RUNS, TUNE = "runs", "tune"

@@ -17,8 +17,8 @@ from agents.searcher import keyed_generator
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config, parse_override
 from amc.runs.folder import RunFolder
+from amc.runs.studies.sweep import RUNS, Trial, claim, ended, run_trials
 from amc.storage.files import write_text
-from amc.studies.sweep import RUNS, Trial, claim, ended, run_trials
 
 PAGE, BEST, STOPPED = "tune.md", "best.toml", "stopped"
 REDUCTION = 3

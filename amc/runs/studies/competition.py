@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amc.config.search import SearchConfig, load_config
 from amc.runs.runner import Screen, run_on
-from amc.studies.compare import read_run, trace, write_comparison, write_trace
+from amc.runs.studies.compare import read_run, trace, write_comparison, write_trace
 
 MAX_EPISODES = 1_000_000
 """Of a run that only its effort ends."""
