@@ -19,15 +19,18 @@ from typing import Any
 
 import amc.search as _room
 
-__all__ = ["Result", "Task", "export_onnx", "resume", "search"]
+__all__ = ["Result", "Task", "compare", "export_onnx", "resume", "search", "sweep", "tune"]
 """The public names; all but `search` are imported when first asked for."""
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
 _PLACES = {
     "Result": "amc.runs.found",
     "Task": "amc.tasks.task",
+    "compare": "amc.runs.studies.library",
     "export_onnx": "amc.export.onnx",
     "resume": "amc.runs.library",
+    "sweep": "amc.runs.studies.library",
+    "tune": "amc.runs.studies.library",
 }
 
 

@@ -23,7 +23,6 @@ from amc.reporting.screen import ConsoleScreen
 from amc.reporting.tables import remarks_below, stored_comparison
 from amc.runs.found import Result
 from amc.runs.runner import HERE, Ended, measured_latency, new_run, resume_run
-from amc.runs.studies.compare import PAGE
 from amc.runs.studies.competition import run_compare
 from envs.network.inference import placed
 from envs.space.policy import Policy, weights_fingerprint
@@ -59,9 +58,8 @@ def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out:
         console.print(f"[bold]{text}[/]")
 
     with live(console) as region:
-        said = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
-    console.print(said, highlight=False)
-    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+        found = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
+    found.show(console)
 
 
 def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +78,25 @@ def taken(*, costs: Any = (), **things: Any) -> Objects:
     several = costs if isinstance(costs, Sequence) else (costs,)
     found = {kind: TAKERS[kind](thing) for kind, thing in things.items() if thing is not None}
     return Objects(costs=tuple(_cost(cost) for cost in several), **found)
+
+
+def competitors(objects: Objects, agents: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Objects]]:
+    """The agents of a study by the names that a configuration has for them, and the objects of each one's searches.
+
+    Args:
+        objects: What all searches are given.
+        agents: Names, searchers, or functions that make them.
+
+    Raises:
+        ValueError: If one does not fit its Protocol, or two have the same name.
+    """
+    each = dict[str, Objects]()
+    for agent in agents:
+        name = agent if isinstance(agent, str) else in_parentheses(_searcher(agent))
+        if name in each and not isinstance(agent, str):
+            raise ValueError(f"agents are told apart by their names, but two are called {name}: name one otherwise")
+        each[name] = replace(objects, searcher=None if isinstance(agent, str) else agent)
+    return tuple(each), each
 
 
 def _is_name(thing: Any) -> bool:

@@ -46,7 +46,7 @@ def check_call(kind: str, thing: Any, argument: str) -> None:
         return  # written in C, and silent about its arguments
 
 
-def _check_method(kind: str, thing: object, name: str, protocol: type) -> None:
+def _check_method(kind: str, thing: Any, name: str, protocol: type) -> None:
     of_class = isinstance(thing, type)
     arguments = list(inspect.signature(getattr(protocol, name)).parameters.values())[1:]
     called = f"{'' if name == '__call__' else name}({', '.join(one.name for one in arguments)})"

@@ -121,7 +121,7 @@ def watched_repair(own: type) -> type[Repair]:
 
         def __call__(self, pruned: Pruned) -> None:
             try:
-                super().__call__(pruned)
+                own.__call__(self, pruned)
             except Exception as error:  # it is the user's
                 raise ValueError(f"the repair {own.__name__} raised {describe(error)}") from error
             for name, tensor in pruned.network.state_dict().items():
