@@ -3,7 +3,8 @@
 - `cli`: the command line; `runs`: searches on disk, one and many; `reporting`: reports and tables.
 - `search`: the algorithm (`search.loop`); `problem`: what is searched; `pool`: work in this process or on Ray;
   `scoring`: networks to evaluations; `profiling`: timing on this machine.
-- `tasks`: networks and data that come in; `export`: what leaves; `config`: settings; `storage`: files and the cache.
+- `tasks`: networks and data that come in; `export`: what leaves; `config`: settings; `storage`: files and the cache;
+  `testing`: laws that plug-ins keep to.
 
 No lower package may import it: `envs` is what is pruned, `agents` learn, `hw_profiles` says what layers cost.
 """

@@ -63,6 +63,7 @@ ARROWS = {
         "amc.storage",
         "amc.tasks",
     },
+    "amc.testing": {"amc.pool", "amc.problem", "amc.search", "amc.tasks"},
     "amc.cli": {
         "amc.config",
         "amc.export",

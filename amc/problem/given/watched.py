@@ -96,6 +96,8 @@ class WatchedImportance(Importance):
         name = self.name
         try:
             scores: Any = self.own(unit, evidence)
+        except ValueError as error:
+            raise ValueError(f"the importance {name} refuses unit {unit.name!r}: {error}") from error
         except Exception as error:  # it is the user's
             raise ValueError(f"the importance {name} raised {describe(error)} for unit {unit.name!r}") from error
         if not isinstance(scores, Tensor) or scores.shape != (unit.channels,):
