@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,8 @@ def answers_come_in_the_order_of_the_items(pool: Pool) -> None:
 
 def an_error_is_raised_in_its_items_turn(pool: Pool) -> None:
     """After the answers before it."""
-    answers = pool.map(_added, 1, 10, [0, "nonsense", 2])
+    items: list[Any] = [0, "nonsense", 2]
+    answers = pool.map(_added, 1, 10, items)
     require(next(iter(answers)).result() == 11, "the answer before an error is lost")
     try:
         list(answers)

@@ -121,8 +121,8 @@ def a_failed_episode_counts_as_played(given: Given) -> None:
         plans = searcher.propose(4)
         searcher.tell([None if k == number % 4 else toy().play(plan) for k, plan in enumerate(plans)])
     resumed.load(stored(searcher.state()))
-    following = [[toy().play(plan).actions for plan in one.propose(3)] for one in (searcher, resumed)]
-    require(np.array_equal(*following), "after failed episodes, a restored searcher proposes other plans")
+    on, again = ([toy().play(plan).actions for plan in one.propose(3)] for one in (searcher, resumed))
+    require(np.array_equal(on, again), "after failed episodes, a restored searcher proposes other plans")
 
 
 def a_round_that_failed_as_a_whole_is_survived(given: Given) -> None:
