@@ -20,13 +20,14 @@ from typing import Any
 
 import amc.search as _room
 
-__all__ = ["Result", "Task", "compare", "export_onnx", "resume", "search", "sweep", "tune"]
+__all__ = ["Result", "Task", "apply", "compare", "export_onnx", "resume", "search", "sweep", "tune"]
 """The public names; all but `search` are imported when first asked for."""
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
 _PLACES = {
     "Result": "amc.runs.found",
     "Task": "amc.tasks.task",
+    "apply": "amc.runs.applying",
     "compare": "amc.runs.studies.library",
     "export_onnx": "amc.export.onnx",
     "resume": "amc.runs.library",

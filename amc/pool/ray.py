@@ -258,8 +258,7 @@ class RayPool:
         local = self._config.address is None
         threads = max(1, cores() // self.workers) if local else 1
         options = {"num_cpus": 1, "num_gpus": self._config.gpus, "max_restarts": 0, "max_task_retries": 0}
-        path = tuple(sys.path) if local else ()
-        actor = ray.remote(**options)(Worker).remote(threads, path)  # type: ignore[call-overload]
+        actor = ray.remote(**options)(Worker).remote(threads)  # type: ignore[call-overload]
         return _Seat(actor, actor.about.remote(), time.perf_counter())
 
     def _replace(self, seat: _Seat) -> None:
@@ -300,7 +299,8 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # Without "local" Ray would join any cluster that happens to run on this machine.
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        with _importing_as_here():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address=address, **quiet)
@@ -314,3 +314,17 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _importing_as_here() -> Iterator[None]:
+    """What is started meanwhile finds the modules that this process finds, a notebook's or a script's own too."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before

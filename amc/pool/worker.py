@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,14 +36,8 @@ class About(NamedTuple):
 class Worker:
     """Works in a process of its own; what it is given to hold it can be given again."""
 
-    def __init__(self, threads: int, path: Sequence[str] = ()) -> None:
-        """Limits this process to its share of the machine's cores, and lets it import what the driver can.
-
-        Args:
-            threads: Threads that it may use.
-            path: Where the driver on the same machine finds modules.
-        """
-        sys.path.extend(folder for folder in path if folder not in sys.path)
+    def __init__(self, threads: int) -> None:
+        """Limits this process to its share of the machine's cores."""
         os.environ[THREADS] = str(threads)
         single_threaded()
         keep_memory()

@@ -13,10 +13,11 @@ from torch import nn
 
 from amc.export.applied import POLICY, load_applied, read_policy
 from amc.problem.given.objects import Objects
+from amc.reporting.notebook import as_html
 from amc.reporting.tables import stored_comparison
 from amc.runs.folder import SCORES, RunFolder, versions
 from amc.runs.runner import Run
-from amc.runs.showing import as_html, show_files
+from amc.runs.showing import show_files
 from amc.search.result import NETWORKS, NetworkReport
 from amc.tasks.task import Task, load_task
 from envs.space.policy import Policy

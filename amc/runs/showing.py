@@ -1,9 +1,8 @@
-"""What `show()` prints below a table, and the same as HTML."""
+"""What `show()` prints below the table of a search."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,3 @@ def show_files(result: Mapping[str, Any], folder: Path, console: Console) -> Non
     console.print(f"searched with {effort}; wrote", highlight=False)
     for name in (POLICY, WEIGHTS, RESULT, REPORT):
         console.print(f"  {folder / name}", highlight=False, soft_wrap=True)
-
-
-def as_html(show: Callable[[Console], None]) -> str:
-    """What a function prints, as HTML with its colours."""
-    console = Console(file=io.StringIO(), record=True, width=110)
-    show(console)
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")

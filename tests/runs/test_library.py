@@ -133,6 +133,38 @@ def test_public_names_are_few_sorted_and_there() -> None:
         amc.nothing  # noqa: B018
 
 
+def test_a_run_that_has_ended_is_read_and_not_confirmed_again(
+    found: Result, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amc.runs.runner.search", None)
+    task = make_task()
+    for again in (
+        amc.search(task, out=run, **QUICK),  # type: ignore[operator]
+        amc.resume(run, task=task, progress=False),
+    ):
+        assert again.record["episodes"] == 4
+        assert again.reports["found"].costs == found.reports["found"].costs
+        assert set(again.networks) == {"dense", "found"}
+        x = torch.randn(2, 1, 16, 16)
+        torch.testing.assert_close(again.network(x), found.network(x))
+        assert "found" in again._repr_html_()
+
+
+def test_resume_goes_on_with_the_objects_of_the_run(found: Result, run: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs objects that no file can hold: task \(small\): run the script"):
+        amc.resume(run, 4, progress=False)
+    longer = amc.resume(run, 4, task=make_task(), progress=False)
+    assert longer.record["episodes"] == 8
+
+
+def test_a_policy_is_applied_to_an_object(found: Result, run: Path) -> None:
+    small = amc.apply(run, make_task())
+    x = torch.randn(2, 1, 16, 16)
+    torch.testing.assert_close(small(x), found.network(x))
+    with pytest.raises(ValueError, match=r"task \(small\)"):
+        amc.apply(found.policy)
+
+
 def test_a_policy_is_saved_as_it_is_read(found: Result, tmp_path: Path) -> None:
     found.policy.save(tmp_path / "policy.json")
     assert json.loads((tmp_path / "policy.json").read_text()) == found.policy.to_json()

@@ -202,7 +202,7 @@ def test_an_object_is_copied_so_that_each_search_begins_alike() -> None:
         (lambda widths: np.full(len(widths.outputs), np.nan), "finite and not negative, but 'energy' gave nan"),
         (lambda widths: -widths.outputs.sum(axis=1), "finite and not negative, but 'energy' gave -"),
         (lambda widths: widths.outputs, r"one value per variant, \[1\], but 'energy' gave \[1, "),
-        (lambda widths: {}["price"], "the cost 'energy' raised KeyError: 'price'"),
+        (lambda widths: dict[str, Any]()["price"], "the cost 'energy' raised KeyError: 'price'"),
     ],
 )
 def test_a_cost_that_gives_nonsense_is_named(value: Callable[[Any], Any], said: str) -> None:

@@ -132,7 +132,7 @@ def test_a_search_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: py
     path.mkdir(parents=True)
     (path / "result.json").write_text("{}")
     monkeypatch.setattr("amc.runs.studies.sweep.run_on", None)
-    settings = {"out": str(tmp_path), "home": os.getcwd(), "path": [], "workers": WorkersConfig().model_dump()}
+    settings = {"out": str(tmp_path), "home": os.getcwd(), "workers": WorkersConfig().model_dump()}
     config = SearchConfig(**SETTINGS).model_dump(mode="json", exclude_none=True)
     monkeypatch.setenv("AMC_THREADS", "1")
     run_trial({"settings": settings, "trial": {"name": "ended", "config": config}})

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from amc.config.search import SearchConfig
-from amc.runs.showing import as_html
+from amc.reporting.notebook import as_html
 from amc.runs.studies.pareto import Outcome
 
 

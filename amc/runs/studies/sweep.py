@@ -7,7 +7,6 @@ docs/architecture.md): a search that has ended is not repeated, and one that was
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +208,6 @@ def run_trials(
         settings = {
             "out": str(out.absolute()),
             "home": str(Path.cwd()),
-            "path": sys.path,
             "workers": workers.model_dump(exclude={"address"}),
         }
         space = {"settings": settings, "trial": tune.grid_search([_portable(trial) for trial in trials])}
@@ -248,7 +246,6 @@ def run_trial(config: Mapping[str, Any], objects: Parcel | None = None) -> None:
     workers = WorkersConfig(**settings["workers"])
     os.environ[THREADS] = str(max(1, workers.workers))  # of the phases that the driver computes itself
     os.chdir(settings["home"])  # from where the user's own modules are imported
-    sys.path.extend(folder for folder in settings["path"] if folder not in sys.path)
     path = Path(settings["out"]) / RUNS / trial["name"]
     own = load_config(None, trial["config"])
     if RunFolder(path).result() is None:
