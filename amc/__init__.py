@@ -16,9 +16,17 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import amc.search as _room
+
+if TYPE_CHECKING:
+    from amc.export.onnx import export_onnx
+    from amc.runs.applying import apply
+    from amc.runs.found import Result
+    from amc.runs.library import resume, search
+    from amc.runs.studies.library import compare, sweep, tune
+    from amc.tasks.task import Task
 
 __all__ = ["Result", "Task", "apply", "compare", "export_onnx", "resume", "search", "sweep", "tune"]
 """The public names; all but `search` are imported when first asked for."""
@@ -111,4 +119,5 @@ def __getattr__(name: str) -> Any:
 _check_siblings()
 _register_environment()
 _room.__class__ = _CallableRoom
-search = _room
+if not TYPE_CHECKING:
+    search = _room

@@ -2,7 +2,6 @@
 
 import ast
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,9 @@ def test_what_the_page_defines_keeps_its_laws_and_searches_together(
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     defined = run([block for block in BLOCKS if not searching(block)], {})
-    search: Callable[..., Any] = amc.search  # type: ignore[assignment]  # the room is callable
     settings = defined["QUICK"] | {"budgets": {"energy": 0.6, "macs": 0.5}}
     objects = {"searcher": defined["HillClimbing"], "importance": defined["producer_norm"], "repair": defined["Scaled"]}
-    found = search(make_task(), costs=[defined["Energy"]()], **objects, **settings)
+    found = amc.search(make_task(), costs=[defined["Energy"]()], **objects, **settings)
     costs = {name: found.reports[name].costs for name in ("dense", "found")}
     assert costs["found"]["energy"] <= 0.6 * costs["dense"]["energy"]
     assert found.record["failures"] == 0

@@ -76,7 +76,7 @@ def bare_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def found(bare_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A search whose run is kept."""
-    result: Result = amc.search(make_task(), out=tmp_path_factory.mktemp("found") / "run", **QUICK)  # type: ignore[operator]
+    result: Result = amc.search(make_task(), out=tmp_path_factory.mktemp("found") / "run", **QUICK)
     return result
 
 
@@ -100,9 +100,9 @@ def test_a_network_defined_in_the_script_is_searched(workers: int, tmp_path: Pat
 
 def test_the_same_call_goes_on_with_a_run(found: Result, run: Path, tmp_path: Path) -> None:
     task = make_task()
-    whole = amc.search(task, out=tmp_path / "whole", **QUICK | {"episodes": 8})  # type: ignore[operator]
+    whole = amc.search(task, out=tmp_path / "whole", **QUICK | {"episodes": 8})
     assert found.record["episodes"] == 4
-    longer = amc.search(task, out=run, **QUICK | {"episodes": 8})  # type: ignore[operator]
+    longer = amc.search(task, out=run, **QUICK | {"episodes": 8})
     assert (run / "episodes.jsonl").read_bytes() == (tmp_path / "whole" / "episodes.jsonl").read_bytes()
     assert longer.reports["found"].accuracy == whole.reports["found"].accuracy
 
@@ -119,7 +119,7 @@ def test_nothing_is_kept_without_a_folder_and_a_reward_of_ones_own_is_used() -> 
         seen.append(evaluation)
         return evaluation.accuracy
 
-    result = amc.search(make_task(), reward=reward, **QUICK)  # type: ignore[operator]
+    result = amc.search(make_task(), reward=reward, **QUICK)
     assert seen
     assert result.folder is None
     assert "found" in result._repr_html_()
@@ -139,7 +139,7 @@ def test_a_run_that_has_ended_is_read_and_not_confirmed_again(
     monkeypatch.setattr("amc.runs.runner.search", None)
     task = make_task()
     for again in (
-        amc.search(task, out=run, **QUICK),  # type: ignore[operator]
+        amc.search(task, out=run, **QUICK),
         amc.resume(run, task=task, progress=False),
     ):
         assert again.record["episodes"] == 4
@@ -172,8 +172,8 @@ def test_a_policy_is_saved_as_it_is_read(found: Result, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_its_own_search_only(tmp_path: Path) -> None:
     task = make_task()
-    amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, **QUICK)  # type: ignore[operator]
+    amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, **QUICK)
     with pytest.raises(ValueError, match=r"one of them has changed"):
-        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy / 2, **QUICK)  # type: ignore[operator]
+        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy / 2, **QUICK)
     with pytest.raises(ValueError, match=r"goes on with its own configuration, but .* seed is 0, not 1"):
-        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, seed=1, **QUICK)  # type: ignore[operator]
+        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, seed=1, **QUICK)

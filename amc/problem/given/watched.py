@@ -58,8 +58,13 @@ class WatchedCost:
         """[K] finite costs.
 
         Raises:
-            ValueError: If it raises, or gives something else.
+            ValueError: If it raises, gives something else, or cannot be counted without edges.
         """
+        if self.needs_edges and not layout.edges_known:
+            raise ValueError(
+                f"the cost {self.name!r} needs the network's data flow, but torch.fx could not trace it: "
+                "bound another cost, or make its forward traceable"
+            )
         try:
             found = np.asarray(self.own.many(layout, widths), dtype=np.float64)
         except Exception as error:  # it is the user's
