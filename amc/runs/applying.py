@@ -17,7 +17,7 @@ from amc.problem.given.objects import NO_OBJECTS, Objects, in_parentheses
 from amc.problem.prepare import calibrate
 from amc.problem.setup import Progress, Setup, no_progress, set_up
 from amc.tasks.task import Task
-from envs.importance.importance import Importance
+from envs.importance.importance import Importance, Score
 from envs.lookup import passed_in
 from envs.network.inference import placed
 from envs.repair.repair import Repair
@@ -75,7 +75,7 @@ def apply(
     policy: Policy | Path | str,
     task: Task | str | None = None,
     *,
-    importance: Importance | None = None,
+    importance: Importance | Score | None = None,
     repair: type[Repair] | None = None,
     costs: Sequence[Cost] = (),
     profile: Profile | LatencyTable | None = None,

@@ -18,7 +18,7 @@ from amc.reporting.screen import ConsoleScreen
 from amc.runs.found import Result, reopened
 from amc.runs.runner import Ended, NoScreen, Screen, nothing_left, resume_run, run_on
 from amc.tasks.task import Task
-from envs.importance.importance import Importance
+from envs.importance.importance import Importance, Score
 from envs.repair.repair import Repair
 from envs.reward import Reward
 from hw_profiles.cost import Cost
@@ -33,7 +33,7 @@ def search(
     out: Path | str | None = None,
     searcher: str | Searcher | MakeSearcher | None = None,
     reward: str | Reward | None = None,
-    importance: str | Importance | None = None,
+    importance: str | Importance | Score | None = None,
     repair: str | type[Repair] | None = None,
     costs: Sequence[Cost] = (),
     profile: str | Path | Profile | LatencyTable | None = None,
@@ -83,7 +83,7 @@ def resume(
     task: Task | None = None,
     searcher: Searcher | MakeSearcher | None = None,
     reward: Reward | None = None,
-    importance: Importance | None = None,
+    importance: Importance | Score | None = None,
     repair: type[Repair] | None = None,
     costs: Sequence[Cost] = (),
     profile: Profile | LatencyTable | None = None,

@@ -17,7 +17,9 @@ import amc
 from amc.runs.found import Result
 from amc.runs.runner import NoScreen, resume_run
 from amc.storage.files import read_json
+from envs.importance.importance import Evidence
 from envs.reward import Evaluation
+from envs.units.units import Unit
 from tests.tasks.small import make_task
 
 QUICK: dict[str, Any] = {
@@ -177,3 +179,17 @@ def test_a_run_goes_on_with_its_own_search_only(tmp_path: Path) -> None:
         amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy / 2, **QUICK)
     with pytest.raises(ValueError, match=r"goes on with its own configuration, but .* seed is 0, not 1"):
         amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, seed=1, **QUICK)
+
+
+def test_a_run_knows_its_objects_again_by_what_they_do(tmp_path: Path) -> None:
+    def first(unit: Unit, evidence: Evidence) -> torch.Tensor:
+        return torch.arange(unit.channels)
+
+    def last(unit: Unit, evidence: Evidence) -> torch.Tensor:
+        return -torch.arange(unit.channels)
+
+    first.__name__ = last.__name__ = "mine"
+    task = make_task()
+    amc.search(task, out=tmp_path / "run", importance=first, **QUICK)
+    with pytest.raises(ValueError, match=r"objects that it began with, but one of them has changed"):
+        amc.search(task, out=tmp_path / "run", importance=last, **QUICK | {"episodes": 6})

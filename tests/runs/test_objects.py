@@ -80,6 +80,8 @@ class Unrepairing:
         ({"costs": [Flat()]}, r"called as many\(layout, widths\), but many of energy takes \(layout\)"),
         ({"costs": [Unnamed()]}, "needs the attribute 'name', but Unnamed has none"),
         ({"costs": [Shipped()]}, "needs a name of its own, but 'macs' is shipped"),
+        ({"costs": [Energy(), Energy()]}, "told apart by their names, but got energy, energy"),
+        ({"task": make_task(), "checkpoint": "a.safetensors"}, "has data and weights, but got checkpoint="),
         ({"costs": "energy"}, "needs the method many"),
         ({"importance": lambda unit: None}, r"called as \(unit, evidence\), but .* takes \(unit\)"),
         ({"importance": 0.5}, r"called as \(unit, evidence\), but float has none"),

@@ -37,10 +37,6 @@ def test_shipped_repairs_keep_the_laws(name: str) -> None:
     check_repair(repair_class(name))
 
 
-def test_this_process_keeps_the_laws_of_a_pool() -> None:
-    check_rollouts(InProcess())
-
-
 class Forgetful(RandomSearch):
     """Forgets where it was."""
 

@@ -62,7 +62,13 @@ def passed(task: Any, budgets: Mapping[str, float] | None = None, costs: Any = (
     values = {key: copy.deepcopy(value) for key, value in settings.items() if value is not None}
     if budgets is not None:
         values["constraint"] = _named_budgets(budgets, objects)
-    return Passed(load_config(recipe, {**values, **named}), objects)
+    config = load_config(recipe, {**values, **named})
+    for key in ("data", "checkpoint"):
+        if objects.task is not None and (value := getattr(config, key)) is not None:
+            raise ValueError(
+                f"a task that is passed in has data and weights, but got {key}={str(value)!r}: leave it out"
+            )
+    return Passed(config, objects)
 
 
 def taken(*, costs: Any = (), **things: Any) -> Objects:
@@ -77,7 +83,10 @@ def taken(*, costs: Any = (), **things: Any) -> Objects:
     """
     several = costs if isinstance(costs, Sequence) else (costs,)
     found = {kind: TAKERS[kind](thing) for kind, thing in things.items() if thing is not None}
-    return Objects(costs=tuple(_cost(cost) for cost in several), **found)
+    watched = tuple(_cost(cost) for cost in several)
+    if len(names := [cost.name for cost in watched]) > len(set(names)):
+        raise ValueError(f"costs are told apart by their names, but got {', '.join(names)}: call one otherwise")
+    return Objects(costs=watched, **found)
 
 
 def competitors(objects: Objects, agents: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, Objects]]:
