@@ -1,9 +1,10 @@
 """The search, and everything that knows datasets, files, configurations and people.
 
-- `cli`: the command line; `studies`: many searches; `runs`: one search on disk; `reporting`: reports and tables.
+- `cli`: the command line; `runs`: searches on disk, one and many; `reporting`: reports and tables.
 - `search`: the algorithm (`search.loop`); `problem`: what is searched; `pool`: work in this process or on Ray;
   `scoring`: networks to evaluations; `profiling`: timing on this machine.
-- `tasks`: networks and data that come in; `export`: what leaves; `config`: settings; `storage`: files and the cache.
+- `tasks`: networks and data that come in; `export`: what leaves; `config`: settings; `storage`: files and the cache;
+  `testing`: laws that plug-ins keep to.
 
 No lower package may import it: `envs` is what is pruned, `agents` learn, `hw_profiles` says what layers cost.
 """
@@ -15,18 +16,31 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import amc.search as _room
 
-__all__ = ["Result", "Task", "export_onnx", "search"]
+if TYPE_CHECKING:
+    from amc.export.onnx import export_onnx
+    from amc.runs.applying import apply
+    from amc.runs.found import Result
+    from amc.runs.library import resume, search
+    from amc.runs.studies.library import compare, sweep, tune
+    from amc.tasks.task import Task
+
+__all__ = ["Result", "Task", "apply", "compare", "export_onnx", "resume", "search", "sweep", "tune"]
 """The public names; all but `search` are imported when first asked for."""
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
 _PLACES = {
-    "Result": "amc.runs.library",
+    "Result": "amc.runs.found",
     "Task": "amc.tasks.task",
+    "apply": "amc.runs.applying",
+    "compare": "amc.runs.studies.library",
     "export_onnx": "amc.export.onnx",
+    "resume": "amc.runs.library",
+    "sweep": "amc.runs.studies.library",
+    "tune": "amc.runs.studies.library",
 }
 
 
@@ -105,4 +119,5 @@ def __getattr__(name: str) -> Any:
 _check_siblings()
 _register_environment()
 _room.__class__ = _CallableRoom
-search = _room
+if not TYPE_CHECKING:
+    search = _room

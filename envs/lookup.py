@@ -2,6 +2,7 @@
 
 So a configuration knows every name without loading torch, and one line in a dict is all that a new thing needs:
 `OneOf` makes the dict's names the values that a key may have, in its check, in `amc config` and in the options.
+What is passed in as an object stands in a configuration as its name in parentheses.
 """
 
 from __future__ import annotations
@@ -39,6 +40,17 @@ def unknown(name: str, known: Collection[str]) -> str:
     return f"must be one of {', '.join(known)}, but got {name!r}{cure}"
 
 
+def name_of(thing: object) -> str:
+    """What an object is called in messages: a cost's own name, else a function's or class's, else that of its class."""
+    name = getattr(thing, "__name__", None) or getattr(thing, "name", None)
+    return name if isinstance(name, str) and name else type(thing).__name__
+
+
+def passed_in(name: object) -> bool:
+    """Whether a configuration's value stands for an object: its name in parentheses."""
+    return isinstance(name, str) and name.startswith("(") and name.endswith(")")
+
+
 class OneOf:
     """Marks a text that must be one of some names: `Annotated[str, OneOf(IMPORTANCES)]`.
 
@@ -46,22 +58,25 @@ class OneOf:
 
     Args:
         groups: Names, such as the keys of dicts.
+        objects: Whether an object may take their place, or its name in parentheses.
     """
 
-    def __init__(self, *groups: Collection[str]) -> None:
-        self._groups = groups
+    def __init__(self, *groups: Collection[str], objects: bool = False) -> None:
+        self._groups, self._objects = groups, objects
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names in order."""
         return tuple(name for group in self._groups for name in group)
 
-    def check(self, value: str) -> str:
-        """The value, if it is one of the names.
+    def check(self, value: Any) -> Any:
+        """The value, if it is one of the names, or an object where that is allowed.
 
         Raises:
             ValueError: Otherwise.
         """
+        if self._objects and (not isinstance(value, str) or passed_in(value)):
+            return value
         if value not in self.names:
             raise ValueError(unknown(value, self.names))
         return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,30 @@ from rich.text import Text
 from torch import nn
 
 from amc.config.parts import WorkersConfig
-from amc.config.search import SearchConfig, load_config
+from amc.config.search import SearchConfig
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
 from amc.export.onnx import CHECKED_IMAGES, export_onnx
-from amc.problem.prepare import calibrate
-from amc.problem.setup import Setup, set_up
+from amc.problem.setup import Setup
 from amc.profiling.timing import rounds_in_words
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
 from amc.reporting.tables import remarks_below, stored_comparison
-from amc.runs.runner import HERE, Ended, Run, measured_latency, new_run, resume_run
-from amc.runs.showing import show_run
-from amc.studies.compare import PAGE
-from amc.studies.competition import run_compare
-from envs.network.inference import placed
-from envs.space.policy import Policy, weights_fingerprint
+from amc.runs.applying import rebuild
+from amc.runs.found import Result
+from amc.runs.runner import HERE, Ended, measured_latency, new_run, resume_run
+from amc.runs.studies.competition import run_compare
+from envs.space.policy import Policy
 
 
 def run_search(
     config: SearchConfig, out: Path, console: Console, *, fresh: bool = False, workers: WorkersConfig = HERE
-) -> Run:
+) -> Result:
     """Searches, writes the run folder, shows the comparison."""
     with live(console) as region:
         run = new_run(config, out, ConsoleScreen(console, region), fresh=fresh, workers=workers)
-    show_run(run, console)
-    return run
+    found = Result.of(run)
+    found.show(console)
+    return found
 
 
 def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig = HERE) -> None:
@@ -48,7 +46,7 @@ def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig =
         console.print(stored_comparison(ended.result))
         console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
         return
-    show_run(run, console)
+    Result.of(run).show(console)
 
 
 def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, console: Console) -> None:
@@ -58,9 +56,8 @@ def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out:
         console.print(f"[bold]{text}[/]")
 
     with live(console) as region:
-        said = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
-    console.print(said, highlight=False)
-    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+        found = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
+    found.show(console)
 
 
 def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> nn.Module:
@@ -104,18 +101,10 @@ def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, conso
 def _rebuild(policy_file: Path, overrides: Mapping[str, Any], console: Console) -> tuple[Policy, Setup, nn.Module]:
     """The policy, the setup it came from (its configuration, other task, data or weights if given), the network."""
     policy = read_policy(policy_file)
-    stored: dict[str, Any] = dict(policy.provenance.get("config", {}))
-    if overrides.get("task", stored.get("task")) != stored.get("task"):
-        stored.pop("data", None)
-        stored.pop("checkpoint", None)
     with live(console) as screen:
-        setup = set_up(load_config(None, stored | dict(overrides)), screen.step)
-        policy.check_structure(setup.task.network)
-        if policy.weights != weights_fingerprint(setup.task.network):
-            console.print("[yellow]warning:[/] the policy was made for other weights of this network")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            small = placed(calibrate(setup, screen.step).compress(policy).network, "cpu")
+        setup, small, same_weights = rebuild(policy, overrides, screen.step)
+    if not same_weights:
+        console.print("[yellow]warning:[/] the policy was made for other weights of this network")
     return policy, setup, small
 
 

@@ -60,15 +60,20 @@ def sweep(
     """Search over several budgets, agents and seeds; ends with the Pareto front. Repeat it to go on."""
     config = load_config(recipe, {"profile": profiles[0] if profiles else None, **overrides})
     if tune:
-        from amc.studies.tuning import parse_range, run_tuning
+        from amc.runs.studies.tuning import parse_range, run_tuning
 
-        run_tuning(config, [parse_range(text) for text in tune], samples, out, console, workers)
+        run_tuning(config, [parse_range(text) for text in tune], samples, out, _say, workers).show(console)
         return
-    from amc.studies.sweep import Grid, run_sweep, run_sweeps
+    from amc.runs.studies.sweep import Grid, run_sweep, run_sweeps
 
     several = tuple(budgets or list(config.constraint.values())[:1])
     grid = Grid(budgets=several, agents=tuple(agents or [config.agent]), seeds=seeds)
     if len(profiles or []) > 1:
-        run_sweeps(config, grid, profiles or [], out, console, workers)
+        for found in run_sweeps(config, grid, profiles or [], out, _say, workers).values():
+            found.show(console)
     else:
-        run_sweep(config, grid, out, console, workers)
+        run_sweep(config, grid, out, _say, workers).show(console)
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False)

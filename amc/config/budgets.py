@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envs.lookup import unknown
+from envs.lookup import passed_in, unknown
 
 LATENCY = ("latency", "latency_ms")
 """Budgets on a profile's latency, as in `hw_profiles.cost`: that module needs numpy."""
@@ -43,7 +43,7 @@ def checked_budgets(value: Any) -> dict[str, float]:
 def _check_budget(name: str, budget: Any) -> None:
     from hw_profiles.cost import COSTS  # needs numpy, without which the command line's help is shown
 
-    if name not in (*COSTS, *LATENCY, COVERAGE):
+    if name not in (*COSTS, *LATENCY, COVERAGE) and not passed_in(name):
         raise ValueError(f"cost {unknown(name, [*COSTS, *LATENCY, *SYNONYMS, 'sparsity', COVERAGE])}")
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
         raise ValueError(

@@ -16,7 +16,7 @@ from amc.config.budgets import COVERAGE, LATENCY, checked_budgets, with_sparsity
 from amc.config.keys import explain
 from amc.config.parts import BackendConfig, KnapsackConfig, Part, SavingsConfig
 from envs.compression.settings import CompressionConfig
-from envs.lookup import OneOf, unknown
+from envs.lookup import OneOf, passed_in, unknown
 from envs.reward import REWARDS
 from envs.space.kinds import KINDS
 from envs.space.settings import RulesConfig
@@ -66,7 +66,7 @@ class SearchConfig(Part):
     )
     sparsity: str | None = Field(None, description="PATTERN@RULES: the pattern and the shapes that a device takes")
     profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
-    agent: Annotated[str, OneOf(AGENTS, SINGLE)] = Field("ddpg", description="what chooses the widths")
+    agent: Annotated[str, OneOf(AGENTS, SINGLE, objects=True)] = Field("ddpg", description="what chooses the widths")
     preset: Literal["default", "paper"] = Field(
         "default", description="settings of ddpg, td3 and sac; paper: as He et al. 2018"
     )
@@ -120,7 +120,7 @@ class SearchConfig(Part):
     @field_validator("reward")
     @classmethod
     def _rewarding(cls, value: str) -> str:
-        if value not in ("auto", *REWARDS) and ":" not in value and not value.startswith("("):  # an object
+        if value not in ("auto", *REWARDS) and ":" not in value and not passed_in(value):
             raise ValueError(unknown(value, ("auto", *REWARDS, "package.module:function")))
         return value
 

@@ -50,11 +50,20 @@ def pack(value: object, own_modules: Sequence[str] = ()) -> Parcel:
         value: Anything that cloudpickle takes.
         own_modules: Modules whose functions and classes travel with the object, as the other side may not have
             them (the user's task, by the name of its module).
+
+    Raises:
+        ValueError: If something in it cannot be pickled.
     """
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     with _by_value(own_modules):
-        _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
+        try:
+            _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"what goes to workers must be picklable, but something is not ({' '.join(str(error).split())}): "
+                "let task and objects hold numbers and arrays only, or work without workers"
+            ) from error
     arrays = tuple(np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers)
     return Parcel(file.getvalue(), arrays)
 

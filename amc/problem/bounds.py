@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from amc.config.budgets import COVERAGE
 from amc.config.search import SearchConfig
+from amc.problem.given.objects import NO_OBJECTS, Objects
+from envs.lookup import passed_in
 from envs.network.graph import trace
 from envs.network.recount import CountMismatch, confirm_macs, independent_macs
 from envs.space.constraint import Budget, Constraint, Costing, resolve_budget
@@ -47,7 +49,9 @@ def choose_sites(
     return tuple(sites), tuple(fixed)
 
 
-def bind(config: SearchConfig, costing: Costing, table: LatencyTable | None) -> Constraint:
+def bind(
+    config: SearchConfig, costing: Costing, table: LatencyTable | None, objects: Objects = NO_OBJECTS
+) -> Constraint:
     """The configured budgets over some sites.
 
     Raises:
@@ -59,7 +63,7 @@ def bind(config: SearchConfig, costing: Costing, table: LatencyTable | None) -> 
         if name == COVERAGE:
             budgets.append(Budget(Uncovered(), 1 - value))
             continue
-        cost: Cost = table if table and name in LATENCY else COSTS[name]
+        cost = _cost(name, table, objects)
         if isinstance(cost, Macs):
             cost = Macs(skips=skips)
             if config.choose in ("patterns", "unstructured") and not skips:
@@ -70,6 +74,13 @@ def bind(config: SearchConfig, costing: Costing, table: LatencyTable | None) -> 
         dense = cost_of(cost, costing.family.dense)
         budgets.append(Budget(cost, value if name == "latency_ms" else resolve_budget(cost, value, dense)))
     return Constraint.create(costing, budgets)
+
+
+def _cost(name: str, table: LatencyTable | None, objects: Objects) -> Cost:
+    """The cost of a budget."""
+    if table is not None and name in LATENCY:
+        return table
+    return objects.cost(name) if passed_in(name) else COSTS[name]
 
 
 def skipped_patterns(shapes: ShapeRules | None, table: LatencyTable | None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -91,7 +92,7 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
     anatomy = setup.anatomy
     plan = calibration_plan(setup)
     settings = CompressionSettings(
-        **config.compression.model_dump(exclude={"positions"}),
+        **{**config.compression.model_dump(exclude={"positions"}), **setup.objects.of_compression()},
         positions=plan.positions,
         seed=config.seed,
         narrow_targets=plan.narrow_targets,
@@ -117,6 +118,7 @@ def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
     ledger = Ledger()
     compressor = calibrate(setup, progress)
     ledger.charge(compressor.preparation_forwards)
+    traces = _traces(setup, compressor, ledger)
     backend, agreement = setup.config.backend, None
     if backend.name == "auto":
         backend, agreement = _settle_backend(setup, compressor)
@@ -144,7 +146,7 @@ def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
         measurement=measurement,
         ledger=ledger,
         agreement=agreement,
-        origin=_origin(setup, config, compressor),
+        origin=_origin(setup, config, compressor, traces),
         progress=progress,
     )
 
@@ -196,12 +198,29 @@ def _race(setup: Setup, images: int) -> Race | None:
     return Race(first=savings.images, error=savings.error, reward=setup.reward)
 
 
-def _origin(setup: Setup, config: SearchConfig, compressor: Compressor) -> str:
+def _traces(setup: Setup, compressor: Compressor, ledger: Ledger) -> dict[str, object]:
+    """What the objects of the user's do on this network, by which a resumed search knows them again; a repair is tried
+    on the uniform policy, and charged.
+    """
+    objects, traces = setup.objects, dict[str, object]()
+    if objects.importance is not None:
+        traces["orders"] = compressor.orders
+    if objects.costs:
+        traces["limits"] = {name: f"{limit:.6g}" for name, limit in setup.constraint.limits().items()}
+    if objects.repair is not None:
+        small, forwards = compressor.compress(compressor.policy_of(setup.uniform()), quick=True)
+        ledger.charge(forwards)
+        traces["repaired"] = f"{sum(float(p.detach().abs().sum()) for p in small.parameters()):.4g}"
+    return traces
+
+
+def _origin(setup: Setup, config: SearchConfig, compressor: Compressor, traces: Mapping[str, object]) -> str:
     key = {
         "config": config.model_dump(mode="json", exclude=set(LIMITS)),
         "weights": weights_fingerprint(setup.task.network),
         "calibration": compressor.calibration_fingerprint,
         "reward": f"{setup.dense_reward:.4g}",  # other CPUs differ in the last digits
         **({"profile": setup.table.profile.text()} if setup.table is not None else {}),
+        **({"objects": traces} if traces else {}),
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

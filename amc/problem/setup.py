@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
 from amc.problem.bounds import bind, choose_sites, recount, skipped_patterns
+from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.profiling.store import load_table
 from amc.scoring.draws import Draws
 from amc.scoring.scorer import Scorer, scoring_chunk
@@ -62,6 +63,7 @@ class Setup:
         scorer: Scores networks in full precision.
         reward: Turns an evaluation into a number.
         keeps_outputs: Whether the dense network's outputs on all validation images can be kept.
+        objects: What was passed in.
         dense_reward: The reward of the dense network on the first validation images, by which a resumed search knows
             data, metric and reward again.
     """
@@ -78,6 +80,7 @@ class Setup:
     scorer: Scorer
     reward: Reward
     keeps_outputs: bool
+    objects: Objects
     dense_reward: float
 
     def assignment(self, values: Sequence[int] | IntArray) -> Assignment:
@@ -97,8 +100,9 @@ class Setup:
         return self.task.validation if self.config.reward_split == "validation" else self.task.calibration
 
     def own_modules(self) -> list[str]:
-        """Modules of the user's that the configuration names."""
-        return [name.partition(":")[0] for name in (self.config.task, self.config.reward) if ":" in name]
+        """Modules of the user's that the configuration names, or that define what was passed in."""
+        named = [name.partition(":")[0] for name in (self.config.task, self.config.reward) if ":" in name]
+        return named + self.objects.modules()
 
     def real_costs(self, network: nn.Module, patterns: Mapping[str, str] | None = None) -> dict[str, float]:
         """MACs, parameters and every budget's cost, recounted on a real network (traced anew).
@@ -113,28 +117,27 @@ class Setup:
         return recount(network, self.task.example_input, wanted, patterns or {})
 
 
-def set_up(
-    config: SearchConfig, progress: Progress = no_progress, task: Task | None = None, reward: Reward | None = None
-) -> Setup:
+def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Objects = NO_OBJECTS) -> Setup:
     """Loads and checks task and budgets; nothing is calibrated yet.
 
     Args:
         config: The configuration.
         progress: Is told how far long work is.
-        task: The task itself, in place of the one that the configuration names.
-        reward: The reward itself, likewise.
+        objects: What the configuration names in parentheses.
 
     Raises:
-        ValueError: If task, rules, budgets or reward are not usable.
+        ValueError: If task, rules, budgets or objects are not usable, or an object is missing.
     """
+    objects.check(config)
     single_threaded()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
-    if task is None:
-        task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
+    task = objects.task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
     check_task(task)
     draws = Draws(config, len(task.calibration), len(task.validation))
-    table = load_table(config.profile, logger.warning) if config.profile is not None else None
+    table = objects.profile
+    if table is None and config.profile is not None:
+        table = load_table(config.profile, logger.warning)
     progress("finding units", 0, 1)
     anatomy = dissect(task.network, task.example_input, verification_samples(task.calibration))
     return_memory()
@@ -144,12 +147,11 @@ def set_up(
     table = table.for_network(anatomy.family.dense) if table is not None else None
     if table is not None and table.correction is None:
         logger.warning("latencies of %s are uncorrected: `amc profile check` measures how true they are", task.name)
-    constraint = bind(config, Costing(anatomy.family, sites, shapes), table)
+    constraint = bind(config, Costing(anatomy.family, sites, shapes), table, objects)
     chunk = scoring_chunk(anatomy.family.dense, config.device)
     scorer = Scorer(graph=anatomy.graph, metric=task.metric, chunk=chunk, device=config.device)
     kept = outputs_fit(task)
-    if reward is None:
-        reward = _reward(config, task, constraint, kept)
+    reward = objects.reward or _reward(config, task, constraint, kept)
     dense_reward = _dense_reward(config.reward, reward, task, scorer, constraint, kept)
     return Setup(
         config=config,
@@ -164,6 +166,7 @@ def set_up(
         scorer=scorer,
         reward=reward,
         keeps_outputs=kept,
+        objects=objects,
         dense_reward=dense_reward,
     )
 

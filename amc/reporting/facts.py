@@ -16,7 +16,7 @@ from amc.search.result import NETWORKS, SearchResult
 from envs.space.assignment import Assignment
 from envs.space.sites import Site, WidthSite
 from envs.units.layout import LayoutFamily, kept_counts
-from hw_profiles.cost import COSTS, Cost, Macs, cost_of
+from hw_profiles.cost import Cost, Macs, cost_of
 from hw_profiles.latency.table import LatencyTable
 from hw_profiles.layers import Layout
 
@@ -165,7 +165,7 @@ def gather(
         latency: Network name -> its time; networks without an entry show none.
         layer_times: Network name -> predicted and measured time of each layer, where a profile tells it.
     """
-    layer_cost = Macs() if cost.name in COSTS and not COSTS[cost.name].adds_up else cost
+    layer_cost = cost if getattr(cost, "adds_up", True) else Macs()
     units = tuple(site.name for site in sites if isinstance(site, WidthSite))
     networks = {}
     for name, report in result.reports.items():

@@ -12,6 +12,7 @@ from rich.live import Live as Region
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from amc.reporting.notebook import NotebookLive
 from amc.search.state import Snapshot
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -53,7 +54,7 @@ class Live:
 
 @contextmanager
 def live(console: Console) -> Iterator[Live]:
-    """The region of the screen that shows progress while the block runs."""
+    """The region of the screen, or of a notebook's cell, that shows progress while the block runs."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,7 +65,8 @@ def live(console: Console) -> Iterator[Live]:
         console=console,
     )
     text = Text(style="cyan")
-    with Region(Group(progress, text), console=console) as region:
+    shown = Group(progress, text)
+    with NotebookLive(shown, console) if console.is_jupyter else Region(shown, console=console) as region:
         yield Live(progress, text, region)
 
 

@@ -1,1 +1,1 @@
-"""One search on disk: the run folder, its snapshot, and the runner that creates, resumes and finishes it."""
+"""Searches on disk: one, created, resumed, finished and given back, and `studies` of many."""

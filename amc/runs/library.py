@@ -1,138 +1,126 @@
-"""What `amc.search(...)` does: a search from a script or a notebook, on a task that one has in hand."""
+"""What `amc.search(...)` and `amc.resume(...)` do: one search from a script or a notebook, on what one has in hand."""
 
 from __future__ import annotations
 
-import io
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
 
+from agents.searcher import MakeSearcher, Searcher
 from amc.config.parts import WorkersConfig
-from amc.config.search import load_config
+from amc.problem.given.door import passed, taken
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
-from amc.reporting.tables import comparison
-from amc.runs.runner import NoScreen, Run, Screen, run_on
-from amc.runs.showing import show_run
-from amc.search.result import NetworkReport
+from amc.runs.found import Result, reopened
+from amc.runs.runner import Ended, NoScreen, Screen, nothing_left, resume_run, run_on
 from amc.tasks.task import Task
+from envs.importance.importance import Importance, Score
+from envs.repair.repair import Repair
 from envs.reward import Reward
-from envs.space.policy import Policy
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """What a search found.
-
-    Attributes:
-        run: The run: result, timings, folder.
-        written: Whether its folder stays.
-    """
-
-    run: Run = field(repr=False)
-    written: bool
-
-    @property
-    def network(self) -> nn.Module:
-        """The network found: a plain module, physically smaller, on the CPU."""
-        return self.run.result.networks["found"]
-
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """dense, uniform, start (where there was one) and found."""
-        return self.run.result.networks
-
-    @property
-    def reports(self) -> Mapping[str, NetworkReport]:
-        """Network name -> accuracies and recounted costs."""
-        return self.run.result.reports
-
-    @property
-    def policy(self) -> Policy:
-        """The pruning policy; `policy.apply(network)` makes the widths again on any weights."""
-        return self.run.result.policy
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What a reader of the numbers has to know, one sentence each."""
-        return self.run.result.remarks
-
-    @property
-    def folder(self) -> Path | None:
-        """The run folder, None where none was asked for."""
-        return self.run.folder if self.written else None
-
-    def show(self) -> None:
-        """Prints the comparison; in a notebook it is a table."""
-        if self.written:
-            show_run(self.run, Console())
-        else:
-            Console().print(comparison(self.run.result, self.run.latency))
-
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), record=True, width=110)
-        console.print(comparison(self.run.result, self.run.latency))
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+from hw_profiles.cost import Cost
+from hw_profiles.latency.profile import Profile
+from hw_profiles.latency.table import LatencyTable
 
 
 def search(
-    task: Task | str,
+    task: Task | str | Path,
     budgets: Mapping[str, float] | None = None,
     *,
     out: Path | str | None = None,
-    searcher: str = "ddpg",
-    reward: str | Reward = "auto",
+    searcher: str | Searcher | MakeSearcher | None = None,
+    reward: str | Reward | None = None,
+    importance: str | Importance | Score | None = None,
+    repair: str | type[Repair] | None = None,
+    costs: Sequence[Cost] = (),
+    profile: str | Path | Profile | LatencyTable | None = None,
     workers: int = 0,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Result:
     """Searches the best pruning policy of a task within budgets, without fine-tuning.
 
+    What is None is as the recipe says, or as `amc config` shows it. How to write a searcher, reward, importance,
+    repair or cost: docs/extending.md.
+
     Args:
-        task: A `Task`, or the name of one as on the command line.
-        budgets: Cost -> budget, a fraction of dense (<= 1) or absolute; None: the configuration's default.
+        task: A `Task`, the name of one as on the command line, or the path of a recipe (`*.toml`).
+        budgets: Cost -> budget, a fraction of dense (<= 1) or absolute.
         out: Run folder. One that holds a run of the same search goes on where it stopped. None: nothing is kept.
-        searcher: Agent by name (`amc config agent`).
+        searcher: Agent by name, an object, or a function of `SearchInputs` that makes one.
         reward: Reward by name, or a function of an `Evaluation`.
+        importance: Importance by name, an object, or a function of a unit and what may be looked at.
+        repair: Repair by name, or a class.
+        costs: Costs of your own, which budgets may name.
+        profile: What latency budgets count by: a name, a file or an object.
         workers: Ray workers on this machine; 0: this process.
         seed: Seed of every draw.
         progress: Show bars.
         settings: Any other configuration key (`episodes=40`, `compression={"images": 500}`).
 
     Raises:
-        ValueError: If task, budgets or a setting are not usable; one line.
+        ValueError: If task, budgets, an object or a setting are not usable; one line.
     """
-    named = {
-        "task": task if isinstance(task, str) else f"({task.name})",
-        **({} if budgets is None else {"constraint": dict(budgets)}),
-        "agent": searcher,
-        "reward": reward if isinstance(reward, str) else f"({getattr(reward, '__name__', type(reward).__name__)})",
-        "seed": seed,
-    }
-    config = load_config(None, {**named, **settings})
+    given = {"searcher": searcher, "reward": reward, "importance": importance, "repair": repair, "profile": profile}
+    config, objects = passed(task, budgets, costs, **given, seed=seed, **settings)
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-        screen = stack.enter_context(_screen(progress))
-        run = run_on(
-            config,
-            folder,
-            screen,
-            WorkersConfig(workers=workers),
-            task=None if isinstance(task, str) else task,
-            reward=None if isinstance(reward, str) else reward,
-        )
-    return Result(run, out is not None)
+        screen = stack.enter_context(shown(progress))
+        if nothing_left(config, folder, screen, objects):
+            return reopened(folder, objects)
+        run = run_on(config, folder, screen, WorkersConfig(workers=workers), objects=objects)
+    return Result.of(run, kept=out is not None)
+
+
+def resume(
+    run: Path | str,
+    episodes: int = 0,
+    *,
+    task: Task | None = None,
+    searcher: Searcher | MakeSearcher | None = None,
+    reward: Reward | None = None,
+    importance: Importance | Score | None = None,
+    repair: type[Repair] | None = None,
+    costs: Sequence[Cost] = (),
+    profile: Profile | LatencyTable | None = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Goes on with a run where it stopped; one that has ended is read, unless it gets more episodes.
+
+    Args:
+        run: The run folder.
+        episodes: How many more to play than were asked for.
+        task: The task, where an object was searched; searcher, reward and so on likewise, each as it was passed in.
+        searcher: As for `search`.
+        reward: As for `search`.
+        importance: As for `search`.
+        repair: As for `search`.
+        costs: As for `search`.
+        profile: As for `search`.
+        workers: Ray workers on this machine; 0: this process.
+        progress: Show bars.
+
+    Raises:
+        ValueError: If there is no run, it is damaged, an object is missing, or what was searched has changed since.
+    """
+    given = {"task": task, "searcher": searcher, "reward": reward, "importance": importance, "repair": repair}
+    objects = taken(costs=costs, profile=profile, **given)
+    with shown(progress) as screen:
+        try:
+            found = resume_run(Path(run), episodes, screen, WorkersConfig(workers=workers), objects)
+        except Ended:
+            return reopened(Path(run), objects)
+    return Result.of(found)
 
 
 @contextmanager
-def _screen(progress: bool) -> Iterator[Screen]:
+def shown(progress: bool) -> Iterator[Screen]:
+    """Bars while the block runs, in a terminal as in a notebook; or nothing."""
     if not progress:
         yield NoScreen()
         return

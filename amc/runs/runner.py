@@ -12,6 +12,7 @@ from torch import nn
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
 from amc.pool.opening import open_pool
+from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.problem.prepare import LIMITS, Prepared, prepare
 from amc.problem.setup import Setup, set_up
 from amc.profiling.layer_times import LayerTime, layer_times
@@ -23,8 +24,6 @@ from amc.search.episode import Episode
 from amc.search.loop import Watcher, search
 from amc.search.result import SearchResult
 from amc.search.state import Snapshot
-from amc.tasks.task import Task
-from envs.reward import Reward
 from hw_profiles.device import describe_device
 
 HERE = WorkersConfig()
@@ -111,7 +110,9 @@ def new_run(
     return _run(setup, RunFolder.create(out, config, fresh=fresh), None, screen, workers)
 
 
-def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = HERE) -> Run:
+def resume_run(
+    path: Path, more: int, screen: Screen, workers: WorkersConfig = HERE, objects: Objects = NO_OBJECTS
+) -> Run:
     """Goes on with a run where it stopped.
 
     Args:
@@ -119,6 +120,7 @@ def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = H
         more: Episodes to add to those configured.
         screen: Is told how far it is.
         workers: Which workers play from now on; they may differ from those before.
+        objects: What the run's configuration names in parentheses.
 
     Raises:
         ValueError: If there is no run, it is damaged, or its task has changed since.
@@ -134,9 +136,26 @@ def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = H
         config = config.model_copy(update={"episodes": config.episodes + more})
     elif result is not None and _ended(result, config):
         raise Ended(result)
-    setup = set_up(config, screen.step)
+    setup = set_up(config, screen.step, objects)
     folder.replace_config(config)
     return _run(setup, folder, folder.snapshot(), screen, workers)
+
+
+def nothing_left(config: SearchConfig, path: Path, screen: Screen, objects: Objects) -> bool:
+    """Whether a folder holds a run of the same search that has ended as far as this configuration wants it.
+
+    Raises:
+        ValueError: If it holds a run of another search.
+    """
+    if not (path / CONFIG).exists():
+        return False
+    folder = RunFolder.reopen(path)
+    stored, result, snapshot = folder.config(), folder.result(), folder.snapshot()
+    config = _continued(stored, config, path)
+    if result is None or snapshot is None or not _ended(result, config) or config.confirm != stored.confirm:
+        return False
+    snapshot.checked(prepare(set_up(config, screen.step, objects), screen.step))
+    return True
 
 
 def _ended(result: Mapping[str, Any], config: SearchConfig) -> bool:
@@ -152,8 +171,7 @@ def run_on(
     screen: Screen,
     workers: WorkersConfig = HERE,
     *watchers: Watcher,
-    task: Task | None = None,
-    reward: Reward | None = None,
+    objects: Objects = NO_OBJECTS,
 ) -> Run:
     """One run, from where an earlier process stopped.
 
@@ -163,13 +181,12 @@ def run_on(
         screen: Is told how far it is.
         workers: Who works.
         watchers: Are told after every round, beside the folder and the screen.
-        task: The task itself, where the configuration names none that can be loaded.
-        reward: The reward itself, likewise.
+        objects: What the configuration names in parentheses.
     """
     started = (path / CONFIG).exists()
     if started:
         config = _continued(RunFolder.reopen(path).config(), config, path)
-    setup = set_up(config, screen.step, task, reward)
+    setup = set_up(config, screen.step, objects)
     folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
     if started:
         folder.replace_config(config)
@@ -202,6 +219,8 @@ def _run(
 ) -> Run:
     """Searches from a snapshot on and writes the results."""
     last = _Last()
+    if workers.wanted:
+        setup.objects.check_picklable()
     with open_pool(workers, setup.own_modules()) as pool:
         prepared = prepare(setup, screen.step)
         if prepared.config != setup.config:

@@ -9,6 +9,7 @@ import numpy as np
 from agents.names import AGENTS
 from agents.searcher import MakeSearcher, Searcher, SearchInputs
 from agents.settings import PAPER_SETTINGS, DDPGSettings
+from amc.problem.given.searcher import watched_searcher
 from amc.problem.prepare import Prepared
 from amc.problem.setup import Setup
 from amc.search.allocation.groups import alone
@@ -36,6 +37,8 @@ def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
         settings=base.changed(warmup_episodes=config.warmup, **config.learning.model_dump(exclude_unset=True)),
         shares=budget_shares(setup, setup.uniform() if first is None else setup.assignment(first)),
     )
+    if setup.objects.searcher is not None:
+        return watched_searcher(setup.objects.searcher, inputs)
     agent = "random" if config.single else config.agent  # a single policy is a start: nothing follows it
     make: MakeSearcher = find("agent", agent, AGENTS)
     return make(inputs)

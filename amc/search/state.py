@@ -45,12 +45,12 @@ class Snapshot:
         """This snapshot, if it is of the same search.
 
         Raises:
-            ValueError: If configuration, weights, images, metric or reward are others than then.
+            ValueError: If configuration, weights, images, metric, reward or objects are others than then.
         """
         if self.origin != prepared.origin:
             raise ValueError(
-                "a run can only be resumed with the configuration, weights, data, metric and reward that it began "
-                "with, but one of them has changed: put it back, or start a new run"
+                "a run can only be resumed with the configuration, weights, data, metric, reward and objects that it "
+                "began with, but one of them has changed: put it back, or start a new run"
             )
         return self
 

@@ -96,7 +96,7 @@ class Compressor:
         self._family = family
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
-        self._repairs: dict[str, Repair] = {}
+        self._repairs: dict[str | type[Repair], Repair] = {}
         self._prepare(tuple(chunk.to(settings.device) for chunk in divided(chunks)), remember, sparse)
 
     def _prepare(self, chunks: tuple[Tensor, ...], remember: Remember, sparse: Sequence[str]) -> None:
@@ -141,10 +141,10 @@ class Compressor:
 
     def _repair(self, name: str | None = None) -> Repair:
         """The repair of that name, None: of the settings."""
-        name = self.settings.repair if name is None else name
-        if name not in self._repairs:
-            self._repairs[name] = repair_named(name, self.dense)
-        return self._repairs[name]
+        chosen: str | type[Repair] = self.settings.repair if name is None else name
+        if chosen not in self._repairs:
+            self._repairs[chosen] = repair_named(chosen, self.dense)
+        return self._repairs[chosen]
 
     @property
     def repair_forwards(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,8 +20,10 @@ class CompressionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    importance: Annotated[str, OneOf(IMPORTANCES)] = Field("obs", description="channel score")
-    repair: Annotated[str, OneOf(REPAIRS)] = Field("sequential", description="closed-form refit of what stays")
+    importance: Annotated[str, OneOf(IMPORTANCES, objects=True)] = Field("obs", description="channel score")
+    repair: Annotated[str, OneOf(REPAIRS, objects=True)] = Field(
+        "sequential", description="closed-form refit of what stays"
+    )
     images: int = Field(2000, ge=16, description="calibration images wanted (fewer if memory_gb allows no more)")
     positions: int | None = Field(
         None, ge=1, description=f"output positions sampled per image; left out: as many as make {ROWS:,} rows and fit"
@@ -47,11 +49,15 @@ class CompressionSettings(CompressionConfig):
     """What a compressor is made with: what may be set of it, and what seed, memory and device of a run say.
 
     Attributes:
+        importance: Name, or an `envs.importance.importance.Importance`.
+        repair: Name, or a class of `envs.repair.repair.Repair`.
         seed: Seed of the calibration draw and of random scores.
         narrow_targets: Keep the dense network's outputs at the sampled positions in bfloat16.
         device: Where statistics, importance, selection and repair are computed: "cpu" or "cuda".
     """
 
+    importance: Annotated[Any, OneOf(IMPORTANCES, objects=True)] = "obs"
+    repair: Annotated[Any, OneOf(REPAIRS, objects=True)] = "sequential"
     seed: int = 0
     narrow_targets: bool = False
     device: str = "cpu"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class Importance(Protocol):
             ValueError: If the unit has nothing that could be scored.
         """
         ...
+
+
+Score: TypeAlias = Callable[[Unit, Evidence], Tensor]
+"""A function that scores, and declares nothing."""
 
 
 def channel_order(unit: Unit, scores: Tensor) -> list[int]:

@@ -22,11 +22,13 @@ IMPORTANCES = {
 """Name -> where the class stands."""
 
 
-def importance_named(name: str) -> Importance:
-    """The importance of that name.
+def importance_named(name: str | Importance) -> Importance:
+    """The importance of that name; an object is itself.
 
     Raises:
         ValueError: If there is none of that name.
     """
+    if not isinstance(name, str):
+        return name
     kind: type[Importance] = find("importance", name, IMPORTANCES)
     return kind()

@@ -17,17 +17,19 @@ REPAIRS = {
 """Name -> where the class stands."""
 
 
-def repair_class(name: str) -> type[Repair]:
-    """The class of the repair of that name.
+def repair_class(name: str | type[Repair]) -> type[Repair]:
+    """The class of the repair of that name; a class is itself.
 
     Raises:
         ValueError: If there is none of that name.
     """
+    if not isinstance(name, str):
+        return name
     kind: type[Repair] = find("repair", name, REPAIRS)
     return kind
 
 
-def repair_named(name: str, dense: Dense) -> Repair:
+def repair_named(name: str | type[Repair], dense: Dense) -> Repair:
     """The repair of that name; layer-wise repair where it needs a traced graph that there is not.
 
     Raises:

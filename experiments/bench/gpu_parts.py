@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 
 import amc.problem.setup
-import amc.search.damage
 import envs.repair.sequential
 from amc.config.search import SearchConfig
 from amc.problem.prepare import prepare
@@ -28,6 +27,7 @@ from amc.profiling.check import CheckOptions, Subject, check_profile
 from amc.profiling.measure import measure_profile
 from amc.profiling.setting import Setting
 from amc.scoring.scorer import Scorer
+from amc.search import damage
 from amc.search.loop import search
 from amc.tasks.task import load_task
 from envs.compression.compress import Compressor
@@ -151,7 +151,7 @@ class Phases(Stopwatch):
         self.wrap(amc.problem.setup, "dissect", "finding units")
         self.wrap(Compressor, "__init__", "calibration")
         self.wrap(envs.repair.sequential, "record_targets", "calibration")
-        self.wrap(amc.search.damage, "measure_damage", "damage curves")
+        self.wrap(damage, "measure_damage", "damage curves")
         self.wrap(Compressor, "compress", "repair")
         self.wrap(Scorer, "__call__", "scoring")
         self.wrap(Scorer, "outputs", "scoring")

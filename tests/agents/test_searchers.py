@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
-import pickle
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,76 +13,32 @@ from numpy.typing import NDArray
 from stable_baselines3 import SAC
 
 from agents.actor_plan import ActorPlan, SquashedPlan, with_step_code
-from agents.algorithms import ALGORITHMS, isolated, means
-from agents.cma_es import CMAES
-from agents.ddpg import DDPGSearcher
+from agents.algorithms import ALGORITHMS, means
+from agents.ddpg import DDPGSearcher, ddpg
 from agents.learner import Learner
+from agents.names import AGENTS
 from agents.random_search import RandomSearch
-from agents.searcher import FixedPlan, Plan, Searcher, SearcherState, Trajectory, keyed_generator
+from agents.searcher import FixedPlan, MakeSearcher, Searcher, SearchInputs, keyed_generator
 from agents.settings import PAPER_SETTINGS, Algorithm, DDPGSettings
-from agents.swap import Swap
-
-Starts: TypeAlias = Sequence[tuple[str, Sequence[float]]]
-MakeSearcher: TypeAlias = Callable[[int, Starts], Searcher]
-
-STEPS, SIZE = 7, 6
-STARTS: Starts = (("uniform", (0.45,) * STEPS), ("falling", tuple(np.linspace(0.9, 0.3, STEPS).tolist())))
-SMALL = DDPGSettings(hidden=(16, 16), warmup_episodes=6, replay_episodes=12)
-
+from amc.testing import check_searcher
+from amc.testing.searcher import SMALL, STARTS, made, play_round, rewards, same_states, stored
+from amc.testing.suite import Law
+from amc.testing.toy import SIZE, STEPS, Toy, toy
+from envs.lookup import find
 
 # --- a toy whose optimum is known ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Toy:
-    """Seven ratios under a budget wall; what each is worth is concave, and differs from step to step."""
-
-    cost: NDArray[np.float64]
-    gain: NDArray[np.float64]
-    power: NDArray[np.float64]
-    budget: float = 0.45
-    least: float = 0.1
-
-    def reward(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``[..., T]`` actions to ``[...]`` rewards, at most 1."""
-        result: NDArray[np.float64] = 1 - ((1 - actions) ** self.power * self.gain).sum(-1)
-        return result
-
-    def play(self, plan: Plan) -> Trajectory:
-        """Walk the steps; an action that would leave too little for the rest is cut down."""
-        used, previous = 0.0, 1.0
-        observations, executed = np.zeros((STEPS, SIZE), np.float32), np.zeros(STEPS)
-        for step in range(STEPS):
-            rest = float(self.cost[step + 1 :].sum())
-            observations[step] = step / STEPS, self.cost[step], used, rest, self.budget - used, previous
-            most = (self.budget - used - self.least * rest) / self.cost[step]
-            action = plan(step, observations[step])
-            assert 0.0 <= action <= 1.0
-            executed[step] = previous = max(self.least, min(action, most, 1.0))
-            used += executed[step] * self.cost[step]
-        assert used <= self.budget + 1e-9
-        reward = float(self.reward(executed))
-        return Trajectory(
-            observations=observations, actions=executed.astype(np.float32), reward=reward, label=plan.label
-        )
-
-    def brute_force_optimum(self) -> float:
-        """The best reward over a grid in all steps but the last, which takes what the budget leaves."""
-        levels, best = np.linspace(self.least, 1.0, 10), -np.inf
-        inner = np.array(list(itertools.product(levels, repeat=STEPS - 3)))
-        for first, second in itertools.product(levels, repeat=2):
-            heads = np.concatenate([np.tile([first, second], (len(inner), 1)), inner], axis=1)
-            last = (self.budget - heads @ self.cost[:-1]) / self.cost[-1]
-            actions = np.concatenate([heads, np.minimum(last, 1.0)[:, None]], axis=1)[last >= self.least]
-            best = max(best, float(self.reward(actions).max(initial=-np.inf)))
-        return best
-
-
-@cache
-def toy() -> Toy:
-    draw = np.random.default_rng(4)
-    cost, gain = draw.uniform(0.3, 1.0, STEPS), draw.uniform(0.1, 1.0, STEPS) ** 2
-    return Toy(cost / cost.sum(), gain / gain.sum(), draw.uniform(1.5, 4.0, STEPS))
+def brute_force_optimum(toy: Toy) -> float:
+    """The best reward over a grid in all steps but the last, which takes what the budget leaves."""
+    levels, best = np.linspace(toy.least, 1.0, 10), -np.inf
+    inner = np.array(list(itertools.product(levels, repeat=STEPS - 3)))
+    for first, second in itertools.product(levels, repeat=2):
+        heads = np.concatenate([np.tile([first, second], (len(inner), 1)), inner], axis=1)
+        last = (toy.budget - heads @ toy.cost[:-1]) / toy.cost[-1]
+        actions = np.concatenate([heads, np.minimum(last, 1.0)[:, None]], axis=1)[last >= toy.least]
+        best = max(best, float(toy.reward(actions).max(initial=-np.inf)))
+    return best
 
 
 def best_after(searcher: Searcher, episodes: int, round_size: int = 4) -> float:
@@ -99,101 +50,42 @@ def best_after(searcher: Searcher, episodes: int, round_size: int = 4) -> float:
     return best
 
 
-def play_round(searcher: Searcher, count: int) -> list[Trajectory]:
-    played = [toy().play(plan) for plan in searcher.propose(count)]
-    searcher.tell(played)
-    return played
-
-
 # --- the contract -------------------------------------------------------------------------------------------
 
 
-SEARCHERS: dict[str, MakeSearcher] = {
-    "random": lambda seed, starts: RandomSearch(STEPS, seed, starts),
-    "cma-es": lambda seed, starts: CMAES(STEPS, seed, starts),
-    "swap": lambda seed, starts: Swap(STEPS, seed, toy().cost.tolist(), starts),
-    "ddpg": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL, seed, starts, shares=toy().cost.tolist()),
-    "td3": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL.changed(algorithm="td3"), seed, starts),
-    "sac": lambda seed, starts: DDPGSearcher(SIZE, STEPS, SMALL.changed(algorithm="sac"), seed, starts),
-    "ddpg as in the paper": lambda seed, starts: DDPGSearcher(
-        SIZE, STEPS, PAPER_SETTINGS.changed(hidden=(16, 16), warmup_episodes=6), seed, starts
-    ),
-}
+def paper(inputs: SearchInputs) -> Searcher:
+    return ddpg(replace(inputs, settings=PAPER_SETTINGS.changed(hidden=(16, 16), warmup_episodes=6)))
 
 
-VARIANTS = {"td3", "sac", "ddpg as in the paper"}
+SEARCHERS: dict[str, MakeSearcher] = {**{name: find("agent", name, AGENTS) for name in AGENTS}, "paper": paper}
+VARIANTS = {"td3", "sac", "paper"}
 """Searchers whose states, seeds and plans are kept by the same code as those of DDPG."""
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(make, id=name, marks=[pytest.mark.slow] if name in VARIANTS else [])
-        for name, make in SEARCHERS.items()
-    ]
-)
-def any_searcher(request: pytest.FixtureRequest) -> MakeSearcher:
-    make: MakeSearcher = request.param
-    return make
+QUICK = ("a plan plays the same after pickling", "asking twice gives the same plans")
+"""What a new algorithm is most likely to fail."""
 
 
 @pytest.fixture(params=list(SEARCHERS.values()), ids=list(SEARCHERS))
 def every_searcher(request: pytest.FixtureRequest) -> MakeSearcher:
-    """In the quick suite too: for the few tests that a new algorithm is most likely to fail."""
     make: MakeSearcher = request.param
     return make
 
 
-def rewards_of(searcher: Searcher, rounds: int, count: int = 4) -> list[float]:
-    return [trajectory.reward for _ in range(rounds) for trajectory in play_round(searcher, count)]
+def pairs() -> list[Any]:
+    found = []
+    for name, make in SEARCHERS.items():
+        for law in check_searcher.laws:
+            marks = [pytest.mark.slow] if name in VARIANTS and str(law) not in QUICK else []
+            found.append(pytest.param(law, make, id=f"{name}: {law}", marks=marks))
+    return found
 
 
-def stored(state: SearcherState) -> SearcherState:
-    """The state as it comes back from arrays on disk and JSON."""
-    arrays = {name: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape) for name, a in state.arrays.items()}
-    return SearcherState(arrays, json.loads(json.dumps(state.numbers)))
-
-
-def same_states(one: SearcherState, other: SearcherState) -> bool:
-    return (
-        one.numbers == other.numbers
-        and one.arrays.keys() == other.arrays.keys()
-        and all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
-    )
-
-
-def test_a_plan_plays_the_same_after_pickling(every_searcher: MakeSearcher) -> None:
-    searcher = every_searcher(0, STARTS)
-    for _ in range(4):
-        for plan in searcher.propose(3):
-            copy = pickle.loads(pickle.dumps(plan))
-            assert copy.label == plan.label
-            assert np.array_equal(toy().play(plan).actions, toy().play(copy).actions)
-        play_round(searcher, 3)
-
-
-def test_a_failed_episode_counts_as_played_and_is_not_learned_from(any_searcher: MakeSearcher) -> None:
-    searcher, resumed = any_searcher(0, STARTS), any_searcher(0, STARTS)
-    for number in range(8):
-        plans = searcher.propose(4)
-        told = [None if k == number % 4 else toy().play(plan) for k, plan in enumerate(plans)]
-        searcher.tell(told)
-    resumed.load(searcher.state())
-    following = [[toy().play(plan).actions for plan in one.propose(3)] for one in (searcher, resumed)]
-    assert np.array_equal(following[0], following[1])
-    assert all(np.isfinite(array).all() for name, array in searcher.state().arrays.items() if name != "rewards")
-
-
-def test_a_round_that_failed_as_a_whole_is_survived(any_searcher: MakeSearcher) -> None:
-    searcher = any_searcher(0, STARTS)
-    for _ in range(3):
-        searcher.propose(12)
-        searcher.tell([None] * 12)
-    searcher.tell([toy().play(plan) for plan in searcher.propose(4)])
-    assert len(searcher.propose(4)) == 4
+@pytest.mark.parametrize(("law", "make"), pairs())
+def test_every_searcher_keeps_the_law(law: Law, make: MakeSearcher) -> None:
+    law(make)
 
 
 def test_starts_come_first_and_unchanged(every_searcher: MakeSearcher) -> None:
-    searcher = every_searcher(0, STARTS)
+    searcher = made(every_searcher)
     first, second = searcher.propose(5)[:2]
     for plan, (label, actions) in zip((first, second), STARTS, strict=True):
         assert plan.label == label
@@ -201,7 +93,7 @@ def test_starts_come_first_and_unchanged(every_searcher: MakeSearcher) -> None:
 
 
 def test_starts_that_span_rounds_are_each_proposed_once(every_searcher: MakeSearcher) -> None:
-    searcher = every_searcher(0, STARTS)
+    searcher = made(every_searcher)
     labels = [trajectory.label for _ in range(3) for trajectory in play_round(searcher, 1)]
     assert labels[:2] == ["uniform", "falling"]
     assert labels[2] not in ("uniform", "falling")
@@ -209,90 +101,21 @@ def test_starts_that_span_rounds_are_each_proposed_once(every_searcher: MakeSear
 
 def test_a_start_needs_an_action_per_step(every_searcher: MakeSearcher) -> None:
     with pytest.raises(ValueError, match="one per step, but 'short' has 2"):
-        every_searcher(0, [("short", [0.5, 0.5])])
+        made(every_searcher, 0, [("short", [0.5, 0.5])])
 
 
-def test_asking_twice_gives_the_same_plans(any_searcher: MakeSearcher) -> None:
-    searcher = any_searcher(0, ())
-    rewards_of(searcher, rounds=3)
-    once, twice = ([toy().play(plan).actions for plan in searcher.propose(3)] for _ in range(2))
-    assert np.array_equal(once, twice)
+def test_another_seed_gives_another_search_and_episodes_of_one_round_differ(every_searcher: MakeSearcher) -> None:
+    one, other = (rewards(made(every_searcher, seed, ()), rounds=2) for seed in (0, 1))
+    assert one != other
+    assert len(set(one)) == len(one)
 
 
-@pytest.mark.parametrize("starts", [(), STARTS], ids=["from nothing", "with starts"])
-def test_the_same_seed_gives_the_same_search(any_searcher: MakeSearcher, starts: Starts) -> None:
-    one, other = any_searcher(3, starts), any_searcher(3, starts)
-    assert rewards_of(one, rounds=4) == rewards_of(other, rounds=4)
-    assert same_states(one.state(), other.state())
-
-
-def test_another_seed_gives_another_search(every_searcher: MakeSearcher) -> None:
-    assert rewards_of(every_searcher(0, ()), rounds=1) != rewards_of(every_searcher(1, ()), rounds=1)
-
-
-def test_episodes_of_one_round_differ(any_searcher: MakeSearcher) -> None:
-    rewards = rewards_of(any_searcher(0, ()), rounds=4)
-    assert len(set(rewards)) == len(rewards)
-
-
-@pytest.mark.parametrize(
-    ("rounds_before", "starts"),
-    [
-        pytest.param(0, (), id="0-from nothing", marks=pytest.mark.slow),
-        pytest.param(0, STARTS, id="0-with starts"),
-        pytest.param(2, (), id="2-from nothing", marks=pytest.mark.slow),
-        pytest.param(2, STARTS, id="2-with starts", marks=pytest.mark.slow),
-        pytest.param(5, (), id="5-from nothing"),
-        pytest.param(5, STARTS, id="5-with starts", marks=pytest.mark.slow),
-    ],
-)
-def test_restored_it_goes_on_as_if_uninterrupted(
-    any_searcher: MakeSearcher, rounds_before: int, starts: Starts
-) -> None:
-    uninterrupted, restored = any_searcher(0, starts), any_searcher(0, starts)
-    rewards_of(uninterrupted, rounds_before)
-    restored.load(stored(uninterrupted.state()))
-    assert same_states(uninterrupted.state(), restored.state())
-    assert rewards_of(uninterrupted, rounds=4) == rewards_of(restored, rounds=4)
-    assert same_states(uninterrupted.state(), restored.state())
-
-
-def test_every_searcher_goes_on_from_what_was_stored(every_searcher: MakeSearcher) -> None:
-    uninterrupted, restored = every_searcher(0, STARTS), every_searcher(0, STARTS)
-    rewards_of(uninterrupted, rounds=2)
-    restored.load(stored(uninterrupted.state()))
-    assert rewards_of(uninterrupted, rounds=1) == rewards_of(restored, rounds=1)
-    assert same_states(uninterrupted.state(), restored.state())
-
-
-def test_a_state_is_a_snapshot(any_searcher: MakeSearcher) -> None:
-    searcher = any_searcher(0, ())
-    rewards_of(searcher, rounds=3)
-    state = searcher.state()
-    before = stored(state)
-    rewards_of(searcher, rounds=2)
-    assert same_states(state, before)
-
-
-def test_global_random_states_and_threads_stay_untouched(any_searcher: MakeSearcher) -> None:
-    def global_state() -> str:
-        numpy_state = np.random.get_state(legacy=False)
-        return f"{random.getstate()} {numpy_state} {torch.get_rng_state().tolist()} {torch.get_num_threads()}"
-
-    before = global_state()
-    searcher = any_searcher(0, STARTS)
-    rewards_of(searcher, rounds=4)
-    searcher.load(searcher.state())
-    assert global_state() == before
-
-
-def test_what_others_draw_does_not_change_the_search(any_searcher: MakeSearcher) -> None:
-    def rewards_with_global_seed(seed: int) -> list[float]:
-        # A caller whose global states are seeded otherwise, and who records no gradients.
-        with isolated(seed), torch.no_grad():
-            return rewards_of(any_searcher(0, STARTS), rounds=4)
-
-    assert rewards_with_global_seed(1) == rewards_with_global_seed(2)
+def test_nothing_is_learned_from_a_failed_episode() -> None:
+    searcher = made(SEARCHERS["ddpg"])
+    for number in range(3):
+        plans = searcher.propose(4)
+        searcher.tell([None if k == number else toy().play(plan) for k, plan in enumerate(plans)])
+    assert all(np.isfinite(array).all() for name, array in searcher.state().arrays.items() if name != "rewards")
 
 
 # --- DDPG, TD3 and SAC ----------------------------------------------------------------------------------------
@@ -336,7 +159,7 @@ def test_the_temperature_of_sac_is_learned_and_restored() -> None:
     settings = SMALL.changed(algorithm="sac")
     searcher, restored = DDPGSearcher(SIZE, STEPS, settings, 0), DDPGSearcher(SIZE, STEPS, settings, 0)
     untrained = searcher.state().arrays["learner.log_temperature"]
-    rewards_of(searcher, rounds=4)
+    rewards(searcher, rounds=4)
     state = searcher.state()
     assert state.arrays["learner.log_temperature"] != untrained
     assert any(name.startswith("learner.temperature_optimizer.") for name in state.arrays)
@@ -346,7 +169,7 @@ def test_the_temperature_of_sac_is_learned_and_restored() -> None:
 
 def test_the_first_learned_plan_of_a_round_has_no_noise(any_algorithm: DDPGSettings) -> None:
     searcher = DDPGSearcher(SIZE, STEPS, any_algorithm, 0)
-    rewards_of(searcher, rounds=2)
+    rewards(searcher, rounds=2)
     noiseless = toy().play(searcher._learner.plan(0.0, (0.5,) * STEPS)).actions
     first, second = (toy().play(plan).actions for plan in searcher.propose(2))
     assert np.array_equal(first, noiseless)
@@ -355,7 +178,7 @@ def test_the_first_learned_plan_of_a_round_has_no_noise(any_algorithm: DDPGSetti
 
 def test_in_the_paper_every_learned_plan_has_noise() -> None:
     searcher = DDPGSearcher(SIZE, STEPS, PAPER_SETTINGS.changed(hidden=(16, 16), warmup_episodes=6), 0)
-    rewards_of(searcher, rounds=2)
+    rewards(searcher, rounds=2)
     noiseless = toy().play(searcher._learner.plan(0.0, (0.5,) * STEPS)).actions
     assert not any(np.array_equal(toy().play(plan).actions, noiseless) for plan in searcher.propose(3))
 
@@ -378,9 +201,9 @@ def test_shares_need_a_finite_number_per_step() -> None:
 def test_a_cloned_actor_begins_at_the_best_start(any_algorithm: DDPGSettings) -> None:
     settings = any_algorithm.changed(hidden=(64, 64), cloned_sigma=0.0, sigma_floor=0.0)
     searcher = DDPGSearcher(SIZE, STEPS, settings, 0, STARTS)
-    rewards = dict(zip(["uniform", "falling"], rewards_of(searcher, rounds=1, count=2), strict=True))
-    rewards_of(searcher, rounds=2, count=3)
-    best = max(STARTS, key=lambda start: rewards[start[0]])
+    gained = dict(zip(["uniform", "falling"], rewards(searcher, rounds=1, count=2), strict=True))
+    rewards(searcher, rounds=2, count=3)
+    best = max(STARTS, key=lambda start: gained[start[0]])
     executed = toy().play(FixedPlan(tuple(best[1]), "start")).actions
     (plan,) = searcher.propose(1)
     assert isinstance(plan, (ActorPlan, SquashedPlan))
@@ -391,7 +214,7 @@ def test_warmup_explores_around_the_anchor() -> None:
     settings = SMALL.changed(warmup_start_sigma=0.0)
     for label, actions in STARTS:
         searcher = DDPGSearcher(SIZE, STEPS, settings, 0, STARTS, anchor=label)
-        rewards_of(searcher, rounds=1, count=2)
+        rewards(searcher, rounds=1, count=2)
         (plan,) = searcher.propose(1)
         executed = toy().play(FixedPlan(tuple(actions), label)).actions
         assert toy().play(plan).actions == pytest.approx(executed, abs=1e-6)
@@ -462,14 +285,14 @@ def best_of_ddpg_and_random(episodes: int, seeds: int) -> tuple[NDArray[np.float
 @pytest.mark.slow
 def test_ddpg_from_nothing_learns_to_prune_the_toy() -> None:
     learned, drawn = best_of_ddpg_and_random(episodes=120, seeds=2)
-    assert learned.min() >= 0.98 * toy().brute_force_optimum()
+    assert learned.min() >= 0.98 * brute_force_optimum(toy())
     assert learned.mean() > drawn.mean()
 
 
 @pytest.mark.slow
 def test_ddpg_from_nothing_comes_within_a_percent_of_the_optimum_in_300_episodes() -> None:
     learned, drawn = best_of_ddpg_and_random(episodes=300, seeds=5)
-    assert learned.min() >= 0.99 * toy().brute_force_optimum()
+    assert learned.min() >= 0.99 * brute_force_optimum(toy())
     assert learned.mean() > drawn.mean()
 
 

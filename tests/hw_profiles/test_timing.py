@@ -174,7 +174,7 @@ def shown(console: Console) -> str:
 
 def test_search_apply_and_export_show_spread_and_remarks(timed: None, tmp_path: Path) -> None:
     run, console = tmp_path / "run", screen()
-    result = run_search(SearchConfig(**SETTINGS), run, console).result
+    result = run_search(SearchConfig(**SETTINGS), run, console)
     assert len(result.remarks) == 2
     stored = json.loads((run / "result.json").read_text())
     report = sentences((run / "report.html").read_text())
@@ -206,7 +206,7 @@ def test_a_network_that_onnxruntime_cannot_run_is_said(tmp_path: Path, monkeypat
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("amc.runs.runner.latency_ms", fails)
     console = screen()
-    result = run_search(SearchConfig(**SETTINGS), tmp_path / "run", console).result
+    result = run_search(SearchConfig(**SETTINGS), tmp_path / "run", console)
     assert "must be expressible in ONNX, but is not [x]" in result.remarks[-1]
     assert "No latency was measured" in shown(console)
 

@@ -80,15 +80,6 @@ def file_of(code: str, imports: str, name: str, place: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", list(REPAIRS))
-def test_what_a_worker_holds_repairs_as_the_whole(name: str, zoo: Callable[[str], Specimen]) -> None:
-    compressor = compressor_of(zoo("residual"), repair=name)
-    policy = halved(compressor)
-    whole, twin = (one.compress(policy, quick=True) for one in (compressor, compressor.quick_only()))
-    assert same_states(whole.network, twin.network)
-    assert whole.image_forwards == twin.image_forwards == compressor.quick_forwards
-
-
-@pytest.mark.parametrize("name", list(REPAIRS))
 def test_a_repair_alone_is_one_that_can_leave_out_images(name: str, zoo: Callable[[str], Specimen]) -> None:
     compressor = compressor_of(zoo("residual"), repair=name)
     policy = compressor.policy({compressor.units[0].name: 1})

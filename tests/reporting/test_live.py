@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
+from types import ModuleType
+from typing import Any
 
+import pytest
 from rich.console import Console
 
 from agents.searcher import SearcherState
@@ -48,3 +52,26 @@ def test_failures_are_counted_on_the_screen() -> None:
     failed = Failure(searcher="ddpg", actions=(0.5,), key=(4,), reason="broken")
     assert ", 1 failed" in shown(episode(0.1), failed)
     assert "best" not in shown(failed)
+
+
+def test_a_notebook_shows_progress_as_one_display_that_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[str] = []
+
+    class Handle:
+        def update(self, page: str) -> None:
+            pages.append(page)
+
+    def display(page: Any, **options: object) -> Handle:
+        if options.get("display_id"):  # and not what is printed beside
+            pages.append(page)
+        return Handle()
+
+    module = ModuleType("IPython.display")
+    vars(module).update(HTML=str, display=display)
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    console = Console(file=io.StringIO(), width=160, force_jupyter=True)
+    with live(console) as screen:
+        screen.round(snapshot(episode(0.1), episode(0.3023)), 8)
+    assert "best 30.23% after quick repair" in pages[-1]
+    assert "best" not in pages[0]

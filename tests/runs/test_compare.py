@@ -10,10 +10,10 @@ import pytest
 
 from amc.config.search import SearchConfig
 from amc.runs.runner import NoScreen
+from amc.runs.studies.compare import DATA, PAGE, PICTURE, Run, differences, summarize, verdict
+from amc.runs.studies.competition import run_compare
 from amc.scoring.paired import mean_interval, paired_difference
 from amc.search.result import NETWORKS
-from amc.studies.compare import DATA, PAGE, PICTURE, Run, differences, summarize, verdict
-from amc.studies.competition import run_compare
 
 
 def drawn(seed: int, share: float, images: int = 2000) -> np.ndarray:
@@ -97,15 +97,15 @@ def test_every_agent_pays_no_more_than_the_effort_and_a_second_call_computes_not
     )
     agents = ["ddpg", "random", "uniform"]
     begun: list[str] = []
-    said = run_compare(config, agents, 2, tmp_path / "out", NoScreen(), begun.append)
+    found = run_compare(config, agents, 2, tmp_path / "out", NoScreen(), begun.append)
     assert len(begun) == 6
     data = json.loads((tmp_path / "out" / DATA).read_text())
-    assert data["verdict"] == said
+    assert data["verdict"] == found.verdict
     assert {name: row["seeds"] for name, row in data["agents"].items()} == dict.fromkeys(agents, 2)
     one_round = config.round_size * (100 + 2 * 64)
     assert all(row["image_forwards"] <= 6_000 + one_round for row in data["agents"].values())
-    assert said in (tmp_path / "out" / PAGE).read_text()
+    assert found.verdict in (tmp_path / "out" / PAGE).read_text()
     assert (tmp_path / "out" / PICTURE).read_text().startswith("<svg")
     monkeypatch.setattr("amc.runs.runner.set_up", None)
-    assert run_compare(config, agents, 2, tmp_path / "out", NoScreen(), begun.append) == said
+    assert run_compare(config, agents, 2, tmp_path / "out", NoScreen(), begun.append) == found
     assert len(begun) == 6

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 import amc
-from amc.runs.library import Result
+from amc.runs.found import Result
 from amc.runs.runner import NoScreen, resume_run
 from amc.storage.files import read_json
+from envs.importance.importance import Evidence
 from envs.reward import Evaluation
+from envs.units.units import Unit
 from tests.tasks.small import make_task
 
 QUICK: dict[str, Any] = {
@@ -76,7 +78,7 @@ def bare_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def found(bare_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A search whose run is kept."""
-    result: Result = amc.search(make_task(), out=tmp_path_factory.mktemp("found") / "run", **QUICK)  # type: ignore[operator]
+    result: Result = amc.search(make_task(), out=tmp_path_factory.mktemp("found") / "run", **QUICK)
     return result
 
 
@@ -100,15 +102,15 @@ def test_a_network_defined_in_the_script_is_searched(workers: int, tmp_path: Pat
 
 def test_the_same_call_goes_on_with_a_run(found: Result, run: Path, tmp_path: Path) -> None:
     task = make_task()
-    whole = amc.search(task, out=tmp_path / "whole", **QUICK | {"episodes": 8})  # type: ignore[operator]
-    assert found.run.result.episodes == 4
-    longer = amc.search(task, out=run, **QUICK | {"episodes": 8})  # type: ignore[operator]
+    whole = amc.search(task, out=tmp_path / "whole", **QUICK | {"episodes": 8})
+    assert found.record["episodes"] == 4
+    longer = amc.search(task, out=run, **QUICK | {"episodes": 8})
     assert (run / "episodes.jsonl").read_bytes() == (tmp_path / "whole" / "episodes.jsonl").read_bytes()
     assert longer.reports["found"].accuracy == whole.reports["found"].accuracy
 
 
 def test_a_run_of_an_object_says_what_resuming_it_needs(run: Path) -> None:
-    with pytest.raises(ValueError, match="run the script that made it again"):
+    with pytest.raises(ValueError, match="run the script that made them again"):
         resume_run(run, 4, NoScreen())
 
 
@@ -119,7 +121,7 @@ def test_nothing_is_kept_without_a_folder_and_a_reward_of_ones_own_is_used() -> 
         seen.append(evaluation)
         return evaluation.accuracy
 
-    result = amc.search(make_task(), reward=reward, **QUICK)  # type: ignore[operator]
+    result = amc.search(make_task(), reward=reward, **QUICK)
     assert seen
     assert result.folder is None
     assert "found" in result._repr_html_()
@@ -133,6 +135,38 @@ def test_public_names_are_few_sorted_and_there() -> None:
         amc.nothing  # noqa: B018
 
 
+def test_a_run_that_has_ended_is_read_and_not_confirmed_again(
+    found: Result, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amc.runs.runner.search", None)
+    task = make_task()
+    for again in (
+        amc.search(task, out=run, **QUICK),
+        amc.resume(run, task=task, progress=False),
+    ):
+        assert again.record["episodes"] == 4
+        assert again.reports["found"].costs == found.reports["found"].costs
+        assert set(again.networks) == {"dense", "found"}
+        x = torch.randn(2, 1, 16, 16)
+        torch.testing.assert_close(again.network(x), found.network(x))
+        assert "found" in again._repr_html_()
+
+
+def test_resume_goes_on_with_the_objects_of_the_run(found: Result, run: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs objects that no file can hold: task \(small\): run the script"):
+        amc.resume(run, 4, progress=False)
+    longer = amc.resume(run, 4, task=make_task(), progress=False)
+    assert longer.record["episodes"] == 8
+
+
+def test_a_policy_is_applied_to_an_object(found: Result, run: Path) -> None:
+    small = amc.apply(run, make_task())
+    x = torch.randn(2, 1, 16, 16)
+    torch.testing.assert_close(small(x), found.network(x))
+    with pytest.raises(ValueError, match=r"task \(small\)"):
+        amc.apply(found.policy)
+
+
 def test_a_policy_is_saved_as_it_is_read(found: Result, tmp_path: Path) -> None:
     found.policy.save(tmp_path / "policy.json")
     assert json.loads((tmp_path / "policy.json").read_text()) == found.policy.to_json()
@@ -140,8 +174,22 @@ def test_a_policy_is_saved_as_it_is_read(found: Result, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_its_own_search_only(tmp_path: Path) -> None:
     task = make_task()
-    amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, **QUICK)  # type: ignore[operator]
+    amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, **QUICK)
     with pytest.raises(ValueError, match=r"one of them has changed"):
-        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy / 2, **QUICK)  # type: ignore[operator]
+        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy / 2, **QUICK)
     with pytest.raises(ValueError, match=r"goes on with its own configuration, but .* seed is 0, not 1"):
-        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, seed=1, **QUICK)  # type: ignore[operator]
+        amc.search(task, out=tmp_path / "run", reward=lambda e: e.accuracy, seed=1, **QUICK)
+
+
+def test_a_run_knows_its_objects_again_by_what_they_do(tmp_path: Path) -> None:
+    def first(unit: Unit, evidence: Evidence) -> torch.Tensor:
+        return torch.arange(unit.channels)
+
+    def last(unit: Unit, evidence: Evidence) -> torch.Tensor:
+        return -torch.arange(unit.channels)
+
+    first.__name__ = last.__name__ = "mine"
+    task = make_task()
+    amc.search(task, out=tmp_path / "run", importance=first, **QUICK)
+    with pytest.raises(ValueError, match=r"objects that it began with, but one of them has changed"):
+        amc.search(task, out=tmp_path / "run", importance=last, **QUICK | {"episodes": 6})

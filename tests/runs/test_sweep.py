@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import signal
 import subprocess
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
-from amc.studies.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
-from amc.studies.sweep import RUNS, Grid, claim, run_sweep, run_sweeps, run_trial
-from amc.studies.tuning import parse_range, run_tuning, samples
+from amc.runs.studies.findings import Sweep
+from amc.runs.studies.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
+from amc.runs.studies.sweep import RUNS, Grid, Say, claim, run_sweep, run_sweeps, run_trial
+from amc.runs.studies.tuning import parse_range, run_tuning, samples
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -37,8 +36,8 @@ SETTINGS: dict[str, Any] = {
 FILES = (PAGE, DATA, PICTURE)
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
+def quiet(text: str) -> None:
+    """Says nothing."""
 
 
 def result(validation: float, test: float, **costs: float) -> dict[str, Any]:
@@ -112,26 +111,27 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
 def test_every_profile_gets_a_sweep_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept: list[tuple[str | None, Path]] = []
 
-    def noted(config: SearchConfig, grid: Grid, out: Path, console: Console, workers: WorkersConfig) -> None:
+    def noted(config: SearchConfig, grid: Grid, out: Path, say: Say, workers: WorkersConfig) -> Sweep:
         swept.append((config.profile, out))
+        return Sweep(outcomes=(), table="", folder=out, page=out / PAGE)
 
-    monkeypatch.setattr("amc.studies.sweep.run_sweep", noted)
+    monkeypatch.setattr("amc.runs.studies.sweep.run_sweep", noted)
     config = SearchConfig(**{**SETTINGS, "constraint": {"latency": 0.6}, "profile": "phone"})
     grid = Grid(budgets=(0.6,), agents=("knapsack",), seeds=1)
-    run_sweeps(config, grid, ["phone", "folder/board.json"], tmp_path, quiet(), WorkersConfig())
+    run_sweeps(config, grid, ["phone", "folder/board.json"], tmp_path, quiet, WorkersConfig())
     profiles, folders = zip(*swept, strict=True)
     assert folders == (tmp_path / "phone", tmp_path / "board")
     assert profiles[0] == "phone"
     assert str(profiles[1]).endswith("folder/board.json")
     with pytest.raises(ValueError, match="different names"):
-        run_sweeps(config, grid, ["phone", "folder/phone.json"], tmp_path, quiet(), WorkersConfig())
+        run_sweeps(config, grid, ["phone", "folder/phone.json"], tmp_path, quiet, WorkersConfig())
 
 
 def test_a_search_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / RUNS / "ended"
     path.mkdir(parents=True)
     (path / "result.json").write_text("{}")
-    monkeypatch.setattr("amc.studies.sweep.run_on", None)
+    monkeypatch.setattr("amc.runs.studies.sweep.run_on", None)
     settings = {"out": str(tmp_path), "home": os.getcwd(), "workers": WorkersConfig().model_dump()}
     config = SearchConfig(**SETTINGS).model_dump(mode="json", exclude_none=True)
     monkeypatch.setenv("AMC_THREADS", "1")
@@ -170,10 +170,10 @@ def test_tuning_ends_in_a_recipe_that_can_be_searched(
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     config = SearchConfig(**{**SETTINGS, "agent": "ddpg", "episodes": 12, "warmup": 2})
     ranges = [parse_range("learning.sigma=0.05..0.3")]
-    best = run_tuning(config, ranges, 3, tmp_path / "out", quiet(), WorkersConfig())
-    assert load_config(tmp_path / "out" / "best.toml", {}) == best
+    best = run_tuning(config, ranges, 3, tmp_path / "out", quiet, WorkersConfig())
+    assert load_config(best.recipe, {}) == best.config
     assert (tmp_path / "out" / "tune.md").read_text().count("| tune-") == 3
-    assert run_tuning(config, ranges, 3, tmp_path / "out", quiet(), WorkersConfig()) == best
+    assert run_tuning(config, ranges, 3, tmp_path / "out", quiet, WorkersConfig()).config == best.config
 
 
 def sweep(out: Path, recipe: Path, *options: str) -> list[str]:
@@ -227,6 +227,6 @@ def test_a_sweep_killed_twice_ends_in_the_same_front(workers: str, tmp_path: Pat
 def test_a_sweep_on_ray_ends_in_a_front(own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     grid = Grid(budgets=(0.3, 0.5), agents=("knapsack",), seeds=1)
-    outcomes = run_sweep(SearchConfig(**SETTINGS), grid, tmp_path / "out", quiet(), WorkersConfig())
-    assert [one.costs["macs"] <= 771_392 * one.budget for one in outcomes] == [True, True]
+    swept = run_sweep(SearchConfig(**SETTINGS), grid, tmp_path / "out", quiet, WorkersConfig())
+    assert [one.costs["macs"] <= 771_392 * one.budget for one in swept.outcomes] == [True, True]
     assert load_config(tmp_path / "out" / "config.toml", {}) == SearchConfig(**SETTINGS)

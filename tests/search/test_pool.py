@@ -16,6 +16,7 @@ from amc.pool.opening import open_pool
 from amc.pool.pool import Answer, InProcess, Pool, Timing, blocks
 from amc.pool.ray import MAX_DEATHS, RayPool
 from amc.pool.worker import About, Worker
+from amc.testing import check_rollouts
 
 if TYPE_CHECKING:
     from tests.search.conftest import Workers
@@ -207,3 +208,7 @@ def test_blocks_are_consecutive_parts_of_about_the_same_length(count: int) -> No
     assert [item for part in parts for item in part] == list(range(7))
     assert len(parts) == max(1, min(count, 7))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_every_pool_keeps_its_laws(pool: Pool) -> None:
+    check_rollouts(pool)

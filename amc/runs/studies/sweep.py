@@ -7,23 +7,27 @@ docs/architecture.md): a search that has ended is not repeated, and one that was
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
+from amc.pool.parcel import Parcel, pack, unpack
 from amc.pool.ray import connected
+from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.runs.folder import CONFIG, RunFolder
 from amc.runs.runner import NoScreen, run_on
+from amc.runs.studies.competition import NOTHING
+from amc.runs.studies.findings import Sweep
+from amc.runs.studies.pareto import PAGE, gather, write_front
 from amc.search.state import Snapshot
 from amc.storage.files import write_text
-from amc.studies.pareto import PAGE, Outcome, gather, write_front
 from envs.parallel import THREADS, cores
 
+Say = Callable[[str], None]
+"""Is told one line of what is going on."""
 RUNS, TUNE = "runs", "tune"
 TRIES = 3
 """How often a search that ends in an error, or whose node is lost, is begun again."""
@@ -91,16 +95,22 @@ class _Told:
 
 
 def run_sweep(
-    config: SearchConfig, grid: Grid, out: Path, console: Console, workers: WorkersConfig
-) -> Sequence[Outcome]:
-    """Runs what is missing of a sweep, then writes and shows the Pareto front.
+    config: SearchConfig,
+    grid: Grid,
+    out: Path,
+    say: Say,
+    workers: WorkersConfig,
+    objects: Mapping[str, Objects] = NOTHING,
+) -> Sweep:
+    """Runs what is missing of a sweep, then writes the Pareto front.
 
     Args:
         config: Task, budgets and settings of every search.
         grid: What is varied.
         out: Folder of the run folders and of the front.
-        console: Where to print.
+        say: Is told how far it is.
         workers: Of each search; 0 workers let each search play its own episodes.
+        objects: Agent -> what its configuration names in parentheses.
 
     Raises:
         ValueError: If the folder holds another sweep, or a search failed every time.
@@ -108,9 +118,9 @@ def run_sweep(
     trials = grid.trials(config)  # a wrong agent or budget is refused before any work
     claim(out, config)
     missing = [trial for trial in trials.values() if not ended(out, trial)]
-    console.print(f"{len(trials)} searches, {len(trials) - len(missing)} of them have ended", highlight=False)
+    say(f"{len(trials)} searches, {len(trials) - len(missing)} of them have ended")
     if missing:
-        run_trials(missing, out, console, workers)
+        run_trials(missing, out, say, workers, objects)
     results = {key: (out / RUNS / trial.name, _result(out, trial)) for key, trial in trials.items()}
     outcomes = [
         gather(agent, budget, [results[agent, budget, seed] for seed in range(grid.seeds)])
@@ -119,14 +129,13 @@ def run_sweep(
     ]
     dense = next(iter(results.values()))[1]["dense"]
     cost = next(iter(config.constraint))
-    console.print(write_front(out, outcomes, dense, f"{config.task}: {cost} swept"), highlight=False)
-    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
-    return outcomes
+    table = write_front(out, outcomes, dense, f"{config.task}: {cost} swept")
+    return Sweep(outcomes=outcomes, table=table, folder=out, page=out / PAGE)
 
 
 def run_sweeps(
-    config: SearchConfig, grid: Grid, profiles: Sequence[str], out: Path, console: Console, workers: WorkersConfig
-) -> None:
+    config: SearchConfig, grid: Grid, profiles: Sequence[str], out: Path, say: Say, workers: WorkersConfig
+) -> dict[str, Sweep]:
     """One sweep per profile, each in a folder of its own: milliseconds of two devices make no common front.
 
     Args:
@@ -134,8 +143,11 @@ def run_sweeps(
         grid: What is varied.
         profiles: Files or names.
         out: Folder of the sweeps' folders.
-        console: Where to print.
+        say: Is told how far it is.
         workers: Of each search.
+
+    Returns:
+        Name of the profile -> its sweep.
 
     Raises:
         ValueError: If two profiles have the same name, or one of the sweeps cannot be run.
@@ -145,9 +157,11 @@ def run_sweeps(
         raise ValueError(f"the profiles of a sweep need different names, but got {', '.join(profiles)}: rename a file")
     values = config.model_dump(mode="json", exclude_none=True)
     configs = {name: load_config(None, {**values, "profile": profile}) for name, profile in named.items()}
+    sweeps = {}
     for name, own in configs.items():
-        console.print(f"[bold]{name}[/]", highlight=False)
-        run_sweep(own, grid, out / name, console, workers)
+        say(name)
+        sweeps[name] = run_sweep(own, grid, out / name, say, workers)
+    return sweeps
 
 
 def claim(out: Path, config: SearchConfig) -> None:
@@ -172,7 +186,12 @@ def ended(out: Path, trial: Trial) -> bool:
 
 
 def run_trials(
-    trials: Sequence[Trial], out: Path, console: Console, workers: WorkersConfig, scheduler: Any = None
+    trials: Sequence[Trial],
+    out: Path,
+    say: Say,
+    workers: WorkersConfig,
+    objects: Mapping[str, Objects] = NOTHING,
+    scheduler: Any = None,
 ) -> None:
     """Runs searches by Ray Tune, as many at a time as there are CPUs for.
 
@@ -193,14 +212,17 @@ def run_trials(
         }
         space = {"settings": settings, "trial": tune.grid_search([_portable(trial) for trial in trials])}
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, tune.PlacementGroupFactory(bundles)),
+            tune.with_resources(
+                tune.with_parameters(run_trial, objects=pack(dict(objects), _modules(objects))),
+                tune.PlacementGroupFactory(bundles),
+            ),
             param_space=space,
             tune_config=tune.TuneConfig(metric="reward", mode="max", scheduler=scheduler, reuse_actors=False),
             run_config=tune.RunConfig(
                 name=TUNE,
                 storage_path=str(out.absolute()),
                 verbose=0,
-                callbacks=[_lines(console)],
+                callbacks=[_lines(say)],
                 failure_config=tune.FailureConfig(max_failures=TRIES),
             ),
         )
@@ -213,8 +235,13 @@ def run_trials(
         )
 
 
-def run_trial(config: Mapping[str, Any]) -> None:
-    """One search inside a Tune worker."""
+def run_trial(config: Mapping[str, Any], objects: Parcel | None = None) -> None:
+    """One search inside a Tune worker.
+
+    Args:
+        config: What `run_trials` sends to all, and the trial.
+        objects: Agent -> what its configuration names in parentheses.
+    """
     settings, trial = config["settings"], config["trial"]
     workers = WorkersConfig(**settings["workers"])
     os.environ[THREADS] = str(max(1, workers.workers))  # of the phases that the driver computes itself
@@ -222,28 +249,33 @@ def run_trial(config: Mapping[str, Any]) -> None:
     path = Path(settings["out"]) / RUNS / trial["name"]
     own = load_config(None, trial["config"])
     if RunFolder(path).result() is None:
-        run_on(own, path, NoScreen(), workers, _Told())
+        given: Mapping[str, Objects] = NOTHING if objects is None else unpack(objects)
+        run_on(own, path, NoScreen(), workers, _Told(), objects=given.get(own.agent, NO_OBJECTS))
 
 
-def _lines(console: Console) -> Any:
-    """Prints one line whenever a search ends."""
+def _modules(objects: Mapping[str, Objects]) -> list[str]:
+    return sorted({module for one in objects.values() for module in one.modules()})
+
+
+def _lines(say: Say) -> Any:
+    """Says one line whenever a search ends."""
     from ray import tune
 
     class Lines(tune.Callback):
         def __init__(self) -> None:
-            self.console: Console | None = None
+            self.say: Say | None = None
 
         def __getstate__(self) -> dict[str, Any]:
-            return {"console": None}  # Tune writes its callbacks down
+            return {"say": None}  # Tune writes its callbacks down
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             name, last = trial.config["trial"]["name"], trial.last_result
             told = f": best {last['accuracy']:.2%} after {last['episodes']} episodes" if "accuracy" in last else ""
-            if self.console is not None:
-                self.console.print(f"{name}{told}", highlight=False)
+            if self.say is not None:
+                self.say(f"{name}{told}")
 
     lines = Lines()
-    lines.console = console
+    lines.say = say
     return lines
 
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from agents.searcher import keyed_generator
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config, parse_override
+from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.runs.folder import RunFolder
+from amc.runs.studies.findings import Tuning
+from amc.runs.studies.sweep import RUNS, Say, Trial, claim, ended, run_trials
 from amc.storage.files import write_text
-from amc.studies.sweep import RUNS, Trial, claim, ended, run_trials
 
 PAGE, BEST, STOPPED = "tune.md", "best.toml", "stopped"
 REDUCTION = 3
@@ -77,9 +77,15 @@ def samples(config: SearchConfig, ranges: Sequence[Range], count: int) -> list[t
 
 
 def run_tuning(
-    config: SearchConfig, ranges: Sequence[Range], count: int, out: Path, console: Console, workers: WorkersConfig
-) -> SearchConfig:
-    """Searches with each sample, writes the ranking and the best one's recipe; returns the latter."""
+    config: SearchConfig,
+    ranges: Sequence[Range],
+    count: int,
+    out: Path,
+    say: Say,
+    workers: WorkersConfig,
+    objects: Objects = NO_OBJECTS,
+) -> Tuning:
+    """Searches with each sample, writes the ranking and the best one's recipe."""
     from ray.tune.schedulers import ASHAScheduler
 
     trials = samples(config, ranges, count)
@@ -90,7 +96,7 @@ def run_tuning(
         scheduler = ASHAScheduler(
             time_attr="episodes", grace_period=grace, max_t=config.planned_episodes, reduction_factor=REDUCTION
         )
-        run_trials(missing, out, console, workers, scheduler)
+        run_trials(missing, out, say, workers, {config.agent: objects}, scheduler)
         for trial in missing:
             if not ended(out, trial):
                 write_text(out / RUNS / trial.name / STOPPED, "stopped early by ASHA\n")
@@ -98,9 +104,8 @@ def run_tuning(
     table = _table(ranked, [one.key for one in ranges])
     write_text(out / PAGE, f"# Tuning of {config.agent} on {config.task}\n\n{table}")
     write_text(out / BEST, ranked[0][2].config.to_toml())
-    console.print(table, highlight=False)
-    console.print(f"wrote {out / BEST}", highlight=False, soft_wrap=True)
-    return ranked[0][2].config
+    best, drawn = ranked[0][2:]
+    return Tuning(config=best.config, values=drawn, table=table, recipe=out / BEST)
 
 
 def _changed(config: SearchConfig, drawn: Mapping[str, Any]) -> SearchConfig:

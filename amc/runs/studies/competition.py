@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from amc.config.search import SearchConfig, load_config
+from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.runs.runner import Screen, run_on
-from amc.studies.compare import read_run, trace, write_comparison, write_trace
+from amc.runs.studies.compare import read_run, trace, write_comparison, write_trace
+from amc.runs.studies.findings import Comparison
 
+NOTHING: Mapping[str, Objects] = MappingProxyType({})
+"""No agent was passed in as an object."""
 MAX_EPISODES = 1_000_000
 """Of a run that only its effort ends."""
 
 
 def run_compare(
-    config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, screen: Screen, say: Callable[[str], None]
-) -> str:
+    config: SearchConfig,
+    agents: Sequence[str],
+    seeds: int,
+    out: Path,
+    screen: Screen,
+    say: Callable[[str], None],
+    objects: Mapping[str, Objects] = NOTHING,
+) -> Comparison:
     """Runs every agent with every seed at the same effort, or goes on where that stopped; writes the comparison.
 
     Args:
@@ -25,9 +36,7 @@ def run_compare(
         out: Folder of the run folders and of the comparison.
         screen: Is told how far each run is.
         say: Is told which run begins.
-
-    Returns:
-        The verdict.
+        objects: Agent -> what its configuration names in parentheses.
     """
     planned = [(agent, seed) for seed in range(seeds) for agent in dict.fromkeys(agents)]
     configs = {pair: _competitor(config, *pair) for pair in planned}  # a wrong agent is refused before any work
@@ -36,7 +45,7 @@ def run_compare(
         folder = out / f"{agent}-{seed}"
         if (run := read_run(folder, agent, seed)) is None:
             say(f"{agent}, seed {seed} ({number} of {len(planned)})")
-            _compete(configs[agent, seed], folder, screen)
+            _compete(configs[agent, seed], folder, screen, objects.get(agent, NO_OBJECTS))
             run = read_run(folder, agent, seed)
         if run is None:
             raise ValueError(f"a run that has ended must be readable, but {str(folder)!r} is not: remove it, repeat")
@@ -44,8 +53,8 @@ def run_compare(
         if number % len(set(agents)):
             continue  # pairs need the same seeds: the comparison is written after every seed
         budgets = ", ".join(f"{name} = {value:g}" for name, value in config.constraint.items())
-        said = write_comparison(out, runs, f"{config.task}, {budgets}, {config.effort:,} image-forwards each")
-    return said
+        found = write_comparison(out, runs, f"{config.task}, {budgets}, {config.effort:,} image-forwards each")
+    return found
 
 
 def _competitor(config: SearchConfig, agent: str, seed: int) -> SearchConfig:
@@ -53,7 +62,7 @@ def _competitor(config: SearchConfig, agent: str, seed: int) -> SearchConfig:
     return load_config(None, {**values, "agent": agent, "seed": seed, "episodes": MAX_EPISODES})
 
 
-def _compete(config: SearchConfig, path: Path, screen: Screen) -> None:
+def _compete(config: SearchConfig, path: Path, screen: Screen, objects: Objects) -> None:
     """One run and its curve, from where an earlier process stopped."""
-    run = run_on(config, path, screen)
+    run = run_on(config, path, screen, objects=objects)
     write_trace(path, trace(run.prepared, run.snapshot))

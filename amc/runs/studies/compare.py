@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from amc.pool.pool import InProcess
 from amc.problem.prepare import Prepared
 from amc.runs.folder import RESULT, SCORES
+from amc.runs.studies.findings import Comparison
 from amc.scoring.paired import Difference, mean_interval, paired_difference
 from amc.search.state import Snapshot
 from amc.search.tools import Tools, repair_and_score
@@ -170,8 +171,8 @@ def verdict(rows: Sequence[Row], pairs: Mapping[tuple[str, str], Difference]) ->
     return text + "."
 
 
-def write_comparison(folder: Path, runs: Sequence[Run], heading: str) -> str:
-    """Writes `compare.json`, `compare.md` and `compare.svg`; returns the verdict.
+def write_comparison(folder: Path, runs: Sequence[Run], heading: str) -> Comparison:
+    """Writes `compare.json`, `compare.md` and `compare.svg`.
 
     Args:
         folder: Where to.
@@ -184,7 +185,8 @@ def write_comparison(folder: Path, runs: Sequence[Run], heading: str) -> str:
     said = verdict(rows, pairs)
     curves = {row.agent: [run.trace for run in runs if run.agent == row.agent] for row in rows}
     write_text(folder / PICTURE, efforts(curves, salt="compare"))
-    write_text(folder / PAGE, f"# {heading}\n\n{said}\n\n{_tables(rows, pairs)}\n![best so far]({PICTURE})\n")
+    tables = _tables(rows, pairs)
+    write_text(folder / PAGE, f"# {heading}\n\n{said}\n\n{tables}\n![best so far]({PICTURE})\n")
     found = [{"agent": run.agent, "seed": run.seed, "trace": run.trace, "found": run.result["found"]} for run in runs]
     write_json(
         folder / DATA,
@@ -196,7 +198,7 @@ def write_comparison(folder: Path, runs: Sequence[Run], heading: str) -> str:
             "runs": found,
         },
     )
-    return said
+    return Comparison(verdict=said, table=tables, folder=folder, page=folder / PAGE)
 
 
 def _numbers(row: Row) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""What a search found, as `amc.search` and `amc.resume` return it: from the search itself, or read from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from rich.console import Console
+from torch import nn
+
+from amc.export.applied import POLICY, load_applied, read_policy
+from amc.problem.given.objects import Objects
+from amc.reporting.notebook import as_html
+from amc.reporting.tables import stored_comparison
+from amc.runs.folder import SCORES, RunFolder, versions
+from amc.runs.runner import Run
+from amc.runs.showing import show_files
+from amc.search.result import NETWORKS, NetworkReport
+from amc.tasks.task import Task, load_task
+from envs.space.policy import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """What a search found.
+
+    Attributes:
+        record: The content of `result.json` (docs/run_folder.md).
+        policy: The pruning policy; `policy.apply(network)` makes the widths again on any weights.
+        networks: dense and found; uniform and start (where there was one) too if the search ended just now.
+        reports: Network name -> accuracies and recounted costs.
+        folder: The run folder, None where none was asked for.
+    """
+
+    record: Mapping[str, Any] = field(repr=False)
+    policy: Policy = field(repr=False)
+    networks: Mapping[str, nn.Module] = field(repr=False)
+    reports: Mapping[str, NetworkReport]
+    folder: Path | None
+
+    @classmethod
+    def of(cls, run: Run, *, kept: bool = True) -> Result:
+        """Of a search that has just ended.
+
+        Args:
+            run: The search.
+            kept: Whether its folder stays.
+        """
+        return cls(
+            record=run.result.to_json(versions(), run.latency),
+            policy=run.result.policy,
+            networks=run.result.networks,
+            reports=run.result.reports,
+            folder=run.folder if kept else None,
+        )
+
+    @property
+    def network(self) -> nn.Module:
+        """The network found: a plain module, physically smaller, on the CPU."""
+        return self.networks["found"]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the numbers has to know, one sentence each."""
+        return tuple(self.record["remarks"])
+
+    def show(self, console: Console | None = None) -> None:
+        """Prints the comparison, and where the files are; in a notebook it is a table."""
+        console = console or Console()
+        console.print(stored_comparison(self.record))
+        if self.folder is not None:
+            show_files(self.record, self.folder, console)
+
+    def _repr_html_(self) -> str:
+        return as_html(lambda console: console.print(stored_comparison(self.record)))
+
+
+def reopened(path: Path, objects: Objects) -> Result:
+    """The result of a run that has ended, from its folder.
+
+    Args:
+        path: The run folder.
+        objects: The task, where the run's configuration names none that can be loaded.
+
+    Raises:
+        ValueError: If a file is damaged, or does not fit the task's network.
+    """
+    folder = RunFolder.reopen(path)
+    config, record = folder.config(), folder.result()
+    if record is None:
+        raise ValueError(f"only a run that has ended has a result, but {str(path)!r} has not: go on with it")
+    objects.check(config)
+    task: Task = objects.task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
+    scores = safetensors.numpy.load_file(path / SCORES)
+    reports = {
+        name: NetworkReport(
+            accuracy=record[name]["accuracy"],
+            costs=record[name]["costs"],
+            key=(),
+            each={split: scores[f"{name}|{split}"] for split in ("validation", "test") if f"{name}|{split}" in scores},
+        )
+        for name in NETWORKS
+        if name in record
+    }
+    networks = {"dense": task.network, "found": load_applied(task.network, path)}
+    return Result(record=record, policy=read_policy(path / POLICY), networks=networks, reports=reports, folder=path)
