@@ -22,13 +22,20 @@ project = "AMC"
 copyright = "the AMC authors, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "experiments/README.md", "experiments/bench/NOTES.md", "experiments/results/*.md", "*.md"]
+include_patterns = [
+    "docs/**",
+    "experiments/README.md",
+    "experiments/bench/NOTES.md",
+    "experiments/results/*.md",
+    "*.md",
+]
 exclude_patterns = [".*", "runs", "site", "README.md"]
 html_theme = "furo"
 html_title = "AMC"
 myst_heading_anchors = 3
 default_role = "code"  # docstrings write `names` in single backquotes
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True  # fields of a class stand in its description, once
 
@@ -48,12 +55,11 @@ class PublicNames(SphinxDirective):
 def documented(module: ModuleType, name: str) -> list[str]:
     """Lines of reStructuredText that document one public name of a module."""
     thing: Any = getattr(module, name)
-    if isinstance(thing, ModuleType):  # `amc.search`: a room that can be called
-        thing = getattr(import_module("amc.runs.library"), name)
-    place = f"{thing.__module__}.{thing.__qualname__}"
     if isinstance(thing, type):
-        return [f".. autoclass:: {place}", "   :members:"]
-    return [f".. autofunction:: {place}"]
+        return [f".. autoclass:: {module.__name__}.{name}", "   :members:"]
+    if isinstance(thing, ModuleType):  # `amc.search`: a room that can be called
+        return [f".. autofunction:: amc.runs.library.{name}"]
+    return [f".. autofunction:: {module.__name__}.{name}"]
 
 
 class ConfigurationKeys(SphinxDirective):
@@ -80,8 +86,15 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def keep_first_words(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Keeps Napoleon from taking what stands before a property's first colon for its type."""
+    if what == "property" and lines:
+        lines[0] = lines[0].replace(": ", " - ", 1)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Makes the directives known."""
     app.add_directive("public-names", PublicNames)
     app.add_directive("configuration-keys", ConfigurationKeys)
+    app.connect("autodoc-process-docstring", keep_first_words, priority=100)
     return {"parallel_read_safe": True}
