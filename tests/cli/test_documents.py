@@ -44,6 +44,9 @@ NOWHERE = {
 }
 """First words of a command -> why no test can run it."""
 
+SHELL = ("console", "bash", "sh")
+"""Languages of command lines."""
+
 BUSY = {
     ("profile", "measure"): ("--keep-disturbed", "--again-minutes", "0"),
     ("bundle.zip", "--threads"): ("--keep-disturbed", "--again-minutes", "0"),
@@ -91,7 +94,7 @@ def test_blocks_can_be_read(page: Path) -> None:
             compile(block.text, f"{page}:{block.line}", "exec")
         elif block.language == "toml":
             tomllib.loads(block.text)
-        elif block.language == "console":
+        elif block.language in SHELL:
             for line in commands(block):
                 assert line.startswith(("amc ", "python ")) or not runs(line), f"{page}: nothing runs {line!r}"
                 if line.startswith("amc "):
@@ -117,7 +120,7 @@ def read_options(words: list[str]) -> None:
     [
         pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if name_of(page) in SLOW else [])
         for page in PAGES
-        if any(block.language in ("python", "console") for block in blocks(page))
+        if any(block.language in ("python", *SHELL) for block in blocks(page))
     ],
 )
 def test_pages_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +140,7 @@ def test_pages_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.M
             if named := re.match(r"# (\w+\.py)\n", block.text):
                 Path(named[1]).write_text(block.text)
             exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
-        elif block.language == "console":
+        elif block.language in SHELL:
             for line in filter(runs, commands(block)):
                 run(shlex.split(line, comments=True), monkeypatch)
 
@@ -153,3 +156,11 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code, words
+
+
+@pytest.mark.slow
+def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    options = ["--fail-on-warning", "--quiet", "--conf-dir", "docs"]
+    subprocess.run([sys.executable, "-m", "sphinx", *options, ".", tmp_path], check=True, cwd=ROOT)
+    assert (tmp_path / "docs" / "index.html").exists()
