@@ -47,7 +47,7 @@ NOWHERE = {
 SHELL = ("console", "bash", "sh")
 """Languages of command lines."""
 
-BUSY = {
+BUSY: dict[tuple[str, ...], tuple[str, ...]] = {
     ("profile", "measure"): ("--keep-disturbed", "--again-minutes", "0"),
     ("bundle.zip", "--threads"): ("--keep-disturbed", "--again-minutes", "0"),
 }
