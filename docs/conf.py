@@ -54,12 +54,13 @@ class PublicNames(SphinxDirective):
 
 def documented(module: ModuleType, name: str) -> list[str]:
     """Lines of reStructuredText that document one public name of a module."""
-    thing: Any = getattr(module, name)
+    thing, place = getattr(module, name), f"{module.__name__}.{name}"
+    if isinstance(thing, ModuleType):
+        # `amc.search` is a room that can be called: the function stands in the library.
+        return [f".. autofunction:: amc.runs.library.{name}"] if callable(thing) else [f".. automodule:: {place}"]
     if isinstance(thing, type):
-        return [f".. autoclass:: {module.__name__}.{name}", "   :members:"]
-    if isinstance(thing, ModuleType):  # `amc.search`: a room that can be called
-        return [f".. autofunction:: amc.runs.library.{name}"]
-    return [f".. autofunction:: {module.__name__}.{name}"]
+        return [f".. autoclass:: {place}", "   :members:"]
+    return [f".. autofunction:: {place}"] if callable(thing) else [f".. autodata:: {place}"]
 
 
 class ConfigurationKeys(SphinxDirective):
