@@ -2,6 +2,7 @@
 empty folder. A new page or block is picked up; what cannot run anywhere is listed in `NOWHERE` with its reason.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -88,17 +89,19 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_blocks_can_be_read(page: Path) -> None:
-    """Programs compile, recipes are recipes, and commands have only options that there are."""
+    """Programs compile, data can be parsed, and commands have only options that there are."""
     for block in blocks(page):
         if block.language == "python":
             compile(block.text, f"{page}:{block.line}", "exec")
         elif block.language == "toml":
             tomllib.loads(block.text)
+        elif block.language == "json":
+            json.loads(block.text)
         elif block.language in SHELL:
             for line in commands(block):
                 assert line.startswith(("amc ", "python ")) or not runs(line), f"{page}: nothing runs {line!r}"
-                if line.startswith("amc "):
-                    read_options(shlex.split(line, comments=True)[1:])
+                if words := re.match(r"(?:\w+\$ )?amc (.*)", line):
+                    read_options(shlex.split(words[1], comments=True))
         else:
             assert block.language in ("", "text"), f"{page}:{block.line}: nothing runs {block.language!r}"
             assert not re.search(r"^(amc|make|\$) ", block.text, flags=re.MULTILINE), (
