@@ -114,6 +114,8 @@ def read_options(words: list[str]) -> None:
     command = typer.main.get_command(app)
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]  # type: ignore[attr-defined]
+    if hasattr(command, "commands"):
+        assert words[:1] in (["--help"], ["--version"]), f"there is no command {words[0]!r}"
     with suppress(typer.Exit):
         command.make_context("amc", words)
 
