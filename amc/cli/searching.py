@@ -24,7 +24,7 @@ COMPRESSION = ("compression.importance", "compression.repair", "compression.sele
 @configured(*TASK, "choose", "constraint", *RULES, anything=False)
 def inspect(
     overrides: Overrides,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (docs/inspection.md).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (docs/reference/inspection.md).")] = False,
 ) -> None:
     """Show what can be pruned and how far: units, why every other layer stays, the lowest reachable costs."""
     if "task" not in overrides:

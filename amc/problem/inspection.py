@@ -130,7 +130,7 @@ class Inspection:
     untraced: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready dictionary (docs/inspection.md)."""
+        """JSON-ready dictionary (docs/reference/inspection.md)."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 

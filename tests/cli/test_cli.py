@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,10 @@ def main_quietly() -> None:
 def test_help_names_the_commands(amc: Amc) -> None:
     text = amc("--help").out
     assert all(command in text for command in ("inspect", "search", "resume", "apply", "export"))
+
+
+def test_the_version_is_that_of_the_distribution(amc: Amc) -> None:
+    assert amc("--version").out == f"amc {version('amc')}\n"
 
 
 def test_options_say_what_the_fields_of_the_configuration_say() -> None:
