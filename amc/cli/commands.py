@@ -39,13 +39,17 @@ def run_search(
     return run
 
 
-def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig = HERE) -> None:
+def run_resume(
+    path: Path, more: int, console: Console, workers: WorkersConfig = HERE, *, previous: bool = False
+) -> None:
     """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes."""
     try:
         with live(console) as region:
-            run = resume_run(path, more, ConsoleScreen(console, region), workers)
+            run = resume_run(path, more, ConsoleScreen(console, region), workers, previous=previous)
     except Ended as ended:
         console.print(stored_comparison(ended.result))
+        if ended.written:
+            console.print(f"wrote {', '.join(ended.written)} again", highlight=False)
         console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
         return
     show_run(run, console)

@@ -18,7 +18,8 @@ from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config, parse_override
 from amc.runs.folder import RunFolder
 from amc.storage.files import write_text
-from amc.studies.sweep import RUNS, Trial, claim, ended, run_trials
+from amc.storage.locks import held
+from amc.studies.sweep import ORPHAN_SECONDS, RUNS, Trial, claim, ended, run_trials, standing
 
 PAGE, BEST, STOPPED = "tune.md", "best.toml", "stopped"
 REDUCTION = 3
@@ -80,9 +81,21 @@ def run_tuning(
     config: SearchConfig, ranges: Sequence[Range], count: int, out: Path, console: Console, workers: WorkersConfig
 ) -> SearchConfig:
     """Searches with each sample, writes the ranking and the best one's recipe; returns the latter."""
+    trials = samples(config, ranges, count)
+    with held(out), standing(out, [trial for trial, _ in trials]):
+        return _tuned(config, ranges, trials, out, console, workers)
+
+
+def _tuned(
+    config: SearchConfig,
+    ranges: Sequence[Range],
+    trials: Sequence[tuple[Trial, dict[str, Any]]],
+    out: Path,
+    console: Console,
+    workers: WorkersConfig,
+) -> SearchConfig:
     from ray.tune.schedulers import ASHAScheduler
 
-    trials = samples(config, ranges, count)
     claim(out, config)
     missing = [trial for trial, _ in trials if not (ended(out, trial) or (out / RUNS / trial.name / STOPPED).exists())]
     if missing:
@@ -93,7 +106,8 @@ def run_tuning(
         run_trials(missing, out, console, workers, scheduler)
         for trial in missing:
             if not ended(out, trial):
-                write_text(out / RUNS / trial.name / STOPPED, "stopped early by ASHA\n")
+                with held(out / RUNS / trial.name, ORPHAN_SECONDS):  # its process is being ended
+                    write_text(out / RUNS / trial.name / STOPPED, "stopped early by ASHA\n")
     ranked = sorted(((*_reached(out, trial), trial, drawn) for trial, drawn in trials), key=lambda row: -row[1])
     table = _table(ranked, [one.key for one in ranges])
     write_text(out / PAGE, f"# Tuning of {config.agent} on {config.task}\n\n{table}")
