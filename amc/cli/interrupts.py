@@ -36,11 +36,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     importer = _importer(frame)
     if importer is not None and Path(importer.f_code.co_filename).parent == Path(__file__).parent:
         exit_at_once(number, frame)  # a command that has not begun yet
-    if importer is not None and hasattr(signal, "SIGALRM"):
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-    else:
-        signal.signal(signal.SIGINT, exit_at_once)
+    signal.signal(signal.SIGINT, exit_at_once)
+    if importer is None or not hasattr(signal, "SIGALRM"):
         raise KeyboardInterrupt
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
 
 
 def _importer(frame: FrameType | None) -> FrameType | None:

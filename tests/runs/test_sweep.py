@@ -128,9 +128,7 @@ def test_every_profile_gets_a_sweep_of_its_own(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_search_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / RUNS / "ended"
-    path.mkdir(parents=True)
-    (path / "result.json").write_text("{}")
+    monkeypatch.setattr("amc.studies.sweep.ended", lambda out, trial: trial.name == "ended")
     monkeypatch.setattr("amc.studies.sweep.run_on", None)
     settings = {"out": str(tmp_path), "home": os.getcwd(), "workers": WorkersConfig().model_dump()}
     config = SearchConfig(**SETTINGS).model_dump(mode="json", exclude_none=True)
