@@ -50,7 +50,7 @@ def run_resume(
         console.print(stored_comparison(ended.result))
         if ended.written:
             console.print(f"wrote {', '.join(ended.written)} again", highlight=False)
-        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
+        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False, markup=False)
         return
     show_run(run, console)
 
@@ -64,7 +64,7 @@ def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out:
     with live(console) as region:
         said = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
     console.print(said, highlight=False)
-    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out / PAGE}", highlight=False, markup=False, soft_wrap=True)
 
 
 def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> nn.Module:
@@ -79,7 +79,7 @@ def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, consol
     policy, setup, small = _rebuild(policy_file, overrides, console)
     write_applied(policy, small, out)
     _side_by_side(setup, policy, small, console)
-    console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, markup=False, soft_wrap=True)
     return small
 
 
@@ -101,6 +101,7 @@ def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, conso
         f"wrote {out}: onnxruntime and torch agree on {min(CHECKED_IMAGES, len(setup.task.validation))} images "
         f"(largest relative difference {difference:.1e})",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 

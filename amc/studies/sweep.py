@@ -137,7 +137,7 @@ def _swept(
     dense = next(iter(results.values()))[1]["dense"]
     cost = next(iter(config.constraint))
     console.print(write_front(out, outcomes, dense, f"{config.task}: {cost} swept"), highlight=False)
-    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out / PAGE}", highlight=False, markup=False, soft_wrap=True)
     return outcomes
 
 

@@ -113,7 +113,7 @@ def _tuned(
     write_text(out / PAGE, f"# Tuning of {config.agent} on {config.task}\n\n{table}")
     write_text(out / BEST, ranked[0][2].config.to_toml())
     console.print(table, highlight=False)
-    console.print(f"wrote {out / BEST}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out / BEST}", highlight=False, markup=False, soft_wrap=True)
     return ranked[0][2].config
 
 

@@ -30,7 +30,7 @@ from envs.parallel import single_threaded
 
 SAME = ("config.toml", EPISODES, "policy.json", "network.safetensors", SCORES)
 SETTINGS = (
-    *("--task", "digits", "--constraint", "macs=0.3", "--agent", "ddpg", "--episodes", "24", "--warmup", "4"),
+    *("--task", "digits", "--constraint", "macs=0.3", "--agent", "ddpg", "--episodes", "12", "--warmup", "4"),
     *("--set", "reward_images=100", "--set", "confirm=1", "--set", "compression.images=48"),
     *("--set", "compression.positions=4", "--set", "knapsack.images=32", "--set", "knapsack.widths=3"),
     *("--set", 'knapsack.damages=["kl"]', "--set", 'backend.name="fp32"'),
