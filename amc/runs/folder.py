@@ -178,7 +178,7 @@ class RunFolder:
         path = self.path / RESULT
         if not path.exists():
             return None
-        found = read_json(path, "a result")
+        found: dict[str, Any] = read_json(path, "a result")
         digests = found.get("digests") if isinstance(found, dict) else None
         if not isinstance(digests, dict) or digests.get(RESULT) != _digest_of_result(found):
             raise ValueError(f"{Altered(path, 'is another one')}: {_REMOVE}")

@@ -367,8 +367,6 @@ class _Last:
 
     snapshot: Snapshot | None
 
-    snapshot: Snapshot | None = None
-
     def round(self, snapshot: Snapshot) -> None:
         """After each round."""
         self.snapshot = snapshot

@@ -18,22 +18,25 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
-import amc.runs.runner
-from amc.cli import commands as _commands  # noqa: F401 - what the forked processes need
 from amc.cli.interrupts import interrupt_between_imports
 from amc.cli.main import main as amc_main
+from amc.runs import runner
 from amc.runs.folder import EPISODES, REPORT, RESULT, SCORES
 from amc.tasks.task import load_task
 from envs.parallel import single_threaded
 
+NEEDED = ("amc.cli.commands", "torch._dynamo", "onnx", "onnxruntime", "tensorboardX", "matplotlib.backends.backend_svg")
+"""What the forked processes find imported."""
 SAME = ("config.toml", EPISODES, "policy.json", "network.safetensors", SCORES)
 SETTINGS = (
     *("--task", "digits", "--constraint", "macs=0.3", "--agent", "ddpg", "--episodes", "12", "--warmup", "4"),
     *("--set", "reward_images=100", "--set", "confirm=1", "--set", "compression.images=48"),
-    *("--set", "compression.positions=4", "--set", "knapsack.images=32", "--set", "knapsack.widths=3"),
-    *("--set", 'knapsack.damages=["kl"]', "--set", 'backend.name="fp32"'),
+    *("--set", "compression.positions=4", "--set", "knapsack.images=32", "--set", "knapsack.widths=2"),
+    *("--set", 'knapsack.damages=["kl"]', "--set", 'backend.name="fp32"', "--set", "compression.repair=none"),
+    *("--set", "compression.importance=l1"),
 )
 
 
@@ -65,7 +68,7 @@ class Place:
             os.dup2(screen, 1)
             os.dup2(screen, 2)
             interrupt_between_imports()
-            amc.runs.runner.latency_ms = lambda *_, **__: {}  # type: ignore[assignment]
+            vars(runner)["latency_ms"] = lambda *_, **__: {}
             sys.argv = ["amc", *arguments]
             amc_main()
             os._exit(0)
@@ -239,6 +242,8 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", default=[])
     given = parser.parse_args()
     single_threaded()
+    for module in NEEDED:
+        import_module(module)
     load_task("digits")
     found = campaign(given.minutes, given.seed, given.only)
     failures = Counter({name: sum(map(bool, outcomes)) for name, outcomes in found.items()})

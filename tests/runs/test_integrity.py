@@ -130,7 +130,7 @@ def test_times_may_be_lost(run: Path) -> None:
     assert len((run / TIMINGS).read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize("how", ["missing", "cut", "its last episode"])
+@pytest.mark.parametrize("how", ["missing", pytest.param("cut", marks=pytest.mark.slow), "its last episode"])
 def test_a_run_whose_last_round_is_damaged_goes_on_from_the_one_before(original: Path, run: Path, how: str) -> None:
     remove(run, RESULT, POLICY)
     damage: dict[str, Callable[[], object]] = {
@@ -182,10 +182,11 @@ def test_a_folder_in_use_is_refused_until_its_holder_is_gone(run: Path, tmp_path
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.getcwd()}) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        for attempt in (
+        attempts: list[Callable[[], Run]] = [
             lambda: resume_run(run, 0, NoScreen()),
             lambda: new_run(load_config(None, SETTINGS), run, NoScreen(), fresh=True),
-        ):
+        ]
+        for attempt in attempts:
             with pytest.raises(ValueError, match=f"in use by process {holder.pid} on "):
                 attempt()
         holder.send_signal(signal.SIGKILL)
