@@ -96,6 +96,50 @@ def test_missing_products_are_written_again_with_the_same_bytes(
     assert resumed(run) == ()
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is tidied up."""
+
+
+def killed_at(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Lets a process die when a file is written completely and has not got its name yet."""
+    replace, unlink = os.replace, Path.unlink
+
+    def deadly(source: str, target: Path) -> None:
+        if target.name == name:
+            raise Killed
+        replace(source, target)
+
+    def dead(path: Path, missing_ok: bool = False) -> None:
+        if not path.name.startswith(f".{name}."):
+            unlink(path, missing_ok)
+
+    patch.setattr("amc.storage.files.os.replace", deadly)
+    patch.setattr("amc.storage.files.Path.unlink", dead)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (WEIGHTS, REPORT),
+        pytest.param((EPISODES, TIMINGS, SNAPSHOT, POLICY, SCORES, RESULT, REPORT), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_at_one_write_after_the_other_ends_in_the_same_files(
+    original: Path, run: Path, names: tuple[str, ...]
+) -> None:
+    remove(run, POLICY, WEIGHTS, SCORES, RESULT, REPORT)
+    for name in names:
+        with pytest.MonkeyPatch.context() as patch:
+            killed_at(patch, name)
+            with pytest.raises(Killed):
+                resume_run(run, 0, NoScreen())
+        assert len(list(run.glob(f".{name}.*{UNFINISHED}"))) == 1
+    assert resumed(run) == (REPORT,)
+    for name in (EPISODES, POLICY, WEIGHTS, SCORES, CONFIG):
+        assert (run / name).read_bytes() == (original / name).read_bytes()
+    assert files(run).keys() == files(original).keys()
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
@@ -130,18 +174,26 @@ def test_times_may_be_lost(run: Path) -> None:
     assert len((run / TIMINGS).read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize("how", ["missing", pytest.param("cut", marks=pytest.mark.slow), "its last episode"])
-def test_a_run_whose_last_round_is_damaged_goes_on_from_the_one_before(original: Path, run: Path, how: str) -> None:
-    remove(run, RESULT, POLICY)
-    damage: dict[str, Callable[[], object]] = {
-        "missing": (run / SNAPSHOT).unlink,
-        "cut": lambda: (run / SNAPSHOT).write_bytes(b"half"),
-        "its last episode": lambda: append_text(cut(run / EPISODES), '{"episode": 5}\n'),
-    }
-    damage[how]()
-    with pytest.raises(ValueError, match=f"amc resume {run} --previous") as refused:
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": lambda run: (run / SNAPSHOT).unlink(),
+    "cut": lambda run: (run / SNAPSHOT).write_bytes(b"half"),
+    "its last episode": lambda run: append_text(cut(run / EPISODES), '{"episode": 5}\n'),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_last_round_is_refused_and_the_one_before_is_offered(run: Path, how: str) -> None:
+    DAMAGES[how](run)
+    with pytest.raises(ValueError, match=f": `amc resume {run} --previous` goes on from") as refused:
         resume_run(run, 0, NoScreen())
-    assert (EPISODES if how == "its last episode" else SNAPSHOT) in str(refused.value)
+    assert str(run / (EPISODES if how == "its last episode" else SNAPSHOT)) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "how", ["its last episode", *(pytest.param(how, marks=pytest.mark.slow) for how in ("missing", "cut"))]
+)
+def test_from_the_round_before_a_run_ends_in_the_same_bytes(original: Path, run: Path, how: str) -> None:
+    DAMAGES[how](run)
     resume_run(run, 0, NoScreen(), previous=True)
     for name in (EPISODES, POLICY, WEIGHTS, SCORES):
         assert (run / name).read_bytes() == (original / name).read_bytes()

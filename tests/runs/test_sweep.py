@@ -18,6 +18,8 @@ from rich.console import Console
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
+from amc.storage.files import UNFINISHED
+from amc.storage.locks import LOCK
 from amc.studies.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
 from amc.studies.sweep import RUNS, Grid, claim, run_sweep, run_sweeps, run_trial
 from amc.studies.tuning import parse_range, run_tuning, samples
@@ -219,6 +221,8 @@ def test_a_sweep_killed_twice_ends_in_the_same_front(workers: str, tmp_path: Pat
     for name in FILES:
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
     assert len(os.listdir(tmp_path / "killed" / RUNS)) == 6
+    places = (tmp_path / "killed" / RUNS, tmp_path / "cache")
+    assert [path for place in places for path in place.rglob("*") if path.name.endswith((LOCK, UNFINISHED))] == []
 
 
 @pytest.mark.slow
