@@ -34,7 +34,6 @@ PREVIOUS = "snapshot.previous.safetensors"
 SEALED = (POLICY, WEIGHTS, SCORES)
 """What a run that has ended has written, whose digests its result holds."""
 PACKAGES = ("amc", "torch", "numpy", "gymnasium", "stable-baselines3", "torch-pruning", "onnxruntime")
-_REMOVE = "remove it, and `amc resume` writes it again"
 
 
 class RunFolder:
@@ -91,7 +90,11 @@ class RunFolder:
         Raises:
             ValueError: If it is damaged.
         """
-        return load_config(self.path / CONFIG, {})
+        path = self.path / CONFIG
+        try:
+            return load_config(path, {})
+        except ValueError as error:
+            raise error if str(path) in str(error) else ValueError(f"{error} (in {str(path)!r})") from error
 
     def replace_config(self, config: SearchConfig, snapshot: Snapshot | None = None) -> None:
         """Writes another configuration (a longer search).
@@ -181,7 +184,7 @@ class RunFolder:
         found: dict[str, Any] = read_json(path, "a result")
         digests = found.get("digests") if isinstance(found, dict) else None
         if not isinstance(digests, dict) or digests.get(RESULT) != _digest_of_result(found):
-            raise ValueError(f"{Altered(path, 'is another one')}: {_REMOVE}")
+            raise ValueError(f"{Altered(path, 'holds other values than were written')}: {_remove(RESULT)}")
         return found
 
     def owed(self, result: Mapping[str, Any]) -> tuple[str, ...]:
@@ -197,8 +200,8 @@ class RunFolder:
         for name in (EPISODES, *SEALED):
             path = self.path / name
             if name not in missing and digest(path.read_bytes()) != result["digests"][name]:
-                cure = self._start_again() if name == EPISODES else _REMOVE
-                raise ValueError(f"{Altered(path, 'is another one')}: {cure}")
+                altered = RESULT if name == EPISODES else name  # the snapshot has told that episodes are the run's
+                raise ValueError(f"{Altered(path, f'is not what {RESULT} says')}: {_remove(altered)}")
         return tuple(missing)
 
     def round(self, snapshot: Snapshot) -> None:
@@ -336,6 +339,10 @@ def reopened(path: Path, seconds: float = 0.0) -> Iterator[RunFolder]:
     RunFolder.reopen(path)  # nothing is made where there is none
     with held(path, seconds):
         yield RunFolder.reopen(path)
+
+
+def _remove(name: str) -> str:
+    return f"remove {name}, and `amc resume` writes it again"
 
 
 def _lines(lines: Sequence[Line], first: int = 0) -> str:

@@ -131,14 +131,13 @@ def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = H
         Ended: If it has ended and gets no more episodes; what was missing of its files has been written again.
     """
     with reopened(path) as folder, _standing(folder):
-        config = folder.config()
+        if previous:
+            folder.step_back()
+        snapshot, config = folder.snapshot(), folder.config()
         if more and config.single:
             raise ValueError(
                 f"agent {config.agent!r} computes one policy, but got --episodes: search with another agent"
             )
-        if previous:
-            folder.step_back()
-        snapshot = folder.snapshot()
         result = None if more or previous else _ended(folder, config)
         if result is not None and snapshot is not None:
             raise Ended(result, _completed(folder, config, snapshot, result, screen, workers))
@@ -208,8 +207,8 @@ def run_on(
         with begun(path, config, seconds=wait_seconds) as folder:
             return _run(setup, folder, None, screen, workers, *watchers)
     with reopened(path, wait_seconds) as folder:
-        config = _continued(folder.config(), config, path)
         snapshot = folder.snapshot()
+        config = _continued(folder.config(), config, path)
         stored = _ended(folder, config)
         if stored is not None:
             folder.owed(stored)  # refuses what somebody else has written

@@ -85,7 +85,7 @@ def read_snapshot(path: Path, config: Path, episodes: Path, timings: Path) -> Sn
     """
     header, arrays = _read(path)
     if digest(_bytes(config)) not in header["configurations"]:
-        raise Altered(config, "is not the configuration that the run was left with: put it back")
+        raise Altered(config, f"is not the configuration that {path.name} goes with: put back what was changed")
     lines = _bytes(episodes).splitlines(keepends=True)[: header["episodes"]]
     if len(lines) < header["episodes"]:
         raise Altered(episodes, f"holds {len(lines)} of {header['episodes']} episodes")

@@ -142,7 +142,7 @@ def read_json(path: Path, what: str) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{what} must be a readable JSON file, but {str(path)!r} is not ({error})") from error
 
 
