@@ -7,26 +7,24 @@ import json
 import os
 import platform
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.numpy
 import safetensors.torch
 
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
+from amc.runs.events import Events
 from amc.runs.snapshot import Altered, read_snapshot, write_snapshot
-from amc.search.episode import Episode, Failure, Line
+from amc.search.episode import Line
 from amc.search.result import SearchResult
 from amc.search.state import Snapshot
 from amc.storage.digests import digest, digest_of
 from amc.storage.files import append_text, json_text, read_json, write_bytes, write_json, write_text
 from amc.storage.locks import LOCK, held
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
 
 CONFIG, RESULT, SNAPSHOT, SCORES = "config.toml", "result.json", "snapshot.safetensors", "scores.safetensors"
 EPISODES, TIMINGS, REPORT, EVENTS = "episodes.jsonl", "timings.jsonl", "report.html", "tensorboard"
@@ -42,7 +40,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Names the folder; `begun` and `reopened` make one ready."""
         self.path = path
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
         self._logged = 0  # episodes that are in the events already
         self._written: int | None = None  # episodes that this process has written
         self._saved = 0  # episodes of the snapshot on disk
@@ -266,8 +264,6 @@ class RunFolder:
             write_bytes(self.path / name, products[name])
         if not (self.path / RESULT).exists():
             write_json(self.path / RESULT, document)
-        if self._events is not None:
-            self._events.close()
         return document
 
     def _check_again(self, digests: Mapping[str, str], stored: Mapping[str, str]) -> None:
@@ -279,23 +275,15 @@ class RunFolder:
                 )
 
     def log(self, snapshot: Snapshot) -> None:
-        """TensorBoard events of the episodes that are new, by episode."""
-        from tensorboardX import SummaryWriter
+        """TensorBoard events of the episodes that are new."""
+        self._events = self._events or Events(self.path / EVENTS, self._logged)
+        self._events.write(snapshot.lines, self._logged)
+        self._logged = len(snapshot.lines)
 
-        lines, first = snapshot.lines, self._logged
-        if self._events is None:
-            self._events = SummaryWriter(str(self.path / EVENTS), purge_step=first)
-        best = max((line.reward for line in lines[:first] if isinstance(line, Episode)), default=float("-inf"))
-        for step, episode in enumerate(lines[first:], start=first):
-            if isinstance(episode, Failure):
-                continue
-            best = max(best, episode.reward)
-            values = {"reward": episode.reward, "best reward": best, "accuracy": episode.evaluation.accuracy}
-            costs = {f"costs/{name}": value for name, value in episode.evaluation.costs.items()}
-            for name, value in (values | costs).items():
-                self._events.add_scalar(name, value, step)
-        self._events.flush()
-        self._logged = len(lines)
+    def close(self) -> None:
+        """Ends the file of events."""
+        if self._events is not None:
+            self._events.close()
 
 
 def versions() -> dict[str, str]:
@@ -326,7 +314,7 @@ def begun(path: Path, config: SearchConfig, *, fresh: bool = False, seconds: flo
                 )
             _move_aside(path)
             stack.enter_context(held(path))
-        yield RunFolder.create(path, config)
+        yield stack.enter_context(closing(RunFolder.create(path, config)))
 
 
 @contextmanager
@@ -337,8 +325,8 @@ def reopened(path: Path, seconds: float = 0.0) -> Iterator[RunFolder]:
         ValueError: If it holds none, or another process holds it for longer than `seconds`.
     """
     RunFolder.reopen(path)  # nothing is made where there is none
-    with held(path, seconds):
-        yield RunFolder.reopen(path)
+    with held(path, seconds), closing(RunFolder.reopen(path)) as folder:
+        yield folder
 
 
 def _remove(name: str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from amc.config.search import load_config
 from amc.runs.folder import CONFIG, EPISODES, EVENTS, PREVIOUS, REPORT, RESULT, SCORES, SNAPSHOT, TIMINGS
@@ -269,3 +271,32 @@ def test_what_a_killed_process_left_half_written_goes_and_what_is_being_written_
     assert len(seen) == 1
     assert seen[0].startswith(f".{POLICY}.")
     assert (tmp_path / POLICY).read_bytes() == b"new"
+
+
+def test_a_disk_that_fills_up_while_events_are_written_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.flush", full)
+    shutil.rmtree(run / EVENTS)
+    with pytest.raises(OSError, match=f"'{run / EVENTS}' must be written") as stop:
+        resume_run(run, 0, NoScreen())
+    assert stop.value.__notes__ == [f"6 episodes are saved in {run}: `amc resume {run}` goes on"]
+
+
+def test_events_can_be_read_by_episode(run: Path) -> None:
+    steps: dict[str, list[int]] = {}
+    for event in events(run / EVENTS):
+        for value in event.summary.value:
+            steps.setdefault(value.tag, []).append(event.step)
+    assert steps == {tag: [0, 1, 2, 3, 4, 5] for tag in ("reward", "best_reward", "accuracy", "costs/macs")}
+
+
+def events(folder: Path) -> Iterator[Event]:
+    """Reads TFRecords: length in 8 bytes, its checksum in 4, the event, its checksum in 4."""
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tensorboardX import SummaryWriter
 
 from amc.cli.commands import run_resume
 from amc.config.search import SearchConfig, load_config
 from amc.runs import folder as folder_module
+from amc.runs.events import Events
 from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, TIMINGS, RunFolder
 from amc.runs.runner import Ended, NoScreen, Run, new_run, resume_run, run_on
 
@@ -44,7 +44,7 @@ OWNERS: dict[str, Any] = {
     "finish": RunFolder,
     "append_text": folder_module,
     "write_snapshot": folder_module,
-    "flush": SummaryWriter,
+    "write": Events,
 }
 """What a run folder does -> where it is done."""
 
@@ -132,7 +132,7 @@ def stop_at(patch: pytest.MonkeyPatch, where: str, times: int, moment: str = "be
         pytest.param("append_text", 4, "half", marks=pytest.mark.slow),
         ("write_snapshot", 2, "before"),  # episodes and timings behind the snapshot
         pytest.param("write_snapshot", 2, "after", marks=pytest.mark.slow),
-        pytest.param("flush", 2, "before", marks=pytest.mark.slow),
+        pytest.param("write", 2, "before", marks=pytest.mark.slow),
         ("finish", 1, "before"),
     ],
 )
