@@ -18,6 +18,7 @@ from rich.console import Console
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
+from amc.runs.folder import REPORT
 from amc.storage.files import UNFINISHED
 from amc.storage.locks import LOCK
 from amc.studies.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
@@ -232,3 +233,8 @@ def test_a_sweep_on_ray_ends_in_a_front(own_ray: None, tmp_path: Path, monkeypat
     outcomes = run_sweep(SearchConfig(**SETTINGS), grid, tmp_path / "out", quiet(), WorkersConfig())
     assert [one.costs["macs"] <= 771_392 * one.budget for one in outcomes] == [True, True]
     assert load_config(tmp_path / "out" / "config.toml", {}) == SearchConfig(**SETTINGS)
+    report = tmp_path / "out" / RUNS / "knapsack-0.3-0" / REPORT
+    text = report.read_bytes()
+    report.unlink()  # as if it had been killed before it wrote that
+    assert run_sweep(SearchConfig(**SETTINGS), grid, tmp_path / "out", quiet(), WorkersConfig()) == outcomes
+    assert report.read_bytes() == text
