@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Container, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from amc.search.result import SearchResult
 from amc.search.state import Snapshot
 from amc.storage.digests import digest, digest_of
 from amc.storage.files import append_text, json_text, read_json, write_bytes, write_json, write_text
-from amc.storage.locks import LOCK, held
 
 CONFIG, RESULT, SNAPSHOT, SCORES = "config.toml", "result.json", "snapshot.safetensors", "scores.safetensors"
 EPISODES, TIMINGS, REPORT, EVENTS = "episodes.jsonl", "timings.jsonl", "report.html", "tensorboard"
@@ -38,7 +36,7 @@ class RunFolder:
     """One run on disk; documented field by field in docs/run_folder.md. A `Watcher`."""
 
     def __init__(self, path: Path) -> None:
-        """Names the folder; `begun` and `reopened` make one ready."""
+        """Names the folder; `amc.runs.opening` makes one ready."""
         self.path = path
         self._events: Events | None = None
         self._logged = 0  # episodes that are in the events already
@@ -291,44 +289,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-@contextmanager
-def begun(path: Path, config: SearchConfig, *, fresh: bool = False, seconds: float = 0.0) -> Iterator[RunFolder]:
-    """A folder for a new run, held while the block runs.
-
-    Args:
-        path: The folder.
-        config: The configuration.
-        fresh: Move a run that is already there aside (to PATH.1, PATH.2, ...) instead of refusing.
-        seconds: How long another process that holds it is waited for.
-
-    Raises:
-        ValueError: If it already holds a run, another process holds it, or it cannot be written.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(held(path, seconds))
-        if any((path / name).exists() for name in (CONFIG, RESULT, EPISODES)):
-            if not fresh:
-                raise ValueError(
-                    f"a run needs a folder of its own, but {str(path)!r} already holds one: "
-                    f"go on with it by `amc resume {path}`, choose another --out, or move it aside with --fresh"
-                )
-            _move_aside(path)
-            stack.enter_context(held(path))
-        yield stack.enter_context(closing(RunFolder.create(path, config)))
-
-
-@contextmanager
-def reopened(path: Path, seconds: float = 0.0) -> Iterator[RunFolder]:
-    """The folder of an earlier run, held while the block runs.
-
-    Raises:
-        ValueError: If it holds none, or another process holds it for longer than `seconds`.
-    """
-    RunFolder.reopen(path)  # nothing is made where there is none
-    with held(path, seconds), closing(RunFolder.reopen(path)) as folder:
-        yield folder
-
-
 def _remove(name: str) -> str:
     return f"remove {name}, and `amc resume` writes it again"
 
@@ -336,13 +296,6 @@ def _remove(name: str) -> str:
 def _lines(lines: Sequence[Line], first: int = 0) -> str:
     """Episodes as they stand in `episodes.jsonl`, the first of them under the number `first`."""
     return "".join(json.dumps(line.to_json(index)) + "\n" for index, line in enumerate(lines, start=first))
-
-
-def _move_aside(path: Path) -> None:
-    number = next(k for k in range(1, 10_000) if not path.with_name(f"{path.name}.{k}").exists())
-    aside = path.with_name(f"{path.name}.{number}")
-    path.rename(aside)
-    (aside / LOCK).unlink(missing_ok=True)
 
 
 def _keep(path: Path, kept: Path) -> None:

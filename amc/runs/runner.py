@@ -20,7 +20,8 @@ from amc.profiling.layer_times import LayerTime, layer_times
 from amc.profiling.timing import BY_LATENCY, BY_WIDTH, LESS, Timing, latency_ms, timing_remarks
 from amc.reporting.facts import ReportData, gather
 from amc.reporting.html import write_report
-from amc.runs.folder import CONFIG, EVENTS, REPORT, SEALED, RunFolder, begun, reopened, versions
+from amc.runs.folder import CONFIG, EVENTS, REPORT, SEALED, RunFolder, versions
+from amc.runs.opening import begun, reopened
 from amc.search.episode import Episode
 from amc.search.loop import Watcher, search
 from amc.search.result import SearchResult, stored_latency, with_measured
@@ -207,9 +208,9 @@ def run_on(
         with begun(path, config, seconds=wait_seconds) as folder:
             return _run(setup, folder, None, screen, workers, *watchers)
     with reopened(path, wait_seconds) as folder:
-        snapshot = folder.snapshot()
-        config = _continued(folder.config(), config, path)
-        stored = _ended(folder, config)
+        snapshot, before = folder.snapshot(), folder.config()
+        config = _continued(before, config, path)
+        stored = _ended(folder, config) if config == before else None
         if stored is not None:
             folder.owed(stored)  # refuses what somebody else has written
         setup = set_up(config, screen.step, task, reward)

@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from amc.config.search import load_config
 from amc.runs.folder import CONFIG, EPISODES, EVENTS, PREVIOUS, REPORT, RESULT, SCORES, SNAPSHOT, TIMINGS
-from amc.runs.runner import Ended, NoScreen, Run, new_run, resume_run
+from amc.runs.runner import Ended, NoScreen, Run, new_run, resume_run, run_on
 from amc.storage.files import UNFINISHED, append_text, write_bytes
 from amc.storage.locks import LOCK, held
 
@@ -96,6 +96,14 @@ def test_missing_products_are_written_again_with_the_same_bytes(
     assert resumed(run) == (POLICY, WEIGHTS, SCORES)
     assert files(run) == files(original)
     assert resumed(run) == ()
+
+
+def test_an_ended_run_gets_another_result_from_other_limits_only(original: Path, run: Path) -> None:
+    run_on(load_config(None, SETTINGS), run, NoScreen())
+    assert files(run) == files(original)
+    run_on(load_config(None, {**SETTINGS, "confirm": 2}), run, NoScreen())
+    assert resumed(run) == ()
+    assert (run / RESULT).read_bytes() != (original / RESULT).read_bytes()
 
 
 class Killed(BaseException):
