@@ -37,14 +37,18 @@ def run_search(
     return found
 
 
-def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig = HERE) -> None:
+def run_resume(
+    path: Path, more: int, console: Console, workers: WorkersConfig = HERE, *, previous: bool = False
+) -> None:
     """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes."""
     try:
         with live(console) as region:
-            run = resume_run(path, more, ConsoleScreen(console, region), workers)
+            run = resume_run(path, more, ConsoleScreen(console, region), workers, previous=previous)
     except Ended as ended:
         console.print(stored_comparison(ended.result))
-        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
+        if ended.written:
+            console.print(f"wrote {', '.join(ended.written)} again", highlight=False)
+        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False, markup=False)
         return
     Result.of(run).show(console)
 
@@ -72,7 +76,7 @@ def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, consol
     policy, setup, small = _rebuild(policy_file, overrides, console)
     write_applied(policy, small, out)
     _side_by_side(setup, policy, small, console)
-    console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, markup=False, soft_wrap=True)
     return small
 
 
@@ -94,6 +98,7 @@ def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, conso
         f"wrote {out}: onnxruntime and torch agree on {min(CHECKED_IMAGES, len(setup.task.validation))} images "
         f"(largest relative difference {difference:.1e})",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 

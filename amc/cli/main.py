@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
+from amc.cli.interrupts import NOTHING_LOST
 from amc.cli.keys import config
 from amc.cli.networks import apply, check, export
 from amc.cli.options import Spread
@@ -17,8 +19,21 @@ from amc.cli.profile import app as profile_app
 from amc.cli.searching import inspect, resume, search
 from amc.cli.studying import compare, sweep
 
+
+class Commands(TyperGroup):
+    """All commands; Ctrl-C ends in one line, where typer would say nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            _stopped(stop)
+
+
 app = typer.Typer(
     name="amc",
+    cls=Commands,
     help="Find the best per-layer pruning policy of a trained network for a budget, without fine-tuning in the loop.",
     no_args_is_help=True,
     add_completion=False,
@@ -53,16 +68,28 @@ def main() -> None:
     """Entry point: bad input ends in one line and a non-zero exit, never in a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        more = "`amc resume RUN` goes on with a search, the same command with a measurement"
-        _fail(f"stopped: what was written so far is complete; {more}", 130)
+    except KeyboardInterrupt as stop:
+        _stopped(stop)
     except (ValueError, OSError) as error:
-        _fail(" ".join(str(error).split()), 1)
+        _fail(error)
 
 
-def _fail(message: str, code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
-    sys.exit(code)
+def _fail(error: Exception) -> NoReturn:
+    said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    named = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    notes = [f"; {note}" for note in getattr(error, "__notes__", ())]
+    _say("[bold red]error:[/]", "".join([said, named, *notes]))
+    sys.exit(1)
+
+
+def _stopped(stop: KeyboardInterrupt) -> NoReturn:
+    _say("[bold]stopped:[/]", "; ".join(getattr(stop, "__notes__", ())) or NOTHING_LOST)
+    sys.exit(130)
+
+
+def _say(mark: str, text: str) -> None:
+    line = " ".join(text.split())
+    Console(stderr=True, soft_wrap=True).print(f"{mark} {escape(line)}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,13 @@ def measure(
     if (found := profile.sessions[-1].disturbed) is not None:
         console.print(found.in_words(), highlight=False, soft_wrap=True)
     entries = sum(len(times.entries) for times in profile.kernels)
-    console.print(f"wrote {out}: {entries} entries of {len(profile.kernels)} kernels", highlight=False, soft_wrap=True)
-    console.print(f"next: amc profile check {out} --task {task}", highlight=False, soft_wrap=True)
+    console.print(
+        f"wrote {out}: {entries} entries of {len(profile.kernels)} kernels",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(f"next: amc profile check {out} --task {task}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -88,8 +93,10 @@ def bundle(
     _, anatomy = _network(task, overrides)
     content = bundle_for(anatomy, Setting(batch=batch, dtype=dtype), entries)
     write_bytes(out, content)
-    console.print(f"wrote {out} ({len(content) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
-    console.print(f"next, on the device: python {out.name} --threads 1 --out measured.json", highlight=False)
+    console.print(f"wrote {out} ({len(content) / 1e6:.1f} MB)", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"next, on the device: python {out.name} --threads 1 --out measured.json", highlight=False, markup=False
+    )
     console.print("then here: amc profile import measured.json --name NAME", highlight=False)
 
 
@@ -105,7 +112,12 @@ def import_(
     from amc.profiling.store import read_profile
 
     path, entries = import_profile(file, name, replace=replace_)
-    console.print(f"wrote {path}: {entries} entries; use it as --profile {path.stem}", highlight=False, soft_wrap=True)
+    console.print(
+        f"wrote {path}: {entries} entries; use it as --profile {path.stem}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     for line in disturbances(read_profile(path)):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -132,7 +144,7 @@ def show(
     console.print(kernels_table(found))
     if plot is not None:
         write_text(plot, picture(found))
-        console.print(f"wrote {plot}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {plot}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -142,7 +154,9 @@ def validate(file: Annotated[Path, typer.Argument(help="File of a profile.")]) -
 
     found = read_profile(file)
     entries = sum(len(t.entries) for t in found.kernels)
-    console.print(f"{file} is a valid profile: {entries} entries of {len(found.kernels)} kernels", highlight=False)
+    console.print(
+        f"{file} is a valid profile: {entries} entries of {len(found.kernels)} kernels", highlight=False, markup=False
+    )
 
 
 @app.command()
@@ -191,7 +205,9 @@ def check(
     if c.disturbed is not None:
         console.print(c.disturbed.in_words("networks"), highlight=False)
     console.print(
-        f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels", highlight=False
+        f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels",
+        highlight=False,
+        markup=False,
     )
 
 

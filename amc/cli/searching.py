@@ -65,12 +65,15 @@ def resume(
     workers: WorkersConfig,
     run: Annotated[Path, typer.Argument(help="Run folder of a search that was stopped or has ended.")],
     episodes: Annotated[str | None, typer.Option(help="+N goes on for N more episodes.")] = None,
+    previous: Annotated[
+        bool, typer.Option("--previous", help="Go on from the round before the last one, if that is damaged.")
+    ] = False,
 ) -> None:
-    """Go on with a run exactly where it stopped; on one that has ended, show its result."""
+    """Go on with a run exactly where it stopped; on one that has ended, show its result, write what is missing."""
     more = _more(episodes)
     from amc.cli.commands import run_resume
 
-    run_resume(run, more, console, workers)
+    run_resume(run, more, console, workers, previous=previous)
 
 
 def _more(text: str | None) -> int:

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
+from typing import Any
 
 from amc.problem.layer_patterns import LayerPattern
 from amc.profiling.layer_times import LayerTime
 from amc.profiling.runtimes.runtime import COUNTED_RUNS
 from amc.profiling.timing import Timing
 from amc.search.episode import Episode
-from amc.search.result import NETWORKS, SearchResult
+from amc.search.result import NETWORKS, stored_latency, stored_layers
 from envs.space.assignment import Assignment
 from envs.space.sites import Site, WidthSite
 from envs.units.layout import LayoutFamily, kept_counts
@@ -139,50 +140,48 @@ class ReportData:
 
 
 def gather(
-    result: SearchResult,
+    document: Mapping[str, Any],
     *,
     agent: str,
     configuration: str,
     family: LayoutFamily,
     sites: Sequence[Site],
+    patterns: Sequence[LayerPattern],
     cost: Cost,
     images: Mapping[str, int],
     episodes: Sequence[Episode],
-    latency: Mapping[str, Timing] | None = None,
-    layer_times: Mapping[str, Sequence[LayerTime]] | None = None,
 ) -> ReportData:
     """Collects what the report shows.
 
     Args:
-        result: What was found.
+        document: What was found: the content of `result.json`.
         agent: The agent that searched.
         configuration: The complete configuration as TOML.
         family: Layouts of the network at any widths.
         sites: [S] what was decided.
+        patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
         cost: The cost of the first budget; layers are compared in it, in MACs where it does not add up over layers.
         images: "validation" and "test" -> size of the split.
         episodes: All episodes that did not fail, in order.
-        latency: Network name -> its time; networks without an entry show none.
-        layer_times: Network name -> predicted and measured time of each layer, where a profile tells it.
     """
     layer_cost = cost if getattr(cost, "adds_up", True) else Macs()
     units = tuple(site.name for site in sites if isinstance(site, WidthSite))
+    latency = stored_latency(document)
     networks = {}
-    for name, report in result.reports.items():
-        decided = Assignment.of(sites, report.key).decisions
-        kept, patterns = decided.kept, decided.patterns
+    for name in (name for name in NETWORKS if name in document):
+        decided = Assignment.of(sites, document[name]["choices"]).decisions
         networks[name] = NetworkFacts(
-            accuracy=report.accuracy,
-            costs=report.costs,
-            widths=tuple(kept[unit] for unit in units),
-            layer_costs=layer_costs(family, layer_cost, kept, patterns),
-            latency=(latency or {}).get(name),
-            patterns=patterns,
+            accuracy=document[name]["accuracy"],
+            costs=document[name]["costs"],
+            widths=tuple(decided.kept[unit] for unit in units),
+            layer_costs=layer_costs(family, layer_cost, decided.kept, decided.patterns),
+            latency=latency.get(name),
+            patterns=decided.patterns,
         )
     return ReportData(
-        task=result.task,
+        task=document["task"],
         agent=agent,
-        budgets=result.budgets,
+        budgets=document["budgets"],
         networks=networks,
         sites=tuple(site.name for site in sites),
         units=units,
@@ -192,22 +191,22 @@ def gather(
         rewards=tuple(episode.reward for episode in episodes),
         searchers=tuple(episode.searcher for episode in episodes),
         ratios=tuple(episode.actions for episode in episodes),
-        effort=effort_in_words(result, len(episodes)),
+        effort=effort_in_words(document, len(episodes)),
         configuration=configuration,
-        layer_times=layer_times or {},
-        layer_patterns=result.patterns,
-        remarks=result.remarks,
+        layer_times=stored_layers(document),
+        layer_patterns=tuple(patterns),
+        remarks=tuple(document["remarks"]),
     )
 
 
-def effort_in_words(result: SearchResult, episodes: int) -> dict[str, str]:
-    """What a search took, in words and digits."""
+def effort_in_words(document: Mapping[str, Any], episodes: int) -> dict[str, str]:
+    """What a search took, in words and digits, from the content of `result.json`."""
     return {
         "episodes": f"{episodes:,}",
-        "evaluations": f"{result.evaluations:,}",
-        "image-forwards": f"{result.image_forwards:,}",
-        "seconds": f"{result.seconds:,.0f}",
-        "seed": str(result.seed),
+        "evaluations": f"{document['evaluations']:,}",
+        "image-forwards": f"{document['image_forwards']:,}",
+        "seconds": f"{document['measured']['seconds']:,.0f}",
+        "seed": str(document["seed"]),
     }
 
 

@@ -67,7 +67,12 @@ def live(console: Console) -> Iterator[Live]:
     text = Text(style="cyan")
     shown = Group(progress, text)
     with NotebookLive(shown, console) if console.is_jupyter else Region(shown, console=console) as region:
-        yield Live(progress, text, region)
+        screen = Live(progress, text, region)
+        try:
+            yield screen
+        except BaseException:
+            screen.stop()  # what is said of it begins a line
+            raise
 
 
 def curve(rewards: Sequence[float], width: int = WIDTH) -> str:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.numpy
 import safetensors.torch
 
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
-from amc.profiling.layer_times import LayerTime
-from amc.profiling.timing import Timing
-from amc.runs.snapshot import read_snapshot, write_snapshot
-from amc.search.episode import Episode, Failure
+from amc.runs.events import Events
+from amc.runs.snapshot import Altered, read_snapshot, write_snapshot
+from amc.search.episode import Line
 from amc.search.result import SearchResult
 from amc.search.state import Snapshot
-from amc.storage.files import append_text, read_json, write_bytes, write_json, write_text
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+from amc.storage.digests import digest, digest_of
+from amc.storage.files import append_text, json_text, read_json, write_bytes, write_json, write_text
 
 CONFIG, RESULT, SNAPSHOT, SCORES = "config.toml", "result.json", "snapshot.safetensors", "scores.safetensors"
 EPISODES, TIMINGS, REPORT, EVENTS = "episodes.jsonl", "timings.jsonl", "report.html", "tensorboard"
+PREVIOUS = "snapshot.previous.safetensors"
+SEALED = (POLICY, WEIGHTS, SCORES)
+"""What a run that has ended has written, whose digests its result holds."""
 PACKAGES = ("amc", "torch", "numpy", "gymnasium", "stable-baselines3", "torch-pruning", "onnxruntime")
 
 
@@ -34,41 +36,33 @@ class RunFolder:
     """One run on disk; documented field by field in docs/run_folder.md. A `Watcher`."""
 
     def __init__(self, path: Path) -> None:
-        """Names the folder; `create` and `reopen` make one ready."""
+        """Names the folder; `amc.runs.opening` makes one ready."""
         self.path = path
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
         self._logged = 0  # episodes that are in the events already
         self._written: int | None = None  # episodes that this process has written
+        self._saved = 0  # episodes of the snapshot on disk
+        self._configurations: list[str] = []  # digests of what `config.toml` may be
+        self._played = hashlib.sha256()  # of the episodes written
 
     @classmethod
-    def create(cls, path: Path, config: SearchConfig, *, fresh: bool = False) -> RunFolder:
+    def create(cls, path: Path, config: SearchConfig) -> RunFolder:
         """Makes a folder for a new run, with the complete resolved configuration in it.
 
-        Args:
-            path: The folder.
-            config: The configuration.
-            fresh: Move a run that is already there aside (to PATH.1, PATH.2, ...) instead of refusing.
-
         Raises:
-            ValueError: If it already holds a run, or cannot be written.
+            ValueError: If it cannot be written.
         """
+        folder = cls(path)
         try:
-            if any((path / name).exists() for name in (CONFIG, RESULT, EPISODES)):
-                if not fresh:
-                    raise ValueError(
-                        f"a run needs a folder of its own, but {str(path)!r} already holds one: "
-                        f"go on with it by `amc resume {path}`, choose another --out, or move it aside with --fresh"
-                    )
-                _move_aside(path)
             path.mkdir(parents=True, exist_ok=True)
+            folder.replace_config(config)
             write_text(path / EPISODES, "")
-            write_text(path / CONFIG, config.to_toml())
         except OSError as error:
             raise ValueError(
                 f"the run folder must be writable, but {str(path)!r} is not ({error.strerror or error}): "
                 "choose another --out"
             ) from error
-        return cls(path)
+        return folder
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
@@ -82,7 +76,9 @@ class RunFolder:
                 f"only a run can be resumed, but {str(path)!r} holds no {CONFIG}: "
                 "name the folder that `amc search --out` wrote"
             )
-        return cls(path)
+        folder = cls(path)
+        folder._configurations = [digest((path / CONFIG).read_bytes())]
+        return folder
 
     def config(self) -> SearchConfig:
         """The configuration of the run.
@@ -90,30 +86,119 @@ class RunFolder:
         Raises:
             ValueError: If it is damaged.
         """
-        return load_config(self.path / CONFIG, {})
+        path = self.path / CONFIG
+        try:
+            return load_config(path, {})
+        except ValueError as error:
+            raise error if str(path) in str(error) else ValueError(f"{error} (in {str(path)!r})") from error
 
-    def replace_config(self, config: SearchConfig) -> None:
-        """Writes another configuration (a longer search)."""
-        write_text(self.path / CONFIG, config.to_toml())
+    def replace_config(self, config: SearchConfig, snapshot: Snapshot | None = None) -> None:
+        """Writes another configuration (a longer search).
+
+        Args:
+            config: The configuration.
+            snapshot: Where the run stands, if it has begun; until the next round it goes with both configurations.
+        """
+        text = config.to_toml()
+        before, after = self._configurations[-1:], digest(text.encode())
+        if before == [after]:
+            return
+        self._configurations = [*before, after]
+        if snapshot is not None:
+            self._write_snapshot(snapshot, digest(_lines(snapshot.lines).encode()))
+        write_text(self.path / CONFIG, text)
+        self._configurations = [after]
 
     def snapshot(self) -> Snapshot | None:
         """Where the run stopped; None before the first round's end.
 
         Raises:
-            ValueError: If a file is damaged.
+            ValueError: If a file is damaged, altered, or missing beside those that are there; names the file, and
+                how to go on.
         """
-        snapshot = read_snapshot(self.path / SNAPSHOT, self.path / EPISODES, self.path / TIMINGS)
-        self._logged = len(snapshot.lines) if snapshot else 0
+        try:
+            snapshot = self._read(SNAPSHOT) if self._begun() else None
+        except Altered as error:
+            raise ValueError(f"{error}{self._cure(error.path)}") from error
+        if snapshot is not None:
+            self._saved = len(snapshot.lines)
+            self._logged = self._saved if (self.path / EVENTS).is_dir() else 0
         return snapshot
+
+    def step_back(self) -> None:
+        """Takes the run back to the round before its last one.
+
+        Raises:
+            ValueError: If that round is not kept, or is damaged.
+        """
+        if not (self.path / PREVIOUS).exists():
+            raise ValueError(
+                f"a run keeps the round before its last one, but {str(self.path)!r} has none: "
+                f"{self._start_again()}, or go on without --previous"
+            )
+        try:
+            self._read(PREVIOUS)
+        except Altered as error:
+            raise ValueError(f"{error}: {self._start_again()}") from error
+        os.replace(self.path / PREVIOUS, self.path / SNAPSHOT)
+
+    def _read(self, name: str) -> Snapshot:
+        return read_snapshot(self.path / name, self.path / CONFIG, self.path / EPISODES, self.path / TIMINGS)
+
+    def _begun(self) -> bool:
+        """Whether there must be a snapshot: what was killed in its first round has none, and nothing of a later one."""
+        if any((self.path / name).exists() for name in (SNAPSHOT, PREVIOUS, RESULT)):
+            return True
+        try:
+            played = (self.path / EPISODES).read_bytes().count(b"\n")
+        except OSError:
+            return False
+        return played > self.config().round_size
+
+    def _cure(self, damaged: Path) -> str:
+        """How to go on from a damaged file, as the end of a message."""
+        if damaged.name == CONFIG:
+            return ""
+        try:
+            self._read(PREVIOUS)
+        except Altered:
+            return f": {self._start_again()}"
+        return f": `amc resume {self.path} --previous` goes on from the round before the last one"
+
+    def _start_again(self) -> str:
+        return f"start again with `amc search {self.path / CONFIG} --out NEW`"
 
     def result(self) -> dict[str, Any] | None:
         """The content of `result.json`, None if the run has not ended.
 
         Raises:
-            ValueError: If it is damaged.
+            ValueError: If it is damaged or altered.
         """
         path = self.path / RESULT
-        return read_json(path, "a result") if path.exists() else None
+        if not path.exists():
+            return None
+        found: dict[str, Any] = read_json(path, "a result")
+        digests = found.get("digests") if isinstance(found, dict) else None
+        if not isinstance(digests, dict) or digests.get(RESULT) != _digest_of_result(found):
+            raise ValueError(f"{Altered(path, 'holds other values than were written')}: {_remove(RESULT)}")
+        return found
+
+    def owed(self, result: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of what a run that has ended promises and is not there.
+
+        Args:
+            result: The content of `result.json`.
+
+        Raises:
+            ValueError: If a file is not the one that the run wrote.
+        """
+        missing = [name for name in (*SEALED, REPORT, EVENTS) if not (self.path / name).exists()]
+        for name in (EPISODES, *SEALED):
+            path = self.path / name
+            if name not in missing and digest(path.read_bytes()) != result["digests"][name]:
+                altered = RESULT if name == EPISODES else name  # the snapshot has told that episodes are the run's
+                raise ValueError(f"{Altered(path, f'is not what {RESULT} says')}: {_remove(altered)}")
+        return tuple(missing)
 
     def round(self, snapshot: Snapshot) -> None:
         """Appends the round's episodes (seconds apart, so that equal runs have equal files), then the snapshot.
@@ -121,53 +206,82 @@ class RunFolder:
         The first round of a process writes all episodes: what a crash left behind those of the snapshot goes.
         """
         first = self._written or 0
-        new = snapshot.lines[first:]
-        lines = [json.dumps(episode.to_json(index)) for index, episode in enumerate(new, start=first)]
+        lines = _lines(snapshot.lines[first:], first)
         clocks = [
             json.dumps({"episode": index, "seconds": round(seconds, 4), "host": host, "retries": retries})
             for index, (seconds, host, retries) in enumerate(snapshot.timings[first:], start=first)
         ]
         write = write_text if self._written is None else append_text
-        write(self.path / EPISODES, "".join(line + "\n" for line in lines))
+        write(self.path / EPISODES, lines)
         write(self.path / TIMINGS, "".join(line + "\n" for line in clocks))
+        self._played.update(lines.encode())
         self._written = len(snapshot.lines)
-        write_snapshot(self.path / SNAPSHOT, snapshot)
-        self._log(snapshot)
+        if 0 < self._saved < self._written:
+            _keep(self.path / SNAPSHOT, self.path / PREVIOUS)
+        self._write_snapshot(snapshot, self._played.hexdigest())
+        self.log(snapshot)
+
+    def _write_snapshot(self, snapshot: Snapshot, episodes: str) -> None:
+        write_snapshot(self.path / SNAPSHOT, snapshot, self._configurations, episodes)
+        self._saved = len(snapshot.lines)
+
+    def standing(self) -> str:
+        """How far the run is, and how to go on with it; for people."""
+        saved = f"{self._saved} episodes are saved" if self._saved else "no round has ended yet"
+        return f"{saved} in {self.path}: `amc resume {self.path}` goes on"
 
     def finish(
-        self,
-        result: SearchResult,
-        latency: Mapping[str, Timing],
-        layers: Mapping[str, Sequence[LayerTime]] | None = None,
-    ) -> None:
-        """Writes policy, weights, each image's score and, last, the result."""
-        write_json(self.path / POLICY, result.policy.to_json())
+        self, result: SearchResult, document: Mapping[str, Any], names: Container[str] = SEALED
+    ) -> Mapping[str, Any]:
+        """Writes policy, weights, each image's score and, last, the result; returns the content of the latter.
+
+        Args:
+            result: What was found.
+            document: The content of `result.json`, without digests; one that has them stands there already.
+            names: Which of the others are written.
+
+        Raises:
+            ValueError: If one that is written again differs from what it was.
+        """
         state = {k: v.detach().clone().contiguous() for k, v in result.networks["found"].state_dict().items()}
-        write_bytes(self.path / WEIGHTS, safetensors.torch.save(state))
         scores = {f"{name}|{split}": each for name, r in result.reports.items() for split, each in r.each.items()}
-        write_bytes(self.path / SCORES, safetensors.numpy.save(scores))
-        write_json(self.path / RESULT, result.to_json(versions(), latency, layers))
+        products = {
+            POLICY: json_text(result.policy.to_json()).encode(),
+            WEIGHTS: safetensors.torch.save(state),
+            SCORES: safetensors.numpy.save(scores),
+        }
+        digests = {name: digest(data) for name, data in products.items()}
+        if "digests" in document:
+            self._check_again(digests, document["digests"])
+        else:
+            (self.path / RESULT).unlink(missing_ok=True)  # it says that all of this is there
+            digests[EPISODES] = self._played.hexdigest()
+            document = json.loads(json.dumps({**document, "digests": digests}))
+            document["digests"][RESULT] = _digest_of_result(document)
+        for name in (name for name in products if name in names):
+            write_bytes(self.path / name, products[name])
+        if not (self.path / RESULT).exists():
+            write_json(self.path / RESULT, document)
+        return document
+
+    def _check_again(self, digests: Mapping[str, str], stored: Mapping[str, str]) -> None:
+        for name, value in digests.items():
+            if value != stored[name]:
+                raise ValueError(
+                    f"{name} must be the same when it is written again, but is not: "
+                    f"it needs the processor and the versions that {RESULT} names"
+                )
+
+    def log(self, snapshot: Snapshot) -> None:
+        """TensorBoard events of the episodes that are new."""
+        self._events = self._events or Events(self.path / EVENTS, self._logged)
+        self._events.write(snapshot.lines, self._logged)
+        self._logged = len(snapshot.lines)
+
+    def close(self) -> None:
+        """Ends the file of events."""
         if self._events is not None:
             self._events.close()
-
-    def _log(self, snapshot: Snapshot) -> None:
-        """TensorBoard events of the episodes that are new, by episode."""
-        from tensorboardX import SummaryWriter
-
-        lines, first = snapshot.lines, self._logged
-        if self._events is None:
-            self._events = SummaryWriter(str(self.path / EVENTS), purge_step=first)
-        best = max((line.reward for line in lines[:first] if isinstance(line, Episode)), default=float("-inf"))
-        for step, episode in enumerate(lines[first:], start=first):
-            if isinstance(episode, Failure):
-                continue
-            best = max(best, episode.reward)
-            values = {"reward": episode.reward, "best reward": best, "accuracy": episode.evaluation.accuracy}
-            costs = {f"costs/{name}": value for name, value in episode.evaluation.costs.items()}
-            for name, value in (values | costs).items():
-                self._events.add_scalar(name, value, step)
-        self._events.flush()
-        self._logged = len(lines)
 
 
 def versions() -> dict[str, str]:
@@ -175,6 +289,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def _move_aside(path: Path) -> None:
-    number = next(k for k in range(1, 10_000) if not path.with_name(f"{path.name}.{k}").exists())
-    path.rename(path.with_name(f"{path.name}.{number}"))
+def _remove(name: str) -> str:
+    return f"remove {name}, and `amc resume` writes it again"
+
+
+def _lines(lines: Sequence[Line], first: int = 0) -> str:
+    """Episodes as they stand in `episodes.jsonl`, the first of them under the number `first`."""
+    return "".join(json.dumps(line.to_json(index)) + "\n" for index, line in enumerate(lines, start=first))
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Gives a file a second name, under which it stays when the first is replaced."""
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        write_bytes(kept, path.read_bytes())
+
+
+def _digest_of_result(result: Mapping[str, Any]) -> str:
+    digests = {name: value for name, value in result["digests"].items() if name != RESULT}
+    return digest_of({**result, "digests": digests})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,16 +14,18 @@ from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
 from amc.pool.opening import open_pool
 from amc.problem.given.objects import NO_OBJECTS, Objects
+from amc.problem.layer_patterns import layer_patterns
 from amc.problem.prepare import LIMITS, Prepared, prepare
 from amc.problem.setup import Setup, set_up
 from amc.profiling.layer_times import LayerTime, layer_times
 from amc.profiling.timing import BY_LATENCY, BY_WIDTH, LESS, Timing, latency_ms, timing_remarks
 from amc.reporting.facts import ReportData, gather
 from amc.reporting.html import write_report
-from amc.runs.folder import CONFIG, REPORT, RunFolder
+from amc.runs.folder import CONFIG, EVENTS, REPORT, SEALED, RunFolder, versions
+from amc.runs.opening import begun, reopened
 from amc.search.episode import Episode
 from amc.search.loop import Watcher, search
-from amc.search.result import SearchResult
+from amc.search.result import SearchResult, stored_latency, with_measured
 from amc.search.state import Snapshot
 from hw_profiles.device import describe_device
 
@@ -83,12 +86,13 @@ class Ended(Exception):
 
     Attributes:
         result: The content of its `result.json`.
+        written: Names of its files that were missing, and have been written again.
     """
 
-    def __init__(self, result: Mapping[str, Any]) -> None:
+    def __init__(self, result: Mapping[str, Any], written: Sequence[str] = ()) -> None:
         """Takes the stored result."""
         super().__init__("the run has ended")
-        self.result = result
+        self.result, self.written = result, tuple(written)
 
 
 def new_run(
@@ -107,11 +111,18 @@ def new_run(
         ValueError: If task, budgets or folder are not usable; before any long work.
     """
     setup = set_up(config, screen.step)
-    return _run(setup, RunFolder.create(out, config, fresh=fresh), None, screen, workers)
+    with begun(out, config, fresh=fresh) as folder, _standing(folder):
+        return _run(setup, folder, None, screen, workers)
 
 
 def resume_run(
-    path: Path, more: int, screen: Screen, workers: WorkersConfig = HERE, objects: Objects = NO_OBJECTS
+    path: Path,
+    more: int,
+    screen: Screen,
+    workers: WorkersConfig = HERE,
+    objects: Objects = NO_OBJECTS,
+    *,
+    previous: bool = False,
 ) -> Run:
     """Goes on with a run where it stopped.
 
@@ -121,24 +132,28 @@ def resume_run(
         screen: Is told how far it is.
         workers: Which workers play from now on; they may differ from those before.
         objects: What the run's configuration names in parentheses.
+        previous: Go on from the round before the last one.
 
     Raises:
-        ValueError: If there is no run, it is damaged, or its task has changed since.
-        Ended: If it has ended and gets no more episodes.
+        ValueError: If there is no run, a file of it is damaged or altered, another process is at it, or its task has
+            changed since.
+        Ended: If it has ended and gets no more episodes; what was missing of its files has been written again.
     """
-    folder = RunFolder.reopen(path)
-    config, result = folder.config(), folder.result()
-    if more:
-        if config.single:
+    with reopened(path) as folder, _standing(folder):
+        if previous:
+            folder.step_back()
+        snapshot, config = folder.snapshot(), folder.config()
+        if more and config.single:
             raise ValueError(
                 f"agent {config.agent!r} computes one policy, but got --episodes: search with another agent"
             )
+        result = None if more or previous else _ended(folder, config)
+        if result is not None and snapshot is not None:
+            raise Ended(result, _completed(folder, config, snapshot, result, screen, workers, objects))
         config = config.model_copy(update={"episodes": config.episodes + more})
-    elif result is not None and _ended(result, config):
-        raise Ended(result)
-    setup = set_up(config, screen.step, objects)
-    folder.replace_config(config)
-    return _run(setup, folder, folder.snapshot(), screen, workers)
+        setup = set_up(config, screen.step, objects)
+        folder.replace_config(config, snapshot)
+        return _run(setup, folder, snapshot, screen, workers)
 
 
 def nothing_left(config: SearchConfig, path: Path, screen: Screen, objects: Objects) -> bool:
@@ -149,20 +164,49 @@ def nothing_left(config: SearchConfig, path: Path, screen: Screen, objects: Obje
     """
     if not (path / CONFIG).exists():
         return False
-    folder = RunFolder.reopen(path)
-    stored, result, snapshot = folder.config(), folder.result(), folder.snapshot()
-    config = _continued(stored, config, path)
-    if result is None or snapshot is None or not _ended(result, config) or config.confirm != stored.confirm:
-        return False
-    snapshot.checked(prepare(set_up(config, screen.step, objects), screen.step))
+    with reopened(path) as folder:
+        snapshot, stored = folder.snapshot(), folder.config()
+        config = _continued(stored, config, path)
+        result = _ended(folder, config)
+        if result is None or snapshot is None or config.confirm != stored.confirm:
+            return False
+        snapshot.checked(prepare(set_up(config, screen.step, objects), screen.step))
+        _completed(folder, config, snapshot, result, screen, HERE, objects)
     return True
 
 
-def _ended(result: Mapping[str, Any], config: SearchConfig) -> bool:
-    """Whether nothing is left to play: time alone ends a run that goes on, and episodes can be added."""
-    if result["stopped"] == "episodes":
-        return bool(result["episodes"] >= config.planned_episodes)
-    return bool(result["stopped"] != "time")
+def _completed(
+    folder: RunFolder,
+    config: SearchConfig,
+    snapshot: Snapshot,
+    result: Mapping[str, Any],
+    screen: Screen,
+    workers: WorkersConfig,
+    objects: Objects,
+) -> tuple[str, ...]:
+    """Writes again what a run that has ended promises and is not there; the names of that."""
+    owed = folder.owed(result)
+    if not owed:
+        return ()
+    setup = set_up(config, screen.step, objects)
+    if set(owed) & set(SEALED):
+        _run(setup, folder, snapshot, screen, workers, stored=result)
+    else:
+        _complete(setup, folder, snapshot, result, owed)
+    return owed
+
+
+def _ended(folder: RunFolder, config: SearchConfig) -> Mapping[str, Any] | None:
+    """The result of a run that has nothing left to play: time alone ends one that goes on, and episodes can be added.
+
+    Raises:
+        ValueError: If the result is damaged or altered.
+    """
+    result = folder.result()
+    if result is None or result["stopped"] == "time":
+        return None
+    played_all = bool(result["episodes"] >= config.planned_episodes)
+    return result if played_all or result["stopped"] != "episodes" else None
 
 
 def run_on(
@@ -172,6 +216,7 @@ def run_on(
     workers: WorkersConfig = HERE,
     *watchers: Watcher,
     objects: Objects = NO_OBJECTS,
+    wait_seconds: float = 0.0,
 ) -> Run:
     """One run, from where an earlier process stopped.
 
@@ -182,15 +227,31 @@ def run_on(
         workers: Who works.
         watchers: Are told after every round, beside the folder and the screen.
         objects: What the configuration names in parentheses.
+        wait_seconds: How long another process that is at the run is waited for.
     """
-    started = (path / CONFIG).exists()
-    if started:
-        config = _continued(RunFolder.reopen(path).config(), config, path)
-    setup = set_up(config, screen.step, objects)
-    folder = RunFolder.reopen(path) if started else RunFolder.create(path, config)
-    if started:
-        folder.replace_config(config)
-    return _run(setup, folder, folder.snapshot() if started else None, screen, workers, *watchers)
+    if not (path / CONFIG).exists():
+        setup = set_up(config, screen.step, objects)
+        with begun(path, config, seconds=wait_seconds) as folder:
+            return _run(setup, folder, None, screen, workers, *watchers)
+    with reopened(path, wait_seconds) as folder:
+        snapshot, before = folder.snapshot(), folder.config()
+        config = _continued(before, config, path)
+        stored = _ended(folder, config) if config == before else None
+        if stored is not None:
+            folder.owed(stored)  # refuses what somebody else has written
+        setup = set_up(config, screen.step, objects)
+        folder.replace_config(config, snapshot)
+        return _run(setup, folder, snapshot, screen, workers, *watchers, stored=stored)
+
+
+@contextmanager
+def _standing(folder: RunFolder) -> Iterator[None]:
+    """Adds to what ends a run early how far it is, and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        error.add_note(folder.standing())
+        raise
 
 
 def _continued(stored: SearchConfig, config: SearchConfig, path: Path) -> SearchConfig:
@@ -216,32 +277,54 @@ def _run(
     screen: Screen,
     workers: WorkersConfig,
     *watchers: Watcher,
+    stored: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Searches from a snapshot on and writes the results."""
-    last = _Last()
+    """Searches from a snapshot on and writes the results; of a run whose result is stored, what is missing."""
+    last = _Last(snapshot)
     if workers.wanted:
         setup.objects.check_picklable()
     with open_pool(workers, setup.own_modules()) as pool:
         prepared = prepare(setup, screen.step)
         if prepared.config != setup.config:
-            folder.replace_config(prepared.config)
+            folder.replace_config(prepared.config, snapshot)
         screen.prepared(prepared)
         shown = _Shown(screen, prepared.config.planned_episodes)
         watcher = _All((folder, shown, last, *watchers))
         result = search(prepared, watcher, snapshot, pool, workers.retries)
-    screen.step("timing networks", 0, 1)
-    latency, remarks = measured_latency(result.networks, setup, "found")
-    result = replace(result, remarks=(*result.remarks, *remarks))
-    layers = _layers(result, setup)
-    ended = last.snapshot or snapshot
-    if ended is None:
-        raise ValueError("a run must have a round, but the search ended without one")
     if last.snapshot is None:
-        folder.round(ended)  # no round was played here: what a crash left behind the snapshot goes all the same
-    folder.finish(result, latency, layers)
-    write_report(folder.path / REPORT, report_data(prepared, result, latency, ended.episodes, layers))
-    screen.step("timing networks", 1, 1)
-    return Run(folder=folder.path, prepared=prepared, result=result, latency=latency, snapshot=ended)
+        raise ValueError("a run must have a round, but the search ended without one")
+    if stored is None:
+        if last.snapshot is snapshot:
+            folder.round(snapshot)  # no round was played here: what a crash left behind the snapshot goes all the same
+        screen.step("timing networks", 0, 1)
+        latency, remarks = measured_latency(result.networks, setup, "found")
+        result = replace(result, remarks=(*result.remarks, *remarks))
+        document = folder.finish(result, result.to_json(versions(), latency, _layers(result, setup)))
+        owed: tuple[str, ...] = (REPORT,)
+        screen.step("timing networks", 1, 1)
+    else:
+        owed = folder.owed(stored)
+        result = with_measured(result, stored)
+        document = folder.finish(result, stored, owed)
+    _complete(setup, folder, last.snapshot, document, owed)
+    return Run(
+        folder=folder.path,
+        prepared=prepared,
+        result=result,
+        latency=stored_latency(document),
+        snapshot=last.snapshot,
+    )
+
+
+def _complete(
+    setup: Setup, folder: RunFolder, snapshot: Snapshot, document: Mapping[str, Any], owed: Sequence[str]
+) -> None:
+    """Writes what is shown of a run, if it is owed, from the content of `result.json` alone: whenever, the same."""
+    if EVENTS in owed:
+        folder.log(snapshot)
+    if REPORT in owed:
+        data = report_data(setup, folder.config(), document, snapshot.episodes)
+        write_report(folder.path / REPORT, data)
 
 
 def measured_latency(
@@ -271,25 +354,26 @@ def _layers(result: SearchResult, setup: Setup) -> dict[str, tuple[LayerTime, ..
 
 
 def report_data(
-    prepared: Prepared,
-    result: SearchResult,
-    latency: Mapping[str, Timing],
-    episodes: Sequence[Episode],
-    layers: Mapping[str, Sequence[LayerTime]],
+    setup: Setup, config: SearchConfig, document: Mapping[str, Any], episodes: Sequence[Episode]
 ) -> ReportData:
-    """What the report of a finished search shows."""
-    setup = prepared.setup
+    """What the report of a finished search shows.
+
+    Args:
+        setup: What was searched on.
+        config: The complete configuration.
+        document: The content of `result.json`.
+        episodes: Those that did not fail, in order.
+    """
     return gather(
-        result,
-        agent=prepared.config.agent,
-        configuration=prepared.config.to_toml(),
+        document,
+        patterns=layer_patterns(setup, setup.assignment(document["found"]["choices"])),
+        agent=config.agent,
+        configuration=config.to_toml(),
         family=setup.anatomy.family,
         sites=setup.sites,
         cost=setup.constraint.budgets[0].cost,
         images={"validation": len(setup.task.validation), "test": len(setup.task.test)},
         episodes=episodes,
-        latency=latency,
-        layer_times=layers,
     )
 
 
@@ -309,7 +393,7 @@ class _All:
 class _Last:
     """Keeps the last snapshot."""
 
-    snapshot: Snapshot | None = None
+    snapshot: Snapshot | None
 
     def round(self, snapshot: Snapshot) -> None:
         """After each round."""

@@ -102,7 +102,9 @@ class SearchResult:
         """The content of `result.json`."""
         each = {name: [layer.to_json() for layer in times] for name, times in (layers or {}).items()}
         patterns = {one.layer: one.to_json() for one in self.patterns}
-        reports = {name: {"accuracy": r.accuracy, "costs": r.costs} for name, r in self.reports.items()}
+        reports = {
+            name: {"accuracy": r.accuracy, "costs": r.costs, "choices": list(r.key)} for name, r in self.reports.items()
+        }
         return {
             "schema_version": SCHEMA_VERSION,
             "task": self.task,
@@ -127,6 +129,34 @@ class SearchResult:
                 **({"layers": each} if each else {}),
             },
         }
+
+
+def stored_latency(document: Mapping[str, Any]) -> dict[str, Timing]:
+    """Network name -> its time, from the content of `result.json`."""
+    latency_ms, spread = document["measured"]["latency_ms"], document["measured"]["latency_spread"]
+    return {name: Timing(median_ms=value, **spread[name]) for name, value in latency_ms.items()}
+
+
+def stored_layers(document: Mapping[str, Any]) -> dict[str, tuple[LayerTime, ...]]:
+    """Network name -> time of each layer, from the content of `result.json`; {} without a profile."""
+    layers = document["measured"].get("layers", {})
+    return {name: tuple(LayerTime(**time) for time in times) for name, times in layers.items()}
+
+
+def with_measured(result: SearchResult, document: Mapping[str, Any]) -> SearchResult:
+    """A result computed again, with what was measured and said when it was computed first.
+
+    Args:
+        result: The result.
+        document: The content of `result.json`.
+    """
+    measured = document["measured"]
+    return replace(
+        result,
+        seconds=measured["seconds"],
+        workers=Usage(measured["workers"]["number"], measured["workers"]["idle"]),
+        remarks=tuple(document["remarks"]),
+    )
 
 
 def with_provenance(policy: Policy, config: SearchConfig) -> Policy:

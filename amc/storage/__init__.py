@@ -1,1 +1,4 @@
-"""Files on disk: written atomically, and results kept by what determines them. Knows no format of its own."""
+"""Files on disk: written atomically, held by one process, digested; and results kept by what determines them.
+
+Knows no format of its own.
+"""

@@ -6,16 +6,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
-from amc.storage.files import write_bytes
+from amc.storage.files import remove_leftovers, write_bytes
+from amc.storage.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,18 @@ def cached_tensors(kind: str, key: Mapping[str, object], compute: Callable[[], d
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / f"{kind}-{digest[:32]}.safetensors"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
     if (found := _read(path)) is not None:
         return found
-    with _alone(path):
+    # One process at a time computes a result, as the trials of a sweep ask for the same ones at once. Without locks
+    # everybody computes for himself, and the last one's file, equal to all others, stays.
+    with locked(path.with_suffix(".lock")):
         if (found := _read(path)) is not None:  # by the process that was first
             return found
         tensors = compute()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, safetensors.torch.save(tensors))
         except OSError as error:
             logger.info("nothing is cached in %s: %s", path.parent, error)
@@ -56,22 +60,3 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError):
         return None
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Lets one process at a time compute a result, as the trials of a sweep ask for the same ones at once.
-
-    The system takes the lock back from a process that dies. Without locks (some network file systems) everybody
-    computes for himself, and the last one's file, equal to all others, stays.
-    """
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        logger.info("no lock in %s: %s", path.parent, error)
-    try:
-        yield
-    finally:
-        lock.release()

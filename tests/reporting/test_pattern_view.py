@@ -77,7 +77,7 @@ def test_result_and_report_show_patterns_where_they_were_decided(choose: str, pa
     one = prepare(digits(choose))
     result = search(one)
     found = result.to_json({}, {}).get("patterns")
-    page = parse(render(report_data(one, result, {}, [], {})))
+    page = parse(render(report_data(one.setup, one.config, result.to_json({}, {}), [])))
     assert ("Channels that stay" in page.sections) == (choose != "patterns")
     assert ("Patterns of the weights" in page.sections) == (choose != "channels")
     assert (found is None) == (choose == "channels")
@@ -97,7 +97,7 @@ def test_result_and_report_show_patterns_where_they_were_decided(choose: str, pa
 def test_gathered_facts_are_those_of_the_result() -> None:
     one = prepare(digits("mixed"))
     result = search(one)
-    data = report_data(one, result, {}, [], {})
+    data = report_data(one.setup, one.config, result.to_json({}, {}), [])
     assert list(data.networks) == list(result.reports)
     for name, report in result.reports.items():
         facts = data.networks[name]

@@ -70,7 +70,7 @@ def bare_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Without pictures and latency, and with a cache of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("amc.runs.runner.write_report", lambda *_: None)
+        patch.setattr("amc.runs.runner.write_report", lambda path, _: path.touch())
         patch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
         yield
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tensorboardX import SummaryWriter
 
 from amc.cli.commands import run_resume
 from amc.config.search import SearchConfig, load_config
 from amc.runs import folder as folder_module
+from amc.runs.events import Events
 from amc.runs.folder import CONFIG, EPISODES, RESULT, SNAPSHOT, TIMINGS, RunFolder
 from amc.runs.runner import Ended, NoScreen, Run, new_run, resume_run, run_on
 
@@ -44,7 +44,7 @@ OWNERS: dict[str, Any] = {
     "finish": RunFolder,
     "append_text": folder_module,
     "write_snapshot": folder_module,
-    "flush": SummaryWriter,
+    "write": Events,
 }
 """What a run folder does -> where it is done."""
 
@@ -64,7 +64,7 @@ def without_pictures_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amc.runs.runner.write_report", lambda *_: None)
+    monkeypatch.setattr("amc.runs.runner.write_report", lambda path, _: path.touch())
     monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
 
 
@@ -132,7 +132,7 @@ def stop_at(patch: pytest.MonkeyPatch, where: str, times: int, moment: str = "be
         pytest.param("append_text", 4, "half", marks=pytest.mark.slow),
         ("write_snapshot", 2, "before"),  # episodes and timings behind the snapshot
         pytest.param("write_snapshot", 2, "after", marks=pytest.mark.slow),
-        pytest.param("flush", 2, "before", marks=pytest.mark.slow),
+        pytest.param("write", 2, "before", marks=pytest.mark.slow),
         ("finish", 1, "before"),
     ],
 )
@@ -215,7 +215,7 @@ def test_episodes_behind_the_last_snapshot_go_even_if_no_round_follows(
             new_run(config("random"), tmp_path / "run", NoScreen())
     folder = RunFolder.reopen(tmp_path / "run")
     assert len((tmp_path / "run" / EPISODES).read_text().splitlines()) == 6
-    folder.replace_config(folder.config().model_copy(update={"max_minutes": 1e-9}))
+    folder.replace_config(folder.config().model_copy(update={"max_minutes": 1e-9}), folder.snapshot())
     assert resume_run(tmp_path / "run", 0, NoScreen()).result.episodes == 4
     for name in (EPISODES, TIMINGS):
         assert len((tmp_path / "run" / name).read_text().splitlines()) == 4
@@ -252,14 +252,14 @@ def test_a_damaged_snapshot_is_refused(left_alone: Callable[[str], Path], tmp_pa
     shutil.copytree(left_alone("random"), tmp_path / "run")
     snapshot = tmp_path / "run" / SNAPSHOT
     snapshot.write_bytes(snapshot.read_bytes()[:40])
-    with pytest.raises(ValueError, match="undamaged snapshot"):
+    with pytest.raises(ValueError, match=r"snapshot.safetensors' cannot be read"):
         resume_run(tmp_path / "run", 4, NoScreen())
 
 
 def test_another_configuration_is_refused(left_alone: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(left_alone("random"), tmp_path / "run")
     folder = RunFolder.reopen(tmp_path / "run")
-    folder.replace_config(config("random", seed=1))
+    folder.replace_config(config("random", seed=1), folder.snapshot())
     with pytest.raises(ValueError, match="one of them has changed"):
         resume_run(tmp_path / "run", 4, NoScreen())
 

@@ -16,10 +16,13 @@ import pytest
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
+from amc.runs.folder import REPORT
 from amc.runs.studies.findings import Sweep
 from amc.runs.studies.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
 from amc.runs.studies.sweep import RUNS, Grid, Say, claim, run_sweep, run_sweeps, run_trial
 from amc.runs.studies.tuning import parse_range, run_tuning, samples
+from amc.storage.files import UNFINISHED
+from amc.storage.locks import LOCK
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -128,9 +131,7 @@ def test_every_profile_gets_a_sweep_of_its_own(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_search_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / RUNS / "ended"
-    path.mkdir(parents=True)
-    (path / "result.json").write_text("{}")
+    monkeypatch.setattr("amc.runs.studies.sweep.ended", lambda out, trial: trial.name == "ended")
     monkeypatch.setattr("amc.runs.studies.sweep.run_on", None)
     settings = {"out": str(tmp_path), "home": os.getcwd(), "workers": WorkersConfig().model_dump()}
     config = SearchConfig(**SETTINGS).model_dump(mode="json", exclude_none=True)
@@ -221,6 +222,8 @@ def test_a_sweep_killed_twice_ends_in_the_same_front(workers: str, tmp_path: Pat
     for name in FILES:
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
     assert len(os.listdir(tmp_path / "killed" / RUNS)) == 6
+    places = (tmp_path / "killed" / RUNS, tmp_path / "cache")
+    assert [path for place in places for path in place.rglob("*") if path.name.endswith((LOCK, UNFINISHED))] == []
 
 
 @pytest.mark.slow
@@ -230,3 +233,9 @@ def test_a_sweep_on_ray_ends_in_a_front(own_ray: None, tmp_path: Path, monkeypat
     swept = run_sweep(SearchConfig(**SETTINGS), grid, tmp_path / "out", quiet, WorkersConfig())
     assert [one.costs["macs"] <= 771_392 * one.budget for one in swept.outcomes] == [True, True]
     assert load_config(tmp_path / "out" / "config.toml", {}) == SearchConfig(**SETTINGS)
+    report = tmp_path / "out" / RUNS / "knapsack-0.3-0" / REPORT
+    text = report.read_bytes()
+    report.unlink()  # as if it had been killed before it wrote that
+    again = run_sweep(SearchConfig(**SETTINGS), grid, tmp_path / "out", quiet, WorkersConfig())
+    assert again.outcomes == swept.outcomes
+    assert report.read_bytes() == text

@@ -393,6 +393,7 @@ def test_a_failed_episode_is_written_down_and_read_back(
     monkeypatch.setattr(failing.compressor, "compress", sometimes)
     folder = RunFolder.create(tmp_path / "run", failing.config)
     result = search(failing, folder)
+    folder.close()
     snapshot = RunFolder.reopen(tmp_path / "run").snapshot()
     assert snapshot is not None
     assert [isinstance(line, Failure) for line in snapshot.lines] == [k == 3 for k in range(10)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from amc.pool.pool import InProcess
 from amc.problem.prepare import Prepared
-from amc.runs.folder import RESULT, SCORES
+from amc.runs.folder import SCORES, RunFolder
 from amc.runs.studies.findings import Comparison
 from amc.scoring.paired import Difference, mean_interval, paired_difference
 from amc.search.state import Snapshot
@@ -78,17 +78,19 @@ def write_trace(folder: Path, points: Sequence[Point]) -> None:
 
 
 def read_run(folder: Path, agent: str, seed: int) -> Run | None:
-    """A finished run with its curve, None if there is none.
+    """A finished run with its curve, None if there is none, or something of it is missing.
 
     Raises:
-        ValueError: If a file is damaged.
+        ValueError: If a file is damaged or altered.
     """
-    if not ((folder / RESULT).exists() and (folder / TRACE).exists()):
+    run = RunFolder(folder)
+    result = run.result()
+    if result is None or run.owed(result) or not (folder / TRACE).exists():
         return None
     return Run(
         agent=agent,
         seed=seed,
-        result=read_json(folder / RESULT, "a result"),
+        result=result,
         scores=safetensors.numpy.load_file(folder / SCORES),
         trace=tuple(Point(*point) for point in read_json(folder / TRACE, "a trace")),
     )

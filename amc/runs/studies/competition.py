@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 from amc.config.search import SearchConfig, load_config
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.runs.runner import Screen, run_on
-from amc.runs.studies.compare import read_run, trace, write_comparison, write_trace
+from amc.runs.studies.compare import TRACE, read_run, trace, write_comparison, write_trace
 from amc.runs.studies.findings import Comparison
+from amc.storage.locks import held
 
 NOTHING: Mapping[str, Objects] = MappingProxyType({})
 """No agent was passed in as an object."""
@@ -40,6 +42,19 @@ def run_compare(
     """
     planned = [(agent, seed) for seed in range(seeds) for agent in dict.fromkeys(agents)]
     configs = {pair: _competitor(config, *pair) for pair in planned}  # a wrong agent is refused before any work
+    with held(out), _standing(out, planned):
+        return _compared(config, configs, out, screen, say, objects)
+
+
+def _compared(
+    config: SearchConfig,
+    configs: Mapping[tuple[str, int], SearchConfig],
+    out: Path,
+    screen: Screen,
+    say: Callable[[str], None],
+    objects: Mapping[str, Objects],
+) -> Comparison:
+    planned, agents = list(configs), {agent for agent, _ in configs}
     runs = []
     for number, (agent, seed) in enumerate(planned, start=1):
         folder = out / f"{agent}-{seed}"
@@ -50,11 +65,22 @@ def run_compare(
         if run is None:
             raise ValueError(f"a run that has ended must be readable, but {str(folder)!r} is not: remove it, repeat")
         runs.append(run)
-        if number % len(set(agents)):
+        if number % len(agents):
             continue  # pairs need the same seeds: the comparison is written after every seed
         budgets = ", ".join(f"{name} = {value:g}" for name, value in config.constraint.items())
         found = write_comparison(out, runs, f"{config.task}, {budgets}, {config.effort:,} image-forwards each")
     return found
+
+
+@contextmanager
+def _standing(out: Path, planned: Sequence[tuple[str, int]]) -> Iterator[None]:
+    """Adds to what ends a comparison early how far it is, and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        count = sum((out / f"{agent}-{seed}" / TRACE).exists() for agent, seed in planned)
+        error.add_note(f"{count} of {len(planned)} runs have ended in {out}: the same command goes on")
+        raise
 
 
 def _competitor(config: SearchConfig, agent: str, seed: int) -> SearchConfig:

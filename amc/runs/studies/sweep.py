@@ -7,7 +7,8 @@ docs/architecture.md): a search that has ended is not repeated, and one that was
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from amc.config.search import SearchConfig, load_config
 from amc.pool.parcel import Parcel, pack, unpack
 from amc.pool.ray import connected
 from amc.problem.given.objects import NO_OBJECTS, Objects
-from amc.runs.folder import CONFIG, RunFolder
+from amc.runs.folder import CONFIG, RESULT, RunFolder
 from amc.runs.runner import NoScreen, run_on
 from amc.runs.studies.competition import NOTHING
 from amc.runs.studies.findings import Sweep
 from amc.runs.studies.pareto import PAGE, gather, write_front
 from amc.search.state import Snapshot
 from amc.storage.files import write_text
+from amc.storage.locks import held
 from envs.parallel import THREADS, cores
 
 Say = Callable[[str], None]
@@ -31,6 +33,9 @@ Say = Callable[[str], None]
 RUNS, TUNE = "runs", "tune"
 TRIES = 3
 """How often a search that ends in an error, or whose node is lost, is begun again."""
+
+ORPHAN_SECONDS = 60.0
+"""How long a search is waited for whose sweep was killed; Ray ends it within seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +121,19 @@ def run_sweep(
         ValueError: If the folder holds another sweep, or a search failed every time.
     """
     trials = grid.trials(config)  # a wrong agent or budget is refused before any work
+    with held(out), standing(out, list(trials.values())):
+        return _swept(config, grid, trials, out, say, workers, objects)
+
+
+def _swept(
+    config: SearchConfig,
+    grid: Grid,
+    trials: Mapping[tuple[str, float, int], Trial],
+    out: Path,
+    say: Say,
+    workers: WorkersConfig,
+    objects: Mapping[str, Objects],
+) -> Sweep:
     claim(out, config)
     missing = [trial for trial in trials.values() if not ended(out, trial)]
     say(f"{len(trials)} searches, {len(trials) - len(missing)} of them have ended")
@@ -180,9 +198,26 @@ def claim(out: Path, config: SearchConfig) -> None:
     write_text(path, config.to_toml())
 
 
+@contextmanager
+def standing(out: Path, trials: Sequence[Trial]) -> Iterator[None]:
+    """Adds to what ends a sweep early how far it is, and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        count = sum((out / RUNS / trial.name / RESULT).exists() for trial in trials)
+        error.add_note(f"{count} of {len(trials)} searches have ended in {out}: the same command goes on")
+        raise
+
+
 def ended(out: Path, trial: Trial) -> bool:
-    """Whether a search has its result."""
-    return RunFolder(out / RUNS / trial.name).result() is not None
+    """Whether a search has everything that it promises.
+
+    Raises:
+        ValueError: If a file of it is damaged or altered.
+    """
+    folder = RunFolder(out / RUNS / trial.name)
+    result = folder.result()
+    return result is not None and not folder.owed(result)
 
 
 def run_trials(
@@ -199,6 +234,9 @@ def run_trials(
         ValueError: If one failed every time; the others are finished first.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables are replaced by one line per search
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends this process as it ends any other
+    # A search that was killed after its last round only writes its files: it has no round to tell of any more.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     with connected(workers.address, max(cores(), workers.workers)):
         from ray import tune
 
@@ -248,9 +286,11 @@ def run_trial(config: Mapping[str, Any], objects: Parcel | None = None) -> None:
     os.chdir(settings["home"])  # from where the user's own modules are imported
     path = Path(settings["out"]) / RUNS / trial["name"]
     own = load_config(None, trial["config"])
-    if RunFolder(path).result() is None:
+    if not ended(Path(settings["out"]), Trial(name=trial["name"], config=own)):
         given: Mapping[str, Objects] = NOTHING if objects is None else unpack(objects)
-        run_on(own, path, NoScreen(), workers, _Told(), objects=given.get(own.agent, NO_OBJECTS))
+        mine = given.get(own.agent, NO_OBJECTS)
+        # A sweep that was killed may have left a search that has not noticed yet.
+        run_on(own, path, NoScreen(), workers, _Told(), objects=mine, wait_seconds=ORPHAN_SECONDS)
 
 
 def _modules(objects: Mapping[str, Objects]) -> list[str]:

@@ -17,8 +17,9 @@ from amc.config.search import SearchConfig, load_config, parse_override
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.runs.folder import RunFolder
 from amc.runs.studies.findings import Tuning
-from amc.runs.studies.sweep import RUNS, Say, Trial, claim, ended, run_trials
+from amc.runs.studies.sweep import ORPHAN_SECONDS, RUNS, Say, Trial, claim, ended, run_trials, standing
 from amc.storage.files import write_text
+from amc.storage.locks import held
 
 PAGE, BEST, STOPPED = "tune.md", "best.toml", "stopped"
 REDUCTION = 3
@@ -86,9 +87,22 @@ def run_tuning(
     objects: Objects = NO_OBJECTS,
 ) -> Tuning:
     """Searches with each sample, writes the ranking and the best one's recipe."""
+    trials = samples(config, ranges, count)
+    with held(out), standing(out, [trial for trial, _ in trials]):
+        return _tuned(config, ranges, trials, out, say, workers, objects)
+
+
+def _tuned(
+    config: SearchConfig,
+    ranges: Sequence[Range],
+    trials: Sequence[tuple[Trial, dict[str, Any]]],
+    out: Path,
+    say: Say,
+    workers: WorkersConfig,
+    objects: Objects,
+) -> Tuning:
     from ray.tune.schedulers import ASHAScheduler
 
-    trials = samples(config, ranges, count)
     claim(out, config)
     missing = [trial for trial, _ in trials if not (ended(out, trial) or (out / RUNS / trial.name / STOPPED).exists())]
     if missing:
@@ -99,7 +113,8 @@ def run_tuning(
         run_trials(missing, out, say, workers, {config.agent: objects}, scheduler)
         for trial in missing:
             if not ended(out, trial):
-                write_text(out / RUNS / trial.name / STOPPED, "stopped early by ASHA\n")
+                with held(out / RUNS / trial.name, ORPHAN_SECONDS):  # its process is being ended
+                    write_text(out / RUNS / trial.name / STOPPED, "stopped early by ASHA\n")
     ranked = sorted(((*_reached(out, trial), trial, drawn) for trial, drawn in trials), key=lambda row: -row[1])
     table = _table(ranked, [one.key for one in ranges])
     write_text(out / PAGE, f"# Tuning of {config.agent} on {config.task}\n\n{table}")
