@@ -13,12 +13,12 @@ COST = np.array([4.0, 1.0, 2.0, 0.5, 3.0])
 BUDGET = float(0.5 * COST.sum())
 
 
-def actions_of(plan: object) -> np.ndarray:  # type: ignore[type-arg]
+def actions_of(plan: object) -> np.ndarray:
     assert isinstance(plan, FixedPlan)
     return np.array(plan.actions)
 
 
-def trajectory(actions: np.ndarray, reward: float) -> Trajectory:  # type: ignore[type-arg]
+def trajectory(actions: np.ndarray, reward: float) -> Trajectory:
     return Trajectory(
         observations=np.zeros((len(actions), 1), np.float32),
         actions=actions.astype(np.float32),
