@@ -269,7 +269,7 @@ class Leaking(Poison):
 
 def test_a_repair_that_changes_the_dense_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    quick = {"compression": {"images": 64, "quick_images": 64}, "backend": {"name": "fp32"}}
+    quick: dict[str, Any] = {"compression": {"images": 64, "quick_images": 64}, "backend": {"name": "fp32"}}
     setup = set_up(*_before_progress(passed(make_task(), repair=Leaking, **quick)))
     with pytest.raises(ValueError, match="must leave the dense network as it is, but Leaking changed it"):
         prepare(setup)
