@@ -208,8 +208,14 @@ def _traces(setup: Setup, compressor: Compressor, ledger: Ledger) -> dict[str, o
     if objects.costs:
         traces["limits"] = {name: f"{limit:.6g}" for name, limit in setup.constraint.limits().items()}
     if objects.repair is not None:
+        before = weights_fingerprint(compressor.network)
         small, forwards = compressor.compress(compressor.policy_of(setup.uniform()), quick=True)
         ledger.charge(forwards)
+        if weights_fingerprint(compressor.network) != before:
+            raise ValueError(
+                f"a repair must leave the dense network as it is, but {objects.repair.__name__} changed it: "
+                "give layers that are refitted tensors of their own"
+            )
         traces["repaired"] = f"{sum(float(p.detach().abs().sum()) for p in small.parameters()):.4g}"
     return traces
 

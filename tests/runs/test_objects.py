@@ -19,6 +19,7 @@ from agents.settings import DDPGSettings
 from amc.problem.given.door import competitors, passed, taken
 from amc.problem.given.objects import NO_OBJECTS
 from amc.problem.given.searcher import watched_searcher
+from amc.problem.prepare import prepare
 from amc.problem.setup import set_up
 from amc.testing.specimens import halved, specimens
 from envs.importance.importance import Evidence
@@ -240,8 +241,9 @@ class Poison:
         self.dense = dense
 
     def __call__(self, pruned: Pruned) -> None:
-        for parameter in pruned.network.parameters():
-            parameter.data = parameter.data * float("nan")
+        for module in pruned.network.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight = torch.nn.Parameter(module.weight * float("nan"))
 
 
 class Clumsy(Poison):
@@ -257,6 +259,20 @@ def test_a_repair_that_leaves_nonsense_is_named(kind: type[Any], said: str) -> N
     compressor = specimens()[0].compressor(repair=taken(repair=kind).repair)
     with pytest.raises(ValueError, match=said):
         compressor.compress(halved(compressor))
+
+
+class Leaking(Poison):
+    def __call__(self, pruned: Pruned) -> None:
+        for parameter in self.dense.network.parameters():
+            parameter.data = parameter.data * 0.5
+
+
+def test_a_repair_that_changes_the_dense_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    quick: dict[str, Any] = {"compression": {"images": 64, "quick_images": 64}, "backend": {"name": "fp32"}}
+    setup = set_up(*_before_progress(passed(make_task(), repair=Leaking, **quick)))
+    with pytest.raises(ValueError, match="must leave the dense network as it is, but Leaking changed it"):
+        prepare(setup)
 
 
 def failing(evaluation: Evaluation) -> float:
