@@ -17,6 +17,8 @@ from torch import nn
 
 from envs.parallel import THREADS
 from envs.space.patterns import verify
+from experiments.bench.episode import PARTS, measure
+from experiments.bench.episode import options_of as episode_options
 from experiments.bench.floor import ready
 from experiments.bench.gpu import notebook, options_of, run
 from experiments.bench.gpu_parts import PHASES, Phases, play_profile, read_report, searched, tell_profile, tell_tests
@@ -150,3 +152,14 @@ def test_weights_of_the_2_4_benchmark_are_2_4_and_products_agree() -> None:
     found = timed(layer, "cpu", compress=lambda dense: dense)
     assert found["difference"] == 0
     assert found["ratio"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
+@pytest.mark.parametrize("repair", ["layerwise", "sequential"])
+def test_the_benchmark_of_episodes_times_what_an_episode_does(repair: str) -> None:
+    arguments = ["--images", "200", "--rounds", "1", "--repair", repair]
+    (found,) = measure(episode_options(arguments))
+    untimed = [part for part in PARTS if found["milliseconds"][part] == 0]
+    assert untimed in ([], ["re-estimation"])
+    assert found["ratio"] > 1
