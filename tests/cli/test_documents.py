@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 SLOW = {
     "README.md",
+    "docs/extending.md",
     "docs/guides/command_line.md",
     "docs/guides/patterns.md",
     "docs/hardware_profiles.md",
