@@ -98,6 +98,7 @@ def test_missing_products_are_written_again_with_the_same_bytes(
     assert resumed(run) == ()
 
 
+@pytest.mark.slow
 def test_an_ended_run_gets_another_result_from_other_limits_only(original: Path, run: Path) -> None:
     run_on(load_config(None, SETTINGS), run, NoScreen())
     assert files(run) == files(original)
@@ -179,9 +180,8 @@ def test_an_altered_file_is_refused_by_name(run: Path, name: str, old: bytes, ne
 def test_times_may_be_lost(run: Path) -> None:
     (run / TIMINGS).write_text("[]\n")
     assert resumed(run) == ()
-    remove(run, TIMINGS, RESULT)
-    resume_run(run, 0, NoScreen())
-    assert len((run / TIMINGS).read_text().splitlines()) == 6
+    remove(run, TIMINGS)
+    assert resumed(run) == ()
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
