@@ -20,6 +20,7 @@ from envs.lookup import OneOf, unknown
 from envs.reward import REWARDS
 from envs.space.kinds import KINDS
 from envs.space.settings import RulesConfig
+from hw_profiles.documents import MAX_TOML_BYTES, parse_toml, read_text
 
 Start = Literal["knapsack", "uniform"]
 SINGLE = ("knapsack", "uniform")
@@ -233,17 +234,13 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ValueError(f"--set must read KEY=VALUE, but got {text!r}: write for example compression.images=500")
     try:
         return key.strip(), tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML
         return key.strip(), raw
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(
-            f"a recipe must be a readable TOML file, but {str(path)!r} is not ({error}): see experiments/demo.toml"
-        ) from error
+    text = read_text(path, "a recipe", "TOML file", MAX_TOML_BYTES)
+    return parse_toml(text, str(path), "a recipe")
 
 
 def _laid_under(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

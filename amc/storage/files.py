@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hw_profiles.documents import parse_json, read_text
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` atomically.
@@ -46,12 +48,9 @@ def read_json(path: Path, what: str) -> Any:
         what: What it should be ("a policy"), for the message.
 
     Raises:
-        ValueError: If it is missing, unreadable or no complete JSON.
+        ValueError: If it is missing, unreadable or no complete JSON, or breaks a law of `hw_profiles.documents`.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{what} must be a readable JSON file, but {str(path)!r} is not ({error})") from error
+    return parse_json(read_text(path, what, "JSON file"), str(path), what)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -60,9 +59,3 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def one_line(error: Exception, limit: int = 200) -> str:
-    """What an error says, without line breaks and cut at the limit, to be part of a message of ours."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -16,6 +16,7 @@ from hw_profiles import device, passes, rounds
 from hw_profiles.bench import device_script
 from hw_profiles.bench.measure import TableBuilder
 from hw_profiles.bench.plan import Reach, first_knots, probes, with_parts
+from hw_profiles.documents import Strict
 from hw_profiles.latency.graphs import YARDSTICK, YARDSTICK_COPIES, Probe, micrograph
 from hw_profiles.latency.kernels import Formats, Kernel
 from hw_profiles.latency.profile import (
@@ -33,7 +34,6 @@ from hw_profiles.latency.profile import (
 )
 from hw_profiles.latency.runtimes import EXECUTIONS
 from hw_profiles.latency.runtimes.execution import Execution
-from hw_profiles.latency.strict_json import Strict
 
 BUNDLED_RUNTIME = "onnxruntime"
 """The runtime that the device script times."""

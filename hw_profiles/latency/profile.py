@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
+from hw_profiles.documents import SCHEMA_VERSION, Strict, parse_model
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Formats, Kernel, Mode, Op
 from hw_profiles.latency.runtimes import EXECUTIONS
 from hw_profiles.latency.runtimes.execution import Execution
-from hw_profiles.latency.strict_json import SCHEMA_VERSION, Strict, parse_model
 from hw_profiles.passes import MAX_DISTURBED, in_words
 from hw_profiles.patterns import parse_pattern
 
