@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from amc.config.own_code import KEYS, refuse_code
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
@@ -21,12 +22,14 @@ from amc.profiling.timing import rounds_in_words
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
 from amc.reporting.tables import remarks_below, stored_comparison
+from amc.runs.folder import CONFIG, RunFolder
 from amc.runs.runner import HERE, Ended, Run, measured_latency, new_run, resume_run
 from amc.runs.showing import show_run
 from amc.studies.compare import PAGE
 from amc.studies.competition import run_compare
 from envs.network.inference import placed
 from envs.space.policy import Policy, weights_fingerprint
+from hw_profiles.documents import shown
 
 
 def run_search(
@@ -39,8 +42,19 @@ def run_search(
     return run
 
 
-def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig = HERE) -> None:
-    """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes."""
+def run_resume(
+    path: Path, more: int, console: Console, workers: WorkersConfig = HERE, given: Mapping[str, Any] | None = None
+) -> None:
+    """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes.
+
+    Args:
+        path: The run folder.
+        more: Episodes to add.
+        console: Where to print.
+        workers: Where episodes are played.
+        given: Task and reward as the command line names them, which a function of the user's has to be.
+    """
+    _confirm_code(RunFolder.reopen(path).config(), given or {}, path / CONFIG)
     try:
         with live(console) as region:
             run = resume_run(path, more, ConsoleScreen(console, region), workers)
@@ -49,6 +63,18 @@ def run_resume(path: Path, more: int, console: Console, workers: WorkersConfig =
         console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
         return
     show_run(run, console)
+
+
+def _confirm_code(config: SearchConfig, given: Mapping[str, Any], where: Path) -> None:
+    """Refuses a run's own code unless it is named again, and anything else than the run's own."""
+    stored = {key: getattr(config, key) for key in KEYS}
+    for key, value in given.items():
+        if value != stored[key]:
+            raise ValueError(
+                f"a run goes on with its own {key}, but {str(where)!r} has {stored[key]!r}, not {value!r}: "
+                f"leave --{key} out or write the run's"
+            )
+    refuse_code(stored, given, str(where))
 
 
 def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, console: Console) -> None:
@@ -104,7 +130,8 @@ def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, conso
 def _rebuild(policy_file: Path, overrides: Mapping[str, Any], console: Console) -> tuple[Policy, Setup, nn.Module]:
     """The policy, the setup it came from (its configuration, other task, data or weights if given), the network."""
     policy = read_policy(policy_file)
-    stored: dict[str, Any] = dict(policy.provenance.get("config", {}))
+    stored = _stored_config(policy, policy_file)
+    refuse_code(stored, overrides, str(policy_file))
     if overrides.get("task", stored.get("task")) != stored.get("task"):
         stored.pop("data", None)
         stored.pop("checkpoint", None)
@@ -117,6 +144,17 @@ def _rebuild(policy_file: Path, overrides: Mapping[str, Any], console: Console) 
             warnings.simplefilter("ignore")
             small = placed(calibrate(setup, screen.step).compress(policy).network, "cpu")
     return policy, setup, small
+
+
+def _stored_config(policy: Policy, where: Path) -> dict[str, Any]:
+    """The configuration that a policy was made with, as far as compression needs it: no reward is computed."""
+    stored = policy.provenance.get("config", {})
+    if not isinstance(stored, dict):
+        raise ValueError(
+            f"`provenance.config` of a policy must be a table, but got {shown(stored)} in {str(where)!r}: "
+            "take the file as it was written"
+        )
+    return {key: value for key, value in stored.items() if key != "reward"}
 
 
 def _side_by_side(setup: Setup, policy: Policy, small: nn.Module, console: Console) -> None:

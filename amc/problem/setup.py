@@ -180,6 +180,11 @@ def _reward(config: SearchConfig, task: Task, constraint: Constraint, kept: bool
     name = config.reward
     if name == "auto":
         name = "output_error" if task.metric is top1 and kept else "accuracy"
+    if name.startswith("("):
+        raise ValueError(
+            f"the reward {name} was passed in as an object, which no file can hold: run the script that made it again, "
+            "or name another reward"
+        )
     if name == "accuracy_latency":
         return partial(accuracy_latency, target_ms=constraint.limits()["latency_ms"])
     return REWARDS[name] if name in REWARDS else find_function("reward", name)

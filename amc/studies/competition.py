@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from amc.config.search import SearchConfig, load_config
+from amc.config.search import MOST_EPISODES, SearchConfig, load_config
 from amc.runs.runner import Screen, run_on
 from amc.studies.compare import read_run, trace, write_comparison, write_trace
-
-MAX_EPISODES = 1_000_000
-"""Of a run that only its effort ends."""
 
 
 def run_compare(
@@ -50,7 +47,7 @@ def run_compare(
 
 def _competitor(config: SearchConfig, agent: str, seed: int) -> SearchConfig:
     values = config.model_dump(mode="json", exclude_none=True)
-    return load_config(None, {**values, "agent": agent, "seed": seed, "episodes": MAX_EPISODES})
+    return load_config(None, {**values, "agent": agent, "seed": seed, "episodes": MOST_EPISODES})
 
 
 def _compete(config: SearchConfig, path: Path, screen: Screen) -> None:
