@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from amc.config.own_code import KEYS, refuse_code
+from amc.config.own_code import refuse_code
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
@@ -22,7 +22,6 @@ from amc.profiling.timing import rounds_in_words
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
 from amc.reporting.tables import remarks_below, stored_comparison
-from amc.runs.folder import CONFIG, RunFolder
 from amc.runs.runner import HERE, Ended, Run, measured_latency, new_run, resume_run
 from amc.runs.showing import show_run
 from amc.studies.compare import PAGE
@@ -54,27 +53,14 @@ def run_resume(
         workers: Where episodes are played.
         given: Task and reward as the command line names them, which a function of the user's has to be.
     """
-    _confirm_code(RunFolder.reopen(path).config(), given or {}, path / CONFIG)
     try:
         with live(console) as region:
-            run = resume_run(path, more, ConsoleScreen(console, region), workers)
+            run = resume_run(path, more, ConsoleScreen(console, region), workers, given or {})
     except Ended as ended:
         console.print(stored_comparison(ended.result))
         console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
         return
     show_run(run, console)
-
-
-def _confirm_code(config: SearchConfig, given: Mapping[str, Any], where: Path) -> None:
-    """Refuses a run's own code unless it is named again, and anything else than the run's own."""
-    stored = {key: getattr(config, key) for key in KEYS}
-    for key, value in given.items():
-        if value != stored[key]:
-            raise ValueError(
-                f"a run goes on with its own {key}, but {str(where)!r} has {stored[key]!r}, not {value!r}: "
-                f"leave --{key} out or write the run's"
-            )
-    refuse_code(stored, given, str(where))
 
 
 def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, console: Console) -> None:

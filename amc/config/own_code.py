@@ -31,3 +31,18 @@ def refuse_code(values: Mapping[str, Any], given: Mapping[str, Any], where: str)
                 f"a file may not choose code that runs, but {where!r} names the {key} {name!r}: if you know that "
                 f"function, add --{key} {shlex.quote(name)}"
             )
+
+
+def confirm_code(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Refuses code of a run that the command line does not name, and names there that are not the run's.
+
+    Raises:
+        ValueError: As `refuse_code`, or if a key is given another value than the run has.
+    """
+    for key, value in given.items():
+        if value != stored[key]:
+            raise ValueError(
+                f"a run goes on with its own {key}, but in {where!r} that is {stored[key]!r}, not {value!r}: leave "
+                f"--{key} out, or write the run's"
+            )
+    refuse_code(stored, given, where)

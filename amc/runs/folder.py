@@ -19,8 +19,9 @@ from amc.profiling.timing import Timing
 from amc.runs.snapshot import read_snapshot, write_snapshot
 from amc.search.episode import Episode, Failure
 from amc.search.result import SearchResult
+from amc.search.result_file import read_result
 from amc.search.state import Snapshot
-from amc.storage.files import append_text, read_json, write_bytes, write_json, write_text
+from amc.storage.files import append_text, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -113,7 +114,7 @@ class RunFolder:
             ValueError: If it is damaged.
         """
         path = self.path / RESULT
-        return read_json(path, "a result") if path.exists() else None
+        return read_result(path) if path.exists() else None
 
     def round(self, snapshot: Snapshot) -> None:
         """Appends the round's episodes (seconds apart, so that equal runs have equal files), then the snapshot.

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from amc.config.own_code import KEYS, confirm_code
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
 from amc.pool.opening import open_pool
@@ -111,7 +112,9 @@ def new_run(
     return _run(setup, RunFolder.create(out, config, fresh=fresh), None, screen, workers)
 
 
-def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = HERE) -> Run:
+def resume_run(
+    path: Path, more: int, screen: Screen, workers: WorkersConfig = HERE, given: Mapping[str, Any] | None = None
+) -> Run:
     """Goes on with a run where it stopped.
 
     Args:
@@ -119,9 +122,11 @@ def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = H
         more: Episodes to add to those configured.
         screen: Is told how far it is.
         workers: Which workers play from now on; they may differ from those before.
+        given: Task and reward as the user names them: the folder's own code runs only if it is among them. None: the
+            caller trusts the folder.
 
     Raises:
-        ValueError: If there is no run, it is damaged, or its task has changed since.
+        ValueError: If there is no run, it is damaged, its task has changed since, or it names code that is not given.
         Ended: If it has ended and gets no more episodes.
     """
     folder = RunFolder.reopen(path)
@@ -134,6 +139,8 @@ def resume_run(path: Path, more: int, screen: Screen, workers: WorkersConfig = H
         config = config.model_copy(update={"episodes": config.episodes + more})
     elif result is not None and _ended(result, config):
         raise Ended(result)
+    if given is not None:
+        confirm_code(config.model_dump(include=set(KEYS)), given, str(path / CONFIG))
     setup = set_up(config, screen.step)
     folder.replace_config(config)
     return _run(setup, folder, folder.snapshot(), screen, workers)

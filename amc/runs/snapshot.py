@@ -7,9 +7,13 @@ header for the rest. Episodes stand beside it in `episodes.jsonl`; the file says
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from agents.searcher import SearcherState
@@ -17,8 +21,11 @@ from amc.pool.pool import Timing
 from amc.search.episode import read_line
 from amc.search.state import Snapshot
 from amc.storage.files import write_bytes
+from hw_profiles.documents import Strict, parse_json, validated
 
 SCHEMA_VERSION = 1
+
+Count = Annotated[int, Field(ge=0)]
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
@@ -40,6 +47,28 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     write_bytes(path, safetensors.numpy.save(snapshot.searcher.arrays, metadata={"snapshot": json.dumps(header)}))
 
 
+class SnapshotHeader(Strict):
+    """What the snapshot's file says beside the searcher's arrays."""
+
+    schema_version: Literal[1]
+    origin: str
+    starts: dict[str, list[int]]
+    episodes: Count
+    numbers: dict[str, Any]
+    image_forwards: Count
+    evaluations: Count
+    elapsed: Annotated[float, Field(ge=0)]
+
+
+class TimingEntry(Strict):
+    """One line of `timings.jsonl`."""
+
+    episode: Count
+    seconds: Annotated[float, Field(ge=0)]
+    host: str
+    retries: Count
+
+
 def read_snapshot(path: Path, episodes: Path, timings: Path) -> Snapshot | None:
     """Reads a snapshot back; None if no round was finished yet.
 
@@ -54,27 +83,45 @@ def read_snapshot(path: Path, episodes: Path, timings: Path) -> Snapshot | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads(file.metadata()["snapshot"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        if header["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {header['schema_version']}, not {SCHEMA_VERSION}")
-        lines = [json.loads(line) for line in episodes.read_text(encoding="utf-8").splitlines()[: header["episodes"]]]
-        clocks = [json.loads(line) for line in timings.read_text(encoding="utf-8").splitlines()[: header["episodes"]]]
-        if len(lines) < header["episodes"]:
-            raise ValueError(f"{episodes.name} holds {len(lines)} of {header['episodes']} episodes")
+        header, arrays = _read_header(path)
+        lines = _read_lines(episodes, header.episodes)
+        clocks = [
+            validated(TimingEntry, row, timings.name, "a timing") for row in _read_lines(timings, header.episodes)
+        ]
         return Snapshot(
-            origin=header["origin"],
-            starts={label: tuple(widths) for label, widths in header["starts"].items()},
-            lines=tuple(read_line(line) for line in lines),
-            timings=tuple(Timing(clock["seconds"], clock["host"], clock["retries"]) for clock in clocks),
-            searcher=SearcherState(arrays, header["numbers"]),
-            image_forwards=header["image_forwards"],
-            evaluations=header["evaluations"],
-            elapsed=header["elapsed"],
+            origin=header.origin,
+            starts={label: tuple(widths) for label, widths in header.starts.items()},
+            lines=tuple(read_line(line, episodes.name) for line in lines),
+            timings=tuple(Timing(clock.seconds, clock.host, clock.retries) for clock in clocks),
+            searcher=SearcherState(arrays, header.numbers),
+            image_forwards=header.image_forwards,
+            evaluations=header.evaluations,
+            elapsed=header.elapsed,
         )
-    except (OSError, UnicodeDecodeError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"a run can be resumed from an undamaged snapshot only, but {str(path)!r} is not usable "
             f"({type(error).__name__}: {error}): start again with `amc search {path.parent / 'config.toml'} --out NEW`"
         ) from error
+
+
+def _read_header(path: Path) -> tuple[SnapshotHeader, dict[str, NDArray[Any]]]:
+    """The header, and what the searcher has learned."""
+    with safe_open(path, framework="numpy") as file:
+        text = (file.metadata() or {}).get("snapshot", "")
+        data = parse_json(text, path.name, "a snapshot's header")
+        header = validated(SnapshotHeader, data, path.name, "a snapshot's header")
+        try:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except (KeyError, TypeError, AttributeError) as error:  # a kind of number that numpy does not have
+            raise ValueError(f"its arrays are not readable ({type(error).__name__}: {error})") from error
+    return header, arrays
+
+
+def _read_lines(path: Path, count: int) -> list[Any]:
+    """The first lines of a file, each a JSON text."""
+    with path.open(encoding="utf-8") as file:
+        lines = [parse_json(line, path.name, "a line") for line in islice(file, count)]
+    if len(lines) < count:
+        raise ValueError(f"{path.name} holds {len(lines)} of {count} lines")
+    return lines
