@@ -58,7 +58,7 @@ def run_resume(
             run = resume_run(path, more, ConsoleScreen(console, region), workers, given or {})
     except Ended as ended:
         console.print(stored_comparison(ended.result))
-        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
+        console.out(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
         return
     show_run(run, console)
 
@@ -67,12 +67,12 @@ def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out:
     """Runs every agent with every seed at the same effort, shows and writes what they say together."""
 
     def say(text: str) -> None:
-        console.print(f"[bold]{text}[/]")
+        console.out(text, style="bold", highlight=False)
 
     with live(console) as region:
         said = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
-    console.print(said, highlight=False)
-    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+    console.out(said, highlight=False)
+    console.out(f"wrote {out / PAGE}", highlight=False)
 
 
 def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> nn.Module:
@@ -87,7 +87,7 @@ def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, consol
     policy, setup, small = _rebuild(policy_file, overrides, console)
     write_applied(policy, small, out)
     _side_by_side(setup, policy, small, console)
-    console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, soft_wrap=True)
+    console.out(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False)
     return small
 
 
@@ -105,11 +105,10 @@ def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, conso
     policy, setup, small = _rebuild(policy_file, overrides, console)
     difference = export_onnx(small, out, setup.task, policy.patterns())
     _side_by_side(setup, policy, small, console)
-    console.print(
+    console.out(
         f"wrote {out}: onnxruntime and torch agree on {min(CHECKED_IMAGES, len(setup.task.validation))} images "
         f"(largest relative difference {difference:.1e})",
         highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -125,7 +124,8 @@ def _rebuild(policy_file: Path, overrides: Mapping[str, Any], console: Console) 
         setup = set_up(load_config(None, stored | dict(overrides)), screen.step)
         policy.check_structure(setup.task.network)
         if policy.weights != weights_fingerprint(setup.task.network):
-            console.print("[yellow]warning:[/] the policy was made for other weights of this network")
+            said = "the policy was made for other weights of this network"
+            console.print(Text.assemble(("warning: ", "yellow"), said))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             small = placed(calibrate(setup, screen.step).compress(policy).network, "cpu")
@@ -150,7 +150,7 @@ def _side_by_side(setup: Setup, policy: Policy, small: nn.Module, console: Conso
         patterns = policy.patterns() if name == "pruned" else {}
         costs = ", ".join(f"{cost} {value:,.6g}" for cost, value in setup.real_costs(network, patterns).items())
         timed = f"{latency[name]} ms, " if name in latency else ""
-        console.print(f"{name:>8}: {timed}{costs}", highlight=False)
+        console.out(f"{name:>8}: {timed}{costs}", highlight=False)
     if latency:
         console.print(Text(rounds_in_words([timing.rounds for timing in latency.values()]), style="dim"))
     for remark in remarks_below(remarks):

@@ -6,7 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from amc.cli.keys import config
 from amc.cli.networks import apply, check, export
@@ -14,6 +14,7 @@ from amc.cli.options import Spread
 from amc.cli.profile import app as profile_app
 from amc.cli.searching import inspect, resume, search
 from amc.cli.studying import compare, sweep
+from hw_profiles.documents import one_line
 
 app = typer.Typer(
     name="amc",
@@ -31,6 +32,9 @@ for command in (apply, export, check, config):
     app.command()(command)
 app.add_typer(profile_app)
 
+LONGEST = 2000
+"""Characters of an error's line."""
+
 
 def main() -> None:
     """Entry point: bad input ends in one line and a non-zero exit, never in a traceback."""
@@ -40,11 +44,12 @@ def main() -> None:
         more = "`amc resume RUN` goes on with a search, the same command with a measurement"
         _fail(f"stopped: what was written so far is complete; {more}", 130)
     except (ValueError, OSError) as error:
-        _fail(" ".join(str(error).split()), 1)
+        _fail(str(error), 1)
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    text = Text.assemble(("error: ", "bold red"), one_line(message, LONGEST))
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False)
     sys.exit(code)
 
 

@@ -23,7 +23,7 @@ from amc.tasks.task import Task, load_task, top1
 from envs.parallel import return_memory, single_threaded
 from envs.reward import REWARDS, Reward, accuracy_latency
 from envs.space.assignment import Assignment
-from envs.space.constraint import Constraint, Costing
+from envs.space.constraint import Constraint, Costing, InfeasibleBudget
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.units import Fixed
@@ -141,6 +141,7 @@ def set_up(
     progress("finding units", 1, 1)
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     sites, skipped = choose_sites(config, task.network, anatomy, shapes)
+    _check_decidable(sites, (*anatomy.fixed, *skipped))
     table = table.for_network(anatomy.family.dense) if table is not None else None
     if table is not None and table.correction is None:
         logger.warning("latencies of %s are uncorrected: `amc profile check` measures how true they are", task.name)
@@ -165,6 +166,24 @@ def set_up(
         reward=reward,
         keeps_outputs=kept,
         dense_reward=dense_reward,
+    )
+
+
+def _check_decidable(sites: Sequence[Site], fixed: Sequence[Fixed]) -> None:
+    """Refuses a network of which nothing can be decided, with the reasons that `amc inspect` shows.
+
+    Raises:
+        InfeasibleBudget: If there is no site.
+    """
+    if sites:
+        return
+    by_reason: dict[str, list[str]] = {}
+    for entry in fixed:
+        by_reason.setdefault(entry.reason, []).append(entry.name)
+    said = "; ".join(f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in by_reason.items())
+    raise InfeasibleBudget(
+        "a search needs at least one unit, but nothing in this network can be pruned "
+        f"({said or 'it has no layer whose channels could go'}): `amc inspect` lists every layer"
     )
 
 

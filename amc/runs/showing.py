@@ -21,6 +21,6 @@ def show_run(run: Run, console: Console) -> None:
         effort += f", {result.failures} of {result.episodes} evaluations failed"
     if result.workers.workers:
         effort += f", {result.workers.workers} workers idle {result.workers.idle:.0%} of the time"
-    console.print(f"searched with {effort}; wrote", highlight=False)
+    console.out(f"searched with {effort}; wrote", highlight=False)
     for name in (POLICY, WEIGHTS, RESULT, REPORT):
-        console.print(f"  {run.folder / name}", highlight=False, soft_wrap=True)
+        console.out(f"  {run.folder / name}", highlight=False)

@@ -108,7 +108,7 @@ def run_sweep(
     trials = grid.trials(config)  # a wrong agent or budget is refused before any work
     claim(out, config)
     missing = [trial for trial in trials.values() if not ended(out, trial)]
-    console.print(f"{len(trials)} searches, {len(trials) - len(missing)} of them have ended", highlight=False)
+    console.out(f"{len(trials)} searches, {len(trials) - len(missing)} of them have ended", highlight=False)
     if missing:
         run_trials(missing, out, console, workers)
     results = {key: (out / RUNS / trial.name, _result(out, trial)) for key, trial in trials.items()}
@@ -119,8 +119,8 @@ def run_sweep(
     ]
     dense = next(iter(results.values()))[1]["dense"]
     cost = next(iter(config.constraint))
-    console.print(write_front(out, outcomes, dense, f"{config.task}: {cost} swept"), highlight=False)
-    console.print(f"wrote {out / PAGE}", highlight=False, soft_wrap=True)
+    console.out(write_front(out, outcomes, dense, f"{config.task}: {cost} swept"), highlight=False)
+    console.out(f"wrote {out / PAGE}", highlight=False)
     return outcomes
 
 
@@ -146,7 +146,7 @@ def run_sweeps(
     values = config.model_dump(mode="json", exclude_none=True)
     configs = {name: load_config(None, {**values, "profile": profile}) for name, profile in named.items()}
     for name, own in configs.items():
-        console.print(f"[bold]{name}[/]", highlight=False)
+        console.out(name, style="bold", highlight=False)
         run_sweep(own, grid, out / name, console, workers)
 
 
@@ -240,7 +240,7 @@ def _lines(console: Console) -> Any:
             name, last = trial.config["trial"]["name"], trial.last_result
             told = f": best {last['accuracy']:.2%} after {last['episodes']} episodes" if "accuracy" in last else ""
             if self.console is not None:
-                self.console.print(f"{name}{told}", highlight=False)
+                self.console.out(f"{name}{told}", highlight=False)
 
     lines = Lines()
     lines.console = console

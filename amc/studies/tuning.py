@@ -98,8 +98,8 @@ def run_tuning(
     table = _table(ranked, [one.key for one in ranges])
     write_text(out / PAGE, f"# Tuning of {config.agent} on {config.task}\n\n{table}")
     write_text(out / BEST, ranked[0][2].config.to_toml())
-    console.print(table, highlight=False)
-    console.print(f"wrote {out / BEST}", highlight=False, soft_wrap=True)
+    console.out(table, highlight=False)
+    console.out(f"wrote {out / BEST}", highlight=False)
     return ranked[0][2].config
 
 

@@ -29,6 +29,7 @@ Variance = Annotated[float, Field(ge=0, le=MOST_MS**2)]
 Difference = Annotated[float, Field(ge=-MOST_MS, le=MOST_MS)]
 Share = Annotated[float, Field(ge=0, le=MOST_MS)]
 Size = Annotated[int, Field(ge=1, le=MOST_SIZE)]
+Extent = Annotated[list[Size], Field(max_length=8)]
 Dtype = Literal["fp32", "fp16"]
 
 
@@ -115,12 +116,12 @@ class KernelKey(Strict):
     op: Op
     mode: Mode
     add: bool = Field(description="whether it also adds a residual")
-    activation: str
-    kernel: list[Size]
-    stride: list[Size]
+    activation: Annotated[str, Field(pattern="^[a-z0-9_]*$", max_length=40)]
+    kernel: Extent
+    stride: Extent
     groups: Size
-    in_map: list[Size]
-    out_map: list[Size]
+    in_map: Extent
+    out_map: Extent
 
 
 class KernelTimes(Strict):
