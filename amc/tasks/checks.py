@@ -60,8 +60,8 @@ def _check_layers(task: str, network: nn.Module) -> None:
         if isinstance(vars(module).get("weight"), Tensor):
             raise ValueError(
                 f"a layer's weight must be a parameter, but that of {name!r} in task {task!r} is computed by a hook "
-                "(old spectral_norm, weight_norm or prune of torch.nn.utils): make it permanent with remove_spectral_norm, "
-                "remove_weight_norm or prune.remove, or use torch.nn.utils.parametrizations"
+                "(old spectral_norm, weight_norm or prune of torch.nn.utils): make it permanent with "
+                "remove_spectral_norm, remove_weight_norm or prune.remove, or use torch.nn.utils.parametrizations"
             )
 
 
