@@ -16,10 +16,10 @@ from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
 from amc.profiling.layer_times import LayerTime
 from amc.profiling.timing import Timing
+from amc.runs.result_file import read_result
 from amc.runs.snapshot import read_snapshot, write_snapshot
 from amc.search.episode import Episode, Failure
 from amc.search.result import SearchResult
-from amc.search.result_file import read_result
 from amc.search.state import Snapshot
 from amc.storage.files import append_text, write_bytes, write_json, write_text
 

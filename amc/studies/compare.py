@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from amc.pool.pool import InProcess
 from amc.problem.prepare import Prepared
 from amc.runs.folder import RESULT, SCORES
+from amc.runs.result_file import read_result
 from amc.scoring.paired import Difference, mean_interval, paired_difference
 from amc.search.result import NETWORKS
-from amc.search.result_file import read_result
 from amc.search.state import Snapshot
 from amc.search.tools import Tools, repair_and_score
 from amc.storage.files import read_json, write_json, write_text

@@ -50,8 +50,8 @@ from amc.problem.setup import set_up
 from amc.profiling.importing import read_measured
 from amc.profiling.show import kernels_table, summary
 from amc.profiling.store import read_profile
+from amc.runs.result_file import read_result
 from amc.runs.runner import NoScreen, new_run
-from amc.search.result_file import read_result
 from amc.studies.compare import TRACE, read_run
 from amc.tasks.checkpoint import load_checkpoint
 from amc.tasks.cifar10 import load_cifar10

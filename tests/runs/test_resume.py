@@ -313,6 +313,6 @@ def test_sigkill_at_any_moment_twice_in_a_row_changes_nothing(
     ]
     for name, episodes in moments:
         killed_at(command, folder, name, episodes)
-        command = [sys.executable, "-m", "amc.cli", "resume", str(folder), "--task", str(SETTINGS["task"])]
+        command = [sys.executable, "-m", "amc.cli", "resume", str(folder), *own]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert equal(tmp_path / "alone", folder)
