@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 Algorithm = Literal["ddpg", "td3", "sac"]
-Width = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=2048)]
 
 
 class LearningConfig(BaseModel):
@@ -16,7 +16,10 @@ class LearningConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     hidden: tuple[Width, ...] = Field(
-        (128, 128), min_length=1, description="widths of the hidden layers of actor and critic (paper: 300, 300)"
+        (128, 128),
+        min_length=1,
+        max_length=8,
+        description="widths of the hidden layers of actor and critic (paper: 300, 300)",
     )
     actor_lr: float = Field(1e-4, gt=0, description="Adam's learning rate of the actor (paper: 1e-4)")
     critic_lr: float = Field(1e-3, gt=0, description="Adam's learning rate of the critic (paper: 1e-3)")
@@ -26,11 +29,16 @@ class LearningConfig(BaseModel):
     gamma: float = Field(
         0.5, ge=0, le=1, description="discount per step; the final reward stands on every transition (paper: 1)"
     )
-    batch_size: int = Field(64, ge=1, description="transitions per gradient step (paper: 64)")
+    batch_size: int = Field(64, ge=1, le=65_536, description="transitions per gradient step (paper: 64)")
     replay_episodes: int = Field(
-        40, ge=1, description="episodes kept for replay, the oldest are overwritten (paper: 2000 transitions)"
+        40,
+        ge=1,
+        le=100_000,
+        description="episodes kept for replay, the oldest are overwritten (paper: 2000 transitions)",
     )
-    steps_per_transition: int = Field(1, ge=1, description="gradient steps per transition told (AMC's code: 1)")
+    steps_per_transition: int = Field(
+        1, ge=1, le=1000, description="gradient steps per transition told (AMC's code: 1)"
+    )
     most_steps: int | None = Field(
         None,
         ge=1,
@@ -52,7 +60,9 @@ class LearningConfig(BaseModel):
     elite_episodes: int = Field(
         8, ge=1, description="the actor imitates that many of the best episodes in the replay (paper: none)"
     )
-    imitation_steps: int = Field(60, ge=0, description="supervised steps per round that it does so (paper: 0)")
+    imitation_steps: int = Field(
+        60, ge=0, le=100_000, description="supervised steps per round that it does so (paper: 0)"
+    )
     step_code: bool = Field(True, description="append one indicator per step to the observation (paper: false)")
     warmup_sigma: float = Field(
         0.5, ge=0, description="width of the truncated normal around 0.5 in warm-up without starts (paper: 0.5)"

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from hw_profiles.documents import shown
+
 
 def find(what: str, name: str, places: Mapping[str, str]) -> Any:
     """What stands at the place of a name, imported now.
@@ -37,7 +39,7 @@ def unknown(name: str, known: Collection[str]) -> str:
     """What an error says of an unknown name, after what it is: all known ones, and the nearest."""
     near = get_close_matches(name, list(known), n=1)
     cure = f": did you mean {near[0]}?" if near else ""
-    return f"must be one of {', '.join(known)}, but got {name!r}{cure}"
+    return f"must be one of {', '.join(known)}, but got {shown(name)}{cure}"
 
 
 def name_of(thing: object) -> str:

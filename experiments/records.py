@@ -2,7 +2,8 @@
 
 Command: python -m experiments.records OUT [--data DIR] [--only TEXT] [--against OTHER]
 OUT/records.json holds, for each search, SHA-256 of episodes.jsonl, of policy.json without the configuration in its
-provenance, and of the found network's weights, with its accuracies. DIR holds cifar10_*.npz and the weights of
+provenance and the digest, and of the found network's weights, with its accuracies.
+DIR holds cifar10_*.npz and the weights of
 ResNet-20 and ResNet-56; without it only the digits are searched. OTHER is the records.json of another commit, made on
 the same machine: bytes depend on the CPU. Finished searches are not repeated.
 """
@@ -97,6 +98,7 @@ def record(folder: Path) -> dict[str, Any]:
     """Digests and accuracies of one run folder."""
     policy = json.loads((folder / "policy.json").read_text())
     policy["provenance"].pop("config", None)
+    policy.pop("digest", None)  # covers the configuration
     result = json.loads((folder / "result.json").read_text())
     return {
         "episodes": digest((folder / "episodes.jsonl").read_bytes()),

@@ -72,7 +72,7 @@ def unstructured(density: float) -> Pattern:
     Raises:
         ValueError: If the density is not in (0, 1).
     """
-    keep = round(density * PARTS)
+    keep = round(density * PARTS) if 0 < density < 1 else 0
     if not 0 < keep < PARTS:
         raise ValueError(
             f"an unstructured density must be in (0, 1), but got {density:g}: write dense to keep all weights"

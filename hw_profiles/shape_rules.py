@@ -5,21 +5,38 @@ A convolution is looked at as the matrix product that it becomes: outputs x (ker
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from math import prod
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
 
+from hw_profiles.documents import Open, one_line, parse_json, read_text, validated
 from hw_profiles.layers import LayerShape, Layout, Widths
 from hw_profiles.patterns import MAX_GROUP, parse_pattern
 
 BoolArray = NDArray[np.bool_]
 FOLDER = files("hw_profiles") / "rules"
+Multiple = Annotated[int, Field(ge=1, le=2**31)]
+PatternName = Annotated[str, AfterValidator(lambda text: str(parse_pattern(text)) and text)]
 FIELDS = ("name", "source", "patterns", "skips", "kinds", "rows", "columns", "grouped")
+
+
+class _Rules(Open):
+    """Shape rules as they stand in a file."""
+
+    name: str
+    source: str
+    patterns: Annotated[tuple[PatternName, ...], Field(strict=False)]
+    skips: Annotated[tuple[str, ...], Field(strict=False)]
+    kinds: Annotated[tuple[str, ...], Field(strict=False)]
+    rows: Multiple
+    columns: Multiple
+    grouped: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,19 +125,13 @@ def load_rules(name: str) -> ShapeRules:
     Raises:
         ValueError: If there are none, or the file does not hold them.
     """
-    entry = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    entry = Path(name) if name.endswith(".json") else Path(str(FOLDER), f"{name}.json")
     try:
-        data = json.loads(entry.read_text(encoding="utf-8"))
-        plain = {field: data[field] for field in FIELDS}
-        lists = {field: tuple(str(text) for text in data[field]) for field in ("patterns", "skips", "kinds")}
-        for text in lists["patterns"]:
-            parse_pattern(text)
-        rules = ShapeRules(**{**plain, **lists, "rows": int(data["rows"]), "columns": int(data["columns"])})
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        data = parse_json(read_text(entry, "shape rules", "JSON file"), str(entry), "shape rules")
+        stored = validated(_Rules, data, str(entry), "shape rules")
+    except ValueError as error:
         raise ValueError(
             f"shape rules must be one of {', '.join(known_rules())} or a JSON file with {', '.join(FIELDS)}, but "
-            f"{name!r} is not ({type(error).__name__}: {error})"
+            f"{name!r} is not ({one_line(error)})"
         ) from error
-    if rules.rows < 1 or rules.columns < 1:
-        raise ValueError(f"`rows` and `columns` must be at least 1, but {name!r} has {rules.rows}, {rules.columns}")
-    return rules
+    return ShapeRules(**dict(stored))

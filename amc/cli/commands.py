@@ -38,17 +38,33 @@ def run_search(
 
 
 def run_resume(
-    path: Path, more: int, console: Console, workers: WorkersConfig = HERE, *, previous: bool = False
+    path: Path,
+    more: int,
+    console: Console,
+    workers: WorkersConfig = HERE,
+    given: Mapping[str, Any] | None = None,
+    *,
+    previous: bool = False,
 ) -> None:
-    """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes."""
+    """Goes on with a run where it stopped; one that has ended shows its result, unless it gets more episodes.
+
+    Args:
+        path: The run folder.
+        more: Episodes to add.
+        console: Where to print.
+        workers: Where episodes are played.
+        given: Task and reward as the command line names them, which a function of the user's has to be.
+        previous: Go on from the round before the last one.
+    """
     try:
         with live(console) as region:
-            run = resume_run(path, more, ConsoleScreen(console, region), workers, previous=previous)
+            screen = ConsoleScreen(console, region)
+            run = resume_run(path, more, screen, workers, given=given or {}, previous=previous)
     except Ended as ended:
         console.print(stored_comparison(ended.result))
         if ended.written:
-            console.print(f"wrote {', '.join(ended.written)} again", highlight=False)
-        console.print(f"{path} has ended; `--episodes +N` goes on with it", highlight=False, markup=False)
+            console.out(f"wrote {', '.join(ended.written)} again", highlight=False)
+        console.out(f"{path} has ended; `--episodes +N` goes on with it", highlight=False)
         return
     Result.of(run).show(console)
 
@@ -57,7 +73,7 @@ def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out:
     """Runs every agent with every seed at the same effort, shows and writes what they say together."""
 
     def say(text: str) -> None:
-        console.print(f"[bold]{text}[/]")
+        console.out(text, style="bold", highlight=False)
 
     with live(console) as region:
         found = run_compare(config, agents, seeds, out, ConsoleScreen(console, region), say)
@@ -76,7 +92,7 @@ def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, consol
     policy, setup, small = _rebuild(policy_file, overrides, console)
     write_applied(policy, small, out)
     _side_by_side(setup, policy, small, console)
-    console.print(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False, markup=False, soft_wrap=True)
+    console.out(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False)
     return small
 
 
@@ -94,12 +110,10 @@ def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, conso
     policy, setup, small = _rebuild(policy_file, overrides, console)
     difference = export_onnx(small, out, setup.task, policy.patterns())
     _side_by_side(setup, policy, small, console)
-    console.print(
+    console.out(
         f"wrote {out}: onnxruntime and torch agree on {min(CHECKED_IMAGES, len(setup.task.validation))} images "
         f"(largest relative difference {difference:.1e})",
         highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -107,9 +121,10 @@ def _rebuild(policy_file: Path, overrides: Mapping[str, Any], console: Console) 
     """The policy, the setup it came from (its configuration, other task, data or weights if given), the network."""
     policy = read_policy(policy_file)
     with live(console) as screen:
-        setup, small, same_weights = rebuild(policy, overrides, screen.step)
+        setup, small, same_weights = rebuild(policy, overrides, screen.step, source=str(policy_file))
     if not same_weights:
-        console.print("[yellow]warning:[/] the policy was made for other weights of this network")
+        said = "the policy was made for other weights of this network"
+        console.print(Text.assemble(("warning: ", "yellow"), said))
     return policy, setup, small
 
 
@@ -120,7 +135,7 @@ def _side_by_side(setup: Setup, policy: Policy, small: nn.Module, console: Conso
         patterns = policy.patterns() if name == "pruned" else {}
         costs = ", ".join(f"{cost} {value:,.6g}" for cost, value in setup.real_costs(network, patterns).items())
         timed = f"{latency[name]} ms, " if name in latency else ""
-        console.print(f"{name:>8}: {timed}{costs}", highlight=False)
+        console.out(f"{name:>8}: {timed}{costs}", highlight=False)
     if latency:
         console.print(Text(rounds_in_words([timing.rounds for timing in latency.values()]), style="dim"))
     for remark in remarks_below(remarks):

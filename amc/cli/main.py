@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
 from amc.cli.interrupts import NOTHING_LOST
@@ -18,6 +18,7 @@ from amc.cli.options import Spread
 from amc.cli.profile import app as profile_app
 from amc.cli.searching import inspect, resume, search
 from amc.cli.studying import compare, sweep
+from hw_profiles.documents import one_line
 
 
 class Commands(TyperGroup):
@@ -47,6 +48,9 @@ for command in (compare, sweep):
 for command in (apply, export, check, config):
     app.command()(command)
 app.add_typer(profile_app)
+
+LONGEST = 2000
+"""Characters of an error's line."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,18 +82,18 @@ def _fail(error: Exception) -> NoReturn:
     said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     named = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
     notes = [f"; {note}" for note in getattr(error, "__notes__", ())]
-    _say("[bold red]error:[/]", "".join([said, named, *notes]))
+    _say("error: ", "bold red", "".join([said, named, *notes]))
     sys.exit(1)
 
 
 def _stopped(stop: KeyboardInterrupt) -> NoReturn:
-    _say("[bold]stopped:[/]", "; ".join(getattr(stop, "__notes__", ())) or NOTHING_LOST)
+    _say("stopped: ", "bold", "; ".join(getattr(stop, "__notes__", ())) or NOTHING_LOST)
     sys.exit(130)
 
 
-def _say(mark: str, text: str) -> None:
-    line = " ".join(text.split())
-    Console(stderr=True, soft_wrap=True).print(f"{mark} {escape(line)}", highlight=False)
+def _say(mark: str, style: str, message: str) -> None:
+    text = Text.assemble((mark, style), one_line(message, LONGEST))
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False)
 
 
 if __name__ == "__main__":

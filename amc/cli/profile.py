@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from amc.cli.options import Overrides, configured
 
@@ -64,15 +65,10 @@ def measure(
         _, anatomy = _network(task, overrides)
         profile = measure_profile(anatomy, setting, options, out, screen.step)
     if (found := profile.sessions[-1].disturbed) is not None:
-        console.print(found.in_words(), highlight=False, soft_wrap=True)
+        console.out(found.in_words(), highlight=False)
     entries = sum(len(times.entries) for times in profile.kernels)
-    console.print(
-        f"wrote {out}: {entries} entries of {len(profile.kernels)} kernels",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(f"next: amc profile check {out} --task {task}", highlight=False, markup=False, soft_wrap=True)
+    console.out(f"wrote {out}: {entries} entries of {len(profile.kernels)} kernels", highlight=False)
+    console.out(f"next: amc profile check {out} --task {task}", highlight=False)
 
 
 @app.command()
@@ -93,11 +89,9 @@ def bundle(
     _, anatomy = _network(task, overrides)
     content = bundle_for(anatomy, Setting(batch=batch, dtype=dtype), entries)
     write_bytes(out, content)
-    console.print(f"wrote {out} ({len(content) / 1e6:.1f} MB)", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"next, on the device: python {out.name} --threads 1 --out measured.json", highlight=False, markup=False
-    )
-    console.print("then here: amc profile import measured.json --name NAME", highlight=False)
+    console.out(f"wrote {out} ({len(content) / 1e6:.1f} MB)", highlight=False)
+    console.out(f"next, on the device: python {out.name} --threads 1 --out measured.json", highlight=False)
+    console.out("then here: amc profile import measured.json --name NAME", highlight=False)
 
 
 @app.command("import")
@@ -112,14 +106,9 @@ def import_(
     from amc.profiling.store import read_profile
 
     path, entries = import_profile(file, name, replace=replace_)
-    console.print(
-        f"wrote {path}: {entries} entries; use it as --profile {path.stem}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    console.out(f"wrote {path}: {entries} entries; use it as --profile {path.stem}", highlight=False)
     for line in disturbances(read_profile(path)):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.out(line, highlight=False)
 
 
 @app.command("list")
@@ -140,11 +129,11 @@ def show(
     from amc.storage.files import write_text
 
     _, found = _read(profile)
-    console.print(summary(found), highlight=False)
+    console.out(summary(found), highlight=False)
     console.print(kernels_table(found))
     if plot is not None:
         write_text(plot, picture(found))
-        console.print(f"wrote {plot}", highlight=False, markup=False, soft_wrap=True)
+        console.out(f"wrote {plot}", highlight=False)
 
 
 @app.command()
@@ -154,9 +143,7 @@ def validate(file: Annotated[Path, typer.Argument(help="File of a profile.")]) -
 
     found = read_profile(file)
     entries = sum(len(t.entries) for t in found.kernels)
-    console.print(
-        f"{file} is a valid profile: {entries} entries of {len(found.kernels)} kernels", highlight=False, markup=False
-    )
+    console.out(f"{file} is a valid profile: {entries} entries of {len(found.kernels)} kernels", highlight=False)
 
 
 @app.command()
@@ -193,22 +180,18 @@ def check(
         typer.echo(json.dumps(checked.to_json(), indent=2))
         return
     c = checked.correction
-    console.print(
+    console.out(
         f"{c.networks} networks, held out: median error {c.median_relative_error:.1%}, 95 % below "
         f"{c.p95_relative_error:.1%}, rank correlation {c.spearman:.3f}",
         highlight=False,
     )
     if (dense := checked.dense) is not None:
-        console.print(
+        console.out(
             f"dense {dense} ms (median ± median absolute deviation, beside {dense.rounds} networks)", highlight=False
         )
     if c.disturbed is not None:
-        console.print(c.disturbed.in_words("networks"), highlight=False)
-    console.print(
-        f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels",
-        highlight=False,
-        markup=False,
-    )
+        console.out(c.disturbed.in_words("networks"), highlight=False)
+    console.out(f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels", highlight=False)
 
 
 def _network(task: str, overrides: Overrides) -> tuple[Task, Anatomy]:
@@ -229,4 +212,4 @@ def _again(minutes: float | None) -> float:
 def _read(name: str) -> tuple[Path, Profile]:
     from amc.profiling.store import find_profile
 
-    return find_profile(name, lambda text: console.print(f"[yellow]warning:[/] {text}", highlight=False))
+    return find_profile(name, lambda text: console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True))

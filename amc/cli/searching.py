@@ -11,7 +11,7 @@ from rich.console import Console
 
 from amc.cli.options import Overrides, RecipeArgument, configured, with_workers
 from amc.config.parts import WorkersConfig
-from amc.config.search import load_config
+from amc.config.search import load_config, recipe_config
 
 console = Console()
 
@@ -54,14 +54,16 @@ def search(
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run in --out aside.")] = False,
 ) -> None:
     """Search a pruning policy within a budget and write a run folder."""
-    config = load_config(recipe, overrides)
+    config = recipe_config(recipe, overrides)
     from amc.cli.commands import run_search
 
     run_search(config, out, console, fresh=fresh, workers=workers)
 
 
 @with_workers
+@configured("task", "reward", anything=False)
 def resume(
+    overrides: Overrides,
     workers: WorkersConfig,
     run: Annotated[Path, typer.Argument(help="Run folder of a search that was stopped or has ended.")],
     episodes: Annotated[str | None, typer.Option(help="+N goes on for N more episodes.")] = None,
@@ -69,11 +71,14 @@ def resume(
         bool, typer.Option("--previous", help="Go on from the round before the last one, if that is damaged.")
     ] = False,
 ) -> None:
-    """Go on with a run exactly where it stopped; on one that has ended, show its result, write what is missing."""
+    """Go on with a run exactly where it stopped; on one that has ended, show its result, write what is missing.
+
+    A task or reward of your own is named again: a run folder may not choose code.
+    """
     more = _more(episodes)
     from amc.cli.commands import run_resume
 
-    run_resume(run, more, console, workers, previous=previous)
+    run_resume(run, more, console, workers, overrides, previous=previous)
 
 
 def _more(text: str | None) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from amc.cli.options import Overrides, RecipeArgument, configured, with_workers
 from amc.config.parts import WorkersConfig
-from amc.config.search import load_config
+from amc.config.search import recipe_config
 
 console = Console()
 
@@ -26,7 +26,7 @@ def compare(
     ),
 ) -> None:
     """Compare agents at equal effort over several seeds, with intervals; goes on where it was stopped."""
-    config = load_config(recipe, overrides)
+    config = recipe_config(recipe, overrides)
     if config.effort is None:
         raise ValueError(
             "a comparison needs an effort, but got none: pass for example --effort 300000 (image-forwards)"
@@ -58,7 +58,7 @@ def sweep(
     samples: Annotated[int, typer.Option(min=2, help="Searches of --tune.")] = 16,
 ) -> None:
     """Search over several budgets, agents and seeds; ends with the Pareto front. Repeat it to go on."""
-    config = load_config(recipe, {"profile": profiles[0] if profiles else None, **overrides})
+    config = recipe_config(recipe, {"profile": profiles[0] if profiles else None, **overrides})
     if tune:
         from amc.runs.studies.tuning import parse_range, run_tuning
 

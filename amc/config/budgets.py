@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envs.lookup import passed_in, unknown
+from hw_profiles.documents import shown
 
 LATENCY = ("latency", "latency_ms")
 """Budgets on a profile's latency, as in `hw_profiles.cost`: that module needs numpy."""
@@ -25,7 +26,7 @@ def checked_budgets(value: Any) -> dict[str, float]:
         ValueError: If a cost is unknown, a budget is no positive number, or two of them contradict each other.
     """
     if isinstance(value, (list, tuple)):
-        value = parse_constraints(value)
+        value = parse_constraints([str(text) for text in value])
     if not isinstance(value, Mapping) or not value:
         raise ValueError("needs at least one cost = budget, for example macs = 0.5")
     named = {SYNONYMS.get(str(name), str(name)): budget for name, budget in value.items()}
@@ -47,7 +48,7 @@ def _check_budget(name: str, budget: Any) -> None:
         raise ValueError(f"cost {unknown(name, [*COSTS, *LATENCY, *SYNONYMS, 'sparsity', COVERAGE])}")
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
         raise ValueError(
-            f"budget must be a positive number, but got {name}={budget!r}: "
+            f"budget must be a positive number, but got {name}={shown(budget)}: "
             "write a fraction of the dense network (0.5) or an absolute value"
         )
 
@@ -86,5 +87,5 @@ def parse_constraints(texts: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             separator = ""
         if not separator:
-            raise ValueError(f"a constraint must read NAME=NUMBER, but got {text!r}: write for example macs=0.5")
+            raise ValueError(f"a constraint must read NAME=NUMBER, but got {shown(text)}: write for example macs=0.5")
     return budgets

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from envs.lookup import OneOf
+from hw_profiles.documents import shown
 
 WORDS: dict[Any, tuple[str, str]] = {
     int: ("integer", "integers"),
@@ -123,7 +124,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return unknown_key(key, first["input"], model)
     if first["type"] == "value_error":
         return f"{key} {message}" if message.startswith("must ") else f"{key}: {message}"
-    return f"{key}: {message}, but got {first['input']!r}: correct it in the recipe or on the command line"
+    return f"{key}: {message}, but got {shown(first['input'])}: correct it in the recipe or on the command line"
 
 
 def unknown_key(key: str, value: Any, model: type[BaseModel]) -> str:
@@ -139,7 +140,7 @@ def unknown_key(key: str, value: Any, model: type[BaseModel]) -> str:
         key = f"{key}.{inner}"
     near = nearest(key, [name for name, _ in fields_of(model)])
     cure = f"did you mean {near}? (`amc config` lists all)" if near else "`amc config` lists all"
-    return f"every configuration key must be a known one, but got {key!r}: {cure}"
+    return f"every configuration key must be a known one, but got {shown(key)}: {cure}"
 
 
 def nearest(key: str, known: Sequence[str]) -> str | None:

@@ -27,7 +27,7 @@ class KnapsackConfig(Part):
         description="what is measured: a solution for each, and the audition chooses",
     )
     images: int = Field(512, ge=16, description="calibration images per variant")
-    widths: int = Field(10, ge=2, description="widths measured per unit, others are interpolated")
+    widths: int = Field(10, ge=2, le=10_000, description="widths measured per unit, others are interpolated")
     audition_images: int = Field(2000, ge=16, description="unseen calibration images that judge the solutions")
 
 

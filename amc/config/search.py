@@ -14,12 +14,14 @@ from agents.names import AGENTS
 from agents.settings import LearningConfig
 from amc.config.budgets import COVERAGE, LATENCY, checked_budgets, with_sparsity
 from amc.config.keys import explain
+from amc.config.own_code import refuse_code
 from amc.config.parts import BackendConfig, KnapsackConfig, Part, SavingsConfig
 from envs.compression.settings import CompressionConfig
 from envs.lookup import OneOf, passed_in, unknown
 from envs.reward import REWARDS
 from envs.space.kinds import KINDS
 from envs.space.settings import RulesConfig
+from hw_profiles.documents import MAX_TOML_BYTES, parse_toml, read_text
 
 Start = Literal["knapsack", "uniform"]
 SINGLE = ("knapsack", "uniform")
@@ -37,6 +39,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """What a preset changes, beside the learner's own `agents.settings.PAPER_SETTINGS`: He et al., AMC, ECCV 2018."""
+
+MOST_EPISODES = 1_000_000
+"""Of a search; sizes that a recipe may ask for are bounded, so that none fills the memory or never ends unnoticed."""
 
 LIGHT: dict[str, Any] = {"most_steps": 64, "batch_size": 256, "replay_episodes": 192}
 """Learning that keeps a driver of many workers free: few, large gradient steps after a large round. What that costs
@@ -60,9 +65,11 @@ class SearchConfig(Part):
     choose: Annotated[str, OneOf(KINDS)] = Field(
         "channels", description="what is decided: widths, a pattern per layer, a density per layer, widths and patterns"
     )
-    patterns: tuple[str, ...] = Field(("2:4",), min_length=1, description="what layers may choose beside dense")
+    patterns: tuple[str, ...] = Field(
+        ("2:4",), min_length=1, max_length=64, description="what layers may choose beside dense"
+    )
     densities: tuple[float, ...] = Field(
-        (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7), min_length=1, description="densities beside dense"
+        (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7), min_length=1, max_length=1000, description="densities beside dense"
     )
     sparsity: str | None = Field(None, description="PATTERN@RULES: the pattern and the shapes that a device takes")
     profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
@@ -70,9 +77,11 @@ class SearchConfig(Part):
     preset: Literal["default", "paper"] = Field(
         "default", description="settings of ddpg, td3 and sac; paper: as He et al. 2018"
     )
-    episodes: int = Field(120, ge=1, description="policies tried by ddpg, td3, sac, cmaes, swap and random")
-    warmup: int = Field(24, ge=0, description="episodes before ddpg, td3 and sac learn")
-    round_size: int = Field(4, ge=1, description="episodes proposed together")
+    episodes: int = Field(
+        120, ge=1, le=MOST_EPISODES, description="policies tried by ddpg, td3, sac, cmaes, swap and random"
+    )
+    warmup: int = Field(24, ge=0, le=MOST_EPISODES, description="episodes before ddpg, td3 and sac learn")
+    round_size: int = Field(4, ge=1, le=10_000, description="episodes proposed together")
     starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
     max_minutes: float | None = Field(None, gt=0, description="no new round if confirmation would end later")
     effort: int | None = Field(None, ge=1, description="no new round once this many image-forwards are paid")
@@ -83,7 +92,7 @@ class SearchConfig(Part):
     )
     reward_split: Literal["validation", "calibration"] = Field("validation", description="where reward images are from")
     reward_images: int = Field(2500, ge=16, description="images that the reward sees, at most half of validation")
-    confirm: int = Field(5, ge=1, description="best policies repaired in full and scored on unseen images")
+    confirm: int = Field(5, ge=1, le=10_000, description="best policies repaired in full and scored on unseen images")
     seed: int = Field(0, ge=0, description="seed of every draw")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where networks are measured, repaired and scored")
     backend: BackendConfig = BackendConfig()
@@ -226,6 +235,17 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any]) -> SearchConf
         raise ValueError(explain(error, SearchConfig)) from error
 
 
+def recipe_config(recipe: Path | None, overrides: Mapping[str, Any]) -> SearchConfig:
+    """As `load_config`, for a recipe from anywhere: code that it names runs only if an override names it too.
+
+    Raises:
+        ValueError: As there, or if only the recipe names a function of its own.
+    """
+    if recipe is not None:
+        refuse_code(_read_recipe(recipe), {key: one for key, one in overrides.items() if one is not None}, str(recipe))
+    return load_config(recipe, overrides)
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """Reads `dotted.key=value`, the value as TOML (a bare word is a string)."""
     key, separator, raw = text.partition("=")
@@ -233,17 +253,13 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ValueError(f"--set must read KEY=VALUE, but got {text!r}: write for example compression.images=500")
     try:
         return key.strip(), tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML
         return key.strip(), raw
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(
-            f"a recipe must be a readable TOML file, but {str(path)!r} is not ({error}): see experiments/demo.toml"
-        ) from error
+    text = read_text(path, "a recipe", "TOML file", MAX_TOML_BYTES)
+    return parse_toml(text, str(path), "a recipe")
 
 
 def _laid_under(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from amc.storage.files import one_line, read_json, write_bytes, write_json
+from amc.storage.files import read_json, write_bytes, write_json
 from envs.space.patterns import verify_network
 from envs.space.policy import Policy
+from hw_profiles.documents import one_line
 
 POLICY, WEIGHTS = "policy.json", "network.safetensors"
 """File names of an applied policy."""

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -72,20 +73,20 @@ def _keeps(weight: Tensor, shape: tuple[int, ...], pattern: Pattern) -> bool:
 
 
 def _table(title: str, weights: Mapping[str, Tensor], wanted: Mapping[str, str]) -> Table:
-    table = Table(title=f"{title}: every group checked", title_justify="left")
+    table = Table(title=Text(f"{title}: every group checked"), title_justify="left")
     for heading in ("weight", "shape", "not zero", "pattern", "verified"):
         table.add_column(heading)
     known = {name.removesuffix(".weight"): weight for name, weight in weights.items()}
     for name, text in wanted.items():
         if name not in known:
-            table.add_row(name, "-", "-", text, "no weights beside the policy")
+            table.add_row(Text(name), "-", "-", text, "no weights beside the policy")
     for name, weight in known.items():
         pattern = parse_pattern(wanted[name]) if name in wanted else tightest(weight)
         verify(weight, pattern, what=repr(name))
         share = float((weight != 0).double().mean())
         products = _on_cuda(name, weight) if str(pattern) == "2:4" else ""
         said = "as the policy says" if name in wanted else "found" if pattern != DENSE else "-"
-        table.add_row(name, "x".join(map(str, weight.shape)), f"{share:.1%}", str(pattern), said + products)
+        table.add_row(Text(name), "x".join(map(str, weight.shape)), f"{share:.1%}", str(pattern), said + products)
     return table
 
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from amc.export.check import verify_model
-from amc.storage.files import one_line, write_bytes
+from amc.storage.files import write_bytes
 from amc.tasks.task import Task
 from envs.network.copies import functional_copy
+from hw_profiles.documents import one_line
 
 TOLERANCE = 1e-3
 """Largest accepted difference between onnxruntime and torch, relative to the largest output."""

@@ -18,8 +18,9 @@ from amc.scoring.draws import read_batches
 from amc.scoring.evaluate import Measurement
 from amc.scoring.ledger import Ledger
 from amc.scoring.racing import Race
-from amc.scoring.scorer import Backend, Score
+from amc.scoring.scorer import Backend, Score, read
 from amc.storage.cache import cached_tensors
+from amc.tasks.splits import Split, chunks, known_targets
 from envs.compression.calibration import CalibrationPlan, plan_calibration
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
@@ -114,7 +115,12 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
 
 
 def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
-    """Calibrates, settles the backend, and computes the dense network's outputs on the images of the reward."""
+    """Calibrates, settles the backend, and computes the dense network's outputs on the images of the reward.
+
+    Raises:
+        ValueError: If a validation image cannot be read, or is not finite; before any long work.
+    """
+    _read_once(setup.task.validation, setup.scorer.chunk)
     ledger = Ledger()
     compressor = calibrate(setup, progress)
     ledger.charge(compressor.preparation_forwards)
@@ -149,6 +155,13 @@ def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
         origin=_origin(setup, config, compressor, traces),
         progress=progress,
     )
+
+
+def _read_once(split: Split, size: int) -> None:
+    """Reads a split that is not in memory: confirmation, hours later, needs every image of it."""
+    if known_targets(split) is None:
+        for part in chunks(len(split), size):
+            read(split, part)
 
 
 def _settled(backend: BackendConfig) -> Backend:

@@ -24,7 +24,7 @@ from amc.tasks.task import Task, load_task, top1
 from envs.parallel import return_memory, single_threaded
 from envs.reward import REWARDS, Reward, accuracy_latency
 from envs.space.assignment import Assignment
-from envs.space.constraint import Constraint, Costing
+from envs.space.constraint import Constraint, Costing, InfeasibleBudget
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.units import Fixed
@@ -144,6 +144,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     progress("finding units", 1, 1)
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     sites, skipped = choose_sites(config, task.network, anatomy, shapes)
+    _check_decidable(sites, (*anatomy.fixed, *skipped))
     table = table.for_network(anatomy.family.dense) if table is not None else None
     if table is not None and table.correction is None:
         logger.warning("latencies of %s are uncorrected: `amc profile check` measures how true they are", task.name)
@@ -171,6 +172,24 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     )
 
 
+def _check_decidable(sites: Sequence[Site], fixed: Sequence[Fixed]) -> None:
+    """Refuses a network of which nothing can be decided, with the reasons that `amc inspect` shows.
+
+    Raises:
+        InfeasibleBudget: If there is no site.
+    """
+    if sites:
+        return
+    by_reason: dict[str, list[str]] = {}
+    for entry in fixed:
+        by_reason.setdefault(entry.reason, []).append(entry.name)
+    said = "; ".join(f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in by_reason.items())
+    raise InfeasibleBudget(
+        "a search needs at least one unit, but nothing in this network can be pruned "
+        f"({said or 'it has no layer whose channels could go'}): `amc inspect` lists every layer"
+    )
+
+
 def outputs_fit(task: Task) -> bool:
     """Whether the dense network's outputs on all validation images can be kept."""
     with torch.no_grad():
@@ -183,6 +202,11 @@ def _reward(config: SearchConfig, task: Task, constraint: Constraint, kept: bool
     name = config.reward
     if name == "auto":
         name = "output_error" if task.metric is top1 and kept else "accuracy"
+    if name.startswith("("):
+        raise ValueError(
+            f"the reward {name} was passed in as an object, which no file can hold: run the script that made it again, "
+            "or name another reward"
+        )
     if name == "accuracy_latency":
         return partial(accuracy_latency, target_ms=constraint.limits()["latency_ms"])
     return REWARDS[name] if name in REWARDS else find_function("reward", name)

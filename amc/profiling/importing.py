@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from amc.profiling.store import SUFFIX, read_profile, read_text, user_folder, write_profile
+from amc.profiling.store import SUFFIX, user_folder, write_profile
 from hw_profiles.bench.bundle import Measured
-from hw_profiles.latency.profile import Profile
-from hw_profiles.latency.strict_json import parse_model
+from hw_profiles.documents import one_line, parse_json, parse_model, read_text
+from hw_profiles.latency.profile import Profile, parse
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -48,20 +47,13 @@ def read_measured(file: Path) -> Profile:
         ValueError: If it is neither; one line.
     """
     text = read_text(file, "what a device measured")
-    if _is_profile(text):
-        return read_profile(file)
+    data = parse_json(text, str(file), "what a device measured")
+    if isinstance(data, dict) and "sessions" in data:
+        return parse(text, str(file))
     measured = parse_model(Measured, text, str(file), "a device's measurements")
     try:
         return measured.profile()
     except ValidationError as error:
-        raise ValueError(f"{str(file)!r}: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"{str(file)!r}: {one_line(error.errors()[0]['msg'])}") from error
     except ValueError as error:
         raise ValueError(f"{str(file)!r}: {error}") from error
-
-
-def _is_profile(text: str) -> bool:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(data, dict) and "sessions" in data

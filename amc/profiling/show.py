@@ -105,7 +105,7 @@ def kernels_table(profile: Profile) -> Table:
         repeats = f"{median(entry.n for entry in entries[kernel]):g}"
         scatter = [entry.standard_error_ms / entry.median_ms for entry in entries[kernel] if entry.median_ms]
         table.add_row(
-            kernel.label,
+            Text(kernel.label),
             "=" if kernel.square else spans[0],
             spans[1],
             str(surface.times.size),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hw_profiles
 from amc.storage.files import write_text
+from hw_profiles.documents import read_text
 from hw_profiles.latency.profile import Profile, parse
 from hw_profiles.latency.table import LatencyTable
 
@@ -86,18 +87,6 @@ def read_profile(path: Path) -> Profile:
         ValueError: If it cannot be read or is not valid; one line.
     """
     return parse(read_text(path, "a profile"), str(path))
-
-
-def read_text(path: Path, what: str) -> str:
-    """Content of a text file.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{what} must be a readable file, but {str(path)!r} is not ({error})") from error
 
 
 def write_profile(path: Path, profile: Profile) -> None:

@@ -56,7 +56,7 @@ class Live:
 def live(console: Console) -> Iterator[Live]:
     """The region of the screen, or of a notebook's cell, that shows progress while the block runs."""
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

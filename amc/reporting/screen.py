@@ -27,7 +27,7 @@ class ConsoleScreen:
         if (found := prepared.agreement) is None:
             return
         took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.seconds)
-        self.console.print(
+        self.console.out(
             f"scoring in {prepared.config.backend.name}: accuracies within {100 * found.difference:.2f} points of "
             f"eager fp32 ({took})",
             highlight=False,

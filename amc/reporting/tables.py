@@ -22,14 +22,14 @@ def comparison(result: SearchResult, latency: Mapping[str, Timing]) -> Renderabl
 def stored_comparison(result: Mapping[str, Any]) -> RenderableType:
     """The same from the content of `result.json`; one of an older version shows times without spread."""
     title = f"{result['task']}: no fine-tuning, test images seen once"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network")
     for heading in ("validation", "test"):
         table.add_column(heading, justify="right")
     dense, latency_ms = result["dense"]["costs"], result["measured"]["latency_ms"]
     spread = result["measured"].get("latency_spread", {})
     for cost in dense:
-        table.add_column(cost, justify="right")
+        table.add_column(Text(cost), justify="right")
     table.add_column("measured, ms", justify="right")
     for name in (name for name in NETWORKS if name in result):
         accuracies = [f"{result[name]['accuracy'][split]:.2%}" for split in ("validation", "test")]

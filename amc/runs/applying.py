@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from amc.config.own_code import refuse_code
 from amc.config.search import load_config
 from amc.export.applied import POLICY, read_policy
 from amc.problem.given.door import KEYS, taken
@@ -23,6 +23,7 @@ from envs.network.inference import placed
 from envs.repair.repair import Repair
 from envs.space.policy import Policy, weights_fingerprint
 from hw_profiles.cost import Cost
+from hw_profiles.documents import shown
 from hw_profiles.latency.profile import Profile
 from hw_profiles.latency.table import LatencyTable
 
@@ -42,7 +43,12 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(
-    policy: Policy, overrides: Mapping[str, Any], progress: Progress = no_progress, objects: Objects = NO_OBJECTS
+    policy: Policy,
+    overrides: Mapping[str, Any],
+    progress: Progress = no_progress,
+    objects: Objects = NO_OBJECTS,
+    *,
+    source: str = "the policy",
 ) -> Rebuilt:
     """Makes the smaller network of a policy: sliced, and repaired as its search would.
 
@@ -51,17 +57,18 @@ def rebuild(
         overrides: Task, data or checkpoint, where others than the search's are meant.
         progress: Is told how far it is.
         objects: In place of what the configuration names.
+        source: Where the policy is from, for messages.
 
     Raises:
-        ValueError: If the policy does not fit, or an object is missing.
+        ValueError: If the policy does not fit, names code that is not given, or an object is missing.
     """
-    stored: dict[str, Any] = copy.deepcopy(dict(policy.provenance.get("config", {})))
+    stored = _stored_config(policy, source)
+    refuse_code(stored, {**overrides, **({} if objects.task is None else {"task": objects.task})}, source)
     if overrides.get("task", stored.get("task")) != stored.get("task") or objects.task is not None:
         stored.pop("data", None)
         stored.pop("checkpoint", None)
-    for key in ("agent", "reward"):  # nothing is searched
-        if passed_in(stored.get(key)):
-            del stored[key]
+    if passed_in(stored.get("agent")):
+        del stored["agent"]  # nothing is searched
     named = {KEYS[kind]: in_parentheses(thing) for kind, thing in objects.things().items()}
     setup = set_up(load_config(None, {**stored, **overrides, **named}), progress, objects)
     policy.check_structure(setup.task.network)
@@ -69,6 +76,17 @@ def rebuild(
         warnings.simplefilter("ignore")
         small = placed(calibrate(setup, progress).compress(policy).network, "cpu")
     return Rebuilt(setup, small, policy.weights == weights_fingerprint(setup.task.network))
+
+
+def _stored_config(policy: Policy, source: str) -> dict[str, Any]:
+    """The configuration that a policy was made with, as far as compression needs it: no reward is computed."""
+    stored = policy.provenance.get("config", {})
+    if not isinstance(stored, dict):
+        raise ValueError(
+            f"`provenance.config` of a policy must be a table, but got {shown(stored)} in {source!r}: "
+            "take the file as it was written"
+        )
+    return {key: value for key, value in stored.items() if key != "reward"}
 
 
 def apply(

@@ -17,12 +17,13 @@ import safetensors.torch
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
 from amc.runs.events import Events
+from amc.runs.result_file import read_result
 from amc.runs.snapshot import Altered, read_snapshot, write_snapshot
 from amc.search.episode import Line
 from amc.search.result import SearchResult
 from amc.search.state import Snapshot
 from amc.storage.digests import digest, digest_of
-from amc.storage.files import append_text, json_text, read_json, write_bytes, write_json, write_text
+from amc.storage.files import append_text, json_text, write_bytes, write_json, write_text
 
 CONFIG, RESULT, SNAPSHOT, SCORES = "config.toml", "result.json", "snapshot.safetensors", "scores.safetensors"
 EPISODES, TIMINGS, REPORT, EVENTS = "episodes.jsonl", "timings.jsonl", "report.html", "tensorboard"
@@ -177,7 +178,7 @@ class RunFolder:
         path = self.path / RESULT
         if not path.exists():
             return None
-        found: dict[str, Any] = read_json(path, "a result")
+        found = read_result(path)
         digests = found.get("digests") if isinstance(found, dict) else None
         if not isinstance(digests, dict) or digests.get(RESULT) != _digest_of_result(found):
             raise ValueError(f"{Altered(path, 'holds other values than were written')}: {_remove(RESULT)}")

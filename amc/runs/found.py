@@ -11,6 +11,7 @@ import safetensors.numpy
 from rich.console import Console
 from torch import nn
 
+from amc.config.own_code import refuse_code
 from amc.export.applied import POLICY, load_applied, read_policy
 from amc.problem.given.objects import Objects
 from amc.reporting.notebook import as_html
@@ -78,12 +79,14 @@ class Result:
         return as_html(lambda console: console.print(stored_comparison(self.record)))
 
 
-def reopened(path: Path, objects: Objects) -> Result:
+def reopened(path: Path, objects: Objects, given: Mapping[str, str] | None = None) -> Result:
     """The result of a run that has ended, from its folder.
 
     Args:
         path: The run folder.
         objects: The task, where the run's configuration names none that can be loaded.
+        given: The task's name, where that is a function of the user's: a folder may not choose code. None: the caller
+            knows what the folder names.
 
     Raises:
         ValueError: If a file is damaged, or does not fit the task's network.
@@ -93,6 +96,8 @@ def reopened(path: Path, objects: Objects) -> Result:
     if record is None:
         raise ValueError(f"only a run that has ended has a result, but {str(path)!r} has not: go on with it")
     objects.check(config)
+    if given is not None:
+        refuse_code({"task": config.task}, given, str(path))
     task: Task = objects.task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
     scores = safetensors.numpy.load_file(path / SCORES)
     reports = {

@@ -80,7 +80,7 @@ def resume(
     run: Path | str,
     episodes: int = 0,
     *,
-    task: Task | None = None,
+    task: Task | str | None = None,
     searcher: Searcher | MakeSearcher | None = None,
     reward: Reward | None = None,
     importance: Importance | Score | None = None,
@@ -95,7 +95,8 @@ def resume(
     Args:
         run: The run folder.
         episodes: How many more to play than were asked for.
-        task: The task, where an object was searched; searcher, reward and so on likewise, each as it was passed in.
+        task: The task, where an object was searched, or its name, where that is a function of yours: a folder may not
+            choose code. Searcher, reward and so on likewise, each as it was passed in.
         searcher: As for `search`.
         reward: As for `search`.
         importance: As for `search`.
@@ -108,13 +109,15 @@ def resume(
     Raises:
         ValueError: If there is no run, it is damaged, an object is missing, or what was searched has changed since.
     """
-    given = {"task": task, "searcher": searcher, "reward": reward, "importance": importance, "repair": repair}
+    named = {"task": task} if isinstance(task, str) else {}
+    own = None if isinstance(task, str) else task
+    given = {"task": own, "searcher": searcher, "reward": reward, "importance": importance, "repair": repair}
     objects = taken(costs=costs, profile=profile, **given)
     with shown(progress) as screen:
         try:
-            found = resume_run(Path(run), episodes, screen, WorkersConfig(workers=workers), objects)
+            found = resume_run(Path(run), episodes, screen, WorkersConfig(workers=workers), objects, given=named)
         except Ended:
-            return reopened(Path(run), objects)
+            return reopened(Path(run), objects, named)
     return Result.of(found)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from amc.config.own_code import KEYS, confirm_code
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
 from amc.pool.opening import open_pool
@@ -122,6 +123,7 @@ def resume_run(
     workers: WorkersConfig = HERE,
     objects: Objects = NO_OBJECTS,
     *,
+    given: Mapping[str, Any] | None = None,
     previous: bool = False,
 ) -> Run:
     """Goes on with a run where it stopped.
@@ -132,17 +134,21 @@ def resume_run(
         screen: Is told how far it is.
         workers: Which workers play from now on; they may differ from those before.
         objects: What the run's configuration names in parentheses.
+        given: Task and reward as the user names them: the folder's own code runs only if it is among them. None: the
+            caller trusts the folder.
         previous: Go on from the round before the last one.
 
     Raises:
-        ValueError: If there is no run, a file of it is damaged or altered, another process is at it, or its task has
-            changed since.
+        ValueError: If there is no run, a file of it is damaged or altered, another process is at it, its task has
+            changed since, or it names code that is not given.
         Ended: If it has ended and gets no more episodes; what was missing of its files has been written again.
     """
     with reopened(path) as folder, _standing(folder):
         if previous:
             folder.step_back()
         snapshot, config = folder.snapshot(), folder.config()
+        if given is not None:
+            confirm_code(config.model_dump(include=set(KEYS)), given, str(path / CONFIG))
         if more and config.single:
             raise ValueError(
                 f"agent {config.agent!r} computes one policy, but got --episodes: search with another agent"

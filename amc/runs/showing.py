@@ -30,4 +30,4 @@ def show_files(result: Mapping[str, Any], folder: Path, console: Console) -> Non
         effort += f", {workers['number']} workers idle {workers['idle']:.0%} of the time"
     console.print(f"searched with {effort}; wrote", highlight=False)
     for name in (POLICY, WEIGHTS, RESULT, REPORT):
-        console.print(f"  {folder / name}", highlight=False, markup=False, soft_wrap=True)
+        console.out(f"  {folder / name}", highlight=False)

@@ -19,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 
 from agents.searcher import SearcherState
 from amc.pool.pool import Timing
-from amc.search.episode import read_line
+from amc.search.episode import Line, read_line
 from amc.search.state import Snapshot
 from amc.storage.digests import digest, digest_of
-from amc.storage.files import one_line, write_bytes
+from amc.storage.files import write_bytes
+from hw_profiles.documents import one_line, parse_json
 
 SCHEMA_VERSION = 2
 UNKNOWN = Timing(0.0, "", 0)
@@ -94,7 +95,7 @@ def read_snapshot(path: Path, config: Path, episodes: Path, timings: Path) -> Sn
     return Snapshot(
         origin=header["origin"],
         starts={label: tuple(widths) for label, widths in header["starts"].items()},
-        lines=tuple(read_line(json.loads(line)) for line in lines),
+        lines=_episodes(episodes, lines),
         timings=_timings(timings, len(lines)),
         searcher=SearcherState(arrays, header["numbers"]),
         image_forwards=header["image_forwards"],
@@ -103,11 +104,19 @@ def read_snapshot(path: Path, config: Path, episodes: Path, timings: Path) -> Sn
     )
 
 
+def _episodes(path: Path, lines: Sequence[bytes]) -> tuple[Line, ...]:
+    """What was played."""
+    try:
+        return tuple(read_line(parse_json(line.decode(), path.name, "a line"), path.name) for line in lines)
+    except ValueError as error:
+        raise Altered(path, f"cannot be read ({one_line(error)})") from error
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Header and arrays of a snapshot, as they were written."""
     try:
         with safe_open(path, framework="numpy") as file:
-            header = json.loads(file.metadata()["snapshot"])
+            header = parse_json((file.metadata() or {}).get("snapshot", ""), path.name, "a snapshot's header")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         if header["schema_version"] != SCHEMA_VERSION:
             raise Altered(path, f"has schema_version {header['schema_version']!r:.20}, not {SCHEMA_VERSION}")

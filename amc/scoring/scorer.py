@@ -33,6 +33,8 @@ Backend = Literal["bf16", "fp32", "eager"]
 
 MAX_LOSS = 1e4
 """Largest cross-entropy: a collapsed network's reward must still be a number."""
+WORST = 1e30
+"""Squared error of an output that is no number or overflows: an episode must stay readable."""
 SCORING_BYTES = 256e6
 """Activations held by one scoring chunk."""
 CACHED_BYTES, MIN_CHUNK, MAX_CHUNK = 2**22, 8, 250
@@ -134,7 +136,7 @@ class Scorer:
         )
 
     def _chunk(self, outputs: Tensor, targets: Tensor, dense: Tensor | None) -> ChunkScore:
-        error = None if dense is None else output_error(outputs, dense, targets)
+        error = None if dense is None else output_error(outputs, dense, targets).nan_to_num(nan=WORST, posinf=WORST)
         return self._each(outputs, targets), _cross_entropy(outputs, targets), error
 
     def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field
 
 from envs.reward import Evaluation
 from envs.space.assignment import Key
+from hw_profiles.documents import Strict, validated
+
+Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,19 +71,49 @@ def _decided(line: Line, index: int) -> dict[str, Any]:
     }
 
 
-def read_line(line: Mapping[str, Any]) -> Line:
+class _Decided(Strict):
+    """What every line begins with."""
+
+    episode: Count
+    searcher: str
+    actions: list[Annotated[float, Field(ge=0, le=1)]]
+    choices: list[Count]
+
+
+class _FailureLine(_Decided):
+    failed: str
+
+
+Block = Annotated[list[float | None], Field(min_length=3, max_length=3)]
+
+
+class _EpisodeLine(_Decided):
+    accuracy: float
+    loss: float | None
+    output_error: float | None
+    costs: dict[str, float]
+    images: Count
+    image_forwards: Count
+    blocks: list[Block] = Field(default_factory=list)
+    reward: float
+
+
+def read_line(line: Any, where: str) -> Line:
     """Reads `to_json` of an episode or a failure back.
 
+    Args:
+        line: What a line holds.
+        where: The file's name, for the message.
+
     Raises:
-        KeyError: If a field is missing.
+        ValueError: If a field is missing, unknown or of the wrong kind; one line.
     """
-    common: dict[str, Any] = {
-        "searcher": line["searcher"],
-        "actions": tuple(line["actions"]),
-        "key": tuple(line["choices"]),
-    }
-    if "failed" in line:
-        return Failure(**common, reason=line["failed"])
-    fields = ("accuracy", "loss", "output_error", "costs", "images", "image_forwards")
-    evaluation = Evaluation.from_json({name: line[name] for name in fields} | {"blocks": line.get("blocks", ())})
-    return Episode(**common, reward=line["reward"], evaluation=evaluation)
+    kind = _FailureLine if isinstance(line, dict) and "failed" in line else _EpisodeLine
+    validated(kind, line, where, "an episode")
+    decided = {"searcher": line["searcher"], "actions": tuple(line["actions"]), "key": tuple(line["choices"])}
+    if kind is _FailureLine:
+        return Failure(**decided, reason=line["failed"])
+    # As they stand in the line, not as the model has them: resume writes the same bytes again.
+    fields = {name: line[name] for name in ("accuracy", "loss", "output_error", "costs", "images", "image_forwards")}
+    evaluation = Evaluation.from_json(fields | {"blocks": line.get("blocks", ())})
+    return Episode(**decided, reward=line["reward"], evaluation=evaluation)

@@ -10,6 +10,7 @@ from amc.pool.pool import Timing
 from amc.problem.prepare import Prepared
 from amc.search.episode import Episode, Line
 from envs.space.assignment import Key
+from hw_profiles.documents import one_line, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +53,36 @@ class Snapshot:
                 "a run can only be resumed with the configuration, weights, data, metric, reward and objects that it "
                 "began with, but one of them has changed: put it back, or start a new run"
             )
+        sites = prepared.setup.sites
+        for key in (*self.starts.values(), *(line.key for line in self.lines)):
+            if len(key) != len(sites) or not all(
+                0 <= value <= site.size for site, value in zip(sites, key, strict=True)
+            ):
+                raise ValueError(
+                    f"an episode must decide {len(sites)} sites within their sizes, but one of the run's has "
+                    f"{shown(list(key))}: start a new run"
+                )
         return self
 
     @property
     def best(self) -> Episode:
         """The episode of the highest reward, the first one on a tie."""
         return max(self.episodes, key=lambda episode: episode.reward)
+
+
+def _load(searcher: Searcher, state: SearcherState) -> None:
+    """Puts a searcher where an earlier process had it.
+
+    Raises:
+        ValueError: If the state is not one of this searcher.
+    """
+    try:
+        searcher.load(state)
+    except Exception as error:  # numpy and torch raise many kinds for arrays that are missing or do not fit
+        raise ValueError(
+            "a run goes on with what its searcher had learned, but the snapshot does not fit it "
+            f"({type(error).__name__}: {one_line(error)}): start a new run"
+        ) from error
 
 
 @dataclass(slots=True)
@@ -72,7 +97,7 @@ class Progress:
         """Puts searcher and ledger where an earlier process had them; nothing played without a snapshot."""
         if snapshot is None:
             return cls()
-        searcher.load(snapshot.searcher)
+        _load(searcher, snapshot.searcher)
         known: dict[Key, Episode] = {}
         for episode in snapshot.episodes:
             known.setdefault(episode.key, episode)

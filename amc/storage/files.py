@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hw_profiles.documents import parse_json, read_text
+
 UNFINISHED = ".unfinished"
 """End of the name of a file that is being written."""
 CURES = {
@@ -138,12 +140,9 @@ def read_json(path: Path, what: str) -> Any:
         what: What it should be ("a policy"), for the message.
 
     Raises:
-        ValueError: If it is missing, unreadable or no complete JSON.
+        ValueError: If it is missing, unreadable or no complete JSON, or breaks a law of `hw_profiles.documents`.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{what} must be a readable JSON file, but {str(path)!r} is not ({error})") from error
+    return parse_json(read_text(path, what, "JSON file"), str(path), what)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -152,9 +151,3 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def one_line(error: Exception, limit: int = 200) -> str:
-    """What an error says, without line breaks and cut at the limit, to be part of a message of ours."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

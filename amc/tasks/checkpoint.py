@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +27,8 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
             fit the network, or if a weight is not finite.
     """
     state = _unwrap(path, _read_weights(path))
+    odd = {key: value for key, value in state.items() if value.is_quantized or value.layout is not torch.strided}
+    check_finite(f"checkpoint {str(path)!r}", odd)
     misfits = _misfits(network.state_dict(), state)
     if any(misfits.values()):
         found = "; ".join(f"{what}: {_some(keys)}" for what, keys in misfits.items() if keys)
@@ -62,6 +66,8 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str
 
 def _read_weights(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(None, "it is no regular file")
         with path.open("rb") as file:
             is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of header length, then JSON
     except OSError as error:
@@ -69,6 +75,7 @@ def _read_weights(path: Path) -> Any:
             f"a checkpoint must be a file that can be read, but {str(path)!r} is not "
             f"({error.strerror or type(error).__name__}): correct the path"
         ) from error
+    _check_archive(path)
     try:
         if is_safetensors:
             return safetensors.torch.load_file(path)
@@ -78,6 +85,19 @@ def _read_weights(path: Path) -> Any:
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         first_line = str(error).strip().partition("\n")[0]
         _refuse_checkpoint(path, f"{type(error).__name__}: {first_line}", error)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses an archive that says it holds more than the file does, and one of a scripted network."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error):
+        return  # no archive: whoever reads it says so
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        _refuse_checkpoint(path, "it holds compressed data, whose size nothing bounds")
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        _refuse_checkpoint(path, "it holds a scripted network: load it with torch.jit.load and take its state_dict()")
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
@@ -101,7 +121,18 @@ def _refuse_checkpoint(path: Path, reason: str, cause: Exception | None = None) 
 
 
 def check_finite(owner: str, state: Mapping[str, Tensor]) -> None:
-    """Refuses weights without values (meta tensors), NaN or infinite, naming some of them."""
+    """Refuses weights that are quantized or sparse, without values (meta tensors), NaN or infinite, naming some."""
+    packed = [key for key, value in state.items() if not isinstance(value, Tensor) or value.is_quantized]
+    if packed:
+        raise ValueError(
+            f"weights must be plain tensors, but {owner} is quantized in {_some(packed)}: search on the float network, "
+            "and quantize what was found"
+        )
+    sparse = [key for key, value in state.items() if value.layout is not torch.strided]
+    if sparse:
+        raise ValueError(
+            f"weights must be dense tensors, but {owner} is sparse in {_some(sparse)}: convert it with to_dense()"
+        )
     empty = [key for key, value in state.items() if value.is_meta]
     if empty:
         raise ValueError(

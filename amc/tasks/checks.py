@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amc.tasks.checkpoint import check_finite
 from amc.tasks.plugins import describe
-from amc.tasks.splits import ArraySplit, Split, chunks, known_targets
+from amc.tasks.splits import ArraySplit, Split, check_finite_inputs, chunks, known_targets
 from amc.tasks.task import Task, check_classes, top1
 
 _MIN_SAMPLES = 16
@@ -23,6 +23,7 @@ def check_task(task: Task) -> None:
     Raises:
         ValueError: naming the first law that does not hold, the value found and the cure.
     """
+    _check_layers(task.name, task.network)
     check_finite(f"the network of task {task.name!r}", task.network.state_dict())
     outputs = _run(task, task.example_input, "its example input", "correct the example input or the network")
     classes = outputs.shape[-1]
@@ -46,6 +47,22 @@ def check_task(task: Task) -> None:
             "keep the batch as the first axis"
         )
     _check_scores(task, outputs, targets[:4])
+
+
+def _check_layers(task: str, network: nn.Module) -> None:
+    """Refuses networks whose layers cannot be sliced, or could not be loaded into a fresh one afterwards."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise ValueError(
+            f"the network of task {task!r} must consist of plain modules, but is scripted: pass the module that "
+            "torch.jit.script or torch.jit.trace made it from, with the same state dict"
+        )
+    for name, module in network.named_modules():
+        if isinstance(vars(module).get("weight"), Tensor):
+            raise ValueError(
+                f"a layer's weight must be a parameter, but that of {name!r} in task {task!r} is computed by a hook "
+                "(old spectral_norm, weight_norm or prune of torch.nn.utils): make it permanent with "
+                "remove_spectral_norm, remove_weight_norm or prune.remove, or use torch.nn.utils.parametrizations"
+            )
 
 
 def _run(task: Task, inputs: Tensor, what: str, cure: str) -> Tensor:
@@ -101,9 +118,12 @@ def _check_inputs(role: str, split: Split, first: Tensor, example: Tensor) -> No
             f"has {first.dtype}{_origin(split)}: {_cure(split)}, or correct the example input"
         )
     whole = isinstance(split, ArraySplit) and _is_float(split) and split.inputs.nbytes <= _READ_WHOLE
-    parts = (_read(role, split, part)[0] for part in chunks(len(split), 1024)) if whole else [first]
-    if not all(bool(part.isfinite().all()) for part in parts):
-        raise ValueError(f"inputs must be finite, but {role} holds NaN or infinity: clean the data or its transform")
+    for part in chunks(len(split), 1024) if whole else [range(len(first))]:
+        inputs = _read(role, split, part)[0] if whole else first
+        try:
+            check_finite_inputs(inputs, part)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from error
 
 
 def _origin(split: Split) -> str:

@@ -2,9 +2,9 @@
 
 import pickle
 import zipfile
-import zlib
+from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +40,27 @@ def load_cifar10(folder: Path) -> tuple[Pair, Pair]:
 def _read_npz(path: Path) -> Pair:
     try:
         # Opened here, because np.load leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            pixels, classes = arrays["x"], arrays["y"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open("rb") as file:
+            _check_sizes(file)
+            with np.load(file, allow_pickle=False) as arrays:
+                pixels, classes = arrays["x"], arrays["y"]
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for a damaged file
         _refuse(path, error)
     return _check_cifar10(path, pixels, classes)
+
+
+def _check_sizes(file: BinaryIO) -> None:
+    """Refuses arrays that say they are larger than what the archive holds of them, before they are made."""
+    with zipfile.ZipFile(file) as archive:
+        for name in ("x.npy", "y.npy"):
+            held = archive.getinfo(name).file_size
+            with archive.open(name) as part:
+                version = np.lib.format.read_magic(part)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(part)
+            if prod(shape) * dtype.itemsize > held or held > MOST_BYTES:
+                raise ValueError(f"{name} is {dtype} {shape}, which its {held:,} bytes cannot be")
+    file.seek(0)
 
 
 def _read_official(path: Path) -> Pair:
@@ -73,6 +89,10 @@ def _refuse(path: Path, reason: object) -> NoReturn:
         "a CIFAR-10 file must hold images [N, 32, 32, 3] uint8 and classes 0..9, "
         f"but {str(path)!r} does not ({text}): download it again"
     ) from cause
+
+
+MOST_BYTES = 2**30
+"""Of an array; the training images take 0.15 GB."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):

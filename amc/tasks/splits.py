@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from amc.tasks.plugins import describe
+
 Array: TypeAlias = npt.NDArray[Any] | Tensor
 Pair: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
@@ -79,7 +81,9 @@ class ArraySplit:
         inputs = _rows(self.inputs, indices)
         if self.transform is not None:
             inputs = self.transform(inputs)
-        return converted(inputs, self.dtype), _as_target(_rows(self.targets, indices))
+        inputs = converted(inputs, self.dtype)
+        check_finite_inputs(inputs, indices)
+        return inputs, _as_target(_rows(self.targets, indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +107,21 @@ class DatasetSplit:
         Raises:
             ValueError: if an item is not a pair of numbers, or the inputs differ in shape.
         """
-        items = [_item(self.dataset[int(index)], int(index)) for index in indices]
+        items = [_item(self._loaded(int(index)), int(index)) for index in indices]
         inputs, targets = [item[0] for item in items], [item[1] for item in items]
-        return converted(_stack("inputs", inputs), self.dtype), _as_target(_stack("targets", targets))
+        stacked = converted(_stack("inputs", inputs), self.dtype)
+        check_finite_inputs(stacked, indices)
+        return stacked, _as_target(_stack("targets", targets))
+
+    def _loaded(self, index: int) -> Any:
+        """One item; what the dataset raises becomes one line with its index."""
+        try:
+            return self.dataset[index]
+        except Exception as error:  # the dataset is the user's code
+            raise ValueError(
+                f"a dataset must give every item, but item {index} raised {describe(error)}: replace that file, or "
+                "correct the dataset"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +246,21 @@ def load_digits(seed: int = 0) -> tuple[Pair, Pair, Pair]:
     y = classes.astype(np.int64)[order]
     first, second, third = slice(0, 600), slice(600, 1200), slice(1200, None)
     return (x[first], y[first]), (x[second], y[second]), (x[third], y[third])
+
+
+def check_finite_inputs(inputs: Tensor, indices: Sequence[int]) -> None:
+    """Refuses inputs `[B, ...]` that are NaN or infinite, naming the first of their positions `indices` in the data.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if not inputs.is_floating_point() or bool(inputs.isfinite().all()):
+        return
+    broken = (~inputs.flatten(1).isfinite().all(dim=1)).nonzero()
+    raise ValueError(
+        f"inputs must be finite, but sample {int(indices[int(broken[0])])} holds NaN or infinity: "
+        "clean the data or its transform"
+    )
 
 
 def _rows(array: Array, indices: Sequence[int]) -> Tensor:

@@ -7,20 +7,19 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from envs.space.patterns import mask_by_magnitude
+from envs.space.policy_file import SCHEMA_VERSION, digest_of, read_policy_file, unit_entry
 from envs.units.slicing import axis_size, slice_network
-from envs.units.units import Member, Positions, Role, Unit
+from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern
-
-SCHEMA_VERSION = 1
 
 
 class PolicyMismatch(ValueError):
@@ -150,40 +149,31 @@ class Policy:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary, the schema of `policy.json`."""
-        return {
+        content = {
             "schema_version": SCHEMA_VERSION,
             "network": {"structure": self.structure, "weights": self.weights},
-            "units": [_unit_to_json(entry) for entry in self.units],
+            "units": [unit_entry(entry.unit, entry.indices) for entry in self.units],
             "layers": [{"name": layer.name, "pattern": layer.pattern} for layer in self.layers],
             "provenance": dict(self.provenance),
         }
+        return content | {"digest": digest_of(content)}
 
     @classmethod
     def from_json(cls, data: Any) -> Policy:
         """Reads `to_json` back.
 
         Raises:
-            ValueError: If the schema is newer, or a field is missing or of the wrong kind.
+            ValueError: If the schema is another one, a field is missing or of the wrong kind, or the content is not
+                what was written.
         """
-        if not isinstance(data, dict) or not isinstance(data.get("schema_version"), int):
-            raise ValueError("a policy must be a JSON object with an integer `schema_version`, but this is none")
-        if data["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(
-                f"a policy's `schema_version` must be {SCHEMA_VERSION}, but got {data['schema_version']}: "
-                "use the version of amc that wrote it"
-            )
-        try:
-            return cls(
-                structure=str(data["network"]["structure"]),
-                weights=str(data["network"]["weights"]),
-                units=tuple(_unit_from_json(entry) for entry in data["units"]),
-                layers=tuple(LayerPolicy(name=row["name"], pattern=row["pattern"]) for row in data["layers"]),
-                provenance=dict(data["provenance"]),
-            )
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(
-                f"a policy must have the fields of docs/run_folder.md, but {type(error).__name__}: {error}"
-            ) from error
+        file = read_policy_file(data)
+        return cls(
+            structure=file.network.structure,
+            weights=file.network.weights,
+            units=tuple(UnitPolicy(unit=entry.unit(), indices=tuple(entry.indices)) for entry in file.units),
+            layers=tuple(LayerPolicy(name=layer.name, pattern=layer.pattern) for layer in file.layers),
+            provenance=file.provenance,
+        )
 
 
 def structure_fingerprint(network: nn.Module) -> str:
@@ -208,55 +198,3 @@ def tensors_fingerprint(tensors: Iterable[Tensor]) -> str:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return "sha256:" + digest.hexdigest()
-
-
-def _unit_to_json(entry: UnitPolicy) -> dict[str, Any]:
-    unit = entry.unit
-    return {
-        "name": unit.name,
-        "channels": unit.channels,
-        "kept": len(entry.indices),
-        "indices": list(entry.indices),
-        "granule": _runs(unit.granules),
-        "members": [
-            {"module": member.module, "role": member.role, "positions": _runs(member.positions)}
-            for member in unit.members
-        ],
-    }
-
-
-def _unit_from_json(data: Mapping[str, Any]) -> UnitPolicy:
-    channels = int(data["channels"])
-    members = tuple(
-        Member(module=str(row["module"]), role=row["role"], positions=_positions(row["positions"]))
-        for row in data["members"]
-    )
-    if any(len(member.positions) != channels for member in members):
-        raise ValueError(f"every member of unit {data['name']!r} must place all its {channels} channels")
-    if any(member.role not in get_args(Role) for member in members):
-        raise ValueError(f"`role` of a member must be one of {', '.join(get_args(Role))} in unit {data['name']!r}")
-    unit = Unit(name=str(data["name"]), channels=channels, granules=_positions(data["granule"]), members=members)
-    indices = tuple(int(index) for index in data["indices"])
-    if int(data["kept"]) != len(indices):
-        raise ValueError(
-            f"`kept` must equal the number of `indices`, but got {data['kept']} and {len(indices)} "
-            f"for unit {data['name']!r}"
-        )
-    return UnitPolicy(unit=unit, indices=indices)
-
-
-def _runs(rows: Positions) -> Any:
-    """Rows of consecutive numbers as {first, size, rows}; anything else as the rows themselves."""
-    first, size = rows[0][0], len(rows[0])
-    regular = tuple(tuple(range(first + k * size, first + (k + 1) * size)) for k in range(len(rows)))
-    if rows == regular:
-        return {"first": first, "size": size, "rows": len(rows)}
-    return [list(row) for row in rows]
-
-
-def _positions(data: Any) -> Positions:
-    if isinstance(data, dict):
-        first, size, rows = int(data["first"]), int(data["size"]), int(data["rows"])
-        return tuple(tuple(range(first + k * size, first + (k + 1) * size)) for k in range(rows))
-    rows_: Sequence[Sequence[int]] = data
-    return tuple(tuple(int(place) for place in row) for row in rows_)

@@ -8,7 +8,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,24 +16,27 @@ from hw_profiles import device, passes, rounds
 from hw_profiles.bench import device_script
 from hw_profiles.bench.measure import TableBuilder
 from hw_profiles.bench.plan import Reach, first_knots, probes, with_parts
+from hw_profiles.documents import Strict
 from hw_profiles.latency.graphs import YARDSTICK, YARDSTICK_COPIES, Probe, micrograph
 from hw_profiles.latency.kernels import Formats, Kernel
 from hw_profiles.latency.profile import (
     Device,
+    Difference,
     Disturbance,
     Dtype,
     FormatsKey,
     KernelKey,
     Milliseconds,
+    Positive,
     Profile,
     RuntimeName,
     Session,
     Size,
+    Variance,
     kernel_times,
 )
 from hw_profiles.latency.runtimes import EXECUTIONS
 from hw_profiles.latency.runtimes.execution import Execution
-from hw_profiles.latency.strict_json import Strict
 
 BUNDLED_RUNTIME = "onnxruntime"
 """The runtime that the device script times."""
@@ -137,12 +140,12 @@ class RawEntry(Strict):
     inputs: Size
     outputs: Size
     n: Size
-    median_ms: float
-    mean_ms: float
-    variance: Annotated[float, Field(ge=0)]
-    p95_ms: float
+    median_ms: Difference
+    mean_ms: Difference
+    variance: Variance
+    p95_ms: Difference
     overhead_ms: Milliseconds
-    yardstick_ms: Annotated[float, Field(gt=0)]
+    yardstick_ms: Positive
     others: float | None = None
 
 
@@ -158,7 +161,7 @@ class Measured(Strict):
     formats: FormatsKey
     device: Device
     date: str
-    yardstick_ms: Annotated[float, Field(gt=0)]
+    yardstick_ms: Positive
     overhead_ms: Milliseconds
     disturbed: Disturbance | None = None
     entries: list[RawEntry] = Field(min_length=1)

@@ -12,16 +12,24 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
+from hw_profiles.documents import SCHEMA_VERSION, Strict, parse_model
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Formats, Kernel, Mode, Op
 from hw_profiles.latency.runtimes import EXECUTIONS
 from hw_profiles.latency.runtimes.execution import Execution
-from hw_profiles.latency.strict_json import SCHEMA_VERSION, Strict, parse_model
 from hw_profiles.passes import MAX_DISTURBED, in_words
 from hw_profiles.patterns import parse_pattern
 
-Milliseconds = Annotated[float, Field(ge=0)]
-Size = Annotated[int, Field(ge=1)]
+LEAST_MS, MOST_MS, MOST_SIZE = 1e-6, 1e9, 2**31
+"""Of a time (a nanosecond, twelve days) and of a size: what is computed of them stays finite, and 64 bits hold it."""
+
+Milliseconds = Annotated[float, Field(ge=0, le=MOST_MS)]
+Positive = Annotated[float, Field(ge=LEAST_MS, le=MOST_MS)]
+Variance = Annotated[float, Field(ge=0, le=MOST_MS**2)]
+Difference = Annotated[float, Field(ge=-MOST_MS, le=MOST_MS)]
+Share = Annotated[float, Field(ge=0, le=MOST_MS)]
+Size = Annotated[int, Field(ge=1, le=MOST_SIZE)]
+Extent = Annotated[list[Size], Field(max_length=8)]
 Dtype = Literal["fp32", "fp16"]
 
 
@@ -78,7 +86,7 @@ class Session(Strict):
     date: str = Field(description="UTC, ISO 8601")
     device: Device
     runtime_version: str
-    yardstick_ms: Annotated[float, Field(gt=0)] = Field(description="median time of the yardstick graph")
+    yardstick_ms: Positive = Field(description="median time of the yardstick graph")
     overhead_ms: Milliseconds = Field(description="fixed cost of one call of the runtime")
     disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
 
@@ -91,9 +99,9 @@ class Entry(Strict):
     n: Size = Field(description="repeats")
     median_ms: Milliseconds
     mean_ms: Milliseconds
-    variance: Annotated[float, Field(ge=0)] = Field(description="of the repeats, ms squared")
+    variance: Variance = Field(description="of the repeats, ms squared")
     p95_ms: Milliseconds
-    yardstick_ms: Annotated[float, Field(gt=0)] = Field(description="the yardstick, timed alternately with this entry")
+    yardstick_ms: Positive = Field(description="the yardstick, timed alternately with this entry")
     session: Annotated[int, Field(ge=0)] = Field(description="index of the sitting")
 
     @property
@@ -108,12 +116,12 @@ class KernelKey(Strict):
     op: Op
     mode: Mode
     add: bool = Field(description="whether it also adds a residual")
-    activation: str
-    kernel: list[Size]
-    stride: list[Size]
+    activation: Annotated[str, Field(pattern="^[a-z0-9_]*$", max_length=40)]
+    kernel: Extent
+    stride: Extent
     groups: Size
-    in_map: list[Size]
-    out_map: list[Size]
+    in_map: Extent
+    out_map: Extent
 
 
 class KernelTimes(Strict):
@@ -144,13 +152,13 @@ class Correction(Strict):
 
     network: str = Field(description="digest of the dense network's layout")
     task: str
-    intercept_ms: float
-    slope: Annotated[float, Field(gt=0)]
+    intercept_ms: Difference
+    slope: Positive
     networks: Size = Field(description="pruned networks timed whole")
-    median_relative_error: Annotated[float, Field(ge=0)] = Field(description="held out")
-    p95_relative_error: Annotated[float, Field(ge=0)] = Field(description="held out")
+    median_relative_error: Share = Field(description="held out")
+    p95_relative_error: Share = Field(description="held out")
     spearman: Annotated[float, Field(ge=-1, le=1)]
-    dense_ms: Annotated[float, Field(gt=0)] = Field(description="the dense network, timed in the same sitting")
+    dense_ms: Positive = Field(description="the dense network, timed in the same sitting")
     date: str
     disturbed: Disturbance | None = Field(None, description="how disturbed it was; not known of older profiles")
 

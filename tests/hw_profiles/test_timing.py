@@ -189,8 +189,9 @@ def test_search_apply_and_export_show_spread_and_remarks(timed: None, tmp_path: 
         assert "The machine was busy" in text
         assert "found is slower than dense" in text
     applied, exported = screen(), screen()
-    run_apply(run / "policy.json", {}, tmp_path / "small", applied)
-    run_export(run / "policy.json", {}, tmp_path / "small.onnx", exported)
+    own = {"task": SETTINGS["task"]}
+    run_apply(run / "policy.json", own, tmp_path / "small", applied)
+    run_export(run / "policy.json", own, tmp_path / "small.onnx", exported)
     for text in (shown(applied), shown(exported)):
         assert "pruned: 11.700 ± 0.200 ms" in text
         assert "dense: 9.500 ± 0.100 ms" in text

@@ -27,6 +27,8 @@ SETTINGS: dict[str, Any] = {
     "compression": {"images": 48, "positions": 4},
     "knapsack": {"images": 32, "widths": 3, "damages": ["kl"]},
 }
+OWN = ("--task", "mortal:make_task")
+"""A file may not choose code."""
 SAME = ("episodes.jsonl", "policy.json", "network.safetensors", "scores.safetensors")
 
 MORTAL = '''
@@ -98,7 +100,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MORTAL", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.delenv("AMC_THREADS", raising=False)
-    run(tmp_path, "search", "recipe.toml", "--out", "alone")
+    run(tmp_path, "search", "recipe.toml", *OWN, "--out", "alone")
     return tmp_path
 
 
@@ -117,7 +119,7 @@ def assert_same(home: Path, other: str) -> None:
 
 def test_workers_killed_in_mid_episode_change_nothing(home: Path) -> None:
     (home / "kills").write_text("5")
-    run(home, "search", "recipe.toml", "--out", "killed", "--workers", "2")
+    run(home, "search", "recipe.toml", *OWN, "--out", "killed", "--workers", "2")
     assert (home / "kills").read_text() == "0"
     assert_same(home, "killed")
     assert '"retries": 1' in (home / "killed" / "timings.jsonl").read_text()
@@ -130,15 +132,15 @@ def test_a_node_lost_and_another_joined_change_nothing(home: Path) -> None:
 
 
 def test_a_driver_killed_twice_and_resumed_changes_nothing(home: Path) -> None:
-    arguments = command("search", "recipe.toml", "--out", "stopped", "--workers", "2")
+    arguments = command("search", "recipe.toml", *OWN, "--out", "stopped", "--workers", "2")
     for rounds in (2, 5):
         process = subprocess.Popen(arguments, cwd=home, stdout=subprocess.DEVNULL)
         while process.poll() is None and lines(home / "stopped" / "episodes.jsonl") < 4 * rounds:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        arguments = command("resume", "stopped", "--workers", "2")
-    run(home, "resume", "stopped", "--workers", "1")
+        arguments = command("resume", "stopped", *OWN, "--workers", "2")
+    run(home, "resume", "stopped", *OWN, "--workers", "1")
     assert_same(home, "stopped")
 
 

@@ -300,9 +300,19 @@ def test_sigkill_at_any_moment_twice_in_a_row_changes_nothing(
     recipe, folder = tmp_path / "recipe.toml", tmp_path / "killed"
     recipe.write_text(config("ddpg", episodes=24).to_toml())
     new_run(load_config(recipe, {}), tmp_path / "alone", NoScreen())
-    command = [sys.executable, "-m", "amc.cli", "search", str(recipe), "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "amc.cli",
+        "search",
+        str(recipe),
+        "--task",
+        str(SETTINGS["task"]),
+        "--out",
+        str(folder),
+    ]
     for name, episodes in moments:
         killed_at(command, folder, name, episodes)
-        command = [sys.executable, "-m", "amc.cli", "resume", str(folder)]
+        command = [sys.executable, "-m", "amc.cli", "resume", str(folder), "--task", str(SETTINGS["task"])]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert equal(tmp_path / "alone", folder)

@@ -24,6 +24,7 @@ from envs.space.policy import (
     structure_fingerprint,
     weights_fingerprint,
 )
+from envs.space.policy_file import digest_of
 from envs.units.anatomy import dissect
 from envs.units.slicing import slice_network
 
@@ -163,19 +164,25 @@ def putting(value: Any, *path: str | int) -> Callable[[dict[str, Any]], None]:
     [
         (without("schema_version"), "integer `schema_version`"),
         (putting("1", "schema_version"), "integer `schema_version`"),
-        (without("network"), "must have the fields .* KeyError: 'network'"),
-        (without("network", "weights"), "KeyError: 'weights'"),
-        (without("units"), "KeyError: 'units'"),
-        (putting(3, "units"), "must have the fields .* TypeError"),
-        (putting(None, "units", 0), "must have the fields .* TypeError"),
-        (without("units", 0, "members"), "KeyError: 'members'"),
-        (without("layers"), "KeyError: 'layers'"),
+        (without("network"), "no valid policy: network: Field required"),
+        (without("network", "weights"), "network.weights: Field required"),
+        (without("units"), "units: Field required"),
+        (putting(3, "units"), "units: Input should be a valid list, but got 3"),
+        (putting(None, "units", 0), "units.0: Input should be .*, but got None"),
+        (without("units", 0, "members"), "units.0.members: Field required"),
+        (without("layers"), "layers: Field required"),
+        (putting(1, "note"), "note: Extra inputs are not permitted"),
+        (without("digest"), "must carry the digest of its content"),
         (putting(99, "units", 0, "kept"), "`kept` must equal the number of `indices`, but got 99 and 1"),
         (putting([], "units", 0, "indices"), "`kept` must equal the number of `indices`"),
-        (putting([6], "units", 0, "indices"), "kept indices must be below 6, but '0.0' keeps 6"),
-        (putting([-1], "units", 0, "indices"), "kept indices must be ascending and not empty"),
+        (putting([1], "units", 0, "indices"), "must be as it was written, but its digest is"),
+        (putting("2:4", "layers", 0, "pattern"), "must be as it was written"),
+        (putting(4, "provenance", "seed"), "must be as it was written"),
         (putting(7, "units", 0, "channels"), "every member of unit '0.0' must place all its 7 channels"),
-        (putting("reader", "units", 0, "members", 0, "role"), "`role` of a member must be one of"),
+        (
+            putting("reader", "units", 0, "members", 0, "role"),
+            "should be 'producer', .*, but got 'reader'",
+        ),
     ],
 )
 def test_a_damaged_policy_is_refused_in_one_line(change: Callable[[dict[str, Any]], None], text: str, zoo: Zoo) -> None:
@@ -184,6 +191,27 @@ def test_a_damaged_policy_is_refused_in_one_line(change: Callable[[dict[str, Any
     with pytest.raises(ValueError, match=text) as caught:
         Policy.from_json(data)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (putting([6], "units", 0, "indices"), "kept indices must be below 6, but '0.0' keeps 6"),
+        (putting([-1], "units", 0, "indices"), "kept indices must be ascending and not empty"),
+        (putting([[0], [1], [2], [3], [4], [4]], "units", 0, "granule"), "must hold each of its 6 channels once"),
+        (putting({"first": 0, "size": 2**31, "rows": 6}, "units", 0, "members", 0, "positions"), "may place at most"),
+        (putting({"first": 0, "size": 1, "rows": 10**15}, "units", 0, "members", 0, "positions"), "must place all"),
+        (putting("unstructured:inf", "layers", 0, "pattern"), "density must be in"),
+    ],
+)
+def test_a_forged_policy_is_refused_before_anything_is_made_of_it(
+    change: Callable[[dict[str, Any]], None], text: str, zoo: Zoo
+) -> None:
+    data = json.loads(json.dumps(policy_of(zoo("chain")).to_json()))
+    change(data)
+    data["digest"] = digest_of(data)
+    with pytest.raises(ValueError, match=text):
+        Policy.from_json(data)
 
 
 @pytest.mark.parametrize("data", [None, [], "policy", 3, {}])

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+from pydantic import Field, RootModel
+from safetensors import SafetensorError
 
 from amc.pool.pool import InProcess
 from amc.problem.prepare import Prepared
 from amc.runs.folder import SCORES, RunFolder
 from amc.runs.studies.findings import Comparison
 from amc.scoring.paired import Difference, mean_interval, paired_difference
+from amc.search.result import NETWORKS
 from amc.search.state import Snapshot
 from amc.search.tools import Tools, repair_and_score
 from amc.storage.files import read_json, write_json, write_text
 from envs.space.assignment import Key
+from hw_profiles.documents import validated
 
 TRACE, PAGE, DATA, PICTURE = "trace.json", "compare.md", "compare.json", "compare.svg"
 POINTS = 6
@@ -87,13 +91,48 @@ def read_run(folder: Path, agent: str, seed: int) -> Run | None:
     result = run.result()
     if result is None or run.owed(result) or not (folder / TRACE).exists():
         return None
+    curve = validated(_Curve, read_json(folder / TRACE, "a trace"), str(folder / TRACE), "a trace")
+    networks = [name for name in NETWORKS if name in result]
     return Run(
         agent=agent,
         seed=seed,
         result=result,
-        scores=safetensors.numpy.load_file(folder / SCORES),
-        trace=tuple(Point(*point) for point in read_json(folder / TRACE, "a trace")),
+        scores=_read_scores(folder / SCORES, networks),
+        trace=tuple(Point(*point) for point in curve.root),
     )
+
+
+_Stored = tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, le=1)]]
+
+
+class _Curve(RootModel[Annotated[list[_Stored], Field(min_length=1)]]):
+    """A run's curve as it stands in its file."""
+
+
+def _read_scores(path: Path, networks: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Every network's metric of each image.
+
+    Raises:
+        ValueError: If the file is damaged, or its arrays are not those of the networks on the same images.
+    """
+    try:
+        scores = safetensors.numpy.load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"scores must be a readable safetensors file, but {str(path)!r} is not ({error})") from error
+    for split in ("validation", "test"):
+        arrays = [scores.get(f"{name}|{split}") for name in networks]
+        if len({a.shape for a in arrays if a is not None}) > 1 or not all(map(_is_metric, arrays)):
+            raise ValueError(
+                f"scores must hold one float32 in [0, 1] per {split} image for each of {', '.join(networks)}, but "
+                f"{str(path)!r} does not: remove the run's folder and repeat the comparison"
+            )
+    return scores
+
+
+def _is_metric(array: NDArray[Any] | None) -> bool:
+    if array is None or array.dtype != np.float32 or array.ndim != 1 or not len(array):
+        return False
+    return bool(((array >= 0) & (array <= 1)).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from amc.config.search import SearchConfig, load_config
+from amc.config.search import MOST_EPISODES, SearchConfig, load_config
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.runs.runner import Screen, run_on
 from amc.runs.studies.compare import TRACE, read_run, trace, write_comparison, write_trace
@@ -16,8 +16,6 @@ from amc.storage.locks import held
 
 NOTHING: Mapping[str, Objects] = MappingProxyType({})
 """No agent was passed in as an object."""
-MAX_EPISODES = 1_000_000
-"""Of a run that only its effort ends."""
 
 
 def run_compare(
@@ -85,7 +83,7 @@ def _standing(out: Path, planned: Sequence[tuple[str, int]]) -> Iterator[None]:
 
 def _competitor(config: SearchConfig, agent: str, seed: int) -> SearchConfig:
     values = config.model_dump(mode="json", exclude_none=True)
-    return load_config(None, {**values, "agent": agent, "seed": seed, "episodes": MAX_EPISODES})
+    return load_config(None, {**values, "agent": agent, "seed": seed, "episodes": MOST_EPISODES})
 
 
 def _compete(config: SearchConfig, path: Path, screen: Screen, objects: Objects) -> None:

@@ -59,6 +59,11 @@ def gather(agent: str, budget: float, runs: Sequence[tuple[Path, Mapping[str, An
         runs: Per seed the run folder and the content of its `result.json`.
     """
     found = [result["found"] for _, result in runs]
+    if any(one["costs"].keys() != found[0]["costs"].keys() for one in found):
+        raise ValueError(
+            f"the runs of a sweep must have the same costs, but those of {agent} at {budget:g} differ: remove the "
+            "folder that is not of this sweep"
+        )
     accuracy = {split: [one["accuracy"][split] for one in found] for split in ("validation", "test")}
     costs = {name: max(one["costs"][name] for one in found) for name in found[0]["costs"]}
     best = int(np.argmax(accuracy["validation"]))

@@ -1,6 +1,6 @@
 """Searches killed, interrupted and raced at random moments, all of which must end as one left alone, without litter.
 
-Command: python -m experiments.bench.kills --minutes M [--seed S] [--only NAME ...]
+Command: python -m experiments.faults.kills --minutes M [--seed S] [--only NAME ...]
 A process that has imported everything is forked for each command, so that a trial takes a second or two and the
 moments fall into the work. Networks are not timed (three seconds each). What Ray takes part in is in tests/runs.
 Prints, for each kind of trial, how many there were and what each failure was; exit code 1 if there was one.
