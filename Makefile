@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .PHONY: demo test slow lint clean
 
 demo: $(STAMP)
-	$(BIN)/amc search experiments/demo.toml --out runs/demo --fresh
+	$(BIN)/python -m experiments.demo.run
 
 test: lint
 	$(BIN)/pytest -n 2 --durations=10

@@ -47,7 +47,8 @@ class SearchConfig(Part):
     """Everything that determines a search."""
 
     task: str = Field(
-        description="what is pruned: digits, cifar10-resnet20, cifar10-resnet56 or package.module:function"
+        description="what is pruned: digits, cluttered-digits, cifar10-resnet20, cifar10-resnet56 or "
+        "package.module:function"
     )
     data: Path | None = Field(None, description="folder of the task's data")
     checkpoint: Path | None = Field(None, description="weights of the task: safetensors, or a torch state dict")
@@ -242,7 +243,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(
-            f"a recipe must be a readable TOML file, but {str(path)!r} is not ({error}): see experiments/demo.toml"
+            f"a recipe must be a readable TOML file, but {str(path)!r} is not ({error}): see experiments/recipes"
         ) from error
 
 
