@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-import amc
+from amc.export.onnx import export_onnx
 from amc.pool.pool import InProcess
 from amc.pool.ray import connected
 from amc.problem.prepare import Prepared
@@ -35,7 +35,7 @@ from amc.profiling.setting import Setting
 from amc.profiling.store import read_profile
 from amc.profiling.timing import Timing, latency_ms, rounds_in_words, timing_remarks
 from amc.reporting.live import live
-from amc.runs.library import Result
+from amc.runs.library import Result, search
 from amc.scoring.paired import Difference, paired_difference
 from amc.search.allocation.knapsack import knapsack
 from amc.search.damage import damage_curves
@@ -104,9 +104,7 @@ def measured(task: Task, path: Path) -> Path:
 
 def searched(budgets: Mapping[str, float], profile: Path, out: Path, seed: int) -> Result:
     """A search by DDPG on Ray workers; one that was interrupted goes on."""
-    return amc.search(
-        TASK, budgets, searcher="ddpg", workers=WORKERS, seed=seed, out=out, profile=str(profile), **SEARCH
-    )
+    return search(TASK, budgets, searcher="ddpg", workers=WORKERS, seed=seed, out=out, profile=str(profile), **SEARCH)
 
 
 def macs_at(latency: float, prepared: Prepared) -> float:
@@ -207,7 +205,7 @@ def demo(out: Path, seed: int) -> None:
         fraction = macs_at(found.reports["found"].costs["latency_ms"], found.run.prepared)
         by_macs = searched({"macs": round(fraction, 4)}, profile, out / "by_macs", seed)
     console.rule("4. exporting")
-    difference = amc.export_onnx(found.network, out / "found.onnx", task)
+    difference = export_onnx(found.network, out / "found.onnx", task)
     console.print(f"onnxruntime and torch agree (largest relative difference {difference:.1e})", highlight=False)
     console.rule("5. timing networks side by side")
     rows = compared(found, by_macs, task)

@@ -44,7 +44,9 @@ def train(network: ClutteredDigitsNet, digits: Tensor, classes: Tensor, epochs: 
     network.train()
     for _ in range(epochs):
         distorted = distort(digits, generator)
-        for order in torch.randperm(len(digits), generator=generator).split(BATCH):
+        shuffled = torch.randperm(len(digits), generator=generator)
+        for part in chunks(len(digits), BATCH):
+            order = shuffled[part.start : part.stop]
             scores = network(clutter(distorted, order, generator))
             optimizer.zero_grad()
             torch.autograd.backward(F.cross_entropy(scores, classes[order], label_smoothing=0.05))
