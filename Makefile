@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 .PHONY: demo test slow lint docs coverage test-oldest clean
 
 demo: $(STAMP)
-	$(BIN)/amc search experiments/demo.toml --out runs/demo --fresh
+	$(BIN)/python -m experiments.demo.run
 
 test: lint
 	$(BIN)/pytest -n 2 --durations=10

@@ -49,6 +49,9 @@ def measure(
     batch: BatchOption = 1,
     dtype: DtypeOption = "fp32",
     coarse: Annotated[bool, typer.Option("--coarse", help="Fewer widths, in a minute or two.")] = False,
+    round_to: Annotated[
+        int, typer.Option(min=1, help="Only multiples of this: all that a search with this --round-to needs.")
+    ] = 1,
     again_minutes: AgainOption = None,
     keep_disturbed: KeepOption = False,
 ) -> None:
@@ -63,7 +66,7 @@ def measure(
     options = replace(careful, again_minutes=_again(again_minutes), keep_disturbed=keep_disturbed)
     with live(console) as screen:
         _, anatomy = _network(task, overrides)
-        profile = measure_profile(anatomy, setting, options, out, screen.step)
+        profile = measure_profile(anatomy, setting, options, out, screen.step, round_to=round_to)
     if (found := profile.sessions[-1].disturbed) is not None:
         console.out(found.in_words(), highlight=False)
     entries = sum(len(times.entries) for times in profile.kernels)

@@ -52,7 +52,8 @@ class SearchConfig(Part):
     """Everything that determines a search."""
 
     task: str = Field(
-        description="what is pruned: digits, cifar10-resnet20, cifar10-resnet56 or package.module:function"
+        description="what is pruned: digits, cluttered-digits, cifar10-resnet20, cifar10-resnet56 or "
+        "package.module:function"
     )
     data: Path | None = Field(None, description="folder of the task's data")
     checkpoint: Path | None = Field(None, description="weights of the task: safetensors, or a torch state dict")

@@ -42,6 +42,8 @@ def measure_profile(
     out: Path,
     progress: Progress,
     runtime: Runtime | None = None,
+    *,
+    round_to: int = 1,
 ) -> Profile:
     """Measures what the network needs and `out` does not hold yet, and writes it there.
 
@@ -54,6 +56,7 @@ def measure_profile(
         out: File of the profile; measured entries are added to an existing one.
         progress: Told what is done.
         runtime: What times; None: the setting's.
+        round_to: Only widths that are multiples of this are wanted, as a search with this rule chooses them.
 
     Raises:
         ValueError: If `out` holds a profile of another device, runtime version or setting, or if too many entries
@@ -65,7 +68,7 @@ def measure_profile(
     old = read_profile(out) if out.exists() else None
     if old is not None:
         check_same(old, device, setting, runtime, out)
-    reaches = reachable(anatomy.family.dense, sample_widths(anatomy), runtime.execution)
+    reaches = reachable(anatomy.family.dense, sample_widths(anatomy, round_to), runtime.execution)
     journal = Journal(out.with_name(out.name + ".partial"), _header(device, setting, runtime, options, old))
     remembered = {_probe(row): row["raw"] for row in journal.records if not row.get("again")}
     earlier = [(_probe(row), row["raw"]) for row in journal.records if row.get("again")]

@@ -20,10 +20,15 @@ POOL = 4000
 """Random networks among which those at evenly spread latencies are picked."""
 
 
-def sample_widths(anatomy: Anatomy) -> Widths:
-    """Many variants of the network: each unit at all its widths beside light and heavy others, and random ones."""
+def sample_widths(anatomy: Anatomy, round_to: int = 1) -> Widths:
+    """Many variants of the network: each unit at all its widths beside light and heavy others, and random ones.
+
+    Args:
+        anatomy: The network's units.
+        round_to: Widths are multiples of this, in units whose channels are.
+    """
     generator = np.random.default_rng(0)
-    steps = _steps(anatomy)
+    steps = _steps(anatomy, round_to)
     counts = anatomy.family.channels // np.maximum(steps, 1)
     rows: list[IntArray] = [counts, np.ones_like(counts)]
     for index, count in enumerate(counts.tolist()):
@@ -70,10 +75,12 @@ def network_at(network: nn.Module, anatomy: Anatomy, widths: Mapping[str, int]) 
     return slice_network(network, anatomy.units, channels)
 
 
-def _steps(anatomy: Anatomy) -> IntArray:
+def _steps(anatomy: Anatomy, round_to: int = 1) -> IntArray:
     """[U] channels by which the width of each unit changes."""
-    granules = {unit.name: unit.granule for unit in anatomy.units}
-    return np.asarray([granules[name] for name in anatomy.family.units], dtype=np.int64)
+    units = {unit.name: unit for unit in anatomy.units}
+    granules = np.asarray([units[name].granule for name in anatomy.family.units], dtype=np.int64)
+    rounded = np.lcm(granules, round_to)
+    return np.where(anatomy.family.channels % rounded, granules, rounded)
 
 
 def _swept(count: int, generator: np.random.Generator) -> IntArray:

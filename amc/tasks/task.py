@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from amc.tasks.checkpoint import load_checkpoint
 from amc.tasks.cifar10 import load_cifar10
-from amc.tasks.models import digits, resnet_cifar
+from amc.tasks.cluttered import cluttered_digits
+from amc.tasks.models import cluttered, digits, resnet_cifar
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split, load_digits, typed
 
@@ -120,8 +121,8 @@ def load_task(name: str, *, data: Path | None = None, checkpoint: Path | None = 
     """Makes a task from its name.
 
     Args:
-        name: `digits`, `cifar10-resnet20`, `cifar10-resnet56`, or `package.module:function`, a function
-            that returns a `Task`, found from the current directory.
+        name: `digits`, `cluttered-digits`, `cifar10-resnet20`, `cifar10-resnet56`, or `package.module:function`, a
+            function that returns a `Task`, found from the current directory.
         data: a folder; passed to the function if it has a parameter `data`.
         checkpoint: a file of weights; passed to the function if it has a parameter `checkpoint`, otherwise
             loaded into the task's network.
@@ -145,8 +146,7 @@ def load_task(name: str, *, data: Path | None = None, checkpoint: Path | None = 
 
 
 def _digits_task(data: Path | None, checkpoint: Path | None) -> Task:
-    if data is not None:
-        raise ValueError(f"task 'digits' brings its own data, but got --data {data}: leave --data out")
+    _refuse_data("digits", data)
     calibration, validation, test = (ArraySplit(*part, transform=digits.upsample) for part in load_digits())
     network = digits.DigitsNet()
     load_checkpoint(network, checkpoint or digits.WEIGHTS)
@@ -158,6 +158,26 @@ def _digits_task(data: Path | None, checkpoint: Path | None) -> Task:
         validation=validation,
         test=test,
     )
+
+
+def _cluttered_digits_task(data: Path | None, checkpoint: Path | None) -> Task:
+    _refuse_data("cluttered-digits", data)
+    calibration, validation, test = cluttered_digits()
+    network = cluttered.ClutteredDigitsNet()
+    load_checkpoint(network, checkpoint or cluttered.WEIGHTS)
+    return Task(
+        name="cluttered-digits",
+        network=network,
+        example_input=torch.zeros(1, 1, 32, 32),
+        calibration=calibration,
+        validation=validation,
+        test=test,
+    )
+
+
+def _refuse_data(name: str, data: Path | None) -> None:
+    if data is not None:
+        raise ValueError(f"task {name!r} brings its own data, but got --data {data}: leave --data out")
 
 
 def _cifar10_task(name: str, network: nn.Module, data: Path | None, checkpoint: Path | None) -> Task:
@@ -193,6 +213,7 @@ def _resnet56_task(data: Path | None, checkpoint: Path | None) -> Task:
 
 _TASKS: dict[str, Callable[[Path | None, Path | None], Task]] = {
     "digits": _digits_task,
+    "cluttered-digits": _cluttered_digits_task,
     "cifar10-resnet20": _resnet20_task,
     "cifar10-resnet56": _resnet56_task,
 }

@@ -136,7 +136,7 @@ def test_pages_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "profiles"))
     (tmp_path / "experiments").mkdir()
-    shutil.copy(ROOT / "experiments" / "demo.toml", tmp_path / "experiments")
+    shutil.copytree(ROOT / "experiments" / "recipes", tmp_path / "experiments" / "recipes")
     names: dict[str, object] = {"__name__": "__main__"}
     saved = iter(re.findall(r"^Saved as `(.*?)`:$", page.read_text(), flags=re.MULTILINE))
     for block in blocks(page):

@@ -132,6 +132,20 @@ def hash_of(probe: Probe) -> int:
 PLAIN = MeasureOptions(knots=2, max_rounds=0)
 
 
+def test_rounded_widths_are_all_that_is_timed_and_all_that_such_a_search_needs(
+    tmp_path: Path, zoo: Callable[[str], Specimen]
+) -> None:
+    anatomy, out = zoo("residual").anatomy, tmp_path / "rounded.json"
+    rounded, names = sample_widths(anatomy, 4), [layer.name for layer in anatomy.family.dense.layers]
+    reached = {name: set(rounded.outputs[:, names.index(name)].tolist()) for name in ("0.0", "2.first.0")}
+    assert reached == {"0.0": {1, 2, 3, 4, 5, 6}, "2.first.0": {4, 8}}  # 6 is no multiple of 4
+    benches, every = [MadeUp(every=10**9) for _ in range(2)], replace(PLAIN, knots=10)
+    measure_profile(anatomy, Setting(), every, tmp_path / "all.json", silent, benches[0])
+    profile = measure_profile(anatomy, Setting(), every, out, silent, benches[1], round_to=4)
+    assert len(benches[1].timed) < len(benches[0].timed)
+    assert (LatencyTable(profile, "rounded").many(anatomy.family.dense, rounded) > 0).all()
+
+
 def test_disturbed_entries_are_timed_again_shown_and_recorded(tmp_path: Path, zoo: Callable[[str], Specimen]) -> None:
     told: list[tuple[str, int, int]] = []
     bench, out = MadeUp(every=5), tmp_path / "p.json"

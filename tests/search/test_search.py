@@ -260,8 +260,8 @@ def test_the_reward_curve_rises_to_full_height_at_the_best() -> None:
 
 
 @pytest.mark.slow
-def test_uniform_loses_three_points_on_the_demo_and_the_search_loses_less() -> None:
-    recipe = Path(__file__).resolve().parents[2] / "experiments" / "demo.toml"
+def test_uniform_loses_three_points_on_the_digits_and_the_search_loses_less() -> None:
+    recipe = Path(__file__).resolve().parents[2] / "experiments" / "recipes" / "digits.toml"
     reports = searched(load_config(recipe, {"agent": "knapsack"})).reports
     dense, uniform, found = (reports[n].accuracy["validation"] for n in ("dense", "uniform", "found"))
     assert dense - uniform >= 0.03
