@@ -20,8 +20,9 @@ from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
 from amc.reporting.tables import remarks_below, stored_comparison
 from amc.runs.applying import rebuild
+from amc.runs.ending import measured_latency
 from amc.runs.found import Result
-from amc.runs.runner import HERE, Ended, measured_latency, new_run, resume_run
+from amc.runs.runner import HERE, Ended, new_run, resume_run
 from amc.runs.studies.competition import run_compare
 from envs.space.policy import Policy
 

@@ -29,13 +29,16 @@ from torch import nn
 from amc.export.onnx import export_onnx
 from amc.pool.pool import InProcess
 from amc.pool.ray import connected
-from amc.problem.prepare import Prepared
+from amc.problem.prepare import Prepared, prepare
+from amc.problem.setup import set_up
 from amc.profiling.measure import check_here, measure_profile
 from amc.profiling.setting import Setting
 from amc.profiling.store import read_profile
 from amc.profiling.timing import Timing, latency_ms, rounds_in_words, timing_remarks
 from amc.reporting.live import live
-from amc.runs.library import Result, search
+from amc.runs.folder import RunFolder
+from amc.runs.found import Result
+from amc.runs.library import search
 from amc.scoring.paired import Difference, paired_difference
 from amc.search.allocation.knapsack import knapsack
 from amc.search.damage import damage_curves
@@ -105,6 +108,11 @@ def measured(task: Task, path: Path) -> Path:
 def searched(budgets: Mapping[str, float], profile: Path, out: Path, seed: int) -> Result:
     """A search by DDPG on Ray workers; one that was interrupted goes on."""
     return search(TASK, budgets, searcher="ddpg", workers=WORKERS, seed=seed, out=out, profile=str(profile), **SEARCH)
+
+
+def prepared_again(run: Path) -> Prepared:
+    """What a search that has ended worked with; its damage curves are in the cache."""
+    return prepare(set_up(RunFolder.reopen(run).config()))
 
 
 def macs_at(latency: float, prepared: Prepared) -> float:
@@ -202,7 +210,7 @@ def demo(out: Path, seed: int) -> None:
         console.rule(f"2. searching at {BUDGET:.0%} of the latency")
         found = searched({"latency": BUDGET}, profile, out / "found", seed)
         console.rule("3. searching by MACs alone, at the same latency")
-        fraction = macs_at(found.reports["found"].costs["latency_ms"], found.run.prepared)
+        fraction = macs_at(found.reports["found"].costs["latency_ms"], prepared_again(out / "found"))
         by_macs = searched({"macs": fraction}, profile, out / "by_macs", seed)
     console.rule("4. exporting")
     difference = export_onnx(found.network, out / "found.onnx", task)

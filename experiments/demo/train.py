@@ -18,7 +18,7 @@ from amc.tasks.cluttered import clutter, cluttered_digits, enlarged
 from amc.tasks.models.cluttered import WEIGHTS, ClutteredDigitsNet
 from amc.tasks.splits import Split, chunks, load_digits
 from amc.tasks.task import top1
-from experiments.train_digits import distort
+from experiments.demo.train_digits import distort
 
 SEED = 0
 EPOCHS = 50

@@ -17,7 +17,7 @@ from amc.problem.prepare import prepare
 from amc.problem.setup import Setup, set_up
 from amc.reporting.html import render
 from amc.reporting.inspection_view import inspection_tables
-from amc.runs.runner import report_data
+from amc.runs.ending import report_data
 from amc.search.loop import search
 from envs.space.sites import WidthSite
 

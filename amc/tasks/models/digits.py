@@ -1,5 +1,5 @@
 """The network of the embedded default task: a small residual network for 16 x 16 grey images of digits,
-with identity and projection shortcuts. Trained by `experiments/train_digits.py`.
+with identity and projection shortcuts. Trained by `experiments/demo/train_digits.py`.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Trains the network of the embedded task `digits` and writes `amc/models/digits.safetensors`.
 
-Command: `.venv/bin/python -m experiments.train_digits` (seed 0, one thread, half a minute). Only the 600
+Command: `.venv/bin/python -m experiments.demo.train_digits` (seed 0, one thread, half a minute). Only the 600
 training images are learned from; the file's metadata hold the accuracies, the seed and the command.
 """
 
@@ -21,7 +21,7 @@ SEED = 0
 EPOCHS = 80
 BATCH = 50
 LEARNING_RATE = 0.05
-COMMAND = "python -m experiments.train_digits"
+COMMAND = "python -m experiments.demo.train_digits"
 
 
 def distort(images: Tensor, generator: torch.Generator) -> Tensor:
