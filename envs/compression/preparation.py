@@ -13,6 +13,7 @@ from envs.compression.sparsify import selection_named
 from envs.importance.importance import Evidence, Importance, channel_order
 from envs.importance.scores import importance_named
 from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
+from envs.regression.factors import Factors
 from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import repair_class
@@ -93,7 +94,8 @@ class Preparation:
         selected = bool(sparse) and selection_named(settings.selection).reads_curvature
         if not (selected or self._importance.reads_moments or repair_class(settings.repair).fits):
             return {}
-        consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
+        readers = [m.module for unit in self.units for m in (*unit.role("consumer"), *unit.role("factor"))]
+        consumers = dict.fromkeys([*readers, *sparse])
 
         def compute() -> dict[str, Tensor]:
             return pack_moments(input_moments(self.network, list(consumers), self.chunks, self.sampling))
@@ -114,6 +116,16 @@ class Preparation:
         found = self.remember("orders", key, compute) if self.units else {}
         return {name: order.tolist() for name, order in found.items()}
 
+    def factors(self, moments: Moments) -> dict[str, Factors]:
+        """Moments of units whose channels are multiplied and summed, as far as those of what they read are known."""
+        found = {}
+        for unit in self.units:
+            names = [member.module for member in unit.role("factor")]
+            if names and all(name in moments and moments[name][0].xx is not None for name in names):
+                layers = [self.network.get_submodule(name) for name in names]
+                found[unit.name] = Factors.of(*layers, *(moments[name] for name in names))
+        return found
+
     def _evidence(self, moments: Moments) -> Evidence:
         settings = self.settings
         sensitivities = dict[str, Tensor]()
@@ -124,6 +136,7 @@ class Preparation:
             network=self.network,
             moments=totals(moments),
             output_scales=output_scales(self.network, self.folds),
+            factors=self.factors(moments),
             sensitivities=sensitivities,
             seed=settings.seed,
         )

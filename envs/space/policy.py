@@ -15,9 +15,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from envs.attention.explicit import Form, made_explicit
 from envs.space.patterns import mask_by_magnitude
 from envs.units.slicing import axis_size, slice_network
-from envs.units.units import Member, Positions, Role, Unit
+from envs.units.units import Kind, Member, Positions, Role, Unit
 from hw_profiles.patterns import parse_pattern
 
 SCHEMA_VERSION = 1
@@ -73,6 +74,7 @@ class Policy:
         weights: Fingerprint of its weights (others are warned about).
         units: What stays of each unit.
         layers: Pattern of each layer with a weight.
+        forms: Attention that is made explicit before channels go; fingerprints are those of the network with it.
         provenance: Where it comes from (task, budgets, seed, ...), free JSON.
     """
 
@@ -80,6 +82,7 @@ class Policy:
     weights: str
     units: tuple[UnitPolicy, ...]
     layers: tuple[LayerPolicy, ...] = ()
+    forms: tuple[Form, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -105,6 +108,7 @@ class Policy:
             PolicyMismatch: If modules or shapes differ.
         """
         self.check_structure(network)
+        network = made_explicit(network, self.forms)
         if check_weights and weights_fingerprint(network) != self.weights:
             warnings.warn(
                 "the policy was made for other weights of this network: its channels may not be the best ones here",
@@ -122,6 +126,10 @@ class Policy:
         Raises:
             PolicyMismatch: If modules or shapes differ.
         """
+        try:
+            network = made_explicit(network, self.forms)
+        except ValueError as error:
+            raise PolicyMismatch(str(error)) from error
         found = structure_fingerprint(network)
         if found != self.structure:
             raise PolicyMismatch(
@@ -155,6 +163,7 @@ class Policy:
             "network": {"structure": self.structure, "weights": self.weights},
             "units": [_unit_to_json(entry) for entry in self.units],
             "layers": [{"name": layer.name, "pattern": layer.pattern} for layer in self.layers],
+            **({"attention": [form.to_json() for form in self.forms]} if self.forms else {}),
             "provenance": dict(self.provenance),
         }
 
@@ -178,6 +187,7 @@ class Policy:
                 weights=str(data["network"]["weights"]),
                 units=tuple(_unit_from_json(entry) for entry in data["units"]),
                 layers=tuple(LayerPolicy(name=row["name"], pattern=row["pattern"]) for row in data["layers"]),
+                forms=tuple(Form.from_json(row) for row in data.get("attention", ())),
                 provenance=dict(data["provenance"]),
             )
         except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -215,6 +225,7 @@ def _unit_to_json(entry: UnitPolicy) -> dict[str, Any]:
     return {
         "name": unit.name,
         "channels": unit.channels,
+        **({} if unit.kind == "channels" else {"kind": unit.kind}),
         "kept": len(entry.indices),
         "indices": list(entry.indices),
         "granule": _runs(unit.granules),
@@ -235,7 +246,13 @@ def _unit_from_json(data: Mapping[str, Any]) -> UnitPolicy:
         raise ValueError(f"every member of unit {data['name']!r} must place all its {channels} channels")
     if any(member.role not in get_args(Role) for member in members):
         raise ValueError(f"`role` of a member must be one of {', '.join(get_args(Role))} in unit {data['name']!r}")
-    unit = Unit(name=str(data["name"]), channels=channels, granules=_positions(data["granule"]), members=members)
+    kind = data.get("kind", "channels")
+    if kind not in get_args(Kind):
+        raise ValueError(
+            f"`kind` must be one of {', '.join(get_args(Kind))} in unit {data['name']!r}, but got {kind!r}"
+        )
+    granules = _positions(data["granule"])
+    unit = Unit(name=str(data["name"]), channels=channels, granules=granules, members=members, kind=kind)
     indices = tuple(int(index) for index in data["indices"])
     if int(data["kept"]) != len(indices):
         raise ValueError(
