@@ -5,11 +5,10 @@ A `Form` says how; it is data, so that a policy can hold it and make the same mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from envs.network.attention import Attention, AttentionCore, MultiheadAttention
@@ -99,25 +98,26 @@ def explicit(module: nn.Module, form: Form) -> Attention:
         return _of_multihead(module)
     core = AttentionCore(form.head_width, form.scale, causal=form.causal)
     names = (form.q, form.k, form.v)
-    layers = [_projection(module, names, place, form) for place in range(3)]
-    return Attention(*layers, _plain(module.get_submodule(form.out)), core)
+    q, k, v = (_projection(module, names, place, form) for place in range(3))
+    return Attention(q, k, v, _plain(module.get_submodule(form.out)), core)
 
 
 def _of_multihead(module: nn.MultiheadAttention) -> MultiheadAttention:
-    weights = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+    weights: Sequence[Any] = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
     if module.in_proj_weight is not None:
-        weights = list(module.in_proj_weight.chunk(3))
-    biases = [None] * 3 if module.in_proj_bias is None else list(module.in_proj_bias.chunk(3))
-    layers = [_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        weights = module.in_proj_weight.chunk(3)
+    biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    q, k, v = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
     width = module.embed_dim // module.num_heads
     head_width = None if module.num_heads == 1 else width
     core = AttentionCore(head_width, width**-0.5, dropout=module.dropout)
-    return MultiheadAttention(*layers, _plain(module.out_proj), core, bool(module.batch_first))
+    return MultiheadAttention(q, k, v, _plain(module.out_proj), core, bool(module.batch_first))
 
 
 def _projection(module: nn.Module, names: tuple[str, ...], place: int, form: Form) -> nn.Linear:
     """The layer that writes queries, keys or values alone."""
-    layer, count = module.get_submodule(names[place]), names.count(names[place])
+    layer: Any = module.get_submodule(names[place])
+    count = names.count(names[place])
     if count == 1:
         return _plain(layer)
     part = names[:place].count(names[place])
@@ -149,15 +149,3 @@ def _linear(weight: Any, bias: Any) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
     return layer
-
-
-@torch.no_grad()
-def shaken(module: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy in eval mode with random parameters, under which other formulas give other outputs."""
-    twin = copy_network(module).eval()
-    for part in twin.modules():
-        for name, value in part.named_parameters(recurse=False):
-            noise = torch.randn(value.shape, generator=generator).to(value)
-            fan_in = value.shape[-1] if value.ndim > 1 else 1
-            setattr(part, name, nn.Parameter(2 * noise * fan_in**-0.5, requires_grad=False))
-    return twin

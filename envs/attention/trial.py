@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from envs.attention.explicit import Form, explicit, shaken
+from envs.attention.explicit import Form, explicit
 from envs.attention.found import Found
 from envs.network.copies import copy_network, same_output
 from envs.network.graph import Graph
@@ -57,7 +57,7 @@ def form_of(network: nn.Module, found: Found, example_input: Tensor) -> Form | N
     if not found.owner or not inside or given is None:
         return None
     generator = torch.Generator().manual_seed(0)
-    twin = shaken(module, generator)
+    twin = _shaken(module, generator)
     inputs = torch.randn((2, *given.shape[1:]), generator=generator).to(given)
     with torch.no_grad():
         try:
@@ -112,3 +112,15 @@ def _gives(twin: nn.Module, form: Form, inputs: Tensor, expected: Any) -> bool:
     except RuntimeError:  # widths do not fit
         return False
     return same_output(expected, got, TOLERANCE)
+
+
+@torch.no_grad()
+def _shaken(module: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy in eval mode with random parameters, under which other formulas give other outputs."""
+    twin = copy_network(module).eval()
+    for part in twin.modules():
+        for name, value in part.named_parameters(recurse=False):
+            noise = torch.randn(value.shape, generator=generator).to(value)
+            fan_in = value.shape[-1] if value.ndim > 1 else 1
+            setattr(part, name, nn.Parameter(2 * noise * fan_in**-0.5, requires_grad=False))
+    return twin

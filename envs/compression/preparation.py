@@ -122,8 +122,9 @@ class Preparation:
         for unit in self.units:
             names = [member.module for member in unit.role("factor")]
             if names and all(name in moments and moments[name][0].xx is not None for name in names):
-                layers = [self.network.get_submodule(name) for name in names]
-                found[unit.name] = Factors.of(*layers, *(moments[name] for name in names))
+                first, second = names
+                layers = self.network.get_submodule(first), self.network.get_submodule(second)
+                found[unit.name] = Factors.of(*layers, moments[first], moments[second])
         return found
 
     def _evidence(self, moments: Moments) -> Evidence:

@@ -23,12 +23,12 @@ OBS_RIDGE = 1e-2
 class OptimalBrainSurgeon(Importance):
     """Rank at which a channel is eliminated, later = more important.
 
-    Greedy: the granule whose removal raises the consumers' squared output error least goes first, and the
-    remaining weights are updated (Hassibi & Stork 1993, for blocks; Kurtic et al., ZipLM, 2023). Errors of
-    several consumers are added, each relative to its output energy. Output errors count as the network sees
-    them, behind the layer's normalization. A head is a granule: tr(W_h (G^-1_hh)^-1 W_h'). Channels of queries and keys
-    are judged by the error of their products (`regression.factors`). Consumers too wide for a Gram matrix count with its diagonal;
-    without any that can be gathered it is `L2`.
+    Greedy: the granule whose removal raises the consumers' squared output error least goes first, and the remaining
+    weights are updated (Hassibi & Stork 1993, for blocks; Kurtic et al., ZipLM, 2023). Errors of several consumers are
+    added, each relative to its output energy. Output errors count as the network sees them, behind the layer's
+    normalization. A head's error is that of all its columns together, tr(W_h (G^-1_hh)^-1 W_h'). Channels of queries
+    and keys are judged by the error of their products (`regression.factors`). Consumers too wide for a Gram matrix
+    count with its diagonal; without any that can be gathered it is `L2`.
     """
 
     reads_moments: ClassVar[bool] = True

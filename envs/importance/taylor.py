@@ -3,13 +3,14 @@
 Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019: a gate of value 1 multiplies a channel,
 and the square of the loss's gradient by it, (sum of gradient x weight)^2, is its importance.
 
-Deviations: a unit's gate stands in front of all its consumers, which is where its channels are removed (behind one
-of two factors), and holds for any number of producers, carriers and consumers. Squares are taken per image, not per batch, so that batches do not
-matter. The loss has no labels, which are used only to score: it is half the squared distance of the outputs from
-targets drawn around the dense outputs, y + e with every e = +1 or -1 (at y itself the gradient is zero). The mean
-square over such targets is the sum over all outputs of (d output / d gate)^2: the Fisher information of a Gaussian
-around the outputs and, but for a shift common to all classes, of class scores at high temperature. At temperature 1
-a trained network is so sure of its calibration images that only a few of them would count.
+Deviations: a unit's gate stands in front of all its consumers, which is where its channels are removed (behind one of
+two factors), and holds for any number of producers, carriers and consumers. Squares are taken per image, not per
+batch, so that batches do not matter. The loss has no labels, which are used only to score: it is half the squared
+distance of the outputs from targets drawn around the dense outputs, y + e with every e = +1 or -1 (at y itself the
+gradient is zero). The mean square over such targets is the sum over all outputs of (d output / d gate)^2: the Fisher
+information of a Gaussian around the outputs and, but for a shift common to all classes, of class scores at high
+temperature. At temperature 1 a trained network is so sure of its calibration images that only a few of them would
+count.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Attention as explicit modules: four linear layers around a core without weights, whose head counts follow the widths.
+"""Attention as explicit modules: linear layers around a core without weights, whose head counts follow the widths.
 
-Modules of other classes compute their heads from sizes that pruning changes (nn.MultiheadAttention demands `embed_dim`);
-these read them off what they are given, so that cutting the linear layers is all that pruning has to do. Which
-networks need them, and that they compute the same, is found out in the room `attention`.
+Modules of other classes compute their heads from sizes that pruning changes (nn.MultiheadAttention demands
+`embed_dim`); these read them off what they are given, so that cutting the linear layers is all that pruning has to do.
+Which networks need them, and that they compute the same, is found out in the room `attention`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AttentionCore(nn.Module):
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """[B, heads, N, width] of [B, N, heads x width]."""
-    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -136,7 +136,7 @@ class MultiheadAttention(Attention):
         """
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        mask = _added(attn_mask)
+        mask = None if attn_mask is None else _added(attn_mask)
         if key_padding_mask is not None:
             padding = _added(key_padding_mask)[:, None, None, :]
             mask = padding if mask is None else mask + padding
@@ -144,8 +144,8 @@ class MultiheadAttention(Attention):
         return (out if self.batch_first else out.transpose(0, 1)), None
 
 
-def _added(mask: Tensor | None) -> Tensor | None:
+def _added(mask: Tensor) -> Tensor:
     """A mask as what is added to products: minus infinity where it is True."""
-    if mask is None or mask.is_floating_point():
+    if mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=torch.get_default_dtype()).masked_fill(mask, -torch.inf)
