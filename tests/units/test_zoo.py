@@ -64,7 +64,7 @@ def _module(name: str) -> Any:
     return module
 
 
-MODULES = [_module(name) for name in ("zoo_convolutional", "zoo_sequence", "zoo_odd", "zoo_channels")]
+MODULES = [_module(name) for name in ("zoo_convolutional", "zoo_sequence", "zoo_attention", "zoo_odd", "zoo_channels")]
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     name: entry for module in MODULES for name, entry in module.NETWORKS.items()
 }
