@@ -24,6 +24,7 @@ from envs.compression.sparsify import finishes
 from envs.importance.scores import importance_named
 from envs.network.graph import Graph
 from envs.network.inference import placed
+from envs.regression.heard import heard_positions
 from envs.regression.statistics import first_chunks
 from envs.repair.bank import Banks, LayerwiseBank
 from envs.repair.factors import with_mixes
@@ -108,7 +109,8 @@ class Compressor:
         """Statistics on the calibration images, and what is made of them."""
         settings = self.settings
         quick_chunks = first_chunks(chunks, self.settings.quick_images)
-        sampling, quick_sampling = samplings(settings, chunks, quick_chunks)
+        heard = heard_positions(self.network, self.graph, chunks[0])
+        sampling, quick_sampling = samplings(settings, chunks, quick_chunks, heard)
         preparation = Preparation(
             network=self.network,
             family=self._family,

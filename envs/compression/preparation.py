@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +39,23 @@ def divided(chunks: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def samplings(
-    settings: CompressionSettings, chunks: Sequence[Tensor], quick_chunks: Sequence[Tensor]
+    settings: CompressionSettings,
+    chunks: Sequence[Tensor],
+    quick_chunks: Sequence[Tensor],
+    heard: Mapping[str, Tensor],
 ) -> tuple[Sampling, Sampling]:
-    """How rows are drawn for statistics and full repair, and for quick repair."""
+    """How rows are drawn for statistics and full repair, and for quick repair.
+
+    Args:
+        settings: How to compress.
+        chunks: Calibration inputs of statistics and full repair.
+        quick_chunks: Those of quick repair.
+        heard: Positions that count, of layers of which not all do.
+    """
     positions = settings.positions or positions_for(sum(map(len, chunks)))
     quick = settings.quick_positions or positions_for(sum(map(len, quick_chunks)), QUICK_ROWS)
-    return Sampling(positions=positions, seed=settings.seed), Sampling(
-        positions=min(positions, quick), seed=settings.seed
-    )
+    full = Sampling(positions=positions, seed=settings.seed, heard=heard)
+    return full, replace(full, positions=min(positions, quick))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,5 +162,6 @@ class Preparation:
             "chunks": [len(chunk) for chunk in self.chunks],
             "positions": self.sampling.positions,
             "seed": self.settings.seed,
+            **({"heard": heard} if (heard := {name: at.tolist() for name, at in self.sampling.heard.items()}) else {}),
             **({} if self.settings.device == "cpu" else {"device": self.settings.device}),
         }

@@ -18,7 +18,7 @@ from envs.network.inference import channels_last
 from envs.network.interpreter import Interpreter
 from envs.network.kinds import BATCH_NORMS
 from envs.parallel import map_chunks, return_memory
-from envs.regression.rows import Positions, can_gather, draw_positions, output_places, take_outputs, weight_of
+from envs.regression.rows import Positions, can_gather, take_outputs, weight_of
 from envs.regression.statistics import Sampling
 
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -162,9 +162,8 @@ class _Recorder:
 
     def _target(self, layer: fx.Node, output: Tensor, index: int) -> Target:
         module = self.network.get_submodule(str(layer.target))
-        generator = self.sampling.generator(self.keys[str(layer.target)], index)
-        places = output_places(module, tuple(output.shape))
-        at = draw_positions(len(output), places, self.sampling.positions, generator, output.device)
+        name = str(layer.target)
+        at = self.sampling.draw(module, name, output, self.keys[name], index)
         return Target(at=at, own=self._rows(layer, output, at), images=len(output))
 
     def _rows(self, layer: fx.Node, values: Tensor, at: Positions) -> Tensor:

@@ -17,6 +17,9 @@ from envs.attention.explicit import Form, explicit, made_explicit
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.network.attention import Attention
+from envs.network.graph import trace
+from envs.regression.heard import heard_positions
+from envs.regression.statistics import Sampling
 from envs.space.policy import Policy, PolicyMismatch
 from envs.space.rules import Rules
 from envs.units.anatomy import Anatomy, dissect
@@ -25,7 +28,9 @@ from envs.units.slicing import slice_network
 
 def _forms() -> Any:
     """A file beside this one; tests are no package."""
-    specification = importlib.util.spec_from_file_location("zoo_attention", Path(__file__).with_name("zoo_attention.py"))
+    specification = importlib.util.spec_from_file_location(
+        "zoo_attention", Path(__file__).with_name("zoo_attention.py")
+    )
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -125,7 +130,7 @@ def test_a_policy_gives_the_same_widths_on_fresh_weights_and_a_plain_network() -
     assert torch.equal(small(inputs()), expected(inputs()))
     attention, x = small.blocks[0].attention, torch.randn(2, 6, 16)  # type: ignore[index, union-attr]
     assert attention.num_heads == 2  # type: ignore[union-attr]
-    for twin in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):  # noqa: S301  # our own
+    for twin in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):  # our own
         assert torch.equal(twin(x), attention(x))  # type: ignore[operator]
     small.train()(inputs()).square().sum().backward()
     assert all(parameter.grad is not None for parameter in small.parameters())
@@ -178,3 +183,25 @@ def test_repair_brings_attention_closer_to_the_dense_network(name: str) -> None:
             small = made.compress(made.policy(kept)).network
             errors[repair] = float((small(inputs(32)) - anatomy.network(inputs(32))).square().mean())
     assert errors["sequential"] < errors["layerwise"] < errors["none"]
+
+
+class FirstToken(nn.Module):
+    """A transformer's block and a head on its first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = ZOO.Block(16, ZOO.Single(16, 1), True), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.block(x)[:, 0])
+        return logits
+
+
+def test_only_positions_that_reach_the_output_are_heard() -> None:
+    network, x = FirstToken().eval(), torch.randn(1, 4, 16)
+    heard = heard_positions(network, trace(network, x), x)
+    behind = ("attention.q", "attention.out", "gate", "up", "down")
+    assert {name: places.tolist() for name, places in heard.items()} == {f"block.{name}": [0] for name in behind}
+    sampling = Sampling(positions=3, heard=heard)
+    drawn = sampling.draw(network.block.down, "block.down", torch.zeros(2, 4, 16), 0, 0)  # type: ignore[union-attr, arg-type]
+    assert (drawn.image.tolist(), drawn.place.tolist()) == ([0, 1], [0, 0])
