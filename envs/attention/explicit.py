@@ -29,6 +29,8 @@ class Form:
         scale: What products of queries and keys are multiplied by.
         causal: Whether a position sees no later ones.
         interleaved: Whether a layer that writes several writes them head by head, rather than one after the other.
+        dropout: Probability that a weight of the attention is dropped in training.
+        out_dropout: Probability that a channel of the result is.
     """
 
     module: str
@@ -40,6 +42,8 @@ class Form:
     scale: float = 1.0
     causal: bool = False
     interleaved: bool = False
+    dropout: float = 0.0
+    out_dropout: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary."""
@@ -96,10 +100,10 @@ def explicit(module: nn.Module, form: Form) -> Attention:
     """
     if isinstance(module, nn.MultiheadAttention):
         return _of_multihead(module)
-    core = AttentionCore(form.head_width, form.scale, causal=form.causal)
+    core = AttentionCore(form.head_width, form.scale, causal=form.causal, dropout=form.dropout)
     names = (form.q, form.k, form.v)
     q, k, v = (_projection(module, names, place, form) for place in range(3))
-    return Attention(q, k, v, _plain(module.get_submodule(form.out)), core)
+    return Attention(q, k, v, _plain(module.get_submodule(form.out)), core, form.out_dropout)
 
 
 def _of_multihead(module: nn.MultiheadAttention) -> MultiheadAttention:

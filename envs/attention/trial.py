@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -65,7 +66,27 @@ def form_of(network: nn.Module, found: Found, example_input: Tensor) -> Form | N
         except Exception:  # whatever the module's own code raises on other batches
             return None
         fitting = (form for form in _candidates(module, found) if _gives(twin, form, inputs, expected))
-        return next(fitting, None)
+        form = next(fitting, None)
+    if form is None:
+        return None
+    within, behind = _dropouts(twin, form.out, inputs)
+    return replace(form, dropout=within, out_dropout=behind)
+
+
+def _dropouts(module: nn.Module, out: str, inputs: Tensor) -> tuple[float, float]:
+    """Probabilities of dropout of the weights, and of the result: of what is called behind the last linear layer."""
+    called: list[nn.Module] = []
+    dropouts = [one for one in module.modules() if isinstance(one, nn.Dropout) and one.p > 0]
+    last = module.get_submodule(out)
+    handles = [one.register_forward_hook(lambda one, *_: called.append(one)) for one in (*dropouts, last)]
+    with torch.no_grad():
+        module(inputs)
+    for handle in handles:
+        handle.remove()
+    behind = called[called.index(last) + 1 :] if last in called else []
+    within = [one for one in dropouts if one not in behind]
+    first, second = (next((one.p for one in some if isinstance(one, nn.Dropout)), 0.0) for some in (within, behind))
+    return first, second
 
 
 def _given(network: nn.Module, module: nn.Module, example_input: Tensor) -> Tensor | None:

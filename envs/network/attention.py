@@ -74,12 +74,16 @@ class Attention(nn.Module):
         v_proj: Linear layer to values.
         core: What has no weights.
         out_proj: Linear layer from what the heads give.
+        dropout: Of the result, in training.
     """
 
-    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, out: nn.Linear, core: AttentionCore) -> None:
+    def __init__(
+        self, q: nn.Linear, k: nn.Linear, v: nn.Linear, out: nn.Linear, core: AttentionCore, dropout: float = 0.0
+    ) -> None:
         """Takes the layers as they are."""
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.core, self.out_proj = q, k, v, core, out
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     @property
     def num_heads(self) -> int:
@@ -89,7 +93,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] float from [B, N, D]."""
-        out: Tensor = self.out_proj(self.core(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        out: Tensor = self.dropout(self.out_proj(self.core(self.q_proj(x), self.k_proj(x), self.v_proj(x))))
         return out
 
 

@@ -136,6 +136,11 @@ def test_a_policy_gives_the_same_widths_on_fresh_weights_and_a_plain_network() -
     assert all(parameter.grad is not None for parameter in small.parameters())
 
 
+def test_explicit_attention_keeps_the_dropout_of_training() -> None:
+    attention = read("attention_batched").network.blocks[1].attention  # type: ignore[index, union-attr]
+    assert (attention.core.dropout, attention.dropout.p) == (0.1, 0.2)  # type: ignore[union-attr]
+
+
 def test_a_policy_with_attention_refuses_a_network_without_it() -> None:
     policy = compressor(read("attention_interleaved")).policy({})
     with pytest.raises(PolicyMismatch, match="explicit attention needs the modules"):

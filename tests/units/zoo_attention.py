@@ -36,6 +36,7 @@ class Batched(nn.Module):
         self.heads, self.size = heads, width // heads
         self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.out, self.softmax, self.dropout = nn.Linear(width, width), nn.Softmax(dim=-1), nn.Dropout(0.1)
+        self.behind = nn.Dropout(0.2)
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
@@ -46,7 +47,7 @@ class Batched(nn.Module):
         q, k, v = split(self.q(x)) / math.sqrt(self.size), split(self.k(x)), split(self.v(x))
         weights = self.dropout(self.softmax(torch.bmm(q, k.transpose(1, 2))))
         y = torch.bmm(weights, v).view(b, self.heads, n, self.size).transpose(1, 2).reshape(b, n, c)
-        out: Tensor = self.out(y)
+        out: Tensor = self.behind(self.out(y))
         return out
 
 
