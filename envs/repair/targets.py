@@ -196,16 +196,33 @@ def _addend(layer: fx.Node, network: nn.Module) -> Addend | None:
         if _is_addition(reader):
             other = next((source for source in reader.all_input_nodes if source is not current), None)
             return None if other is None else Addend(sum=reader, other=other, scale=scale)
+        factor = _scaled_by(reader, current, module, network)
+        if factor is not None:
+            scale, current = scale * factor, reader
+            continue
         if reader.op != "call_module":
             return None
         between = network.get_submodule(str(reader.target))
         if isinstance(between, BATCH_NORMS) and between.running_var is not None:
-            factor = (between.running_var + between.eps).rsqrt()
-            scale = scale * (factor if between.weight is None else factor * between.weight.detach())
+            inverse = (between.running_var + between.eps).rsqrt()
+            scale = scale * (inverse if between.weight is None else inverse * between.weight.detach())
         elif not isinstance(between, PASS_THROUGH):
             return None
         current = reader
     return None
+
+
+def _scaled_by(node: fx.Node, current: fx.Node, layer: nn.Module, network: nn.Module) -> Tensor | None:
+    """[O] what an operator multiplies each channel of a layer's output by, if it is a parameter (LayerScale)."""
+    if node.target not in (operator.mul, torch.mul) or len(node.all_input_nodes) != 2:
+        return None
+    other = next(source for source in node.all_input_nodes if source is not current)
+    value = operator.attrgetter(str(other.target))(network) if other.op == "get_attr" else None
+    rest = 0 if isinstance(layer, nn.Linear) else len(getattr(layer, "kernel_size", ()))
+    width = getattr(layer, "out_channels", getattr(layer, "out_features", 1))
+    if not isinstance(value, Tensor) or value.ndim <= rest or value.numel() != width or value.shape[-1 - rest] != width:
+        return None
+    return value.detach().flatten()
 
 
 def _is_addition(node: fx.Node) -> bool:
