@@ -38,7 +38,8 @@ def unit() -> Unit:
 def products(first: nn.Linear, second: nn.Linear, mix: Tensor, kept: list[int]) -> Tensor:
     """What queries and keys of unrelated rows give on the kept channels, less what all keys share."""
     keys = second(rows(2))
-    return (first(rows(1))[:50] @ mix.float()) @ (keys - keys.mean(dim=0))[:, kept].T
+    found: Tensor = (first(rows(1))[:50] @ mix.float()) @ (keys - keys.mean(dim=0))[:, kept].T
+    return found
 
 
 @pytest.mark.parametrize("bias", [True, False])

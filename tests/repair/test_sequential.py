@@ -433,7 +433,8 @@ class Scaled(nn.Module):
         self.fc1, self.fc2, self.gamma = nn.Linear(4, 8), nn.Linear(8, 4), nn.Parameter(torch.rand(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.gamma * self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = x + self.gamma * self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 def test_a_branch_is_followed_through_the_scale_of_its_channels() -> None:

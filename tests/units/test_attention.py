@@ -59,7 +59,7 @@ def read(name: str) -> Anatomy:
 def compressor(anatomy: Anatomy, repair: str = "none") -> Compressor:
     settings = CompressionSettings(repair=repair, positions=6, quick_positions=6, importance="obs")
     family, units = anatomy.family, anatomy.units
-    chunks = inputs(32).split(8)
+    chunks = torch.split(inputs(32), 8)
     return Compressor(anatomy.network, anatomy.graph, family, units, chunks, settings, forms=anatomy.forms)
 
 
@@ -113,9 +113,9 @@ def test_a_single_head_keeps_the_scale_that_it_was_trained_with() -> None:
     small = slice_network(anatomy.network, anatomy.units, {unit.name: [0, 3]})
     x = torch.randn(2, 6, 16)
     attention, dense = small.blocks[0].attention, built("attention_single").blocks[0].attention  # type: ignore[index, union-attr]
-    q, k, v = (layer(x) for layer in (dense.q, dense.k, dense.v))  # type: ignore[operator]
+    q, k, v = (layer(x) for layer in (dense.q, dense.k, dense.v))
     mixed = F.scaled_dot_product_attention(q[..., [0, 3]], k[..., [0, 3]], v, scale=16**-0.5)
-    assert torch.allclose(attention(x), dense.out(mixed), atol=1e-6)  # type: ignore[operator]
+    assert torch.allclose(attention(x), dense.out(mixed), atol=1e-6)
 
 
 def test_a_policy_gives_the_same_widths_on_fresh_weights_and_a_plain_network() -> None:
@@ -129,16 +129,16 @@ def test_a_policy_gives_the_same_widths_on_fresh_weights_and_a_plain_network() -
     expected = slice_network(made_explicit(fresh, anatomy.forms), anatomy.units, policy.kept())
     assert torch.equal(small(inputs()), expected(inputs()))
     attention, x = small.blocks[0].attention, torch.randn(2, 6, 16)  # type: ignore[index, union-attr]
-    assert attention.num_heads == 2  # type: ignore[union-attr]
+    assert attention.num_heads == 2
     for twin in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):  # our own
-        assert torch.equal(twin(x), attention(x))  # type: ignore[operator]
+        assert torch.equal(twin(x), attention(x))
     small.train()(inputs()).square().sum().backward()
     assert all(parameter.grad is not None for parameter in small.parameters())
 
 
 def test_explicit_attention_keeps_the_dropout_of_training() -> None:
     attention = read("attention_batched").network.blocks[1].attention  # type: ignore[index, union-attr]
-    assert (attention.core.dropout, attention.dropout.p) == (0.1, 0.2)  # type: ignore[union-attr]
+    assert (attention.core.dropout, attention.dropout.p) == (0.1, 0.2)
 
 
 def test_a_policy_with_attention_refuses_a_network_without_it() -> None:
@@ -208,5 +208,5 @@ def test_only_positions_that_reach_the_output_are_heard() -> None:
     behind = ("attention.q", "attention.out", "gate", "up", "down")
     assert {name: places.tolist() for name, places in heard.items()} == {f"block.{name}": [0] for name in behind}
     sampling = Sampling(positions=3, heard=heard)
-    drawn = sampling.draw(network.block.down, "block.down", torch.zeros(2, 4, 16), 0, 0)  # type: ignore[union-attr, arg-type]
+    drawn = sampling.draw(network.block.down, "block.down", torch.zeros(2, 4, 16), 0, 0)
     assert (drawn.image.tolist(), drawn.place.tolist()) == ([0, 1], [0, 0])
