@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def inputs(count: int = 3) -> Tensor:
     return torch.randn(count, 6, 5, generator=torch.Generator().manual_seed(1))
 
 
+@cache
 def read(name: str) -> Anatomy:
     return dissect(built(name), inputs()[:1], inputs())
 
@@ -87,7 +89,6 @@ def test_explicit_attention_gives_what_torchs_own_gives(options: dict[str, Any],
 
 
 KINDS = {
-    "attention_summed": ("heads", 4, Attention),
     "attention_interleaved": ("heads", 4, Attention),
     "attention_grouped": ("head groups", 2, Attention),
     "attention_flexible": ("heads", 4, ZOO.Flexible),
@@ -171,13 +172,13 @@ def test_attention_of_another_formula_stays_with_the_reason() -> None:
 
 
 def test_rounding_counts_the_channels_of_heads() -> None:
-    anatomy = read("attention_summed")
+    anatomy = read("attention_interleaved")
     unit = next(unit for unit in anatomy.units if unit.kind == "heads")
     assert Rules(round_to=8).widths(unit) == [2, 4]
     assert Rules(round_to=4).widths(unit) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("name", ["attention_single", "attention_summed"])
+@pytest.mark.parametrize("name", ["attention_single", "attention_grouped"])
 def test_repair_brings_attention_closer_to_the_dense_network(name: str) -> None:
     anatomy = read(name)
     kept = {unit.name: -(-unit.channels // 2) for unit in anatomy.units if "attention" in unit.name}

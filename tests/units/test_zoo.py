@@ -95,6 +95,11 @@ VARIANTS = {
     "unshuffled": "super_resolution",
     "buffered": "padded",
     "rep": "preactivation",
+    "vit_scaled_dot": "vit_fused",
+    "attention_summed": "vit_separate",
+    "attention_batched": "vit_separate",
+    "attention_interleaved": "vit_fused",
+    "attention_crossed": "vit_encoder",
 }
 """Networks that only the slow tests play -> the one of their kind that the quick suite plays."""
 
