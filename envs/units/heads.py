@@ -1,8 +1,9 @@
 """Units of attention: heads of networks with several, inner channels of a single head. Proposed here, verified as all.
 
 One channel of a unit of heads is a head: its channels of queries, keys and values, and the columns of the layer that
-reads what it gives. Where several query heads share keys and values they go together, as one group. A single head has
-two units: channels over which queries and keys are multiplied and summed, and channels of values.
+reads what it gives. Where several query heads share keys and values they go together, as one group; where all share
+one pair of these, queries go alone. A single head has two units: channels over which queries and keys are multiplied
+and summed, and channels of values.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def attention_units(network: nn.Module, found: Found) -> list[list[Unit]]:
     """
     if found.heads == 1:
         return [_inner_units(network, found)] if found.separate else []
-    if found.groups < 2:
+    layers = (found.q, found.k, found.v) if found.groups > 1 else (found.q,)
+    if found.groups == 1 and found.q in (found.k, found.v):
         return []
-    return [[_heads(network, found, interleaved=False)]] + (
-        [] if found.separate else [[_heads(network, found, interleaved=True)]]
-    )
+    orders = (False,) if len(set(layers)) == len(layers) else (False, True)
+    return [[_heads(network, found, layers, interleaved=interleaved)] for interleaved in orders]
 
 
 def _inner_units(network: nn.Module, found: Found) -> list[Unit]:
@@ -53,25 +54,25 @@ def _unit(name: str, channels: int, kind: Kind, members: Sequence[tuple[str, Rol
     )
 
 
-def _heads(network: nn.Module, found: Found, *, interleaved: bool) -> Unit:
+def _heads(network: nn.Module, found: Found, layers: tuple[str, ...], *, interleaved: bool) -> Unit:
     """One unit over all heads, or groups of heads that share keys and values."""
-    layers = (found.q, found.k, found.v)
-    places: dict[str, list[list[int]]] = {name: [[] for _ in range(found.groups)] for name in layers}
+    count = found.groups if found.groups > 1 else found.heads
+    places: dict[str, list[list[int]]] = {name: [[] for _ in range(count)] for name in layers}
     for index, name in enumerate(layers):
         parts, part = layers.count(name), layers[:index].count(name)
-        width = _size(network, name, "out") // parts // found.groups
+        width = _size(network, name, "out") // parts // count
         for group, row in enumerate(places[name]):
-            start = (group * parts + part if interleaved else part * found.groups + group) * width
+            start = (group * parts + part if interleaved else part * count + group) * width
             row += range(start, start + width)
     members = [Member(module=name, role="producer", positions=_fixed(rows)) for name, rows in places.items()]
-    width = _size(network, found.out, "in") // found.groups
-    read = tuple(tuple(range(group * width, (group + 1) * width)) for group in range(found.groups))
+    width = _size(network, found.out, "in") // count
+    read = tuple(tuple(range(group * width, (group + 1) * width)) for group in range(count))
     return Unit(
         name=found.q,
-        channels=found.groups,
-        granules=tuple((group,) for group in range(found.groups)),
+        channels=count,
+        granules=tuple((group,) for group in range(count)),
         members=(*members, Member(module=found.out, role="consumer", positions=read)),
-        kind="heads" if found.groups == found.heads else "head groups",
+        kind="heads" if count == found.heads else "head groups",
     )
 
 

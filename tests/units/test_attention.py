@@ -91,6 +91,7 @@ def test_explicit_attention_gives_what_torchs_own_gives(options: dict[str, Any],
 KINDS = {
     "attention_interleaved": ("heads", 4, Attention),
     "attention_grouped": ("head groups", 2, Attention),
+    "attention_shared": ("heads", 4, Attention),
     "attention_flexible": ("heads", 4, ZOO.Flexible),
 }
 

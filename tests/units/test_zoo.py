@@ -100,6 +100,7 @@ VARIANTS = {
     "attention_batched": "vit_separate",
     "attention_interleaved": "vit_fused",
     "attention_crossed": "vit_encoder",
+    "attention_shared": "attention_grouped",
 }
 """Networks that only the slow tests play -> the one of their kind that the quick suite plays."""
 

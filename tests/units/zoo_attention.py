@@ -68,19 +68,19 @@ class Interleaved(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Two heads share keys and values."""
+    """Neighbouring heads share keys and values: two of them, or all."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, groups: int = 2) -> None:
         super().__init__()
-        self.heads, self.groups, self.size = heads, heads // 2, width // heads
+        self.heads, self.groups, self.size = heads, groups, width // heads
         self.q, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.k, self.v = (nn.Linear(width, width // 2) for _ in range(2))
+        self.k, self.v = (nn.Linear(width, groups * self.size) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         q = self.q(x).view(b, n, self.heads, self.size).transpose(1, 2)
         k, v = (y.view(b, n, self.groups, self.size).transpose(1, 2) for y in (self.k(x), self.v(x)))
-        k, v = (y.repeat_interleave(2, dim=1) for y in (k, v))
+        k, v = (y.repeat_interleave(self.heads // self.groups, dim=1) for y in (k, v))
         out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
 
@@ -172,6 +172,7 @@ NETWORKS: dict[str, tuple[Builder, tuple[int, ...]]] = {
     "attention_batched": (lambda: Transformer(Batched, first=False), (6, 5)),
     "attention_interleaved": (lambda: Transformer(Interleaved), (6, 5)),
     "attention_grouped": (lambda: Transformer(Grouped, first=False), (6, 5)),
+    "attention_shared": (lambda: Transformer(lambda width, heads: Grouped(width, heads, 1)), (6, 5)),
     "attention_flexible": (lambda: Transformer(Flexible), (6, 5)),
     "attention_single": (lambda: Transformer(Single), (6, 5)),
     "attention_crossed": (CrossAttention, (6, 5)),
