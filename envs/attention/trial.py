@@ -90,7 +90,7 @@ def _dropouts(module: nn.Module, out: str, inputs: Tensor) -> tuple[float, float
 
 
 def _given(network: nn.Module, module: nn.Module, example_input: Tensor) -> Tensor | None:
-    """What a module reads, if that is one tensor [B, N, D] in one call."""
+    """What a module reads, if that is one tensor [B, N, D] in one call, and nothing else that says something."""
     twin = copy_network(network).eval()
     name = next(name for name, one in network.named_modules() if one is module)
     taken: list[Any] = []
@@ -99,9 +99,11 @@ def _given(network: nn.Module, module: nn.Module, example_input: Tensor) -> Tens
     )
     with torch.no_grad():
         twin(example_input)
-    if len(taken) != 1 or len(taken[0][0]) != 1 or taken[0][1]:
+    if len(taken) != 1 or not taken[0][0]:
         return None
-    value = taken[0][0][0]
+    (value, *others), named = taken[0]
+    if any(other is not None and other is not False for other in (*others, *named.values())):
+        return None
     return value if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point() else None
 
 

@@ -91,8 +91,22 @@ class Attention(nn.Module):
         width = self.core.head_width
         return 1 if width is None else self.q_proj.out_features // width
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] float from [B, N, D]."""
+    def forward(self, x: Tensor, *unset: None, **unset_by_name: None) -> Tensor:
+        """[B, N, D] float from [B, N, D].
+
+        Args:
+            x: Tokens.
+            unset: Further arguments that the module in whose place this one stands was given as None or False.
+            unset_by_name: The same.
+
+        Raises:
+            ValueError: If one of them says something, such as a mask.
+        """
+        if any(value is not None and value is not False for value in (*unset, *unset_by_name.values())):
+            raise ValueError(
+                "explicit attention takes the arguments that it was found with, but got a further one: give the "
+                "example input of the task what the network is to be used with"
+            )
         out: Tensor = self.dropout(self.out_proj(self.core(self.q_proj(x), self.k_proj(x), self.v_proj(x))))
         return out
 

@@ -149,6 +149,14 @@ def test_a_policy_with_attention_refuses_a_network_without_it() -> None:
         policy.apply(nn.Linear(3, 3))
 
 
+def test_explicit_attention_refuses_a_mask_that_it_was_not_found_with() -> None:
+    attention = read("attention_summed").network.blocks[0].attention
+    x = torch.randn(2, 6, 16)
+    assert torch.equal(attention(x, None), attention(x))
+    with pytest.raises(ValueError, match="takes the arguments that it was found with"):
+        attention(x, mask=torch.ones(6, 6))
+
+
 class Biased(ZOO.Summed):  # type: ignore[misc, name-defined]
     """Adds a learned number to every product, which no explicit attention has."""
 
@@ -156,7 +164,7 @@ class Biased(ZOO.Summed):  # type: ignore[misc, name-defined]
         super().__init__(width, heads)
         self.table = nn.Parameter(torch.zeros(heads, 6, 6))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
         weights = (torch.einsum("bnhd,bmhd->bhnm", q, k) * 0.5 + self.table).softmax(-1)
         out: Tensor = self.out(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))

@@ -217,6 +217,7 @@ def check_inspection(found: Inspection, network: nn.Module, example: Tensor) -> 
     Console(file=file, width=80).print(inspection_tables(found))
     assert max(map(len, file.getvalue().splitlines())) <= 80
     assert all(layer in "".join(file.getvalue().split()) for layer in layers)
+    assert all(f"{unit.channels} {unit.kind}" in file.getvalue() for unit in found.units if unit.kind != "channels")
 
 
 def writes_outputs(network: nn.Module, layer: str, example: Tensor) -> bool:

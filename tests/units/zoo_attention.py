@@ -21,7 +21,7 @@ class Summed(nn.Module):
         self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
         weights = torch.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k).softmax(-1)
         out: Tensor = self.out(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))
@@ -120,7 +120,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, attention: nn.Module, first: bool) -> None:
         super().__init__()
-        self.attention, self.first = attention, first
+        self.attention, self.first, self.rest = attention, first, (None,) * isinstance(attention, Summed)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.gate, self.up, self.down = nn.Linear(width, 24), nn.Linear(width, 24), nn.Linear(24, width)
 
@@ -130,7 +130,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.first:
-            x = x + self.attention(self.norm1(x))
+            x = x + self.attention(self.norm1(x), *self.rest)
             return x + self.hidden(self.norm2(x))
         x = self.norm1(x + self.attention(x))
         out: Tensor = self.norm2(x + self.hidden(x))
