@@ -150,7 +150,8 @@ def test_a_policy_with_attention_refuses_a_network_without_it() -> None:
 
 
 def test_explicit_attention_refuses_a_mask_that_it_was_not_found_with() -> None:
-    attention = read("attention_summed").network.blocks[0].attention
+    blocks: Any = read("attention_summed").network.blocks
+    attention = blocks[0].attention
     x = torch.randn(2, 6, 16)
     assert torch.equal(attention(x, None), attention(x))
     with pytest.raises(ValueError, match="takes the arguments that it was found with"):
