@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amc.export.applied import load_applied, write_applied
 from envs.attention.explicit import Form, explicit, made_explicit
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
@@ -136,6 +137,15 @@ def test_a_policy_gives_the_same_widths_on_fresh_weights_and_a_plain_network() -
         assert torch.equal(twin(x), attention(x))
     small.train()(inputs()).square().sum().backward()
     assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def test_an_applied_policy_is_read_again_into_the_original_network(tmp_path: Path) -> None:
+    made = compressor(read("attention_batched"), "layerwise")
+    policy = made.policy({unit.name: -(-unit.channels // 2) for unit in made.units})
+    small = made.compress(policy).network
+    write_applied(policy, small, tmp_path)
+    again = load_applied(built("attention_batched", seed=1), tmp_path)
+    assert torch.equal(again(inputs()), small(inputs()))
 
 
 def test_explicit_attention_keeps_the_dropout_of_training() -> None:
