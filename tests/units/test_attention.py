@@ -18,6 +18,7 @@ from amc.export.applied import load_applied, write_applied
 from envs.attention.explicit import Form, explicit, made_explicit
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
+from envs.importance.scores import IMPORTANCES
 from envs.network.attention import Attention
 from envs.network.graph import trace
 from envs.regression.heard import heard_positions
@@ -59,8 +60,8 @@ def read(name: str) -> Anatomy:
     return dissect(built(name), inputs()[:1], inputs())
 
 
-def compressor(anatomy: Anatomy, repair: str = "none") -> Compressor:
-    settings = CompressionSettings(repair=repair, positions=6, quick_positions=6, importance="obs")
+def compressor(anatomy: Anatomy, repair: str = "none", importance: str = "obs") -> Compressor:
+    settings = CompressionSettings(repair=repair, positions=6, quick_positions=6, importance=importance)
     family, units = anatomy.family, anatomy.units
     chunks = torch.split(inputs(32), 8)
     return Compressor(anatomy.network, anatomy.graph, family, units, chunks, settings, forms=anatomy.forms)
@@ -209,6 +210,16 @@ def test_repair_brings_attention_closer_to_the_dense_network(name: str) -> None:
             small = made.compress(made.policy(kept)).network
             errors[repair] = float((small(inputs(32)) - anatomy.network(inputs(32))).square().mean())
     assert errors["sequential"] < errors["layerwise"] < errors["none"]
+
+
+@pytest.mark.parametrize("importance", [name for name in IMPORTANCES if name != "bn_scale"])
+def test_every_importance_orders_heads_and_the_widths_of_single_ones(importance: str) -> None:
+    for name in ("attention_single", "attention_grouped"):
+        anatomy = read(name)
+        orders = compressor(anatomy, importance=importance).orders
+        assert {unit.name: sorted(orders[unit.name]) for unit in anatomy.units} == {
+            unit.name: list(range(unit.channels)) for unit in anatomy.units
+        }
 
 
 class FirstToken(nn.Module):
