@@ -203,7 +203,8 @@ def _network(task: str, overrides: Overrides) -> tuple[Task, Anatomy]:
     from envs.units.anatomy import dissect
 
     loaded = load_task(task, **overrides)
-    return loaded, dissect(loaded.network, loaded.example_input, verification_samples(loaded.calibration))
+    anatomy = dissect(loaded.network, loaded.example_input, verification_samples(loaded.calibration))
+    return loaded.of_network(anatomy.network), anatomy
 
 
 def _again(minutes: float | None) -> float:

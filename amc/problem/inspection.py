@@ -61,6 +61,7 @@ class InspectedUnit:
         step: Channels that only go together.
         lightest: Smallest number of channels that the rules let stay.
         macs: Share of the dense network's MACs in operators that the unit touches, in [0, 1].
+        kind: What one of them is: "channels", attention "heads", or "head groups".
         writes: Layers whose outputs they are, in execution order: `name` is the first.
         carries: Layers that map each channel to itself (normalization, depthwise convolution, PReLU).
         reads: Layers whose inputs they are.
@@ -74,6 +75,7 @@ class InspectedUnit:
     writes: tuple[str, ...]
     carries: tuple[str, ...]
     reads: tuple[str, ...]
+    kind: str = "channels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,15 +147,16 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
         ValueError: If the rules leave a unit without a width, or match nothing.
     """
     anatomy = dissect(task.network, task.example_input, verification_samples(task.calibration))
+    network = anatomy.network
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     widths, skipped = Rules.of(config.rules, profiled=config.profile is not None).sites(anatomy.units)
-    sites, fixed = choose_sites(config, task.network, anatomy, shapes)
+    sites, fixed = choose_sites(config, network, anatomy, shapes)
     units = _units(anatomy, widths)
     return Inspection(
         task=task.name,
         costs=_costs(anatomy, sites, shapes),
         units=units,
-        stays=_stays(task.network, anatomy, _spread(skipped, anatomy.units, task.network), units),
+        stays=_stays(network, anatomy, _spread(skipped, anatomy.units, network), units),
         patterns=_patterns(anatomy, sites, fixed) if config.choose != "channels" else (),
         uncounted=anatomy.uncounted,
         untraced="" if anatomy.graph.traced else anatomy.graph.reason,
@@ -189,9 +192,10 @@ def _units(anatomy: Anatomy, sites: Sequence[Site]) -> tuple[InspectedUnit, ...]
                 step=unit.granule,
                 lightest=lightest[unit.name],
                 macs=cost_of(Macs(), touched) / total if total else 0.0,
-                writes=tuple(member.module for member in members if member.role == "producer"),
+                writes=tuple(member.module for member in members if member.role in ("producer", "factor")),
                 carries=tuple(member.module for member in members if member.role == "carrier"),
                 reads=tuple(member.module for member in members if member.role == "consumer"),
+                kind=unit.kind,
             )
         )
     return tuple(found)

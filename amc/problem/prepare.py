@@ -109,6 +109,7 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
         settings,
         cached_tensors,
         [site.layer for site in setup.sites if isinstance(site, PatternSite)],
+        anatomy.forms,
     )
     progress("calibrating", 1, 1)
     return compressor

@@ -140,6 +140,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         table = load_table(config.profile, logger.warning)
     progress("finding units", 0, 1)
     anatomy = dissect(task.network, task.example_input, verification_samples(task.calibration))
+    task = task.of_network(anatomy.network)
     return_memory()
     progress("finding units", 1, 1)
     shapes = load_rules(config.shapes) if config.shapes is not None else None

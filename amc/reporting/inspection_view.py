@@ -68,7 +68,8 @@ def _units(task: str, units: tuple[InspectedUnit, ...]) -> Group:
                 ),
             ]
         )
-        table.add_row(str(unit.channels), str(unit.step), str(unit.lightest), f"{unit.macs:.1%}", members)
+        counted = str(unit.channels) if unit.kind == "channels" else f"{unit.channels} {unit.kind}"
+        table.add_row(counted, str(unit.step), str(unit.lightest), f"{unit.macs:.1%}", members)
     return _titled(f"{task}: {len(units)} units can be pruned", table)
 
 

@@ -116,6 +116,13 @@ class Task:
         for field, value in fields.items():
             object.__setattr__(self, field, value)
 
+    def of_network(self, network: nn.Module) -> "Task":
+        """The same task of another network, or itself if that is its own."""
+        if network is self.network:
+            return self
+        fields = {name: getattr(self, name) for name in ("name", "calibration", "validation", "test", "metric")}
+        return Task(network=network, example_input=self.example_input, **fields)
+
 
 def load_task(name: str, *, data: Path | None = None, checkpoint: Path | None = None) -> Task:
     """Makes a task from its name.

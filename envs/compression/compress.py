@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from envs.attention.explicit import Form
 from envs.compression.preparation import (
     HELD_SHARE,
     Preparation,
@@ -23,8 +24,10 @@ from envs.compression.sparsify import finishes
 from envs.importance.scores import importance_named
 from envs.network.graph import Graph
 from envs.network.inference import placed
+from envs.regression.heard import heard_positions
 from envs.regression.statistics import first_chunks
 from envs.repair.bank import Banks, LayerwiseBank
+from envs.repair.factors import with_mixes
 from envs.repair.normalization import reestimate_batch_norm
 from envs.repair.repair import Dense, Pruned, Repair
 from envs.repair.repairs import repair_named
@@ -76,6 +79,7 @@ class Compressor:
         settings: CompressionSettings,
         remember: Remember = lambda kind, key, compute: compute(),
         sparse: Sequence[str] = (),
+        forms: Sequence[Form] = (),
     ) -> None:
         """Computes channel orders (and moments where importance or repair need them).
 
@@ -88,12 +92,14 @@ class Compressor:
             settings: How to compress.
             remember: Gives back earlier results of the same (kind, key), or computes them.
             sparse: Layers that may take a pattern.
+            forms: Attention that was made explicit in the network; policies say so.
         """
         self.network = placed(network, settings.device)
         self.graph = graph
         self.units = tuple(units)
         self.settings = settings
         self._family = family
+        self._forms = tuple(forms)
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(chunks)
         self._repairs: dict[str | type[Repair], Repair] = {}
@@ -103,7 +109,8 @@ class Compressor:
         """Statistics on the calibration images, and what is made of them."""
         settings = self.settings
         quick_chunks = first_chunks(chunks, self.settings.quick_images)
-        sampling, quick_sampling = samplings(settings, chunks, quick_chunks)
+        heard = heard_positions(self.network, self.graph, chunks[0])
+        sampling, quick_sampling = samplings(settings, chunks, quick_chunks, heard)
         preparation = Preparation(
             network=self.network,
             family=self._family,
@@ -136,6 +143,7 @@ class Compressor:
             held_bytes=HELD_SHARE * 1e9 * settings.memory_gb,
             narrow_targets=settings.narrow_targets,
             mean_shift=importance_named(settings.importance).mean_shift,
+            factors=preparation.factors(moments),
         )
         self.preparation_forwards = preparation.image_forwards(moments) + self._repair().preparation_forwards()
 
@@ -175,7 +183,7 @@ class Compressor:
         weighted = [layer.name for layer in self._family.dense.layers if layer.has_weight]
         layers = tuple(LayerPolicy(name=name, pattern=chosen.get(name, "dense")) for name in weighted)
         structure, weights = self._fingerprints
-        return Policy(structure=structure, weights=weights, units=entries, layers=layers)
+        return Policy(structure=structure, weights=weights, units=entries, layers=layers, forms=self._forms)
 
     def policy_of(self, assignment: Assignment) -> Policy:
         """The policy of an assignment of sites."""
@@ -209,6 +217,8 @@ class Compressor:
         chosen = self._repair(repair)
         patterns = policy.patterns()
         axes = kept_axes(self.network, self.units, policy.kept())
+        if chosen.fits:
+            axes = with_mixes(axes, self.units, self.dense.factors)
         small = slice_axes(self.network, axes)
         chosen(
             Pruned(

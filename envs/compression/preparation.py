@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from envs.compression.sparsify import selection_named
 from envs.importance.importance import Evidence, Importance, channel_order
 from envs.importance.scores import importance_named
 from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
+from envs.regression.factors import Factors
 from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import repair_class
@@ -38,14 +39,23 @@ def divided(chunks: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def samplings(
-    settings: CompressionSettings, chunks: Sequence[Tensor], quick_chunks: Sequence[Tensor]
+    settings: CompressionSettings,
+    chunks: Sequence[Tensor],
+    quick_chunks: Sequence[Tensor],
+    heard: Mapping[str, Tensor],
 ) -> tuple[Sampling, Sampling]:
-    """How rows are drawn for statistics and full repair, and for quick repair."""
+    """How rows are drawn for statistics and full repair, and for quick repair.
+
+    Args:
+        settings: How to compress.
+        chunks: Calibration inputs of statistics and full repair.
+        quick_chunks: Those of quick repair.
+        heard: Positions that count, of layers of which not all do.
+    """
     positions = settings.positions or positions_for(sum(map(len, chunks)))
     quick = settings.quick_positions or positions_for(sum(map(len, quick_chunks)), QUICK_ROWS)
-    return Sampling(positions=positions, seed=settings.seed), Sampling(
-        positions=min(positions, quick), seed=settings.seed
-    )
+    full = Sampling(positions=positions, seed=settings.seed, heard=heard)
+    return full, replace(full, positions=min(positions, quick))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +103,8 @@ class Preparation:
         selected = bool(sparse) and selection_named(settings.selection).reads_curvature
         if not (selected or self._importance.reads_moments or repair_class(settings.repair).fits):
             return {}
-        consumers = dict.fromkeys([*(m.module for unit in self.units for m in unit.role("consumer")), *sparse])
+        readers = [m.module for unit in self.units for m in (*unit.role("consumer"), *unit.role("factor"))]
+        consumers = dict.fromkeys([*readers, *sparse])
 
         def compute() -> dict[str, Tensor]:
             return pack_moments(input_moments(self.network, list(consumers), self.chunks, self.sampling))
@@ -119,6 +130,17 @@ class Preparation:
             found = compute()
         return {name: order.tolist() for name, order in found.items()}
 
+    def factors(self, moments: Moments) -> dict[str, Factors]:
+        """Moments of units whose channels are multiplied and summed, as far as those of what they read are known."""
+        found = {}
+        for unit in self.units:
+            names = [member.module for member in unit.role("factor")]
+            if names and all(name in moments and moments[name][0].xx is not None for name in names):
+                first, second = names
+                layers = self.network.get_submodule(first), self.network.get_submodule(second)
+                found[unit.name] = Factors.of(*layers, moments[first], moments[second])
+        return found
+
     def _evidence(self, moments: Moments) -> Evidence:
         settings = self.settings
         sensitivities = dict[str, Tensor]()
@@ -129,6 +151,7 @@ class Preparation:
             network=self.network,
             moments=totals(moments),
             output_scales=output_scales(self.network, self.folds),
+            factors=self.factors(moments),
             sensitivities=sensitivities,
             seed=settings.seed,
         )
@@ -144,5 +167,6 @@ class Preparation:
             "chunks": [len(chunk) for chunk in self.chunks],
             "positions": self.sampling.positions,
             "seed": self.settings.seed,
+            **({"heard": heard} if (heard := {name: at.tolist() for name, at in self.sampling.heard.items()}) else {}),
             **({} if self.settings.device == "cpu" else {"device": self.settings.device}),
         }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from envs.importance.factors import factor_norm
 from envs.importance.importance import Evidence
 from envs.network.kinds import TRANSPOSED
 from envs.regression.rows import can_gather, kernel_size, weight_of, weight_rows
@@ -17,7 +18,7 @@ from envs.units.units import Member, Unit
 
 
 def consumer_norm(unit: Unit, evidence: Evidence, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    """[C] sum of `norm` of each weight over the weights that read a channel."""
+    """[C] sum of `norm` of each weight over the weights that read a channel (of factors: that write it)."""
     scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
     for member in unit.role("consumer"):
         module = evidence.network.get_submodule(member.module)
@@ -28,7 +29,7 @@ def consumer_norm(unit: Unit, evidence: Evidence, norm: Callable[[Tensor], Tenso
             inputs = weight if isinstance(module, TRANSPOSED) else weight.transpose(0, 1)
             own = torch.stack([inputs[[p % len(inputs) for p in row]].sum() for row in member.positions])
         scores += relative(own)
-    return scores
+    return scores + factor_norm(unit, evidence, norm)
 
 
 def scaled_weights(member: Member, evidence: Evidence) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from envs.importance.consumers import consumer_norm, per_channel, relative, scaled_weights
+from envs.importance.factors import fluctuating_products
 from envs.importance.importance import Evidence, Importance
 from envs.regression.rows import can_gather, kernel_size
 from envs.regression.statistics import energy_of
@@ -22,7 +23,8 @@ class Fluctuation(Importance):
 
     What remains of a channel's contribution once its mean is in the bias (An et al., FLAP, AAAI 2024, equation 5);
     `Compressor` puts it there, if no repair does. Weights count as the network sees them, behind the layer's
-    normalization. Consumers whose inputs cannot be gathered do not count; with none left it is `L2`.
+    normalization. Of queries and keys, which are multiplied with each other, it is the mean square of the one times the
+    variance of the other. Consumers whose inputs cannot be gathered do not count; with none left it is `L2`.
     """
 
     reads_moments: ClassVar[bool] = True
@@ -30,6 +32,9 @@ class Fluctuation(Importance):
 
     def __call__(self, unit: Unit, evidence: Evidence) -> Tensor:
         """[C] float64."""
+        products = fluctuating_products(unit, evidence)
+        if products is not None:
+            return products
         scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
         found = False
         for member in unit.role("consumer"):

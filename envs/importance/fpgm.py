@@ -25,7 +25,7 @@ class GeometricMedian(Importance):
     def __call__(self, unit: Unit, evidence: Evidence) -> Tensor:
         """[C] float64."""
         scores = torch.zeros(unit.channels, dtype=torch.float64, device=evidence.device)
-        for member in unit.role("producer"):
+        for member in (*unit.role("producer"), *unit.role("factor")):
             filters = _filters(evidence.network.get_submodule(member.module))
             own = filters[torch.tensor(member.positions, device=filters.device)].flatten(1)
             total = torch.cdist(own, own, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from envs.regression.factors import Factors
 from envs.regression.ridge import Sums
 from envs.units.units import Unit
 
@@ -21,6 +22,7 @@ class Evidence:
         network: The dense network.
         moments: Input moments of consumers, by layer name (empty unless the importance needs them).
         output_scales: [O] scale that the normalization behind a layer gives each of its outputs.
+        factors: Moments of units whose channels are multiplied and summed (queries and keys), by unit name.
         sensitivities: [C] what the output suffers from each channel, by unit (empty unless the importance needs them).
         seed: Seed of random scores.
     """
@@ -28,6 +30,7 @@ class Evidence:
     network: nn.Module
     moments: Mapping[str, Sums]
     output_scales: Mapping[str, Tensor] = field(default_factory=dict)
+    factors: Mapping[str, Factors] = field(default_factory=dict)
     sensitivities: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
 

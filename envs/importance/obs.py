@@ -23,11 +23,12 @@ OBS_RIDGE = 1e-2
 class OptimalBrainSurgeon(Importance):
     """Rank at which a channel is eliminated, later = more important.
 
-    Greedy: the granule whose removal raises the consumers' squared output error least goes first, and the
-    remaining weights are updated (Hassibi & Stork 1993, for blocks; Kurtic et al., ZipLM, 2023). Errors of
-    several consumers are added, each relative to its output energy. Output errors count as the network sees
-    them, behind the layer's normalization. Consumers too wide for a Gram matrix count with its diagonal;
-    without any that can be gathered it is `L2`.
+    Greedy: the granule whose removal raises the consumers' squared output error least goes first, and the remaining
+    weights are updated (Hassibi & Stork 1993, for blocks; Kurtic et al., ZipLM, 2023). Errors of several consumers are
+    added, each relative to its output energy. Output errors count as the network sees them, behind the layer's
+    normalization. A head's error is that of all its columns together, tr(W_h (G^-1_hh)^-1 W_h'). Channels of queries
+    and keys are judged by the error of their products (`regression.factors`). Consumers too wide for a Gram matrix
+    count with its diagonal; without any that can be gathered it is `L2`.
     """
 
     reads_moments: ClassVar[bool] = True
@@ -35,6 +36,7 @@ class OptimalBrainSurgeon(Importance):
     def __call__(self, unit: Unit, evidence: Evidence) -> Tensor:
         """[C] float64."""
         blocks = [block for member in unit.role("consumer") for block in _blocks(unit, member, evidence)]
+        blocks += _factor_blocks(unit, evidence)
         if not blocks:
             return consumer_norm(unit, evidence, torch.square)
         count = len(unit.granules)
@@ -94,6 +96,14 @@ class _Block:
         rows = torch.linalg.solve(self.inverse[columns[:, None], columns], self.inverse[columns])
         self.weights -= self.weights[:, columns] @ rows
         self.inverse -= self.inverse[:, columns] @ rows
+
+
+def _factor_blocks(unit: Unit, evidence: Evidence) -> list[_Block]:
+    factors = evidence.factors.get(unit.name)
+    if factors is None:
+        return []
+    columns = torch.arange(unit.channels, device=evidence.device)[:, None]
+    return [_Block(factors.weights[0], factors.gram()[0], columns)]
 
 
 def _blocks(unit: Unit, member: Member, evidence: Evidence) -> list[_Block]:

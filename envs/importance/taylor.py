@@ -3,13 +3,14 @@
 Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019: a gate of value 1 multiplies a channel,
 and the square of the loss's gradient by it, (sum of gradient x weight)^2, is its importance.
 
-Deviations: a unit's gate stands in front of all its consumers, which is where its channels are removed, and holds for
-any number of producers, carriers and consumers. Squares are taken per image, not per batch, so that batches do not
-matter. The loss has no labels, which are used only to score: it is half the squared distance of the outputs from
-targets drawn around the dense outputs, y + e with every e = +1 or -1 (at y itself the gradient is zero). The mean
-square over such targets is the sum over all outputs of (d output / d gate)^2: the Fisher information of a Gaussian
-around the outputs and, but for a shift common to all classes, of class scores at high temperature. At temperature 1
-a trained network is so sure of its calibration images that only a few of them would count.
+Deviations: a unit's gate stands in front of all its consumers, which is where its channels are removed (behind one of
+two factors), and holds for any number of producers, carriers and consumers. Squares are taken per image, not per
+batch, so that batches do not matter. The loss has no labels, which are used only to score: it is half the squared
+distance of the outputs from targets drawn around the dense outputs, y + e with every e = +1 or -1 (at y itself the
+gradient is zero). The mean square over such targets is the sum over all outputs of (d output / d gate)^2: the Fisher
+information of a Gaussian around the outputs and, but for a shift common to all classes, of class scores at high
+temperature. At temperature 1 a trained network is so sure of its calibration images that only a few of them would
+count.
 """
 
 from __future__ import annotations
@@ -66,12 +67,15 @@ def gate_sensitivities(
         ValueError: If no finite gradient reaches the consumers.
     """
     consumers = list(dict.fromkeys(member.module for unit in units for member in unit.role("consumer")))
+    writers = list(dict.fromkeys(member.module for unit in units for member in unit.role("factor")[:1]))
 
     def one(index: int) -> dict[str, Tensor]:
         twin = functional_copy(network)
         taken = dict[str, Tensor]()
         for name in consumers:
             twin.get_submodule(name).register_forward_pre_hook(_take(name, taken))
+        for name in writers:
+            twin.get_submodule(name).register_forward_hook(_take_output(_written(name), taken))
         generator = Sampling(seed=seed).generator(STREAM, index)
         inputs = chunks[index]
         totals = {unit.name: torch.zeros(unit.channels, dtype=torch.float64, device=inputs.device) for unit in units}
@@ -100,10 +104,25 @@ def _take(name: str, taken: dict[str, Tensor]) -> Callable[..., tuple[Any, ...]]
     return hook
 
 
+def _written(layer: str) -> str:
+    """Under which name the output of a layer is taken; others are inputs."""
+    return f"{layer}|output"
+
+
+def _take_output(name: str, taken: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """A hook that lets others read a copy of a layer's output."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        taken[name] = output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
+        return taken[name]
+
+    return hook
+
+
 def _changes(
     twin: nn.Module, batch: Tensor, taken: dict[str, Tensor], generator: torch.Generator
 ) -> dict[str, tuple[Tensor, int]]:
-    """Input times gradient by it, of every consumer, and the axis of its channels."""
+    """What was taken times gradient by it, of every layer, and the axis of its channels."""
     taken.clear()
     try:
         with torch.enable_grad():
@@ -113,7 +132,10 @@ def _changes(
     except RuntimeError as error:  # no gradient flows, or an operator in place has overwritten what it needs
         raise ValueError(_refusal(str(error).splitlines()[0])) from error
     return {
-        name: (_product(x, gradient), x.ndim - 1 if isinstance(twin.get_submodule(name), nn.Linear) else 1)
+        name: (
+            _product(x, gradient),
+            x.ndim - 1 if isinstance(twin.get_submodule(name.partition("|")[0]), nn.Linear) else 1,
+        )
         for (name, x), gradient in zip(taken.items(), found, strict=True)
     }
 
@@ -126,8 +148,10 @@ def _gate_gradients(unit: Unit, changes: Mapping[str, tuple[Tensor, int]], image
     """[B, C] gradient by the gate of each channel in each image."""
     device = next(iter(changes.values()))[0].device
     total = torch.zeros(images, unit.channels, dtype=torch.float64, device=device)
-    for member in unit.role("consumer"):
-        values, axis = changes[member.module]
+    taken = [(member.module, member) for member in unit.role("consumer")]
+    taken += [(_written(member.module), member) for member in unit.role("factor")[:1]]
+    for name, member in taken:
+        values, axis = changes[name]
         each = values.movedim(axis, -1)
         each = each.reshape(images, -1, each.shape[-1]).sum(dim=1)  # tokens may stand in the first axis, too
         total += each[:, torch.tensor(member.positions, device=device)].sum(dim=2)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from envs.network.attention import AttentionCore
 from hw_profiles.layers import Kind
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -16,7 +17,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
-LAYERS = (*WEIGHTED, *NORMS, nn.PReLU, nn.RNNBase, nn.MultiheadAttention)
+LAYERS = (*WEIGHTED, *NORMS, nn.PReLU, nn.RNNBase, nn.MultiheadAttention, AttentionCore)
 """Modules that are one operator, subclasses included: what their forward does inside is theirs."""
 
 VIEWS = ("permute", "transpose", "movedim", "squeeze", "unsqueeze")

@@ -100,6 +100,25 @@ def add(chunks: Iterable[Sums]) -> Sums:
     return total
 
 
+def missing(sums: Sums, weights: Tensor, columns: Tensor) -> Sums:
+    """Sums over the kept columns, with what the other columns gave the outputs as residual.
+
+    Args:
+        sums: Over all columns.
+        weights: [G, n, o] float64 weights on all columns.
+        columns: [k] columns that are kept.
+    """
+    gone = weights.clone()
+    gone[:, columns] = 0
+    x = sums.x[:, columns]
+    r = torch.einsum("gn,gno->go", sums.x.double(), gone)
+    if sums.xx is not None:
+        xx, xr = sums.xx[:, columns[:, None], columns], sums.xx[:, columns].double() @ gone
+        return Sums(count=sums.count, x=x, r=r, xx=xx, xr=xr)
+    rows = tuple((rows[:, :, columns], rows.double() @ gone) for rows, _ in sums.rows)
+    return Sums(count=sums.count, x=x, r=r, xx=None, xr=None, rows=rows)
+
+
 Finish = Callable[[Tensor, Tensor], Tensor]
 """(fitted weights [G, n, o], curvature [G, n, n] or its diagonal [G, n]) -> weights: what has to hold beside."""
 

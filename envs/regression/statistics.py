@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from envs.network.copies import copy_network
 from envs.parallel import map_chunks
 from envs.regression.ridge import Sums, add, sums_of
-from envs.regression.rows import can_gather, draw_positions, gather_inputs, output_places
+from envs.regression.rows import Positions, can_gather, draw_positions, gather_inputs, output_places
 from envs.regression.shrinkage import FOLDS
 
 Moments = Mapping[str, tuple[Sums, ...]]
@@ -30,15 +30,32 @@ class Sampling:
     Attributes:
         positions: Output positions per image.
         seed: Seed of the draw.
+        heard: [P] positions among which is drawn, for layers of which not all count (`heard_positions`).
     """
 
     positions: int = 48
     seed: int = 0
+    heard: Mapping[str, Tensor] = field(default_factory=dict)
 
     def generator(self, layer: int, chunk: int) -> torch.Generator:
         """The generator of one layer's positions in one chunk: keyed, so order of work cannot matter."""
         key = (self.seed * 1_000_003 + layer) * 1_000_003 + chunk
         return torch.Generator().manual_seed(key % (2**63))
+
+    def draw(self, module: nn.Module, name: str, outputs: Tensor, layer: int, chunk: int) -> Positions:
+        """The positions at which one layer is looked at in one chunk.
+
+        Args:
+            module: The layer.
+            name: Its name.
+            outputs: What it wrote.
+            layer: Its number, for the generator.
+            chunk: Number of the chunk.
+        """
+        heard = self.heard.get(name)
+        places = output_places(module, tuple(outputs.shape)) if heard is None else len(heard)
+        drawn = draw_positions(len(outputs), places, self.positions, self.generator(layer, chunk), outputs.device)
+        return drawn if heard is None else Positions(drawn.image, heard.to(drawn.place.device)[drawn.place])
 
 
 def first_chunks(chunks: Sequence[Tensor], images: int) -> tuple[Tensor, ...]:
@@ -70,9 +87,7 @@ def input_moments(
 
         def note(position: int, name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-                places = output_places(module, tuple(output.shape))
-                generator = sampling.generator(position, index)
-                at = draw_positions(len(output), places, sampling.positions, generator, output.device)
+                at = sampling.draw(module, name, output, position, index)
                 rows = gather_inputs(module, inputs[0], at)
                 empty = rows.new_zeros((*rows.shape[:2], 0))
                 found[name] = sums_of(rows, empty, gram=rows.shape[2] <= GRAM_LIMIT)

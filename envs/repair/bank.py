@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from envs.regression.ridge import Fit, Sums, add, curvature_of, dual, factor, penalty_of
+from envs.regression.ridge import Fit, Sums, add, curvature_of, dual, factor, missing, penalty_of
 from envs.regression.rows import column_indices, kernel_size, weight_rows
 from envs.regression.shrinkage import UNDIVIDED_RIDGE, best_ridge
 from envs.regression.statistics import Moments, gram_of
@@ -235,25 +235,6 @@ class Banks:
     def whole(self) -> Banks:
         """The fits to all images alone, which cannot be read again; for workers."""
         return Banks(whole=self.get())
-
-
-def missing(sums: Sums, weights: Tensor, columns: Tensor) -> Sums:
-    """Sums over the kept columns, with what the other columns gave the outputs as residual.
-
-    Args:
-        sums: Over all columns.
-        weights: [G, n, o] float64 weights on all columns.
-        columns: [k] columns that are kept.
-    """
-    gone = weights.clone()
-    gone[:, columns] = 0
-    x = sums.x[:, columns]
-    r = torch.einsum("gn,gno->go", sums.x.double(), gone)
-    if sums.xx is not None:
-        xx, xr = sums.xx[:, columns[:, None], columns], sums.xx[:, columns].double() @ gone
-        return Sums(count=sums.count, x=x, r=r, xx=xx, xr=xr)
-    rows = tuple((rows[:, :, columns], rows.double() @ gone) for rows, _ in sums.rows)
-    return Sums(count=sums.count, x=x, r=r, xx=None, xr=None, rows=rows)
 
 
 def input_orders(units: Sequence[Unit], orders: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

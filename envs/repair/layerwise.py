@@ -52,7 +52,9 @@ def write_consumers(dense: Dense, pruned: Pruned, bank: LayerwiseBank, fit: FitC
             continue
         found = fit(name, touched.inputs, takes_shift(dense.network, folds, name))
         weights, shift = found.weights, found.shift.flatten()
-        if touched.outputs is not None:
+        if touched.mix is not None:
+            weights, shift = weights @ touched.mix, shift @ touched.mix
+        elif touched.outputs is not None:
             groups = len(weights)
             flat = weights.transpose(1, 2).flatten(0, 1)[touched.outputs]
             weights = flat.reshape(groups, len(flat) // groups, -1).transpose(1, 2)

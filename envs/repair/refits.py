@@ -40,13 +40,13 @@ class Refit:
     Attributes:
         node: Its node in the program.
         drifted: Whether its input drifted; otherwise only its pattern is new.
-        outputs: Positions of its outputs that stay, None for all.
+        touched: What stays of it.
         branch: How it reaches an addition, None where it does not.
     """
 
     node: fx.Node
     drifted: bool
-    outputs: Tensor | None
+    touched: Axes
     branch: Branch | None
 
     @property
@@ -55,8 +55,10 @@ class Refit:
         return str(self.node.target)
 
     def kept(self, rows: Tensor) -> Tensor:
-        """[m, o] columns of [m, O] that stay."""
-        return rows if self.outputs is None else rows[:, self.outputs]
+        """[m, o] what of [m, O] dense outputs the layer is to give."""
+        if self.touched.mix is not None:
+            return rows @ self.touched.mix.to(rows.dtype)
+        return rows if self.touched.outputs is None else rows[:, self.touched.outputs]
 
 
 def refits_of(
@@ -79,7 +81,7 @@ def refits_of(
         moved = node.all_input_nodes[0] in drifted
         touched = axes.get(str(node.target), Axes())
         if node.target in sparse or (moved and (producers or touched.inputs is not None)):
-            refits[node] = Refit(node, moved, touched.outputs, _branch(targets, node, touched.outputs))
+            refits[node] = Refit(node, moved, touched, _branch(targets, node, touched.outputs))
     return refits
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, Self
 from torch import Tensor, nn
 
 from envs.network.graph import Graph
+from envs.regression.factors import Factors
 from envs.regression.ridge import Finish
 from envs.regression.statistics import Sampling
 from envs.repair.bank import Banks
@@ -34,6 +35,7 @@ class Dense:
         producers: Refit every layer whose input drifted, not only the consumers of pruned units.
         held_bytes: Activations that a walk may keep.
         narrow_targets: Keep the dense network's outputs at the sampled positions in bfloat16.
+        factors: Moments of units whose channels are multiplied and summed, by unit name.
         mean_shift: Channels that go leave their mean in the bias, even without repair.
     """
 
@@ -51,6 +53,7 @@ class Dense:
     held_bytes: float
     narrow_targets: bool
     mean_shift: bool
+    factors: Mapping[str, Factors] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 from envs.parallel import return_memory
 from envs.regression.ridge import Finish
 from envs.repair.bank import Banks
+from envs.repair.factors import with_mixes
 from envs.repair.repair import Dense, Pruned, Repair
 from envs.repair.targets import Targets, record_targets
 from envs.repair.walk import RepairWalk
@@ -97,6 +98,7 @@ class SequentialRepair(Repair):
             self._ridges = {}
             if self.dense.ridge is None:
                 axes = kept_axes(self.dense.network, self.dense.units, self._halves())
+                axes = with_mixes(axes, self.dense.units, self.dense.factors)
                 walk = self._walk(True, {}, half=False, finishes={})
                 self._ridges = walk(slice_axes(self.dense.network, axes), axes)
         return self._ridges

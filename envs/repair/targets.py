@@ -18,7 +18,7 @@ from envs.network.inference import channels_last
 from envs.network.interpreter import Interpreter
 from envs.network.kinds import BATCH_NORMS
 from envs.parallel import map_chunks, return_memory
-from envs.regression.rows import Positions, can_gather, draw_positions, output_places, take_outputs, weight_of
+from envs.regression.rows import Positions, can_gather, take_outputs, weight_of
 from envs.regression.statistics import Sampling
 
 PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -162,9 +162,8 @@ class _Recorder:
 
     def _target(self, layer: fx.Node, output: Tensor, index: int) -> Target:
         module = self.network.get_submodule(str(layer.target))
-        generator = self.sampling.generator(self.keys[str(layer.target)], index)
-        places = output_places(module, tuple(output.shape))
-        at = draw_positions(len(output), places, self.sampling.positions, generator, output.device)
+        name = str(layer.target)
+        at = self.sampling.draw(module, name, output, self.keys[name], index)
         return Target(at=at, own=self._rows(layer, output, at), images=len(output))
 
     def _rows(self, layer: fx.Node, values: Tensor, at: Positions) -> Tensor:
@@ -197,16 +196,33 @@ def _addend(layer: fx.Node, network: nn.Module) -> Addend | None:
         if _is_addition(reader):
             other = next((source for source in reader.all_input_nodes if source is not current), None)
             return None if other is None else Addend(sum=reader, other=other, scale=scale)
+        factor = _scaled_by(reader, current, module, network)
+        if factor is not None:
+            scale, current = scale * factor, reader
+            continue
         if reader.op != "call_module":
             return None
         between = network.get_submodule(str(reader.target))
         if isinstance(between, BATCH_NORMS) and between.running_var is not None:
-            factor = (between.running_var + between.eps).rsqrt()
-            scale = scale * (factor if between.weight is None else factor * between.weight.detach())
+            inverse = (between.running_var + between.eps).rsqrt()
+            scale = scale * (inverse if between.weight is None else inverse * between.weight.detach())
         elif not isinstance(between, PASS_THROUGH):
             return None
         current = reader
     return None
+
+
+def _scaled_by(node: fx.Node, current: fx.Node, layer: nn.Module, network: nn.Module) -> Tensor | None:
+    """[O] what an operator multiplies each channel of a layer's output by, if it is a parameter (LayerScale)."""
+    if node.target not in (operator.mul, torch.mul) or len(node.all_input_nodes) != 2:
+        return None
+    other = next(source for source in node.all_input_nodes if source is not current)
+    value = operator.attrgetter(str(other.target))(network) if other.op == "get_attr" else None
+    rest = 0 if isinstance(layer, nn.Linear) else len(getattr(layer, "kernel_size", ()))
+    width = getattr(layer, "out_channels", getattr(layer, "out_features", 1))
+    if not isinstance(value, Tensor) or value.ndim <= rest or value.numel() != width or value.shape[-1 - rest] != width:
+        return None
+    return value.detach().flatten()
 
 
 def _is_addition(node: fx.Node) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from envs.attention.explicit import Form, made_explicit
 from envs.space.patterns import mask_by_magnitude
 from envs.space.policy_file import SCHEMA_VERSION, digest_of, read_policy_file, unit_entry
 from envs.units.slicing import axis_size, slice_network
@@ -72,6 +73,7 @@ class Policy:
         weights: Fingerprint of its weights (others are warned about).
         units: What stays of each unit.
         layers: Pattern of each layer with a weight.
+        forms: Attention that is made explicit before channels go; fingerprints are those of the network with it.
         provenance: Where it comes from (task, budgets, seed, ...), free JSON.
     """
 
@@ -79,6 +81,7 @@ class Policy:
     weights: str
     units: tuple[UnitPolicy, ...]
     layers: tuple[LayerPolicy, ...] = ()
+    forms: tuple[Form, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -104,6 +107,7 @@ class Policy:
             PolicyMismatch: If modules or shapes differ.
         """
         self.check_structure(network)
+        network = made_explicit(network, self.forms)
         if check_weights and weights_fingerprint(network) != self.weights:
             warnings.warn(
                 "the policy was made for other weights of this network: its channels may not be the best ones here",
@@ -121,6 +125,10 @@ class Policy:
         Raises:
             PolicyMismatch: If modules or shapes differ.
         """
+        try:
+            network = made_explicit(network, self.forms)
+        except ValueError as error:
+            raise PolicyMismatch(str(error)) from error
         found = structure_fingerprint(network)
         if found != self.structure:
             raise PolicyMismatch(
@@ -154,6 +162,7 @@ class Policy:
             "network": {"structure": self.structure, "weights": self.weights},
             "units": [unit_entry(entry.unit, entry.indices) for entry in self.units],
             "layers": [{"name": layer.name, "pattern": layer.pattern} for layer in self.layers],
+            **({"attention": [form.to_json() for form in self.forms]} if self.forms else {}),
             "provenance": dict(self.provenance),
         }
         return content | {"digest": digest_of(content)}
@@ -172,6 +181,7 @@ class Policy:
             weights=file.network.weights,
             units=tuple(UnitPolicy(unit=entry.unit(), indices=tuple(entry.indices)) for entry in file.units),
             layers=tuple(LayerPolicy(name=layer.name, pattern=layer.pattern) for layer in file.layers),
+            forms=tuple(entry.form() for entry in file.attention),
             provenance=file.provenance,
         )
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from envs.units.units import Member, Positions, Role, Unit
+from envs.attention.explicit import Form
+from envs.units.units import Kind, Member, Positions, Role, Unit
 from hw_profiles.documents import Strict, validated
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -61,6 +62,7 @@ class UnitEntry(Strict):
 
     name: str
     channels: Size
+    kind: Kind = "channels"
     kept: Size
     indices: list[int]
     granule: Run | Rows
@@ -98,7 +100,7 @@ class UnitEntry(Strict):
             Member(module=member.module, role=member.role, positions=_expanded(member.positions))
             for member in self.members
         )
-        return Unit(name=self.name, channels=self.channels, granules=granules, members=tuple(members))
+        return Unit(name=self.name, channels=self.channels, granules=granules, members=tuple(members), kind=self.kind)
 
 
 class LayerEntry(Strict):
@@ -106,6 +108,24 @@ class LayerEntry(Strict):
 
     name: str
     pattern: str
+
+
+class FormEntry(Strict):
+    """How one attention was made explicit, as in `envs.attention.explicit.Form`."""
+
+    module: str
+    q: str
+    k: str
+    v: str
+    out: str
+    head_width: Size | None
+    scale: float
+    causal: bool
+    interleaved: bool
+
+    def form(self) -> Form:
+        """The form."""
+        return Form(**self.model_dump())
 
 
 class NetworkEntry(Strict):
@@ -122,6 +142,7 @@ class PolicyFile(Strict):
     network: NetworkEntry
     units: list[UnitEntry]
     layers: list[LayerEntry]
+    attention: list[FormEntry] = Field(default_factory=list)
     provenance: dict[str, Any]
     digest: str
 
@@ -172,6 +193,7 @@ def unit_entry(unit: Unit, indices: Sequence[int]) -> dict[str, Any]:
     return {
         "name": unit.name,
         "channels": unit.channels,
+        **({} if unit.kind == "channels" else {"kind": unit.kind}),
         "kept": len(indices),
         "indices": list(indices),
         "granule": _runs(unit.granules),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from math import gcd
 
 from envs.space.settings import KERNEL_WIDTH, MIN_ROUNDED, RulesConfig
 from envs.space.sites import WidthSite
@@ -26,7 +27,7 @@ class Rules(RulesConfig):
     def widths(self, unit: Unit) -> list[int]:
         """The unit's widths under these rules, lightest first; never zero channels."""
         steps = range(unit.granule, unit.channels + 1, unit.granule)
-        multiple = self._multiple(unit.channels)
+        multiple = self._multiple(unit)
         return [
             count
             for count in steps
@@ -34,10 +35,12 @@ class Rules(RulesConfig):
             and self.min_ratio - 1e-9 <= count / unit.channels <= self.max_ratio + 1e-9
         ]
 
-    def _multiple(self, channels: int) -> int:
-        if self.round_to is not None:
-            return self.round_to
-        return KERNEL_WIDTH if channels >= MIN_ROUNDED else 1
+    def _multiple(self, unit: Unit) -> int:
+        width = 1 if unit.kind == "channels" else len(unit.role("consumer")[0].positions[0])  # of a head
+        multiple = self.round_to
+        if multiple is None:
+            multiple = KERNEL_WIDTH if unit.channels * width >= MIN_ROUNDED else 1
+        return multiple // gcd(multiple, width)
 
     def sites(self, units: Sequence[Unit]) -> tuple[list[WidthSite], list[Fixed]]:
         """One site per unit that may change, in order, and the skipped ones with the reason.

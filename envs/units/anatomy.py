@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from envs.network.graph import Graph, trace
+from envs.attention.explicit import Form
+from envs.network.graph import Graph
 from envs.network.recount import confirm_macs, independent_macs
 from envs.parallel import single_threaded
+from envs.units.attention import read_attention
 from envs.units.fates import left_over
 from envs.units.layout import LayoutFamily, measure_family
 from envs.units.together import verify_together
@@ -22,6 +24,9 @@ class Anatomy:
     """What of a network can be pruned.
 
     Attributes:
+        network: The network that all else is about: the given one, with attention made explicit where its own classes
+            would not run with other widths.
+        forms: What was made explicit.
         graph: Its operator graph.
         family: Its layouts as a function of unit widths.
         units: Verified units in execution order.
@@ -29,10 +34,12 @@ class Anatomy:
         uncounted: Operators of torch that plausibly multiply, but for which no formula is known.
     """
 
+    network: nn.Module
     graph: Graph
     family: LayoutFamily
     units: tuple[Unit, ...]
     fixed: tuple[Fixed, ...]
+    forms: tuple[Form, ...] = ()
     uncounted: tuple[str, ...] = ()
 
 
@@ -48,9 +55,12 @@ def dissect(network: nn.Module, example_input: Tensor, samples: Tensor | None = 
         CountMismatch: If the layouts count other multiply-accumulates than the network's own forward runs.
     """
     single_threaded()
-    graph = trace(network, example_input)
-    proposed, fixed = propose_units(network, example_input, graph)
+    read = read_attention(network, example_input, samples)
+    network, graph = read.network, read.graph
+    proposed, fixed = propose_units(network, example_input, graph, read.layers)
     verified, rejected, removals = verify_units(network, example_input, graph, proposed, samples=samples)
+    verified, removals = _in_order([*read.units, *verified], graph), [*read.removals, *removals]
+    fixed += read.fixed
     family, refused = measure_family(network, graph, example_input, verified, removals)
     units = [unit for unit in verified if unit.name not in refused]
     alone = [
@@ -65,12 +75,20 @@ def dissect(network: nn.Module, example_input: Tensor, samples: Tensor | None = 
     confirm_macs(family.dense, graph, recount)
     reasons = _one_each([*fixed, *rejected, *alone, *clashing])
     return Anatomy(
+        network=network,
+        forms=read.forms,
         graph=graph,
         family=family,
         units=tuple(units),
         uncounted=recount.uncounted,
         fixed=(*reasons, *(Fixed(*pair) for pair in left_over(network, graph, _known(reasons, units)))),
     )
+
+
+def _in_order(units: Sequence[Unit], graph: Graph) -> list[Unit]:
+    """Units by the first call of the layers that they are named by."""
+    order = graph.order()
+    return sorted(units, key=lambda unit: order.get(unit.name, len(order)))
 
 
 def _one_each(fixed: Sequence[Fixed]) -> list[Fixed]:

@@ -272,7 +272,7 @@ def _layer(node: Node, module: nn.Module | None, before: Shape, after: Shape, ax
         out_channels=channels,
         in_map=rest,
         out_map=rest,
-        channel_params=_channel_params(module, channels),
+        channel_params=0 if _normalizes_others(module, after, axis) else _channel_params(module, channels),
         **common,
     )
 
@@ -280,6 +280,11 @@ def _layer(node: Node, module: nn.Module | None, before: Shape, after: Shape, ax
 def _positions(shape: Shape, axis: int) -> Shape:
     """Sizes of all axes but the channels' and the batch's; windows or frames may stand in the place of the batch."""
     return tuple(size for k, size in enumerate(shape) if k != axis and (k > 0 or size > 1))
+
+
+def _normalizes_others(module: nn.Module | None, after: Shape, axis: int) -> bool:
+    """Whether the parameters of a normalization belong to another axis than the one that units change (heads)."""
+    return isinstance(module, nn.LayerNorm) and axis < len(after) - len(module.normalized_shape)
 
 
 def _channel_params(module: nn.Module | None, channels: int) -> int:

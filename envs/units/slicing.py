@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from envs.network.copies import copy_network
 from envs.network.kinds import TRANSPOSED
-from envs.units.units import Unit, is_depthwise
+from envs.units.units import Member, Unit, is_depthwise
 
 Kept = Mapping[str, Sequence[int]]
 """Unit name -> kept channel indices, ascending."""
@@ -21,10 +21,17 @@ Kept = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What stays of one module: kept positions on each axis, None for all of them."""
+    """What stays of one module.
+
+    Attributes:
+        inputs: Kept positions on the input axis, None for all of them.
+        outputs: The same on the output axis.
+        mix: [O, o] what dense outputs are multiplied by in the place of taking some of them, None: they are taken.
+    """
 
     inputs: Tensor | None = None
     outputs: Tensor | None = None
+    mix: Tensor | None = None
 
 
 def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str, Axes]:
@@ -76,8 +83,9 @@ def slice_axes(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
 def slice_module(module: nn.Module, axes: Axes) -> None:
     """Cuts one module (of a copied network) to its kept positions, in place."""
     if isinstance(module, nn.Linear):
-        _assign(module, "weight", _take(_take(module.weight, 0, axes.outputs), 1, axes.inputs))
-        _slice_bias(module, axes.outputs)
+        _assign(module, "weight", _take(_outputs(module.weight, axes), 1, axes.inputs))
+        if isinstance(module.bias, Tensor):
+            _assign(module, "bias", _outputs(module.bias, axes))
         module.out_features, module.in_features = module.weight.shape
     elif hasattr(module, "in_channels") and hasattr(module, "kernel_size"):
         _slice_convolution(module, axes)
@@ -85,22 +93,45 @@ def slice_module(module: nn.Module, axes: Axes) -> None:
         _slice_carrier(module, axes.outputs)
 
 
-def zero_inputs(network: nn.Module, unit: Unit, dropped: Sequence[int]) -> None:
-    """Zeroes the consumers' weights on the dropped channels, in place (the oracle of verification)."""
+def silence(network: nn.Module, unit: Unit, dropped: Sequence[int]) -> None:
+    """Makes the dropped channels unheard, in place (the oracle of verification).
+
+    The consumers' weights on them are zeroed; channels that only meet those of another factor are zeroed in one.
+    """
     for member in unit.role("consumer"):
+        _zero_inputs(network.get_submodule(member.module), _places(member, dropped))
+    for member in unit.role("factor")[:1]:
         module = network.get_submodule(member.module)
-        weight = module.get_parameter("weight").detach().clone()
-        places = [p for channel in dropped for p in member.positions[channel]]
-        gone = torch.tensor(places, dtype=torch.long, device=weight.device)
-        if isinstance(module, TRANSPOSED):
-            weight[gone] = 0
-        else:
-            per_group = weight.shape[1]
-            rows = torch.arange(weight.shape[0], device=weight.device)
-            group_of_row = rows // (weight.shape[0] // getattr(module, "groups", 1))
-            for position in gone.tolist():
-                weight[group_of_row == position // per_group, position % per_group] = 0
-        _assign(module, "weight", weight)
+        for name, tensor in module.named_parameters(recurse=False):
+            silent = tensor.detach().clone()
+            silent[_places(member, dropped)] = 0
+            _assign(module, name, silent)
+
+
+def silenced_tensors(network: nn.Module, unit: Unit) -> dict[tuple[str, str], nn.Parameter]:
+    """(module, parameter) -> what `silence` puts something else for."""
+    named = [(member.module, "weight") for member in unit.role("consumer")]
+    for member in unit.role("factor")[:1]:
+        layer = network.get_submodule(member.module)
+        named += [(member.module, name) for name, _ in layer.named_parameters(recurse=False)]
+    return {(module, name): network.get_submodule(module).get_parameter(name) for module, name in named}
+
+
+def _places(member: Member, channels: Sequence[int]) -> list[int]:
+    return [place for channel in channels for place in member.positions[channel]]
+
+
+def _zero_inputs(module: nn.Module, places: Sequence[int]) -> None:
+    weight = module.get_parameter("weight").detach().clone()
+    if isinstance(module, TRANSPOSED):
+        weight[torch.tensor(places, dtype=torch.long, device=weight.device)] = 0
+    else:
+        per_group = weight.shape[1]
+        rows = torch.arange(weight.shape[0], device=weight.device)
+        group_of_row = rows // (weight.shape[0] // getattr(module, "groups", 1))
+        for position in places:
+            weight[group_of_row == position // per_group, position % per_group] = 0
+    _assign(module, "weight", weight)
 
 
 def axis_size(module: nn.Module, role: str) -> int:
@@ -159,6 +190,13 @@ def _slice_carrier(module: nn.Module, outputs: Tensor | None) -> None:
 def _slice_bias(module: nn.Module, outputs: Tensor | None) -> None:
     if isinstance(module.bias, Tensor):
         _assign(module, "bias", _take(module.bias, 0, outputs))
+
+
+def _outputs(tensor: Tensor, axes: Axes) -> Tensor:
+    """A linear layer's weight or bias on the outputs that stay."""
+    if axes.mix is None:
+        return _take(tensor, 0, axes.outputs)
+    return (axes.mix.T.double() @ tensor.detach().double()).to(tensor.dtype)
 
 
 def _take(tensor: Tensor, axis: int, positions: Tensor | None) -> Tensor:

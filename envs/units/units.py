@@ -18,7 +18,8 @@ from envs.network.kinds import CONVOLUTIONS, NORMS, TRANSPOSED, WEIGHTED
 from envs.units.dependencies import Item, channel_groups
 from envs.units.fates import fate, lost_track
 
-Role = Literal["producer", "carrier", "consumer"]
+Role = Literal["producer", "carrier", "consumer", "factor"]
+Kind = Literal["channels", "heads", "head groups"]
 Positions = tuple[tuple[int, ...], ...]
 
 
@@ -29,9 +30,10 @@ class Member:
     Attributes:
         module: Module name.
         role: "producer" writes the channels, "consumer" reads them, "carrier" maps each one to itself
-            (normalization, depthwise convolution, PReLU).
+            (normalization, depthwise convolution, PReLU); two "factors" write channels that are multiplied with
+            each other and summed up (queries and keys).
         positions: For each channel of the unit, the positions on the module's output axis (producer,
-            carrier) or input axis (consumer) that belong to it; several after a flatten.
+            carrier, factor) or input axis (consumer) that belong to it; several after a flatten, or in a head.
     """
 
     module: str
@@ -48,12 +50,14 @@ class Unit:
         channels: Number of channels.
         granules: Sets of channels that only go together (size 1 unless a grouped convolution is a member).
         members: The modules that hold them.
+        kind: What one channel is: "channels" of layers, attention "heads", or "head groups" that share keys and values.
     """
 
     name: str
     channels: int
     granules: Positions
     members: tuple[Member, ...]
+    kind: Kind = "channels"
 
     @property
     def granule(self) -> int:
@@ -78,13 +82,16 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
 
 
-def propose_units(network: nn.Module, example_input: Tensor, graph: Graph) -> tuple[list[Unit], list[Fixed]]:
+def propose_units(
+    network: nn.Module, example_input: Tensor, graph: Graph, taken: Collection[str] = ()
+) -> tuple[list[Unit], list[Fixed]]:
     """Turns Torch-Pruning's groups into unverified units, in execution order.
 
     Args:
         network: The network; it is not changed.
         example_input: [1, ...] input.
         graph: Its operator graph, for the order and for modules that are called more than once.
+        taken: Layers whose output channels are in units already; groups of theirs are left out.
 
     Returns:
         Units, and the layers left out with the reason.
@@ -93,11 +100,12 @@ def propose_units(network: nn.Module, example_input: Tensor, graph: Graph) -> tu
     units: list[Unit] = []
     fixed: list[Fixed] = []
     groups, lost = channel_groups(network, example_input, graph)
-    fixed += [Fixed(name, reason) for name, reason in lost.items()]
+    fixed += [Fixed(name, reason) for name, reason in lost.items() if name not in taken]
     for items in groups:
-        reason = _unsupported(items, network, calls)
+        shared = [name for name in _producers(items, network) if name in taken]
+        reason = "attention ties its channels to those of heads" if shared else _unsupported(items, network, calls)
         if reason:
-            fixed += [Fixed(name, reason) for name in _producers(items, network)]
+            fixed += [Fixed(name, reason) for name in _producers(items, network) if name not in shared]
             continue
         for members in _parts(_members(items, network)):
             part = _unit(members, network, graph)

@@ -17,7 +17,7 @@ from envs.network.copies import functional_copy, same_output
 from envs.network.graph import DataDependent, Graph, record
 from envs.network.kinds import NORMS
 from envs.units.culprit import failing_module, find_culprit, first_line
-from envs.units.slicing import slice_network, zero_inputs
+from envs.units.slicing import silence, silenced_tensors, slice_network
 from envs.units.units import Fixed, Unit, weighted_outputs
 
 DRAWS = 3
@@ -172,16 +172,15 @@ def _culprit(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]]) -> 
 
 @contextmanager
 def _silenced(network: nn.Module, units: Sequence[Unit], dropped: Mapping[str, list[int]]) -> Iterator[None]:
-    """Zeroes the consumers' weights on the dropped channels, and puts them back."""
-    names = dict.fromkeys(member.module for unit in units for member in unit.role("consumer"))
-    before = {name: network.get_submodule(name).weight for name in names}
+    """Silences the dropped channels, and puts the weights back."""
+    before = {key: tensor for unit in units for key, tensor in silenced_tensors(network, unit).items()}
     try:
         for unit in units:
-            zero_inputs(network, unit, dropped[unit.name])
+            silence(network, unit, dropped[unit.name])
         yield
     finally:
-        for name, weight in before.items():
-            network.get_submodule(name).weight = weight
+        for (module, name), tensor in before.items():
+            setattr(network.get_submodule(module), name, tensor)
 
 
 def _shaken(network: nn.Module, generator: torch.Generator) -> nn.Module:

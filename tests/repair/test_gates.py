@@ -16,7 +16,7 @@ from envs.importance.importance import Evidence
 from envs.importance.scores import importance_named
 from envs.importance.taylor import STREAM, gate_sensitivities
 from envs.regression.statistics import Sampling, input_moments, totals
-from envs.units.slicing import zero_inputs
+from envs.units.slicing import silence
 from envs.units.units import Member, Role, Unit
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def gradient_times_weight(network: nn.Module, unit: Unit, image: Tensor, signs: 
     values = []
     for channel in range(unit.channels):
         without = deepcopy(network)
-        zero_inputs(without, unit, [channel])
+        silence(without, unit, [channel])
         read = [weight - without.get_parameter(name) for name, weight in zip(names, weights, strict=True)]
         values.append(sum(float((g * w.detach()).sum()) for g, w in zip(gradients, read, strict=True)))
     return values

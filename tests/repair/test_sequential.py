@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs import parallel
 from envs.compression.calibration import plan_calibration
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
-from envs.network.graph import Graph
+from envs.network.graph import Graph, trace
 from envs.network.kinds import TRANSPOSED
 from envs.regression.ridge import sums_of
 from envs.regression.statistics import Sampling
@@ -422,3 +423,23 @@ def test_repair_in_half_precision_leaves_weights_in_full_precision(specimen: Spe
     compressor = compressor_for(specimen)
     small = compressor.compress(halved(compressor), quick=True, half=True).network
     assert {p.dtype for p in small.parameters()} == {torch.float32}
+
+
+class Scaled(nn.Module):
+    """A residual branch of linear layers behind a scale per channel (Touvron et al., CaiT, ICCV 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.gamma = nn.Linear(4, 8), nn.Linear(8, 4), nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.gamma * self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+def test_a_branch_is_followed_through_the_scale_of_its_channels() -> None:
+    network, inputs = Scaled().eval(), torch.randn(4, 3, 4)
+    targets = record_targets(network, trace(network, inputs[:1]), [inputs], Sampling(positions=2))
+    assert {str(layer.target): addend.scale.tolist() for layer, addend in targets.addends.items()} == {
+        "fc2": network.gamma.tolist()
+    }

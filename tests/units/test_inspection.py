@@ -85,7 +85,8 @@ class Words(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.words(x)
-        logits: Tensor = self.head(self.mix(y, y, y)[0].mean(dim=1))
+        mixed, weights = self.mix(y, y, y)  # who reads the weights needs the module itself
+        logits: Tensor = self.head(mixed.mean(dim=1)) + weights.mean(dim=(1, 2))[:, None]
         return logits
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from envs.network.copies import copy_network
 from envs.units.anatomy import dissect
-from envs.units.slicing import slice_network, zero_inputs
+from envs.units.slicing import silence, slice_network
 from envs.units.units import Unit
 from envs.units.verify import verify_units
 
@@ -243,7 +243,7 @@ def test_removing_channels_is_the_same_as_silencing_them(data: st.DataObject, sp
     unit = data.draw(st.sampled_from(specimen.anatomy.units))
     dropped = draw_dropped(data, unit)
     silent = copy_network(specimen.network)
-    zero_inputs(silent, unit, dropped)
+    silence(silent, unit, dropped)
     inputs = specimen.inputs(3, seed=data.draw(st.integers(0, 100)))
     expected, got = run(silent, inputs), run(without(specimen.network, unit, dropped), inputs)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
@@ -254,7 +254,7 @@ def test_silencing_all_but_one_granule_changes_the_output(specimen: Specimen) ->
     inputs = specimen.inputs(3)
     for unit in specimen.anatomy.units:
         silent = copy_network(specimen.network)
-        zero_inputs(silent, unit, [channel for granule in unit.granules[1:] for channel in granule])
+        silence(silent, unit, [channel for granule in unit.granules[1:] for channel in granule])
         assert not torch.allclose(run(silent, inputs), run(specimen.network, inputs), atol=1e-3)
 
 
@@ -283,7 +283,7 @@ def test_units_can_be_removed_from_together(data: st.DataObject, specimen: Speci
     gone = {unit.name: draw_dropped(data, unit) for unit in specimen.anatomy.units}
     silent = copy_network(specimen.network)
     for unit in specimen.anatomy.units:
-        zero_inputs(silent, unit, gone[unit.name])
+        silence(silent, unit, gone[unit.name])
     kept = {unit.name: [c for c in range(unit.channels) if c not in gone[unit.name]] for unit in specimen.anatomy.units}
     inputs = specimen.inputs(2)
     got = run(slice_network(specimen.network, specimen.anatomy.units, kept), inputs)

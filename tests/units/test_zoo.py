@@ -34,7 +34,7 @@ from amc.search.loop import search
 from amc.tasks.task import Task, top1
 from envs.network.copies import copy_network
 from envs.units.anatomy import dissect
-from envs.units.slicing import Kept, slice_network, zero_inputs
+from envs.units.slicing import Kept, silence, slice_network
 
 SAMPLES, BUDGETS = 24, (0.7, 0.3)
 """Samples per split; budgets on the way from the lowest reachable MACs to the dense network's."""
@@ -64,7 +64,7 @@ def _module(name: str) -> Any:
     return module
 
 
-MODULES = [_module(name) for name in ("zoo_convolutional", "zoo_sequence", "zoo_odd", "zoo_channels")]
+MODULES = [_module(name) for name in ("zoo_convolutional", "zoo_sequence", "zoo_attention", "zoo_odd", "zoo_channels")]
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     name: entry for module in MODULES for name, entry in module.NETWORKS.items()
 }
@@ -95,6 +95,12 @@ VARIANTS = {
     "unshuffled": "super_resolution",
     "buffered": "padded",
     "rep": "preactivation",
+    "vit_scaled_dot": "vit_fused",
+    "attention_summed": "vit_separate",
+    "attention_batched": "vit_separate",
+    "attention_interleaved": "vit_fused",
+    "attention_crossed": "vit_encoder",
+    "attention_shared": "attention_grouped",
 }
 """Networks that only the slow tests play -> the one of their kind that the quick suite plays."""
 
@@ -211,6 +217,7 @@ def check_inspection(found: Inspection, network: nn.Module, example: Tensor) -> 
     Console(file=file, width=80).print(inspection_tables(found))
     assert max(map(len, file.getvalue().splitlines())) <= 80
     assert all(layer in "".join(file.getvalue().split()) for layer in layers)
+    assert all(f"{unit.channels} {unit.kind}" in file.getvalue() for unit in found.units if unit.kind != "channels")
 
 
 def writes_outputs(network: nn.Module, layer: str, example: Tensor) -> bool:
@@ -239,7 +246,7 @@ def check_silence(setup: Setup, kept: Kept, inputs: Tensor) -> None:
     units = [unit for unit in setup.anatomy.units if unit.name in kept]
     silent = copy_network(setup.task.network)
     for unit in units:
-        zero_inputs(silent, unit, sorted(set(range(unit.channels)) - set(kept[unit.name])))
+        silence(silent, unit, sorted(set(range(unit.channels)) - set(kept[unit.name])))
     with torch.no_grad():
         expected, got = silent(inputs), slice_network(setup.task.network, units, kept)(inputs)
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max().clamp_min(1e-6)
@@ -276,7 +283,7 @@ def check_network(
         monkeypatch.setattr(f"{module}.dissect", lambda *_: anatomy)
     values = {"task": "specimens:make_task"}
     found = inspection(task, load_config(None, values))
-    check_inspection(found, task.network, task.example_input)
+    check_inspection(found, anatomy.network, task.example_input)
     assert len(found.stays) == 1 or name not in WHOLE
     macs = next(cost for cost in found.costs if cost.name == "macs")
     dense, inputs = counted(task.network, task.example_input), task.test.batch(range(4))[0]
@@ -295,7 +302,7 @@ def check_network(
 @pytest.mark.parametrize(("name", "hidden"), [("vit_separate", "fc1"), ("vit_modular", "fc1"), ("decoder", "gate")])
 def test_the_units_of_a_transformer_are_the_hidden_channels_of_its_blocks(name: str, hidden: str) -> None:
     task = task_of(name)
-    units = dissect(task.network, task.example_input).units
+    units = [unit for unit in dissect(task.network, task.example_input).units if unit.kind == "channels"]
     assert {unit.name: (unit.channels, unit.granule) for unit in units} == {
         f"blocks.{block}.{hidden}": (32, 1) for block in range(2)
     }

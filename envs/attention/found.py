@@ -1,0 +1,219 @@
+"""Where a traced network attends: found by structure, whatever it is spelled with.
+
+An attention is a softmax between two products (matmul, bmm, einsum), or torch's fused operator, or an explicit
+`AttentionCore`; behind its first product stand the layers that write queries and keys, behind its second the one that
+writes values, and one layer reads what it gives. How many heads it has follows from how many channels the first product
+sums over. That this is true is verified elsewhere, by removal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor, fx, nn
+
+from envs.network.attention import AttentionCore
+from envs.network.calls import Shape, first_tensor
+from envs.network.copies import functional_copy
+from envs.network.counting import counting
+from envs.network.graph import Graph
+from envs.network.interpreter import run
+from envs.network.kinds import plain_name
+
+PRODUCTS = ("matmul", "bmm", "einsum")
+FUSED = "scaleddotproductattention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One attention.
+
+    Attributes:
+        q: Name of the linear layer that writes queries; the same as `k` and `v` where one layer writes all three.
+        k: The one that writes keys.
+        v: The one that writes values.
+        out: The one that reads what the heads give.
+        heads: Query heads.
+        groups: Key and value heads: each serves heads / groups query heads.
+        head_width: Channels of q and k per head.
+        owner: Name of the module in whose forward it stands.
+    """
+
+    q: str
+    k: str
+    v: str
+    out: str
+    heads: int
+    groups: int
+    head_width: int
+    owner: str
+
+    @property
+    def fused(self) -> bool:
+        """Whether one layer writes queries, keys and values."""
+        return self.q == self.k == self.v
+
+    @property
+    def separate(self) -> bool:
+        """Whether each has a layer of its own."""
+        return len({self.q, self.k, self.v}) == 3
+
+
+class _Size(NamedTuple):
+    """What a node gives: the shape of its (first) tensor, and the multiply-accumulates of making it."""
+
+    shape: Shape
+    macs: int
+
+
+Sizes = dict[fx.Node, _Size]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ends:
+    """The operands of one attention, the operator that gives its result, and the channels its first product sums."""
+
+    q: fx.Node
+    k: fx.Node
+    v: fx.Node
+    result: fx.Node
+    summed: int
+
+
+def find_attention(network: nn.Module, graph: Graph, example_input: Tensor) -> list[Found]:
+    """All attentions between linear layers, in execution order; none where the network could not be traced.
+
+    Args:
+        network: The network; it is not changed.
+        graph: Its operator graph.
+        example_input: [1, ...] input.
+    """
+    if graph.program is None or not any(_attends(network, node) for node in graph.program.nodes):
+        return []
+    sizes = _sizes(network, graph.program, example_input)
+    owners = {node.source: node.owner for node in graph.nodes}
+    found = []
+    for node in graph.program.nodes:
+        ends = _ends(network, node, sizes)
+        one = _between_layers(network, ends, sizes, owners) if ends is not None else None
+        found += [one] if one is not None else []
+    return found
+
+
+def _sizes(network: nn.Module, program: fx.Graph, example_input: Tensor) -> Sizes:
+    """The (first) tensor that each node gives; nodes that give none, such as sizes, are left out."""
+    sizes: Sizes = {}
+    with counting() as counter:
+        for node, value in run(program, functional_copy(network), example_input):
+            macs, tensor = counter.take(), first_tensor(value)
+            if tensor is not None:
+                sizes[node] = _Size(tuple(tensor.shape), macs)
+    return sizes
+
+
+def _attends(network: nn.Module, node: fx.Node) -> bool:
+    return _is_core(network, node) or _function(network, node) in ("softmax", FUSED)
+
+
+def _is_core(network: nn.Module, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), AttentionCore)
+
+
+def _function(network: nn.Module, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return plain_name(type(network.get_submodule(str(node.target))))
+    return plain_name(node.target) if node.op in ("call_function", "call_method") else ""
+
+
+def _ends(network: nn.Module, node: fx.Node, sizes: Sizes) -> _Ends | None:
+    """The attention that a node is the middle of, None where it is not."""
+    if _is_core(network, node) or _function(network, node) == FUSED:
+        operands = [one for one in (*node.args, *node.kwargs.values()) if isinstance(one, fx.Node)][:3]
+        if len(operands) < 3:
+            return None
+        q, k, v = operands
+        core = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        width = core.head_width if isinstance(core, AttentionCore) else None
+        return _Ends(q=q, k=k, v=v, result=node, summed=width or sizes[q].shape[-1])
+    if _function(network, node) != "softmax":
+        return None
+
+    def multiplies(one: fx.Node) -> bool:
+        return _function(network, one) in PRODUCTS
+
+    first = _nearest(node.all_input_nodes, lambda one: _read(one, sizes), multiplies)
+    second = _nearest(node.users, lambda one: one.users, multiplies)
+    if len(first) != 1 or len(second) != 1:
+        return None
+    scores, result = first[0], second[0]
+    values = [one for one in result.all_input_nodes if one is not node and node not in _upstream(one)]
+    if len(scores.all_input_nodes) != 2 or len(values) != 1:
+        return None
+    q, k = scores.all_input_nodes
+    summed = sizes[scores].macs // max(prod(sizes[scores].shape), 1)
+    return _Ends(q=q, k=k, v=values[0], result=result, summed=summed)
+
+
+def _between_layers(network: nn.Module, ends: _Ends, sizes: Sizes, owners: Mapping[str, str]) -> Found | None:
+    """The attention with the linear layers around it, None where they are others or their widths do not fit."""
+
+    def is_linear(node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), nn.Linear)
+
+    layers = [_nearest([end], lambda one: _read(one, sizes), is_linear) for end in (ends.q, ends.k, ends.v)]
+    layers.append(_nearest(ends.result.users, lambda one: one.users, is_linear))
+    if any(len({str(one.target) for one in nodes}) != 1 for nodes in layers):
+        return None
+    q, k, v, out = (str(nodes[0].target) for nodes in layers)
+    widths = [_width(network, name, (q, k, v)) for name in (q, k)]
+    if not ends.summed or any(width % ends.summed for width in widths):
+        return None
+    heads, groups = (width // ends.summed for width in widths)
+    if not groups or heads % groups or _width(network, v, (q, k, v)) % groups:
+        return None
+    owner = owners.get(ends.result.name, "")
+    return Found(q=q, k=k, v=v, out=out, heads=heads, groups=groups, head_width=ends.summed, owner=owner)
+
+
+def _width(network: nn.Module, name: str, projections: tuple[str, str, str]) -> int:
+    """Channels of one of queries, keys and values: a part of the layer that writes several of them."""
+    return int(network.get_submodule(name).out_features) // projections.count(name)  # type: ignore[arg-type]
+
+
+def _read(node: fx.Node, sizes: Sizes) -> list[fx.Node]:
+    """The tensors that a node reads."""
+    return [source for source in node.all_input_nodes if source in sizes]
+
+
+def _nearest(
+    start: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]], wanted: Callable[[fx.Node], bool]
+) -> list[fx.Node]:
+    """The first nodes of a kind on all ways from some nodes."""
+    seen: dict[fx.Node, None] = {}
+    hits: dict[fx.Node, None] = {}
+    waiting = list(start)
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen[node] = None
+        if wanted(node):
+            hits[node] = None
+        else:
+            waiting += following(node)
+    return list(hits)
+
+
+def _upstream(node: fx.Node) -> set[fx.Node]:
+    """A node and all that it depends on."""
+    seen: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            waiting += one.all_input_nodes
+    return seen

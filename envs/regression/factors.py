@@ -1,0 +1,84 @@
+"""Queries and keys as a regression: what their products lose without some channels, and what makes up for it.
+
+The product of a query and a key is a sum over channels, q k'. Without some of them the best that queries can do, q A,
+is the regression of keys on the keys that stay: A depends on the keys' moments alone, and the error left is a quadratic
+form in the queries' moments, as that of a linear layer with inputs k and weights Q^(1/2), where Q = E[q' q]. Keys count
+without their mean: softmax does not hear what all keys share.
+
+Deviation: queries and keys of one image depend on each other; here they count as independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from envs.regression.ridge import Sums, add, factor, missing, penalty_of, products_of
+from envs.regression.rows import weight_rows
+from envs.regression.shrinkage import UNDIVIDED_RIDGE, best_ridge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factors:
+    """Moments of one unit's queries and keys.
+
+    Attributes:
+        weights: [1, C, C] float64 square root of the queries' second moment.
+        keys: Sums over keys, by folds of calibration images.
+    """
+
+    weights: Tensor
+    keys: tuple[Sums, ...]
+
+    @classmethod
+    def of(cls, first: nn.Module, second: nn.Module, queries: Sequence[Sums], keys: Sequence[Sums]) -> Factors:
+        """From the moments of what the two layers read.
+
+        Args:
+            first: The linear layer that writes queries.
+            second: The one that writes keys.
+            queries: Sums over the inputs of `first`, by folds, with Gram matrices.
+            keys: The same of `second`.
+        """
+        total = _projected(add(queries), first)
+        values, vectors = torch.linalg.eigh(products_of(total)[0][0] / total.count)
+        root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+        return cls(weights=root[None], keys=tuple(_projected(sums, second) for sums in keys))
+
+    def gram(self) -> Tensor:
+        """[1, C, C] float64 covariance of keys."""
+        total = add(self.keys)
+        mean = total.x / total.count
+        return products_of(total)[0] / total.count - mean[:, :, None] * mean[:, None, :]
+
+    def mix(self, kept: Tensor) -> Tensor:
+        """[C, k] float64 A: queries of the kept channels are the dense queries times it.
+
+        Args:
+            kept: [k] channels that stay, ascending.
+        """
+        gram = self.gram()
+        inner = gram[:, kept[:, None], kept]
+        ridge = UNDIVIDED_RIDGE
+        if len(self.keys) > 1:
+            ridge = best_ridge([missing(sums, self.weights, kept) for sums in self.keys], intercept=True)
+        chosen = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)[:, kept]
+        lacking = gram[0, kept] - inner[0] @ chosen.T  # [k, C]: what the others say that those do not yet
+        lower, _ = factor(inner, penalty_of(gram, ridge))
+        return chosen + torch.cholesky_solve(lacking, lower[0]).T
+
+
+def _projected(sums: Sums, layer: nn.Module) -> Sums:
+    """Sums over a linear layer's outputs, from those over its inputs."""
+    weights = weight_rows(layer).double()[0]
+    bias = getattr(layer, "bias", None)
+    shift = torch.zeros_like(weights[0]) if bias is None else bias.detach().double()
+    x, xx = sums.x.double()[0] @ weights, weights.T @ products_of(sums)[0].double()[0] @ weights
+    cross = x[:, None] * shift
+    xx = xx + cross + cross.T + sums.count * shift[:, None] * shift
+    x = x + sums.count * shift
+    empty = x.new_zeros((1, 0))
+    return Sums(count=sums.count, x=x[None], r=empty, xx=xx[None], xr=x.new_zeros((1, len(x), 0)))

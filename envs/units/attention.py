@@ -1,0 +1,96 @@
+"""Attention of a network: its verified units, in the network's own classes where they run, else made explicit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import torch
+from torch import Tensor, nn
+
+from envs.attention.explicit import Form, made_explicit
+from envs.attention.found import find_attention
+from envs.attention.trial import form_of, multihead_forms
+from envs.network.copies import same_output
+from envs.network.graph import Graph, trace
+from envs.units.heads import attention_units
+from envs.units.units import Fixed, Unit
+from envs.units.verify import Removal, verify_units
+
+TOLERANCE = 1e-4
+"""Largest accepted difference of a network's outputs with its attention made explicit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadAttention:
+    """What of a network's attention can be pruned.
+
+    Attributes:
+        network: The network, with attention made explicit where its own classes would not run.
+        graph: Its operator graph.
+        forms: What was made explicit.
+        units: Verified units.
+        fixed: Layers that stay, and why.
+        removals: What was recorded while units were verified.
+        layers: Layers that write queries, keys or values.
+    """
+
+    network: nn.Module
+    graph: Graph
+    forms: tuple[Form, ...] = ()
+    units: tuple[Unit, ...] = ()
+    fixed: tuple[Fixed, ...] = ()
+    removals: tuple[Removal, ...] = ()
+    layers: frozenset[str] = frozenset()
+
+
+def read_attention(network: nn.Module, example_input: Tensor, samples: Tensor | None = None) -> ReadAttention:
+    """Traces a network and finds the units of its attention.
+
+    Args:
+        network: The network; it is not changed.
+        example_input: [1, ...] input.
+        samples: [B, ...] real inputs on which units are verified, None for random ones.
+    """
+    graph = trace(network, example_input)
+    own = _read(network, graph, example_input, samples)
+    stuck = {entry.name for entry in own.fixed}
+    forms = multihead_forms(network, graph)
+    for found in find_attention(network, graph, example_input):
+        whole = not stuck.isdisjoint({found.q, found.k, found.v}) or not attention_units(network, found)
+        form = form_of(network, found, example_input) if whole else None
+        forms += [form] if form is not None else []
+    explicit = made_explicit(network, forms)
+    if not forms or not _same(network, explicit, example_input if samples is None else samples):
+        return own
+    again = _read(explicit, trace(explicit, example_input), example_input, samples)
+    return replace(again, forms=tuple(forms)) if len(again.units) > len(own.units) else own
+
+
+def _read(network: nn.Module, graph: Graph, example_input: Tensor, samples: Tensor | None) -> ReadAttention:
+    found = find_attention(network, graph, example_input)
+    tried = [attention_units(network, one) for one in found]
+    units: list[Unit] = []
+    fixed: dict[str, Fixed] = {}
+    removals: list[Removal] = []
+    for alternatives in zip_longest(*tried, fillvalue=[]):
+        held = {member.module for unit in units for member in unit.members}
+        proposed = [unit for some in alternatives for unit in some if unit.name not in held]
+        verified, rejected, recorded = verify_units(network, example_input, graph, proposed, samples=samples)
+        units += verified
+        removals += recorded
+        fixed |= {entry.name: entry for entry in rejected}
+    held = {member.module for unit in units for member in unit.members if member.role != "consumer"}
+    return ReadAttention(
+        network=network,
+        graph=graph,
+        units=tuple(units),
+        fixed=tuple(entry for name, entry in fixed.items() if name not in held),
+        removals=tuple(removals),
+        layers=frozenset(name for one in found for name in (one.q, one.k, one.v)),
+    )
+
+
+def _same(network: nn.Module, explicit: nn.Module, inputs: Tensor) -> bool:
+    with torch.no_grad():
+        return same_output(network(inputs), explicit(inputs), TOLERANCE)

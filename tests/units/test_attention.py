@@ -1,0 +1,244 @@
+"""Attention: explicit modules compute the same, heads are units, and what comes out is a plain network."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import pickle
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amc.export.applied import load_applied, write_applied
+from envs.attention.explicit import Form, explicit, made_explicit
+from envs.compression.compress import Compressor
+from envs.compression.settings import CompressionSettings
+from envs.importance.scores import IMPORTANCES
+from envs.network.attention import Attention
+from envs.network.graph import trace
+from envs.regression.heard import heard_positions
+from envs.regression.statistics import Sampling
+from envs.space.policy import Policy, PolicyMismatch
+from envs.space.rules import Rules
+from envs.units.anatomy import Anatomy, dissect
+from envs.units.slicing import slice_network
+
+
+def _forms() -> Any:
+    """A file beside this one; tests are no package."""
+    specification = importlib.util.spec_from_file_location(
+        "zoo_attention", Path(__file__).with_name("zoo_attention.py")
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+ZOO = _forms()
+
+
+def built(name: str, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = ZOO.NETWORKS[name][0]().eval()
+    return network
+
+
+def inputs(count: int = 3) -> Tensor:
+    return torch.randn(count, 6, 5, generator=torch.Generator().manual_seed(1))
+
+
+@cache
+def read(name: str) -> Anatomy:
+    return dissect(built(name), inputs()[:1], inputs())
+
+
+def compressor(anatomy: Anatomy, repair: str = "none", importance: str = "obs") -> Compressor:
+    settings = CompressionSettings(repair=repair, positions=6, quick_positions=6, importance=importance)
+    family, units = anatomy.family, anatomy.units
+    chunks = torch.split(inputs(32), 8)
+    return Compressor(anatomy.network, anatomy.graph, family, units, chunks, settings, forms=anatomy.forms)
+
+
+MASKS = {
+    "none": {},
+    "padding": {"key_padding_mask": torch.tensor([[False] * 4 + [True] * 2, [False] * 6])},
+    "added": {"attn_mask": torch.randn(6, 6, generator=torch.Generator().manual_seed(2))},
+    "causal": {"attn_mask": torch.ones(6, 6).triu(1).bool()},
+}
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_first": True}, {"bias": False}, {"kdim": 5, "vdim": 7, "batch_first": True}],
+    ids=["first", "second", "other widths"],
+)
+def test_explicit_attention_gives_what_torchs_own_gives(options: dict[str, Any], masks: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    own = nn.MultiheadAttention(8, 2, **options).eval()
+    x, k, v = (torch.randn(2, 6, width) for width in (8, own.kdim, own.vdim))
+    given = [y if own.batch_first else y.transpose(0, 1) for y in (x, k, v)]
+    expected = own(*given, need_weights=False, **masks)[0]
+    assert torch.allclose(explicit(own, Form(module="any"))(*given, **masks)[0], expected, atol=1e-5)
+
+
+KINDS = {
+    "attention_interleaved": ("heads", 4, Attention),
+    "attention_grouped": ("head groups", 2, Attention),
+    "attention_shared": ("heads", 4, Attention),
+    "attention_flexible": ("heads", 4, ZOO.Flexible),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_heads_are_one_unit_and_classes_stay_where_they_run_with_fewer(name: str) -> None:
+    anatomy = read(name)
+    kind, count, owner = KINDS[name]
+    heads = [unit for unit in anatomy.units if unit.kind == kind]
+    assert [unit.channels for unit in heads] == [count, count]
+    assert all(type(block.attention) is owner for block in anatomy.network.blocks)  # type: ignore[union-attr]
+    kept = {unit.name: [0] for unit in heads}
+    small = slice_network(anatomy.network, anatomy.units, kept)
+    assert small(inputs()).shape == (3, 5)
+
+
+def test_a_single_head_keeps_the_scale_that_it_was_trained_with() -> None:
+    anatomy = read("attention_single")
+    unit = anatomy.units[0]
+    assert [member.role for member in unit.members] == ["factor", "factor"]
+    small = slice_network(anatomy.network, anatomy.units, {unit.name: [0, 3]})
+    x = torch.randn(2, 6, 16)
+    attention, dense = small.blocks[0].attention, built("attention_single").blocks[0].attention  # type: ignore[index, union-attr]
+    q, k, v = (layer(x) for layer in (dense.q, dense.k, dense.v))
+    mixed = F.scaled_dot_product_attention(q[..., [0, 3]], k[..., [0, 3]], v, scale=16**-0.5)
+    assert torch.allclose(attention(x), dense.out(mixed), atol=1e-6)
+
+
+def test_a_policy_gives_the_same_widths_on_fresh_weights_and_a_plain_network() -> None:
+    anatomy = read("attention_interleaved")
+    policy = compressor(anatomy).policy({unit.name: -(-unit.channels // 2) for unit in anatomy.units})
+    again = Policy.from_json(policy.to_json())
+    assert again == policy
+    fresh = built("attention_interleaved", seed=1)
+    with pytest.warns(UserWarning, match="other weights"):
+        small = again.apply(fresh)
+    expected = slice_network(made_explicit(fresh, anatomy.forms), anatomy.units, policy.kept())
+    assert torch.equal(small(inputs()), expected(inputs()))
+    attention, x = small.blocks[0].attention, torch.randn(2, 6, 16)  # type: ignore[index, union-attr]
+    assert attention.num_heads == 2
+    for twin in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):  # our own
+        assert torch.equal(twin(x), attention(x))
+    small.train()(inputs()).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def test_an_applied_policy_is_read_again_into_the_original_network(tmp_path: Path) -> None:
+    made = compressor(read("attention_batched"), "layerwise")
+    policy = made.policy({unit.name: -(-unit.channels // 2) for unit in made.units})
+    small = made.compress(policy).network
+    write_applied(policy, small, tmp_path)
+    again = load_applied(built("attention_batched", seed=1), tmp_path)
+    assert torch.equal(again(inputs()), small(inputs()))
+
+
+def test_explicit_attention_keeps_the_dropout_of_training() -> None:
+    attention = read("attention_batched").network.blocks[1].attention  # type: ignore[index, union-attr]
+    assert (attention.core.dropout, attention.dropout.p) == (0.1, 0.2)
+
+
+def test_a_policy_with_attention_refuses_a_network_without_it() -> None:
+    policy = compressor(read("attention_interleaved")).policy({})
+    with pytest.raises(PolicyMismatch, match="explicit attention needs the modules"):
+        policy.apply(nn.Linear(3, 3))
+
+
+def test_explicit_attention_refuses_a_mask_that_it_was_not_found_with() -> None:
+    blocks: Any = read("attention_summed").network.blocks
+    attention = blocks[0].attention
+    x = torch.randn(2, 6, 16)
+    assert torch.equal(attention(x, None), attention(x))
+    with pytest.raises(ValueError, match="takes the arguments that it was found with"):
+        attention(x, mask=torch.ones(6, 6))
+
+
+class Biased(ZOO.Summed):  # type: ignore[misc, name-defined]
+    """Adds a learned number to every product, which no explicit attention has."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.table = nn.Parameter(torch.zeros(heads, 6, 6))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
+        weights = (torch.einsum("bnhd,bmhd->bhnm", q, k) * 0.5 + self.table).softmax(-1)
+        out: Tensor = self.out(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))
+        return out
+
+
+def test_attention_of_another_formula_stays_with_the_reason() -> None:
+    torch.manual_seed(0)
+    anatomy = dissect(ZOO.Transformer(Biased).eval(), inputs()[:1])
+    assert not anatomy.forms
+    assert not any(unit.kind != "channels" for unit in anatomy.units)
+    reasons = {entry.name: entry.reason for entry in anatomy.fixed}
+    assert "is not the same as silencing them" in reasons["blocks.0.attention.q"]
+
+
+def test_rounding_counts_the_channels_of_heads() -> None:
+    anatomy = read("attention_interleaved")
+    unit = next(unit for unit in anatomy.units if unit.kind == "heads")
+    assert Rules(round_to=8).widths(unit) == [2, 4]
+    assert Rules(round_to=4).widths(unit) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["attention_single", "attention_grouped"])
+def test_repair_brings_attention_closer_to_the_dense_network(name: str) -> None:
+    anatomy = read(name)
+    kept = {unit.name: -(-unit.channels // 2) for unit in anatomy.units if "attention" in unit.name}
+    errors = {}
+    for repair in ("none", "layerwise", "sequential"):
+        made = compressor(anatomy, repair)
+        with torch.no_grad():
+            small = made.compress(made.policy(kept)).network
+            errors[repair] = float((small(inputs(32)) - anatomy.network(inputs(32))).square().mean())
+    assert errors["sequential"] < errors["layerwise"] < errors["none"]
+
+
+@pytest.mark.parametrize("importance", [name for name in IMPORTANCES if name != "bn_scale"])
+def test_every_importance_orders_heads_and_the_widths_of_single_ones(importance: str) -> None:
+    for name in ("attention_single", "attention_grouped"):
+        anatomy = read(name)
+        orders = compressor(anatomy, importance=importance).orders
+        assert {unit.name: sorted(orders[unit.name]) for unit in anatomy.units} == {
+            unit.name: list(range(unit.channels)) for unit in anatomy.units
+        }
+
+
+class FirstToken(nn.Module):
+    """A transformer's block and a head on its first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = ZOO.Block(16, ZOO.Single(16, 1), True), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.block(x)[:, 0])
+        return logits
+
+
+def test_only_positions_that_reach_the_output_are_heard() -> None:
+    network, x = FirstToken().eval(), torch.randn(1, 4, 16)
+    heard = heard_positions(network, trace(network, x), x)
+    behind = ("attention.q", "attention.out", "gate", "up", "down")
+    assert {name: places.tolist() for name, places in heard.items()} == {f"block.{name}": [0] for name in behind}
+    sampling = Sampling(positions=3, heard=heard)
+    drawn = sampling.draw(network.block.down, "block.down", torch.zeros(2, 4, 16), 0, 0)
+    assert (drawn.image.tolist(), drawn.place.tolist()) == ([0, 1], [0, 0])
