@@ -22,6 +22,7 @@ from amc.runs.runner import NoScreen, Run, Screen, run_on
 from amc.runs.showing import show_run
 from amc.search.result import NetworkReport
 from amc.tasks.task import Task
+from envs.network.outputs import unselected
 from envs.reward import Reward
 from envs.space.policy import Policy
 
@@ -40,13 +41,13 @@ class Result:
 
     @property
     def network(self) -> nn.Module:
-        """The network found: a plain module, physically smaller, on the CPU."""
-        return self.run.result.networks["found"]
+        """The network found: a plain module of its own class, physically smaller, on the CPU."""
+        return self.networks["found"]
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """dense, uniform, start (where there was one) and found."""
-        return self.run.result.networks
+        return {name: unselected(network) for name, network in self.run.result.networks.items()}
 
     @property
     def reports(self) -> Mapping[str, NetworkReport]:

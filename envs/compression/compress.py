@@ -9,13 +9,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from envs.compression.preparation import (
     HELD_SHARE,
     Preparation,
     Remember,
-    divided,
+    halved,
     samplings,
 )
 from envs.compression.settings import CompressionSettings
@@ -23,6 +23,7 @@ from envs.compression.sparsify import finishes
 from envs.importance.scores import importance_named
 from envs.network.graph import Graph
 from envs.network.inference import placed
+from envs.network.inputs import Inputs, batch_size, mapped, tensors
 from envs.regression.statistics import first_chunks
 from envs.repair.bank import Banks, LayerwiseBank
 from envs.repair.normalization import reestimate_batch_norm
@@ -72,7 +73,7 @@ class Compressor:
         graph: Graph,
         family: LayoutFamily,
         units: Sequence[Unit],
-        chunks: Sequence[Tensor],
+        chunks: Sequence[Inputs],
         settings: CompressionSettings,
         remember: Remember = lambda kind, key, compute: compute(),
         sparse: Sequence[str] = (),
@@ -84,7 +85,7 @@ class Compressor:
             graph: Its operator graph.
             family: Its layouts.
             units: The units that may change.
-            chunks: Calibration inputs, each [B, ...] float32.
+            chunks: Calibration inputs.
             settings: How to compress.
             remember: Gives back earlier results of the same (kind, key), or computes them.
             sparse: Layers that may take a pattern.
@@ -95,11 +96,12 @@ class Compressor:
         self.settings = settings
         self._family = family
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
-        self.calibration_fingerprint = tensors_fingerprint(chunks)
+        self.calibration_fingerprint = tensors_fingerprint(one for chunk in chunks for one in tensors(chunk))
         self._repairs: dict[str, Repair] = {}
-        self._prepare(tuple(chunk.to(settings.device) for chunk in divided(chunks)), remember, sparse)
+        here = tuple(mapped(lambda tensor: tensor.to(settings.device), chunk) for chunk in halved(chunks))
+        self._prepare(here, remember, sparse)
 
-    def _prepare(self, chunks: tuple[Tensor, ...], remember: Remember, sparse: Sequence[str]) -> None:
+    def _prepare(self, chunks: tuple[Inputs, ...], remember: Remember, sparse: Sequence[str]) -> None:
         """Statistics on the calibration images, and what is made of them."""
         settings = self.settings
         quick_chunks = first_chunks(chunks, self.settings.quick_images)
@@ -158,7 +160,7 @@ class Compressor:
 
     def _reestimated(self) -> int:
         """Images on which batch-norm statistics are re-estimated."""
-        return min(self.settings.reestimate_images, sum(map(len, self.dense.chunks)))
+        return min(self.settings.reestimate_images, sum(map(batch_size, self.dense.chunks)))
 
     def policy(self, kept: Mapping[str, int], patterns: Mapping[str, str] | None = None) -> Policy:
         """The policy that keeps the best-scored channels.

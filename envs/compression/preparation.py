@@ -13,6 +13,7 @@ from envs.compression.sparsify import selection_named
 from envs.importance.importance import Evidence, Importance, channel_order
 from envs.importance.scores import importance_named
 from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
+from envs.network.inputs import Inputs, batch_size, divided
 from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import repair_class
@@ -30,19 +31,19 @@ def positions_for(images: int, rows: int = ROWS) -> int:
     return -(-rows // max(images, 1))
 
 
-def divided(chunks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def halved(chunks: Sequence[Inputs]) -> tuple[Inputs, ...]:
     """The chunks; a single one is cut in two, so that one half can judge what was fitted to the other."""
-    if len(chunks) == 1 and len(chunks[0]) > 1:
-        return tuple(chunks[0].tensor_split(2))
+    if len(chunks) == 1 and (count := batch_size(chunks[0])) > 1:
+        return tuple(divided(chunks[0], -(-count // 2)))
     return tuple(chunks)
 
 
 def samplings(
-    settings: CompressionSettings, chunks: Sequence[Tensor], quick_chunks: Sequence[Tensor]
+    settings: CompressionSettings, chunks: Sequence[Inputs], quick_chunks: Sequence[Inputs]
 ) -> tuple[Sampling, Sampling]:
     """How rows are drawn for statistics and full repair, and for quick repair."""
-    positions = settings.positions or positions_for(sum(map(len, chunks)))
-    quick = settings.quick_positions or positions_for(sum(map(len, quick_chunks)), QUICK_ROWS)
+    positions = settings.positions or positions_for(sum(map(batch_size, chunks)))
+    quick = settings.quick_positions or positions_for(sum(map(batch_size, quick_chunks)), QUICK_ROWS)
     return Sampling(positions=positions, seed=settings.seed), Sampling(
         positions=min(positions, quick), seed=settings.seed
     )
@@ -68,7 +69,7 @@ class Preparation:
     family: LayoutFamily
     units: tuple[Unit, ...]
     settings: CompressionSettings
-    chunks: tuple[Tensor, ...]
+    chunks: tuple[Inputs, ...]
     sampling: Sampling
     folds: Mapping[str, str]
     remember: Remember
@@ -81,7 +82,7 @@ class Preparation:
     def image_forwards(self, moments: Moments) -> int:
         """What moments and orders take."""
         passes = bool(moments) + FORWARDS * self._importance.reads_gradients
-        return passes * sum(map(len, self.chunks))
+        return passes * sum(map(batch_size, self.chunks))
 
     def moments(self, sparse: Sequence[str]) -> Moments:
         """Input moments of all layers that importance, selection or repair look at, {} where none does.
@@ -136,7 +137,7 @@ class Preparation:
             "structure": structure,
             "weights": weights,
             "calibration": calibration,
-            "chunks": [len(chunk) for chunk in self.chunks],
+            "chunks": [batch_size(chunk) for chunk in self.chunks],
             "positions": self.sampling.positions,
             "seed": self.settings.seed,
             **({} if self.settings.device == "cpu" else {"device": self.settings.device}),

@@ -11,9 +11,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs
 from envs.network.kinds import CONVOLUTIONS, NORMS, TRANSPOSED, WEIGHTED
 from envs.units.dependencies import Item, channel_groups
 from envs.units.fates import fate, lost_track
@@ -78,12 +79,12 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
 
 
-def propose_units(network: nn.Module, example_input: Tensor, graph: Graph) -> tuple[list[Unit], list[Fixed]]:
+def propose_units(network: nn.Module, example_input: Inputs, graph: Graph) -> tuple[list[Unit], list[Fixed]]:
     """Turns Torch-Pruning's groups into unverified units, in execution order.
 
     Args:
         network: The network; it is not changed.
-        example_input: [1, ...] input.
+        example_input: Input of batch 1.
         graph: Its operator graph, for the order and for modules that are called more than once.
 
     Returns:

@@ -90,7 +90,7 @@ def test_inputs_become_what_is_wanted_only_where_no_number_loses_its_meaning(
     ]
     for split in [*splits, subset(splits[0], [0, 1])]:
         assert split.batch([0, 1])[0].dtype == have
-        inputs, _ = typed(split, want).batch([0, 1])
+        inputs, _ = typed(split, torch.zeros(1, dtype=want)).batch([0, 1])
         assert inputs.dtype == (want if changes else have)
         assert inputs.to(torch.int64).equal(values)
 
@@ -109,7 +109,7 @@ def test_a_split_of_ones_own_is_not_converted() -> None:
             return torch.zeros(len(indices), 1, dtype=torch.uint8), torch.zeros(len(indices))
 
     own = Own()
-    assert typed(own, torch.float32) is own
+    assert typed(own, torch.zeros(1)) is own
 
 
 def test_an_array_split_keeps_its_arrays_as_they_are() -> None:
