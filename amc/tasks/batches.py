@@ -19,7 +19,8 @@ from envs.network.inputs import Inputs, form, tensors
 Array: TypeAlias = npt.NDArray[Any] | Tensor
 Arrays: TypeAlias = Array | tuple[Array, ...] | dict[str, Array]
 """The inputs of all samples: `[N, ...]`, or several of them, in order or by name."""
-Batch: TypeAlias = tuple[Inputs, Tensor]
+Batch: TypeAlias = tuple[Any, Tensor]
+"""Inputs of some samples (`Inputs`, of a form that the reader knows from the example) and their targets `[B, ...]`."""
 Collate: TypeAlias = Callable[[list[Any]], Any]
 """Makes a batch (inputs, targets) of a list of a dataset's items, as in `torch.utils.data.DataLoader`."""
 

@@ -256,4 +256,5 @@ def load_digits(seed: int = 0) -> tuple[Pair, Pair, Pair]:
 
 def verification_samples(split: Split) -> Inputs:
     """A few inputs of a split, on which units are verified."""
-    return split.batch(range(min(SAMPLES, len(split))))[0]
+    inputs: Inputs = split.batch(range(min(SAMPLES, len(split))))[0]
+    return inputs

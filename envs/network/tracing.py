@@ -45,13 +45,23 @@ def symbolic(network: nn.Module, example_input: Inputs) -> fx.Graph:
     """
     before = set(vars(network))
     with separate_products(), _recorded_len(network), _recorded_factories():
-        program = _functional(_Tracer(example_input).trace(network))
+        program = _functional(_traced(network, example_input))
     for name in vars(network).keys() - before:  # torch.fx puts tensors that forward makes there
         value = vars(network).pop(name)
         for node in program.nodes:
             if node.op == "get_attr" and node.target == name:
                 node.op, node.target, node.args = "call_function", constant, (value,)
     return program
+
+
+def _traced(network: nn.Module, example_input: Inputs) -> fx.Graph:
+    """The program as torch.fx records it; buffers are recorded only where one is cut to a size of the inputs."""
+    try:
+        return _Tracer(example_input).trace(network)
+    except TypeError:
+        tracer = _Tracer(example_input)
+        tracer.proxy_buffer_attributes = True
+        return tracer.trace(network)
 
 
 @contextmanager

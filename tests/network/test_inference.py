@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Specimen
 
 
-def forward(network: nn.Module, inputs: Tensor) -> Tensor:
+def forward(network: nn.Module, inputs: Any) -> Tensor:
     with torch.no_grad():
         outputs: Tensor = network(inputs)
     return outputs

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from amc.tasks.batches import converted
 from amc.tasks.cifar10 import load_cifar10
 from amc.tasks.splits import (
     ArraySplit,
@@ -19,7 +20,6 @@ from amc.tasks.splits import (
     Split,
     as_split,
     chunks,
-    converted,
     known_targets,
     load_digits,
     subset,
