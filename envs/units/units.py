@@ -162,6 +162,9 @@ def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int
         parameters = dict(module.named_parameters())
         if not parameters:
             continue
+        if isinstance(module, nn.Embedding):
+            tied = any(owners[id(parameter)] > 1 for parameter in parameters.values())
+            return f"its channels are those of the embedding {name!r}, which stays{' (tied to another layer)' * tied}"
         if not isinstance(module, (*WEIGHTED, *NORMS, nn.PReLU)):
             return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
         if not parameters.keys() <= {"weight", "bias"}:

@@ -1,4 +1,4 @@
-"""Networks of several inputs, of texts padded to different lengths, and of outputs that are no tensor: the whole chain."""
+"""Networks of several inputs, of texts of different lengths, and of outputs that are no tensor: the whole chain."""
 
 from __future__ import annotations
 
@@ -203,6 +203,8 @@ def test_a_program_that_holds_for_one_length_only_is_not_used() -> None:
 
 def test_a_buffer_that_is_cut_to_the_length_is_traced() -> None:
     class Causal(nn.Module):
+        past: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("past", torch.ones(20, 20).tril() > 0)
@@ -221,7 +223,7 @@ def test_units_of_a_reader_do_not_hold_the_embedding_and_say_why() -> None:
     assert "wide" in [unit.name for unit in anatomy.units]
     assert anatomy.family.dense.macs(anatomy.family.dense.widths()).sum() > 0
     reasons = {one.name: one.reason for one in anatomy.fixed}
-    assert "'words' (Embedding)" in reasons["narrow"]
+    assert "its channels are those of the embedding 'words'" in reasons["narrow"]
     found = inspection(reading(), SearchConfig(task="reading", constraint={"macs": 0.7}))
     assert {"words", "places"} <= {stay.layer for stay in found.stays}
     params = next(cost for cost in found.costs if cost.name == "params")
