@@ -162,11 +162,8 @@ def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int
         parameters = dict(module.named_parameters())
         if not parameters:
             continue
-        if isinstance(module, nn.Embedding):
-            tied = any(owners[id(parameter)] > 1 for parameter in parameters.values())
-            return f"its channels are those of the embedding {name!r}, which stays{' (tied to another layer)' * tied}"
         if not isinstance(module, (*WEIGHTED, *NORMS, nn.PReLU)):
-            return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
+            return _foreign(name, module, owners)
         if not parameters.keys() <= {"weight", "bias"}:
             return _further(name, parameters)
         if any(owners[id(parameter)] > 1 for parameter in parameters.values()):
@@ -178,6 +175,14 @@ def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int
         if name not in calls:
             return f"{name!r} is a part of another layer, or is used without being called"
     return ""
+
+
+def _foreign(name: str, module: nn.Module, owners: Counter[int]) -> str:
+    """Why a layer that is never sliced keeps the channels of others."""
+    if not isinstance(module, nn.Embedding):
+        return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
+    tied = " (its weight is another layer's, too)" if owners[id(module.weight)] > 1 else ""
+    return f"its channels are those of the embedding {name!r}, which stays{tied}"
 
 
 def _further(name: str, parameters: Collection[str]) -> str:
