@@ -9,9 +9,10 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,19 @@ from amc.export.check import verify_model
 from amc.storage.files import write_bytes
 from amc.tasks.task import Task
 from envs.network.copies import functional_copy
+from envs.network.inputs import (
+    Inputs,
+    argument_names,
+    batch_size,
+    call,
+    divided,
+    mapped,
+    repeated,
+    rows,
+    sizes,
+    tensors,
+)
+from envs.network.outputs import selecting
 from hw_profiles.documents import one_line
 
 TOLERANCE = 1e-3
@@ -30,26 +44,30 @@ CHECKED_IMAGES = 16
 """Real images on which a written model is compared with torch."""
 
 
-def onnx_bytes(network: nn.Module, example_input: Tensor) -> bytes:
+def onnx_bytes(network: nn.Module, example_input: Inputs) -> bytes:
     """A network as ONNX with a dynamic batch axis and the weights inside.
 
+    There is one input for each tensor, named `input`, or as forward's parameters where there are several. The length
+    of texts (integers [B, L], and what is as long) is dynamic where the network takes shorter ones.
+
     Args:
-        network: Maps one tensor [B, ...] to one tensor [B, ...]; it is not changed. Exported in eval mode.
-        example_input: [1, ...] input.
+        network: Maps inputs of B samples to one tensor [B, ...]; it is not changed. Exported in eval mode.
+        example_input: Input of batch 1.
 
     Raises:
         ValueError: If no exporter makes a model that agrees with torch on the example at every batch size tried.
     """
-    return _export(network, example_input, torch.cat([example_input] * 3))[0]
+    return _export(network, example_input, [repeated(example_input, 3)])[0]
 
 
-def verify_onnx(model: bytes, network: nn.Module, inputs: Tensor) -> float:
+def verify_onnx(model: bytes, network: nn.Module, inputs: Inputs, *others: Inputs) -> float:
     """Compares onnxruntime with torch at batch 1 and at a larger batch.
 
     Args:
         model: The ONNX model.
         network: The network it was made from.
-        inputs: [N, ...] real inputs, N >= 1.
+        inputs: Real inputs, at least one sample.
+        others: Further batches, such as longer and shorter ones.
 
     Returns:
         The largest absolute difference relative to the largest absolute output.
@@ -57,20 +75,21 @@ def verify_onnx(model: bytes, network: nn.Module, inputs: Tensor) -> float:
     Raises:
         ValueError: If the model does not run, or differs by more than `TOLERANCE`.
     """
-    if not len(inputs):
+    if not batch_size(inputs):
         raise ValueError("an ONNX model must be compared on at least one input, but got none: give it real inputs")
     twin = _portable(network)
     session = _session(model)
-    several = inputs if len(inputs) > 1 else torch.cat([inputs, inputs])
+    several = inputs if batch_size(inputs) > 1 else repeated(inputs, 2)
     pairs: list[tuple[Tensor, Tensor]] = []
-    for batch in (inputs[:1].cpu(), *torch.split(several.cpu(), CHUNK)):
+    for batch in (rows(inputs, 0, 1), *divided(several, CHUNK), *others):
+        batch = mapped(Tensor.cpu, batch)
         with torch.no_grad():
-            expected, got = twin(batch), _run(session, batch)
+            expected, got = call(twin, batch), _run(session, twin, batch)
         if not isinstance(expected, Tensor) or got.shape != expected.shape:
             raise ValueError(
                 f"onnxruntime and torch must give one tensor of one shape, but got {list(got.shape)} and "
-                f"{list(getattr(expected, 'shape', []))} at batch {len(batch)}: "
-                "return one tensor from forward and take the batch size from its input"
+                f"{list(getattr(expected, 'shape', []))} for {sizes(batch)}: "
+                "return one tensor from forward and take all sizes from its inputs"
             )
         pairs.append((expected, got))
     difference = torch.stack([(got - expected).abs().max() for expected, got in pairs]).max()
@@ -85,16 +104,22 @@ def verify_onnx(model: bytes, network: nn.Module, inputs: Tensor) -> float:
 
 
 def write_onnx(
-    network: nn.Module, example_input: Tensor, inputs: Tensor, path: Path, patterns: Mapping[str, str] | None = None
+    network: nn.Module,
+    example_input: Inputs,
+    inputs: Inputs,
+    path: Path,
+    patterns: Mapping[str, str] | None = None,
+    others: Sequence[Inputs] = (),
 ) -> float:
     """Exports, compares with torch, and only then writes, atomically.
 
     Args:
         network: As for `onnx_bytes`.
-        example_input: [1, ...] input.
-        inputs: [N, ...] real inputs to compare on.
+        example_input: Input of batch 1.
+        inputs: Real inputs to compare on.
         path: The file; an old one is replaced.
         patterns: Layer name -> pattern that network and model must keep to.
+        others: Further batches; axes in which they differ are dynamic.
 
     Returns:
         The largest relative difference found.
@@ -102,7 +127,7 @@ def write_onnx(
     Raises:
         ValueError: If the network cannot be exported, the model differs from it, or a pattern is broken; or OSError.
     """
-    model, difference = _export(network, example_input, inputs)
+    model, difference = _export(network, example_input, [inputs, *others])
     verify_model(model, network, patterns or {})
     write_bytes(path, model)
     return difference
@@ -110,6 +135,8 @@ def write_onnx(
 
 def export_onnx(network: nn.Module, path: Path | str, task: Task, patterns: Mapping[str, str] | None = None) -> float:
     """Writes a network as ONNX after comparing it with torch on validation images of its task.
+
+    The model puts out what the task's `output` selects.
 
     Args:
         network: The network, such as `result.network`.
@@ -123,18 +150,31 @@ def export_onnx(network: nn.Module, path: Path | str, task: Task, patterns: Mapp
     Raises:
         ValueError: If the network cannot be exported, the model differs from it, or a pattern is broken; or OSError.
     """
-    inputs, _ = task.validation.batch(range(min(CHECKED_IMAGES, len(task.validation))))
-    return write_onnx(network, task.example_input, inputs, Path(path), patterns)
+    count = min(CHECKED_IMAGES, len(task.validation))
+    inputs, _ = task.validation.batch(range(count))
+    single = [task.validation.batch(range(place, place + 1))[0] for place in range(count)]
+    others = [one for one in single if _shapes(one) != _shapes(inputs)]
+    selected = selecting(network, task.output)
+    return write_onnx(selected, task.example_input, inputs, Path(path), patterns, others)
 
 
-def _export(network: nn.Module, example_input: Tensor, inputs: Tensor) -> tuple[bytes, float]:
-    """The model of the first exporter whose model agrees with torch on `inputs`, and by how much it differs."""
+def _shapes(inputs: Inputs) -> list[torch.Size]:
+    """Of one sample."""
+    return [tensor.shape[1:] for tensor in tensors(inputs)]
+
+
+def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]) -> tuple[bytes, float]:
+    """The model of the first exporter whose model agrees with torch on all batches, and by how much it differs."""
     twin = _portable(network)
-    example = torch.cat([example_input, example_input]).detach().cpu()  # a batch of 1 would be taken for a constant
-    for exporter in EXPORTERS:
+    example = mapped(lambda tensor: tensor.detach().cpu(), example_input)
+    shorter = _shortened(twin, example)
+    attempts = [[*batches, shorter], batches] if shorter is not None else [batches]
+    for checked, exporter in product(attempts, EXPORTERS):
+        example_of_two = repeated(example, 2)  # a batch of 1 would be taken for a constant
+        axes = _dynamic_axes(example, checked)
         try:
             with _quiet(), torch.no_grad():
-                model = exporter(twin, example)
+                model = exporter(twin, example_of_two, axes)
         except Exception as error:  # the exporters raise whatever the network's code raises
             reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
             failure = ValueError(
@@ -143,39 +183,90 @@ def _export(network: nn.Module, example_input: Tensor, inputs: Tensor) -> tuple[
             )
             continue
         try:
-            return model, verify_onnx(model, twin, inputs)
+            return model, verify_onnx(model, twin, *checked)
         except ValueError as error:
             failure = error
     raise failure
 
 
-def by_tracing(network: nn.Module, example: Tensor) -> bytes:
+Axes: TypeAlias = Sequence[Sequence[int]]
+"""Of each input, the axes whose sizes may change."""
+
+
+def _dynamic_axes(example: Inputs, batches: Sequence[Inputs]) -> Axes:
+    """The batch, and every axis in which the batches or the example differ."""
+    columns = zip(*(tensors(one) for one in (example, *batches)), strict=True)
+    return [
+        [axis for axis in range(column[0].ndim) if axis == 0 or len({one.shape[axis] for one in column}) > 1]
+        for column in columns
+    ]
+
+
+def _shortened(network: nn.Module, example: Inputs) -> Inputs | None:
+    """The example cut to half of its length where it is a text, and the network takes that; None otherwise."""
+    lengths = {one.shape[1] for one in tensors(example) if one.ndim == 2 and not one.is_floating_point()}
+    if len(lengths) != 1 or (length := lengths.pop()) < 2:
+        return None
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:, : length // 2] if tensor.ndim > 1 and tensor.shape[1] == length else tensor
+
+    shorter = mapped(cut, example)
+    try:
+        with torch.no_grad():
+            call(network, shorter)
+    except Exception:  # whatever the network's own code raises
+        return None
+    return shorter
+
+
+class _InOrder(nn.Module):
+    """Takes several inputs in order, as the exporters pass them."""
+
+    def __init__(self, network: nn.Module, example: Inputs) -> None:
+        super().__init__()
+        self.network = network
+        self._keys = list(example) if isinstance(example, dict) else None
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return call(self.network, inputs if self._keys is None else dict(zip(self._keys, inputs, strict=True)))
+
+
+def _names(network: nn.Module, inputs: Inputs) -> list[str]:
+    return ["input"] if isinstance(inputs, Tensor) else argument_names(network.forward, inputs)
+
+
+def by_tracing(network: nn.Module, example: Inputs, axes: Axes = ((0,),)) -> bytes:
     """The TorchScript exporter: deprecated, but ten times as fast as the other (0.1-0.4 s against 3-6 s)."""
     file: Any = io.BytesIO()  # accepted, though the annotation knows only paths
+    names = _names(network, example)
+    dynamic = {name: {k: f"{name}_{k}" if k else "batch" for k in own} for name, own in zip(names, axes, strict=True)}
     torch.onnx.export(
-        network,
-        (example,),
+        network if isinstance(example, Tensor) else _InOrder(network, example),
+        tensors(example),
         file,
         dynamo=False,
         opset_version=OPSET,
         verbose=False,
-        input_names=["input"],
+        input_names=names,
         output_names=["output"],
-        dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+        dynamic_axes={**dynamic, "output": {0: "batch"}},
     )
     return bytes(file.getvalue())
 
 
-def by_torch_export(network: nn.Module, example: Tensor) -> bytes:
+def by_torch_export(network: nn.Module, example: Inputs, axes: Axes = ((0,),)) -> bytes:
     """The torch.export exporter: slow, for what tracing does not catch and for the day the other is gone."""
+    batch = torch.export.Dim("batch")
+    each = tuple({axis: torch.export.Dim.AUTO if axis else batch for axis in own} for own in axes)
     program = torch.onnx.export(
-        network,
-        (example,),
+        network if isinstance(example, Tensor) else _InOrder(network, example),
+        tensors(example),
         dynamo=True,
         verbose=False,
-        input_names=["input"],
+        input_names=_names(network, example),
         output_names=["output"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamic_shapes=each if isinstance(example, Tensor) else (each,),
     )
     return bytes(program.model_proto.SerializeToString()) if program is not None else b""
 
@@ -227,7 +318,7 @@ def _session(model: bytes) -> Any:
         ) from error
 
 
-def _run(session: Any, batch: Tensor) -> Tensor:
+def _run(session: Any, network: nn.Module, batch: Inputs) -> Tensor:
     import onnxruntime
 
     from hw_profiles.bench.device_script import FATAL
@@ -235,9 +326,19 @@ def _run(session: Any, batch: Tensor) -> Tensor:
     options = onnxruntime.RunOptions()
     options.log_severity_level = FATAL
     try:
-        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch.numpy()}, options)[0])
+        return torch.from_numpy(session.run(None, _known(session, onnx_feed(network, batch)), options)[0])
     except Exception as error:  # as above
         raise ValueError(
-            f"an ONNX model must run at every batch size, but this one fails at {len(batch)} ({one_line(error)}): "
-            "take the batch size from the input in forward"
+            f"an ONNX model must run at every batch size, but this one fails at {batch_size(batch)} "
+            f"({one_line(error)}): take the batch size and all others from the input in forward"
         ) from error
+
+
+def _known(session: Any, feed: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that the model kept: one that the network does not read may be gone."""
+    return {one.name: feed[one.name] for one in session.get_inputs()}
+
+
+def onnx_feed(network: nn.Module, batch: Inputs) -> dict[str, Any]:
+    """The arrays of a batch by the names that the inputs of the network's model have."""
+    return {name: one.numpy() for name, one in zip(_names(network, batch), tensors(batch), strict=True)}

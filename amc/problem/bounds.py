@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from amc.config.budgets import COVERAGE
 from amc.config.search import SearchConfig
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from envs.lookup import passed_in
 from envs.network.graph import trace
+from envs.network.inputs import Inputs
 from envs.network.recount import CountMismatch, confirm_macs, independent_macs
 from envs.space.constraint import Budget, Constraint, Costing, resolve_budget
 from envs.space.finders import Wanted
@@ -91,7 +92,7 @@ def skipped_patterns(shapes: ShapeRules | None, table: LatencyTable | None) -> t
 
 
 def recount(
-    network: nn.Module, example_input: Tensor, costs: Sequence[Cost], patterns: Mapping[str, str]
+    network: nn.Module, example_input: Inputs, costs: Sequence[Cost], patterns: Mapping[str, str]
 ) -> dict[str, float]:
     """Costs by name of a real network, traced anew; its multiply-accumulates are counted in two independent ways.
 

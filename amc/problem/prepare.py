@@ -132,9 +132,12 @@ def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
     ledger.charge(_backend_forwards(setup, compressor, backend))
     config = setup.config.model_copy(update={"backend": backend})
     split, images = setup.reward_split(), setup.draws.reward()
-    dense: Tensor | None = None
+    race = _race(setup, len(images))
+    dense: list[Tensor] | None = None
     if setup.keeps_outputs:
-        dense = setup.scorer.outputs(setup.task.network, split, images)
+        first = len(images) if race is None else race.first  # what is scored by itself has chunks of its own
+        parts = [part for part in (images[:first], images[first:]) if part]
+        dense = [one for part in parts for one in setup.scorer.outputs(setup.task.network, split, part)]
         ledger.charge(len(images))
     measurement = Measurement(
         compressor=compressor,
@@ -144,7 +147,7 @@ def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
         constraint=setup.constraint,
         dense=dense,
         half=bool(backend.half_repair),
-        race=_race(setup, len(images)),
+        race=race,
     )
     return Prepared(
         setup=setup,

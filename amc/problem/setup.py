@@ -21,6 +21,7 @@ from amc.tasks.checks import check_task
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import Split, verification_samples
 from amc.tasks.task import Task, load_task, top1
+from envs.network.inputs import call
 from envs.parallel import return_memory, single_threaded
 from envs.reward import REWARDS, Reward, accuracy_latency
 from envs.space.assignment import Assignment
@@ -194,7 +195,7 @@ def _check_decidable(sites: Sequence[Site], fixed: Sequence[Fixed]) -> None:
 def outputs_fit(task: Task) -> bool:
     """Whether the dense network's outputs on all validation images can be kept."""
     with torch.no_grad():
-        one: Tensor = task.network(task.example_input)
+        one: Tensor = call(task.network, task.example_input)
     return 4 * one.numel() * len(task.validation) <= KEPT_BYTES
 
 

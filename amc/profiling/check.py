@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from amc.profiling.correction import CheckResult, judge
 from amc.profiling.networks import network_at, spread_networks
@@ -15,6 +15,7 @@ from amc.profiling.pairs import PairTiming, time_pair
 from amc.profiling.runtimes import make_runtime
 from amc.profiling.setting import Setting
 from amc.profiling.timing import Timing
+from envs.network.inputs import Inputs
 from envs.units.anatomy import Anatomy
 from hw_profiles.latency.profile import Disturbance, Profile
 from hw_profiles.latency.table import LatencyTable, network_digest
@@ -39,13 +40,13 @@ class Subject:
     Attributes:
         task: The task's name, stored with the correction.
         network: The dense network; it is not changed.
-        example: [1, ...] input.
+        example: Input of batch 1.
         anatomy: Its units and layouts.
     """
 
     task: str
     network: nn.Module
-    example: Tensor
+    example: Inputs
     anatomy: Anatomy
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from amc.profiling.runtimes import make_runtime
 from amc.profiling.setting import Setting
 from envs.network.graph import trace
+from envs.network.inputs import Inputs
 from envs.units.layout import read_layout
 from hw_profiles.latency.table import LatencyTable
 
@@ -35,13 +36,13 @@ class LayerTime:
 
 
 def layer_times(
-    networks: Mapping[str, nn.Module], example: Tensor, table: LatencyTable, *, here: bool
+    networks: Mapping[str, nn.Module], example: Inputs, table: LatencyTable, *, here: bool
 ) -> dict[str, tuple[LayerTime, ...]]:
     """Predicted and measured times of every layer with a weight.
 
     Args:
         networks: Name -> network.
-        example: [1, ...] input.
+        example: Input of batch 1.
         table: The profile's latencies.
         here: Whether the profile is of this device, so that measuring tells something about it.
     """

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from amc.profiling.runtimes import make_runtime
 from amc.profiling.setting import Setting
+from envs.network.inputs import Inputs
 from hw_profiles.rounds import Timed, interleaved, others_ready
 
 MIN_ROUNDS = 3
@@ -187,7 +188,7 @@ def _warm_up(graph: Timed, seconds: float, clock: Callable[[], float]) -> float:
 
 def latency_ms(
     networks: Mapping[str, nn.Module],
-    example_input: Tensor,
+    example_input: Inputs,
     *,
     threads: int = 1,
     batch: int = 1,
@@ -198,7 +199,7 @@ def latency_ms(
 
     Args:
         networks: Name -> network.
-        example_input: [1, ...] input.
+        example_input: Input of batch 1.
         threads: Threads within an operator.
         batch: Images per run.
         rounds: Blocks per network at most; fewer (but 3) when the time is up.

@@ -21,6 +21,7 @@ from amc.runs.runner import Run
 from amc.runs.showing import show_files
 from amc.search.result import NETWORKS, NetworkReport
 from amc.tasks.task import Task, load_task
+from envs.network.outputs import unselected
 from envs.space.policy import Policy
 
 
@@ -53,7 +54,7 @@ class Result:
         return cls(
             record=run.result.to_json(versions(), run.latency),
             policy=run.result.policy,
-            networks=run.result.networks,
+            networks={name: unselected(network) for name, network in run.result.networks.items()},
             reports=run.result.reports,
             folder=run.folder if kept else None,
         )
@@ -110,5 +111,5 @@ def reopened(path: Path, objects: Objects, given: Mapping[str, str] | None = Non
         for name in NETWORKS
         if name in record
     }
-    networks = {"dense": task.network, "found": load_applied(task.network, path)}
+    networks = {"dense": unselected(task.network), "found": unselected(load_applied(task.network, path))}
     return Result(record=record, policy=read_policy(path / POLICY), networks=networks, reports=reports, folder=path)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from amc.config.search import SearchConfig
 from amc.scoring.scorer import read
+from amc.tasks.batches import Batch
 from amc.tasks.splits import Split
 
 MIN_UNSEEN = 64
@@ -88,6 +88,6 @@ def keyed_order(count: int, seed: int) -> list[int]:
     return [int(index) for index in np.random.default_rng([seed, count]).permutation(count)]
 
 
-def read_batches(split: Split, indices: Sequence[int], size: int) -> list[tuple[Tensor, Tensor]]:
+def read_batches(split: Split, indices: Sequence[int], size: int) -> list[Batch]:
     """Batches of the chosen samples, in order."""
     return [read(split, indices[start : start + size]) for start in range(0, len(indices), size)]

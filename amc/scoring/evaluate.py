@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amc.scoring.racing import JACKKNIFE_BLOCKS, Race
 from amc.scoring.scorer import Score, Scorer
+from amc.tasks.batches import kept
 from amc.tasks.splits import ArraySplit, Split, SubsetSplit
 from envs.compression.compress import Compressor
 from envs.reward import Evaluation
@@ -27,7 +28,8 @@ class Measurement:
         scorer: Scores it.
         split: Where the images of the reward are from.
         images: Which of them.
-        dense: Outputs of the dense network on them, None where they are too many to keep.
+        dense: Outputs of the dense network on them, a tensor for each chunk that is scored at once; None where they
+            are too many to keep.
         constraint: Whose costs an evaluation holds.
         half: Repair in bfloat16.
         race: How images are saved, None: every policy is scored on all of them.
@@ -37,7 +39,7 @@ class Measurement:
     scorer: Scorer
     split: Split
     images: Sequence[int]
-    dense: Tensor | None
+    dense: Sequence[Tensor] | None
     constraint: Constraint
     half: bool = False
     race: Race | None = None
@@ -46,7 +48,7 @@ class Measurement:
         """Accuracy of the assignment's network without fine-tuning, after quick repair."""
         small, repair_forwards = self.compressor.compress(self.policy(assignment), quick=True, half=self.half)
         costs = self.constraint.costs(assignment.values)
-        first = self._score(small, 0, len(self.images) if self.race is None else self.race.first)
+        first = self.score(small, 0, len(self.images) if self.race is None else self.race.first)
         if self.race is None:
             return first.evaluation(costs, len(first.each) + repair_forwards)
         begun = replace(
@@ -54,7 +56,7 @@ class Measurement:
         )
 
         def finish() -> Evaluation:
-            score = first.followed_by(self._score(small, len(first.each), len(self.images)))
+            score = first.followed_by(self.score(small, len(first.each), len(self.images)))
             return score.evaluation(costs, len(score.each) + repair_forwards)
 
         return self.race.settled(begun, finish)
@@ -67,8 +69,9 @@ class Measurement:
         """The same, sparing policies that cannot pass the bar some images."""
         return self if self.race is None else replace(self, race=replace(self.race, bar=bar))
 
-    def _score(self, network: nn.Module, start: int, stop: int) -> Score:
-        dense = None if self.dense is None else self.dense[start:stop]
+    def score(self, network: nn.Module, start: int, stop: int) -> Score:
+        """Scores a network on the images from `start` on, which is 0 or where the race's first images end."""
+        dense = None if self.dense is None else self.dense[-(-start // self.scorer.chunk) :]
         return self.scorer(network, self.split, self.images[start:stop], dense)
 
     def excerpt(self) -> Measurement:
@@ -84,8 +87,5 @@ def excerpt(split: Split, indices: Sequence[int]) -> Split | None:
         return excerpt(split.split, split.indices[np.asarray(indices)].tolist())
     if isinstance(split, ArraySplit):
         chosen = np.asarray(indices)
-        own = (array[chosen] for array in (split.inputs, split.targets))
-        # A memory map gives maps; a tensor stays one, since numpy does not know all of its types.
-        inputs, targets = (rows if isinstance(rows, Tensor) else np.asarray(rows) for rows in own)
-        return replace(split, inputs=inputs, targets=targets)
+        return replace(split, inputs=kept(split.inputs, chosen), targets=kept(split.targets, chosen))
     return None

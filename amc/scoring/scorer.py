@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amc.tasks.batches import Batch
 from amc.tasks.plugins import describe
 from amc.tasks.splits import Split
 from amc.tasks.task import Metric
 from envs.compression.damage import output_error
 from envs.network.copies import functional_copy
 from envs.network.graph import Graph
-from envs.network.inference import channels_last, converted, inference_copy
+from envs.network.inference import converted, inference_copy
+from envs.network.inputs import call, channels_last, mapped, narrowed
 from envs.parallel import map_chunks
 from envs.reward import Block, Evaluation
 from hw_profiles.layers import Layout
@@ -26,6 +28,8 @@ from hw_profiles.layers import Layout
 FloatArray = NDArray[np.float32]
 
 Taken = TypeVar("Taken")
+Outputs: TypeAlias = Sequence[Tensor]
+"""[B, ...] of each chunk of images: batches that are padded to different lengths have outputs of different shapes."""
 ChunkScore: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 """[B] metric, cross-entropy and squared difference from the dense network's outputs."""
 Backend = Literal["bf16", "fp32", "eager"]
@@ -111,37 +115,36 @@ class Scorer:
     device: str = "cpu"
     backend: Backend = "fp32"
 
-    def __call__(self, network: nn.Module, split: Split, indices: Sequence[int], dense: Tensor | None = None) -> Score:
+    def __call__(self, network: nn.Module, split: Split, indices: Sequence[int], dense: Outputs | None = None) -> Score:
         """Metric, cross-entropy and distance from the dense network over the chosen images of a split.
 
         Args:
             network: The network to score.
             split: Where the images are.
             indices: Which ones, [N].
-            dense: [N, ...] outputs of the dense network on them.
+            dense: Outputs of the dense network on them, as `outputs` gives them.
         """
 
         def one(part: range, outputs: Tensor, targets: Tensor) -> ChunkScore:
-            return self._chunk(outputs, targets, None if dense is None else dense[part.start : part.stop])
+            return self._chunk(outputs, targets, None if dense is None else dense[part.start // self.chunk])
 
         return _score_of(self._over(network, split, indices, one))
 
-    def of_outputs(self, dense: Tensor, split: Split) -> Score:
-        """The dense network's score on a whole split, by its [N, ...] outputs: nothing runs again."""
+    def of_outputs(self, dense: Outputs, split: Split) -> Score:
+        """The dense network's score on a whole split, by its outputs: nothing runs again."""
         starts = range(0, len(split), self.chunk)
         parts = [range(start, min(start + self.chunk, len(split))) for start in starts]
-        known = [dense[part.start : part.stop] for part in parts]
         return _score_of(
-            self._chunk(outputs, read(split, part)[1], outputs) for part, outputs in zip(parts, known, strict=True)
+            self._chunk(outputs, read(split, part)[1], outputs) for part, outputs in zip(parts, dense, strict=True)
         )
 
     def _chunk(self, outputs: Tensor, targets: Tensor, dense: Tensor | None) -> ChunkScore:
         error = None if dense is None else output_error(outputs, dense, targets).nan_to_num(nan=WORST, posinf=WORST)
         return self._each(outputs, targets), _cross_entropy(outputs, targets), error
 
-    def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> Tensor:
-        """[N, ...] outputs over the chosen images of a split."""
-        return torch.cat(list(self._over(network, split, indices, lambda part, outputs, targets: outputs)))
+    def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> list[Tensor]:
+        """[B, ...] outputs of each chunk of the chosen images; other axes may differ between chunks."""
+        return list(self._over(network, split, indices, lambda part, outputs, targets: outputs))
 
     def _over(
         self, network: nn.Module, split: Split, indices: Sequence[int], take: Callable[[range, Tensor, Tensor], Taken]
@@ -155,11 +158,11 @@ class Scorer:
         def one(start: int) -> Taken:
             part = range(start, min(start + self.chunk, len(indices)))
             inputs, targets = read(split, indices[part.start : part.stop])
-            inputs = inputs.to(self.device)
-            if narrow is not None and inputs.is_floating_point():
-                inputs = inputs.to(narrow)
+            inputs = mapped(lambda tensor: tensor.to(self.device), inputs)
+            if narrow is not None:
+                inputs = narrowed(inputs, narrow)
             with torch.no_grad():
-                outputs = fast(inputs if plain else channels_last(inputs)).cpu()
+                outputs: Tensor = call(fast, inputs if plain else channels_last(inputs)).cpu()
             return take(part, outputs if narrow is None else outputs.float(), targets)
 
         return map_chunks(one, range(0, len(indices), self.chunk))
@@ -184,7 +187,7 @@ def scoring_chunk(dense: Layout, device: str) -> int:
     return int(max(1, min(MAX_CHUNK, cached, SCORING_BYTES / (3 * largest))))
 
 
-def read(split: Split, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+def read(split: Split, indices: Sequence[int]) -> Batch:
     """One batch of a split; what the user's dataset or transform raises becomes one line."""
     try:
         return split.batch(indices)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from amc.pool.pool import Pool
 from amc.problem.bounds import confirm_costs
 from amc.problem.layer_patterns import layer_patterns
 from amc.problem.prepare import Prepared
-from amc.scoring.scorer import Score
+from amc.scoring.scorer import Outputs, Score
 from amc.search.confirm import Confirmation, Confirmed
 from amc.search.episode import Episode
 from amc.search.result import Images, NetworkReport, SearchResult, Stopped, with_provenance
@@ -24,7 +22,7 @@ def conclude(
     prepared: Prepared,
     pool: Pool,
     tools: Tools,
-    dense: Tensor | None,
+    dense: Outputs | None,
     confirmation: Confirmation,
     played: Progress,
     stopped: Stopped,
@@ -70,7 +68,7 @@ def conclude(
 
 
 def _scores(
-    prepared: Prepared, pool: Pool, tools: Tools, dense: Tensor | None, pruned: Sequence[Confirmed]
+    prepared: Prepared, pool: Pool, tools: Tools, dense: Outputs | None, pruned: Sequence[Confirmed]
 ) -> tuple[Score, dict[Key, Score]]:
     """The dense network on validation images, and every network on test images, by assignment."""
     whole = prepared.setup.dense()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
 from amc.scoring.paired import paired_difference
-from amc.scoring.scorer import Score
+from amc.scoring.scorer import Outputs, Score
 from amc.search.episode import Episode
 from amc.search.tools import Tools, repair_and_score
 from envs.network.inference import placed
@@ -54,7 +54,7 @@ def confirm(
     prepared: Prepared,
     pool: Pool,
     tools: Tools,
-    dense: Tensor | None,
+    dense: Outputs | None,
     starts: Sequence[str],
     episodes: Sequence[Episode],
     seconds: float = math.inf,
@@ -102,7 +102,7 @@ def confirm(
 
 
 def confirmed(
-    prepared: Prepared, pool: Pool, tools: Tools, dense: Tensor | None, keys: Sequence[Key]
+    prepared: Prepared, pool: Pool, tools: Tools, dense: Outputs | None, keys: Sequence[Key]
 ) -> Iterator[Confirmed]:
     """Repairs policies in full and scores them on the whole validation split, in order; charged."""
     assignments = [prepared.setup.assignment(key) for key in keys]

@@ -24,6 +24,7 @@ from envs.compression.damage import (
     measured_widths,
     sensitivity_forwards,
 )
+from envs.network.inputs import batch_size, tensors
 from envs.regression.shrinkage import FOLDS
 from envs.space.policy import tensors_fingerprint, weights_fingerprint
 from envs.space.sites import Site
@@ -50,7 +51,7 @@ def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, lis
     key: Mapping[str, object] = {
         "version": VERSION,
         "weights": weights_fingerprint(setup.task.network),
-        "images": tensors_fingerprint(tensor for batch in batches for tensor in batch[:2]),
+        "images": tensors_fingerprint(one for batch in batches for one in (*tensors(batch.inputs), batch.targets)),
         "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
         "knapsack": knapsack.model_dump(mode="json"),
@@ -67,7 +68,7 @@ def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, lis
             for curve in kind
         }
 
-    images = sum(len(batch.inputs) for batch in batches)
+    images = sum(batch_size(batch.inputs) for batch in batches)
     prepared.ledger.charge(sensitivity_forwards(setup.sites, knapsack.widths, images))
     # what the user's own code does may be something else tomorrow
     tables = measure() if setup.objects.of_compression() else cached_tensors("damage", key, measure)

@@ -23,7 +23,8 @@ from amc.search.allocation.knapsack import knapsack
 from amc.search.damage import damage_curves
 from amc.search.tools import Tools
 from envs.compression.damage import damage_named, forward, total_damage
-from envs.network.inference import channels_last, inference_copy
+from envs.network.inference import inference_copy
+from envs.network.inputs import channels_last, mapped
 from envs.parallel import map_chunks
 from envs.space.assignment import Assignment, Key
 from envs.space.constraint import Constraint
@@ -116,7 +117,8 @@ def _outputs(tools: Tools, network: nn.Module, role: Role, indices: Sequence[int
     split, size = tools.splits[role], tools.scorer.chunk
 
     def one(start: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = (tensor.to(device) for tensor in read(split, indices[start : start + size]))
-        return targets, forward(fast, channels_last(inputs))
+        inputs, targets = read(split, indices[start : start + size])
+        inputs = mapped(lambda tensor: tensor.to(device), inputs)
+        return targets.to(device), forward(fast, channels_last(inputs))
 
     return list(map_chunks(one, range(0, len(indices), size)))

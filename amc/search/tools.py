@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
-from amc.scoring.scorer import Score, Scorer
+from amc.scoring.scorer import Outputs, Score, Scorer
 from amc.tasks.splits import Split
 from envs.compression.compress import Compressor
 from envs.network.inference import placed
@@ -46,8 +46,8 @@ class Tools:
         }
         return cls(compressor=prepared.compressor, scorer=prepared.setup.scorer, splits=splits)
 
-    def dense_outputs(self, prepared: Prepared) -> Tensor | None:
-        """[N, ...] the dense network's outputs on validation images; charged. None where they are too many to keep."""
+    def dense_outputs(self, prepared: Prepared) -> Outputs | None:
+        """The dense network's outputs on validation images; charged. None where they are too many to keep."""
         if not prepared.setup.keeps_outputs:
             return None
         split = self.splits["validation"]
@@ -77,12 +77,12 @@ class Repaired(NamedTuple):
     image_forwards: int
 
 
-def repair_and_score(tools: Tools, dense: Tensor | None, assignment: Assignment) -> Repaired:
+def repair_and_score(tools: Tools, dense: Outputs | None, assignment: Assignment) -> Repaired:
     """Repairs a policy in full and scores it on the whole validation split.
 
     Args:
         tools: Of the search.
-        dense: [N, ...] outputs of the dense network on validation images, None where they are too many to keep.
+        dense: Outputs of the dense network on validation images, None where they are too many to keep.
         assignment: What is decided.
     """
     small, forwards = tools.compressor.compress(tools.compressor.policy_of(assignment))
@@ -99,13 +99,13 @@ class Reported(NamedTuple):
     split: SplitName
 
 
-def score_reported(tools: Tools, dense: Tensor | None, one: Reported) -> Score:
+def score_reported(tools: Tools, dense: Outputs | None, one: Reported) -> Score:
     """Scores a network on a whole split."""
     known = dense if one.split == "validation" else None
     return score_whole(tools, known, tools.rebuilt(one.assignment, one.state), one.split)
 
 
-def score_whole(tools: Tools, dense: Tensor | None, network: nn.Module, name: SplitName) -> Score:
+def score_whole(tools: Tools, dense: Outputs | None, network: nn.Module, name: SplitName) -> Score:
     """Scores a network on all images of a split."""
     split = tools.splits[name]
     score = tools.scorer(network, split, range(len(split)), dense)

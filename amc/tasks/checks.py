@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from amc.tasks.batches import Batch, fitted, several
 from amc.tasks.checkpoint import check_finite
 from amc.tasks.plugins import describe
 from amc.tasks.splits import ArraySplit, Split, check_finite_inputs, chunks, known_targets
 from amc.tasks.task import Task, check_classes, top1
+from envs.network.inputs import Inputs, batch_size, call, described, rows, tensors
 
 _MIN_SAMPLES = 16
 _READ_WHOLE = 2**30  # bytes; larger inputs, such as memory maps of ImageNet, are not read twice
@@ -35,12 +37,12 @@ def check_task(task: Task) -> None:
                 "give more data, or divide it differently"
             )
         first[role] = _read(role, split, range(_MIN_SAMPLES))
-        _check_inputs(role, split, first[role][0], task.example_input)
+        _check_inputs(role, split, first[role][0], task)
         if task.metric is top1:
             _check_targets(role, split, first[role][1], classes)
     inputs, targets = first["validation"]
     cure = "it runs on the example input, so correct the data or its transform, or let the network take any batch size"
-    outputs = _run(task, inputs[:4], "four validation samples", cure)
+    outputs = _run(task, rows(inputs, 0, 4), "four validation samples", cure)
     if len(outputs) != 4:
         raise ValueError(
             f"a network must return one output per sample, but 4 samples gave outputs {list(outputs.shape)}: "
@@ -65,32 +67,25 @@ def _check_layers(task: str, network: nn.Module) -> None:
             )
 
 
-def _run(task: Task, inputs: Tensor, what: str, cure: str) -> Tensor:
+def _run(task: Task, inputs: Inputs, what: str, cure: str) -> Tensor:
     try:
         with torch.no_grad():
-            outputs = task.network(inputs)
+            outputs = call(task.network, inputs)
     except Exception as error:  # the network is the user's code
         raise ValueError(
-            f"the network of task {task.name!r} must run on {what} {_described(inputs)}, on the CPU, but raised "
+            f"the network of task {task.name!r} must run on {what} {described(inputs)}, on the CPU, but raised "
             f"{describe(error)}: {cure}"
         ) from error
     if not isinstance(outputs, Tensor) or outputs.ndim == 0 or not outputs.isfinite().all():
         got = "NaN or infinity" if isinstance(outputs, Tensor) and outputs.ndim else type(outputs).__name__
         raise ValueError(
             f"the network of task {task.name!r} must return one tensor [B, ...] of finite values, but on {what} "
-            f"it returned {got}: check its weights and inputs, or wrap it to return one tensor"
+            f"it returned {got}: check its weights and inputs, or name the tensor that counts by output="
         )
     return outputs
 
 
-def _described(inputs: Tensor) -> str:
-    """Shape, dtype and range."""
-    values = inputs.double()
-    extent = f" from {float(values.min()):g} to {float(values.max()):g}" if values.numel() else ""
-    return f"{list(inputs.shape)} {inputs.dtype}{extent}"
-
-
-def _read(role: str, split: Split, indices: range) -> tuple[Tensor, Tensor]:
+def _read(role: str, split: Split, indices: range) -> Batch:
     try:
         inputs, targets = split.batch(indices)
     except Exception as error:  # datasets and transforms are the user's code
@@ -98,27 +93,28 @@ def _read(role: str, split: Split, indices: range) -> tuple[Tensor, Tensor]:
             f"{role} must give samples {indices.start} to {indices.stop - 1}, but raised {describe(error)}: "
             "correct the data or its transform"
         ) from error
-    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+    if not (isinstance(inputs, Tensor | dict | tuple) and isinstance(targets, Tensor)):
         raise ValueError(
-            f"a split's batch must be two tensors, but {role} gave {type(inputs).__name__} and "
+            f"a split's batch must be inputs and a tensor of targets, but {role} gave {type(inputs).__name__} and "
             f"{type(targets).__name__}: return (inputs, targets)"
         )
     return inputs, targets
 
 
-def _check_inputs(role: str, split: Split, first: Tensor, example: Tensor) -> None:
-    if first.shape[1:] != example.shape[1:]:
-        raise ValueError(
-            f"inputs must have the example input's shape {list(example.shape[1:])}, but {role} has "
-            f"{list(first.shape[1:])}{_origin(split)}: {_cure(split)}, or correct the example input"
-        )
-    if first.dtype != example.dtype:
-        raise ValueError(
-            f"inputs must be {example.dtype} as the example input is, or convertible to that without loss, but {role} "
-            f"has {first.dtype}{_origin(split)}: {_cure(split)}, or correct the example input"
-        )
-    whole = isinstance(split, ArraySplit) and _is_float(split) and split.inputs.nbytes <= _READ_WHOLE
-    for part in chunks(len(split), 1024) if whole else [range(len(first))]:
+def _check_inputs(role: str, split: Split, first: Inputs, task: Task) -> None:
+    """Refuses inputs of another form than the example's; sizes may differ where they do from batch to batch."""
+    example = task.example_input
+    fitted(first, example)
+    if any(one.shape[1:] != like.shape[1:] for one, like in zip(tensors(first), tensors(example), strict=True)):
+        _check_lengths(role, split, first, task)
+    for one, like in zip(tensors(first), tensors(example), strict=True):
+        if one.dtype != like.dtype:
+            raise ValueError(
+                f"inputs must be {like.dtype} as the example input is, or convertible to that without loss, but {role} "
+                f"has {one.dtype}{_origin(split)}: {_cure(split)}, or correct the example input"
+            )
+    whole = isinstance(split, ArraySplit) and _is_float(split) and _bytes(split) <= _READ_WHOLE
+    for part in chunks(len(split), 1024) if whole else [range(batch_size(first))]:
         inputs = _read(role, split, part)[0] if whole else first
         try:
             check_finite_inputs(inputs, part)
@@ -126,11 +122,32 @@ def _check_inputs(role: str, split: Split, first: Tensor, example: Tensor) -> No
             raise ValueError(f"{role}: {error}") from error
 
 
+def _check_lengths(role: str, split: Split, first: Inputs, task: Task) -> None:
+    """Refuses sizes that are not the example's and yet the same in every batch; runs the network on the extremes."""
+    example = task.example_input
+    single = [_read(role, split, range(place, place + 1))[0] for place in range(_MIN_SAMPLES)]
+    for place, like in enumerate(tensors(example)):
+        found = {tuple(tensors(one)[place].shape[1:]) for one in (first, *single)}
+        free = [len({sizes[axis] for sizes in found}) > 1 for axis in range(len(next(iter(found))))]
+        same = len(free) == like.ndim - 1 and len({len(sizes) for sizes in found}) == 1
+        if not same or any(
+            not varies and sizes[axis] != like.shape[axis + 1] for sizes in found for axis, varies in enumerate(free)
+        ):
+            raise ValueError(
+                f"inputs must have the example input's shape {list(like.shape[1:])}, but {role} has "
+                f"{list(tensors(first)[place].shape[1:])}{_origin(split)}: {_cure(split)}, or correct the example input"
+            )
+    by_size = sorted(single, key=lambda one: sum(tensor.numel() for tensor in tensors(one)))
+    cure = "take lengths from the inputs in forward, not from the example or a constant"
+    for what, one in (("the shortest", by_size[0]), ("the longest", by_size[-1])):
+        _run(task, one, f"{what} of sixteen {role} samples", cure)
+
+
 def _origin(split: Split) -> str:
     """What a transform was given, where there is one."""
     if not isinstance(split, ArraySplit) or split.transform is None:
         return ""
-    raw = split.inputs[:1]
+    raw = several(split.inputs)[0][:1]
     return f" after its transform of {list(raw.shape[1:])} {raw.dtype}"
 
 
@@ -140,7 +157,11 @@ def _cure(split: Split) -> str:
 
 
 def _is_float(split: ArraySplit) -> bool:
-    return "float" in str(split.inputs.dtype)
+    return any("float" in str(array.dtype) for array in several(split.inputs))
+
+
+def _bytes(split: ArraySplit) -> int:
+    return sum(array.nbytes for array in several(split.inputs))
 
 
 def _check_targets(role: str, split: Split, first: Tensor, classes: int) -> None:

@@ -8,13 +8,28 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from amc.tasks.batches import (
+    Array,
+    Arrays,
+    Batch,
+    Collate,
+    as_array,
+    as_arrays,
+    as_inputs,
+    as_target,
+    check_arrays,
+    collated,
+    fitted,
+    row,
+    rows,
+    stacked,
+)
 from amc.tasks.plugins import describe
+from envs.network.inputs import Inputs, tensors
 
-Array: TypeAlias = npt.NDArray[Any] | Tensor
 Pair: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 SAMPLES = 4
@@ -29,15 +44,16 @@ class Split(Protocol):
         """The number of samples."""
         ...
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Sequence[int]) -> Batch:
         """Reads the samples at `indices`, in that order.
 
         Args:
             indices: B positions, each in [0, len(self)); a range will do.
 
         Returns:
-            Inputs `[B, ...]`, in a `Task` of the example input's dtype, and targets `[B, ...]` (integers as int64,
-            else float32).
+            Inputs of B samples, in a `Task` of the example input's form and dtypes (axes other than the batch, such as
+            the length of a text, may differ from batch to batch), and targets `[B, ...]` (integers as int64, else
+            float32).
         """
         ...
 
@@ -51,39 +67,34 @@ class ArraySplit:
     """Samples held in two arrays, which are kept as they are and converted a batch at a time.
 
     Attributes:
-        inputs: `[N, ...]`, any real dtype; memory-mapped arrays stay on disk.
+        inputs: `[N, ...]`, any real dtype, or a tuple or dict of such arrays; memory-mapped arrays stay on disk.
         targets: `[N, ...]`, any real dtype.
-        transform: maps raw inputs `[B, ...]` in their own dtype to what the network takes.
+        transform: maps raw inputs of B samples in their own dtype to what the network takes.
             Without one, numbers are only converted, never scaled.
-        dtype: of the inputs that batches hold, where `converted` gets there; None: as the data or its transform
-            has them. A `Task` sets it to that of its example input.
+        example: an input whose form and dtypes batches get, where `fitted` gets there; None: as the data or its
+            transform has them. A `Task` sets it to its example input.
     """
 
-    inputs: Array
+    inputs: Arrays
     targets: Array
-    transform: Callable[[Tensor], Tensor] | None = None
-    dtype: torch.dtype | None = None
+    transform: Callable[[Any], Any] | None = None
+    example: Inputs | None = None
 
     def __post_init__(self) -> None:
-        for role, array in (("inputs", self.inputs), ("targets", self.targets)):
-            _check_array(role, array)
-        if len(self.inputs) != len(self.targets):
-            raise ValueError(
-                f"inputs and targets must be equally many, but got {len(self.inputs)} inputs and "
-                f"{len(self.targets)} targets: give one target for each input"
-            )
+        check_arrays("targets", self.targets, len(self.targets) if self.targets.ndim else 0)
+        check_arrays("inputs", self.inputs, len(self.targets))
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.targets)
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Reads inputs `[B, ...]` and targets `[B, ...]`; both are copies."""
-        inputs = _rows(self.inputs, indices)
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Reads inputs and targets `[B, ...]`; all are copies."""
+        inputs = rows(self.inputs, indices)
         if self.transform is not None:
             inputs = self.transform(inputs)
-        inputs = converted(inputs, self.dtype)
-        check_finite_inputs(inputs, indices)
-        return inputs, _as_target(_rows(self.targets, indices))
+        fit = fitted(inputs, self.example)
+        check_finite_inputs(fit, indices)
+        return fit, as_target(row(self.targets, indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,27 +102,30 @@ class DatasetSplit:
     """Samples of a map-style dataset whose items are (input, target), loaded when a batch asks for them.
 
     Attributes:
-        dataset: has `__len__` and `__getitem__`; inputs are tensors or arrays of one shape.
-        dtype: of the inputs, as in `ArraySplit`.
+        dataset: has `__len__` and `__getitem__`; inputs are tensors or arrays, or a tuple or dict of them.
+        collate: makes a batch (inputs, targets) of a list of items, such as by padding; None: shapes must agree.
+        example: as in `ArraySplit`.
     """
 
     dataset: Any
-    dtype: torch.dtype | None = None
+    collate: Collate | None = None
+    example: Inputs | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Loads and stacks inputs `[B, ...]` and targets `[B, ...]`.
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Loads inputs and targets `[B, ...]`, and stacks or collates them.
 
         Raises:
-            ValueError: if an item is not a pair of numbers, or the inputs differ in shape.
+            ValueError: if an item is not a pair of numbers, or the inputs differ in shape and nothing collates them.
         """
-        items = [_item(self._loaded(int(index)), int(index)) for index in indices]
-        inputs, targets = [item[0] for item in items], [item[1] for item in items]
-        stacked = converted(_stack("inputs", inputs), self.dtype)
-        check_finite_inputs(stacked, indices)
-        return stacked, _as_target(_stack("targets", targets))
+        places = [int(index) for index in indices]
+        items = [self._loaded(place) for place in places]
+        inputs, targets = stacked(items, places) if self.collate is None else collated(self.collate, items)
+        fit = fitted(inputs, self.example)
+        check_finite_inputs(fit, places)
+        return fit, targets
 
     def _loaded(self, index: int) -> Any:
         """One item; what the dataset raises becomes one line with its index."""
@@ -125,6 +139,22 @@ class DatasetSplit:
 
 
 @dataclass(frozen=True, eq=False)
+class FormedSplit:
+    """A split of one's own, of which a network takes several inputs; its batches must have the example's form."""
+
+    split: Split
+    example: Inputs
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Reads a batch of the split."""
+        inputs, targets = self.split.batch(indices)
+        return fitted(as_inputs(inputs, "a split's inputs"), self.example), targets
+
+
+@dataclass(frozen=True, eq=False)
 class SubsetSplit:
     """A lazy view of some samples of another split; make one with `subset`."""
 
@@ -134,23 +164,30 @@ class SubsetSplit:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Reads inputs `[B, ...]` and targets `[B, ...]` through the view."""
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Reads inputs and targets `[B, ...]` through the view."""
         return self.split.batch(self.indices[np.asarray(indices, dtype=np.int64)].tolist())
 
 
-def as_split(data: SplitLike) -> Split:
+def as_split(data: SplitLike, collate: Collate | None = None) -> Split:
     """Makes a split of whatever the user has.
 
     Args:
-        data: a split (returned as it is); a pair (inputs, targets) of arrays, tensors or lists of numbers;
-            or any map-style dataset of (input, target).
+        data: a split (returned as it is); a pair (inputs, targets) of arrays, tensors or lists of numbers, where
+            inputs may be a tuple or a dict of arrays; or any map-style dataset of (input, target).
+        collate: makes a batch of a list of the dataset's items.
 
     Raises:
-        ValueError: if it is none of these, or the arrays do not fit together.
+        ValueError: if it is none of these, the arrays do not fit together, or there is nothing to collate.
     """
+    ready = isinstance(data, tuple | list) and len(data) == 2
+    if collate is not None and (ready or (isinstance(data, Split) and not isinstance(data, Dataset))):
+        raise ValueError(
+            "collate= makes batches of a dataset's items, but got data that is in batches already: "
+            "leave it out, or give datasets of (input, target)"
+        )
     if isinstance(data, tuple | list) and len(data) == 2:
-        return ArraySplit(_as_array("inputs", data[0]), _as_array("targets", data[1]))
+        return ArraySplit(as_arrays("inputs", data[0]), as_array("targets", data[1]))
     if isinstance(data, Split) and not isinstance(data, Dataset):
         return data
     iterable = isinstance(data, IterableDataset | Mapping | np.ndarray | Tensor | str)
@@ -159,35 +196,19 @@ def as_split(data: SplitLike) -> Split:
             "data must be a pair (inputs, targets) of arrays or a dataset with __len__ and __getitem__, "
             f"but got {type(data).__name__}: give both arrays, or the dataset behind the loader"
         )
-    return DatasetSplit(data)
+    return DatasetSplit(data, collate)
 
 
-def typed(split: Split, dtype: torch.dtype) -> Split:
-    """The same samples with inputs of `dtype`, where `converted` gets there; a user's own kind of split stays."""
-    if isinstance(split, ArraySplit | DatasetSplit):
-        return replace(split, dtype=dtype)
-    if isinstance(split, SubsetSplit):
-        return replace(split, split=typed(split.split, dtype))
-    return split
+def typed(split: Split, example: Inputs) -> Split:
+    """The same samples in the example's form and dtypes, where `fitted` gets there.
 
-
-def converted(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Inputs as `dtype`, where that is a number of a kind that holds them; else, or without one, as they are.
-
-    Pixels and truth values become floats, and floats change their precision; floats never become indices, no number
-    becomes a truth value, and no integer a narrower one.
+    A user's own kind of split gives what it gives; where there are several inputs, their names are checked.
     """
-    if dtype is None or inputs.dtype == dtype or not torch.can_cast(inputs.dtype, dtype):
-        return inputs
-    if not dtype.is_floating_point and not _within(inputs.dtype, dtype):
-        return inputs
-    return inputs.to(dtype)
-
-
-def _within(narrow: torch.dtype, wide: torch.dtype) -> bool:
-    """Whether an integer type holds every value of another one, or of truth values."""
-    lowest, highest = (0, 1) if narrow is torch.bool else (torch.iinfo(narrow).min, torch.iinfo(narrow).max)
-    return torch.iinfo(wide).min <= lowest and highest <= torch.iinfo(wide).max
+    if isinstance(split, ArraySplit | DatasetSplit):
+        return replace(split, example=example)
+    if isinstance(split, SubsetSplit):
+        return replace(split, split=typed(split.split, example))
+    return split if isinstance(example, Tensor) else FormedSplit(split, example)
 
 
 def subset(split: Split, indices: Sequence[int]) -> Split:
@@ -222,10 +243,10 @@ def chunks(count: int, size: int) -> list[range]:
 def known_targets(split: Split) -> Tensor | None:
     """All targets `[N, ...]` of a split whose targets are in memory; None where samples must be loaded."""
     if isinstance(split, ArraySplit):
-        return _as_target(_rows(split.targets, range(len(split))))
+        return as_target(row(split.targets, range(len(split))))
     if isinstance(split, SubsetSplit):
         targets = known_targets(split.split)
-        return None if targets is None else targets[torch.from_numpy(split.indices)]
+        return None if targets is None else row(targets, split.indices.tolist())
     return None
 
 
@@ -248,84 +269,23 @@ def load_digits(seed: int = 0) -> tuple[Pair, Pair, Pair]:
     return (x[first], y[first]), (x[second], y[second]), (x[third], y[third])
 
 
-def check_finite_inputs(inputs: Tensor, indices: Sequence[int]) -> None:
-    """Refuses inputs `[B, ...]` that are NaN or infinite, naming the first of their positions `indices` in the data.
+def check_finite_inputs(inputs: Inputs, indices: Sequence[int]) -> None:
+    """Refuses inputs of B samples that are NaN or infinite, naming the first of their positions `indices` in the data.
 
     Raises:
         ValueError: if there is one.
     """
-    if not inputs.is_floating_point() or bool(inputs.isfinite().all()):
-        return
-    broken = (~inputs.flatten(1).isfinite().all(dim=1)).nonzero()
-    raise ValueError(
-        f"inputs must be finite, but sample {int(indices[int(broken[0])])} holds NaN or infinity: "
-        "clean the data or its transform"
-    )
-
-
-def _rows(array: Array, indices: Sequence[int]) -> Tensor:
-    # Index lists copy, so that read-only arrays (shared memory, memory maps) give tensors of their own.
-    chosen = np.asarray(indices, dtype=np.int64)
-    if isinstance(array, Tensor):
-        return array[torch.from_numpy(chosen)]
-    rows = np.asarray(array[chosen])
-    return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), order="C", copy=False))
-
-
-def _as_target(targets: Tensor) -> Tensor:
-    exact = not (targets.is_floating_point() or targets.dtype is torch.bool)
-    return targets.to(torch.int64 if exact else torch.float32)
-
-
-def _as_array(role: str, values: Any) -> Array:
-    if isinstance(values, Tensor | np.ndarray):
-        return values
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError) as error:
+    for tensor in tensors(inputs):
+        if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+            continue
+        broken = (~tensor.flatten(1).isfinite().all(dim=1)).nonzero()
         raise ValueError(
-            f"{role} must be an array of numbers, but got {type(values).__name__} ({error}): "
-            "stack them into one array, or give a dataset"
-        ) from error
-
-
-def _check_array(role: str, array: Array) -> None:
-    numeric = not array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "biuf"
-    if not numeric or array.ndim == 0:
-        raise ValueError(
-            f"{role} must be an array of real numbers with the sample as first axis, but got "
-            f"{array.dtype} {tuple(array.shape)}: convert them to numbers, one row per sample"
+            f"inputs must be finite, but sample {int(indices[int(broken[0])])} holds NaN or infinity: "
+            "clean the data or its transform"
         )
 
 
-def _item(item: Any, index: int) -> tuple[Tensor, Tensor]:
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        raise ValueError(
-            f"a dataset's items must be pairs (input, target), but item {index} is a {type(item).__name__}: "
-            "wrap the dataset so that it returns such pairs"
-        )
-    if not isinstance(item[0], Tensor | np.ndarray):
-        raise ValueError(
-            f"a dataset's inputs must be tensors or arrays, but item {index} holds a "
-            f"{type(item[0]).__name__}: convert it in the dataset's transform"
-        )
-    return _copied(item[0]), _copied(item[1])
-
-
-def _copied(value: Any) -> Tensor:
-    return value.detach() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
-
-
-def _stack(role: str, values: list[Tensor]) -> Tensor:
-    shapes = sorted({tuple(value.shape) for value in values})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"a dataset's {role} must have one shape, but got {shapes[0]} and {shapes[1]}: "
-            "resize or crop them in the dataset's transform"
-        )
-    return torch.stack(values)
-
-
-def verification_samples(split: Split) -> Tensor:
-    """[B, ...] a few inputs of a split, on which units are verified."""
-    return split.batch(range(min(SAMPLES, len(split))))[0]
+def verification_samples(split: Split) -> Inputs:
+    """A few inputs of a split, on which units are verified."""
+    inputs: Inputs = split.batch(range(min(SAMPLES, len(split))))[0]
+    return inputs

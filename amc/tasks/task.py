@@ -11,12 +11,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from amc.tasks.batches import Collate
 from amc.tasks.checkpoint import load_checkpoint
 from amc.tasks.cifar10 import load_cifar10
 from amc.tasks.cluttered import cluttered_digits
+from amc.tasks.examples import checked_example
 from amc.tasks.models import cluttered, digits, resnet_cifar
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split, load_digits, typed
+from envs.network.inputs import Inputs
+from envs.network.outputs import Output, selecting
 
 Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs `[B, ...]` and targets `[B, ...]` to a score per sample: `[B]` in [0, 1], higher is better."""
@@ -62,39 +66,47 @@ class Task:
 
     Attributes:
         name: shown in tables and results.
-        network: maps inputs `[B, ...]` to one tensor `[B, ...]`; put into eval mode.
-        example_input: `[1, ...]`, for tracing and for counting. Its dtype is what the inputs of all splits are
-            converted to, where that loses no number's meaning (`amc.tasks.splits.converted`): uint8 pixels and float64
+        network: maps inputs of B samples to one tensor `[B, ...]`, in eval mode. With `output`, it is a twin of the
+            given network that shares its modules and returns what `output` selects.
+        example_input: a batch of one sample, for tracing and for counting: a tensor `[1, ...]`, or a tuple or dict of
+            tensors, by which forward is called in order or by keyword. Its dtypes are what the inputs of all splits are
+            converted to, where that loses no number's meaning (`amc.tasks.batches.converted`): uint8 pixels and float64
             arrays to a float32 example's, int32 indices to an int64 example's; floats never to integers.
         calibration: samples from the training set, for statistics and repair.
         validation: samples that a search is rewarded on.
         test: samples for the final report only.
         metric: one score in [0, 1] per sample.
+        output: which tensor counts of what the network returns: an attribute or key, an index, or a function.
     """
 
     name: str
     network: nn.Module
-    example_input: Tensor
+    example_input: Inputs
     calibration: Split
     validation: Split
     test: Split
     metric: Metric = top1
+    output: Output | None = None
 
     def __init__(
         self,
         *,
         network: nn.Module,
-        example_input: Tensor,
+        example_input: Inputs,
         calibration: SplitLike,
         validation: SplitLike,
         test: SplitLike,
         metric: Metric = top1,
         name: str | None = None,
+        output: Output | None = None,
+        collate: Collate | None = None,
     ) -> None:
         """Takes anything for the splits that `as_split` takes; a task without a name is called after its network.
 
+        `collate` makes a batch (inputs, targets) of a list of a dataset's items, where their shapes differ.
+
         Raises:
-            ValueError: if the network is no module, the example is not one input, or a split is no data.
+            ValueError: if the network is no module, the example is not one input of it, or a split is no data.
         """
         name = type(network).__name__ if name is None else name
         if not isinstance(name, str) or not name:
@@ -104,15 +116,11 @@ class Task:
                 f"a task's network must be an nn.Module, but got {type(network).__name__}: "
                 "return the network itself, with its weights loaded"
             )
-        if not isinstance(example_input, Tensor) or example_input.ndim < 2 or len(example_input) != 1:
-            got = list(example_input.shape) if isinstance(example_input, Tensor) else type(example_input).__name__
-            raise ValueError(
-                f"a task's example_input must be a tensor [1, ...], but got {got}: "
-                "write one input with a batch axis, such as torch.zeros(1, 3, 224, 224)"
-            )
+        example = checked_example(network, example_input)
         splits = {"calibration": calibration, "validation": validation, "test": test}
-        fields: dict[str, Any] = {role: typed(as_split(data), example_input.dtype) for role, data in splits.items()}
-        fields |= {"name": name, "network": network.eval(), "example_input": example_input, "metric": metric}
+        fields: dict[str, Any] = {role: typed(as_split(data, collate), example) for role, data in splits.items()}
+        fields |= {"name": name, "network": selecting(network.eval(), output), "example_input": example}
+        fields |= {"metric": metric, "output": output}
         for field, value in fields.items():
             object.__setattr__(self, field, value)
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from envs.network.attention import AttentionCore
 from envs.network.calls import Shape, first_tensor
 from envs.network.copies import functional_copy
 from envs.network.counting import counting
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs
 from envs.network.interpreter import run
 from envs.network.kinds import plain_name
 
@@ -83,13 +84,13 @@ class _Ends:
     summed: int
 
 
-def find_attention(network: nn.Module, graph: Graph, example_input: Tensor) -> list[Found]:
+def find_attention(network: nn.Module, graph: Graph, example_input: Inputs) -> list[Found]:
     """All attentions between linear layers, in execution order; none where the network could not be traced.
 
     Args:
         network: The network; it is not changed.
         graph: Its operator graph.
-        example_input: [1, ...] input.
+        example_input: Input of batch 1.
     """
     if graph.program is None or not any(_attends(network, node) for node in graph.program.nodes):
         return []
@@ -103,7 +104,7 @@ def find_attention(network: nn.Module, graph: Graph, example_input: Tensor) -> l
     return found
 
 
-def _sizes(network: nn.Module, program: fx.Graph, example_input: Tensor) -> Sizes:
+def _sizes(network: nn.Module, program: fx.Graph, example_input: Inputs) -> Sizes:
     """The (first) tensor that each node gives; nodes that give none, such as sizes, are left out."""
     sizes: Sizes = {}
     with counting() as counter:

@@ -14,6 +14,7 @@ from envs.attention.explicit import Form, explicit
 from envs.attention.found import Found
 from envs.network.copies import copy_network, same_output
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs, call
 
 TOLERANCE = 1e-4
 """Largest accepted difference relative to the output's largest value; other formulas differ by a tenth and more."""
@@ -43,13 +44,13 @@ def _is_simple(network: nn.Module, node: fx.Node) -> bool:
     return all(len(user.args) == 2 and user.args[1] == 0 for user in node.users)
 
 
-def form_of(network: nn.Module, found: Found, example_input: Tensor) -> Form | None:
+def form_of(network: nn.Module, found: Found, example_input: Inputs) -> Form | None:
     """How the module around an attention is made explicit, None where no formula gives what it computes.
 
     Args:
         network: The network; it is not changed.
         found: The attention.
-        example_input: [1, ...] input, which tells what the module is given.
+        example_input: Input of batch 1, which tells what the module is given.
     """
     module = network.get_submodule(found.owner)
     given = _given(network, module, example_input)
@@ -89,7 +90,7 @@ def _dropouts(module: nn.Module, out: str, inputs: Tensor) -> tuple[float, float
     return first, second
 
 
-def _given(network: nn.Module, module: nn.Module, example_input: Tensor) -> Tensor | None:
+def _given(network: nn.Module, module: nn.Module, example_input: Inputs) -> Tensor | None:
     """What a module reads, if that is one tensor [B, N, D] in one call, and nothing else that says something."""
     twin = copy_network(network).eval()
     name = next(name for name, one in network.named_modules() if one is module)
@@ -98,7 +99,7 @@ def _given(network: nn.Module, module: nn.Module, example_input: Tensor) -> Tens
         lambda module, args, kwargs: taken.append((args, kwargs)), with_kwargs=True
     )
     with torch.no_grad():
-        twin(example_input)
+        call(twin, example_input)
     if len(taken) != 1 or not taken[0][0]:
         return None
     (value, *others), named = taken[0]

@@ -9,14 +9,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from envs.attention.explicit import Form
 from envs.compression.preparation import (
     HELD_SHARE,
     Preparation,
     Remember,
-    divided,
+    halved,
     samplings,
 )
 from envs.compression.settings import CompressionSettings
@@ -24,6 +24,7 @@ from envs.compression.sparsify import finishes
 from envs.importance.scores import importance_named
 from envs.network.graph import Graph
 from envs.network.inference import placed
+from envs.network.inputs import Inputs, batch_size, mapped, tensors
 from envs.regression.heard import heard_positions
 from envs.regression.statistics import first_chunks
 from envs.repair.bank import Banks, LayerwiseBank
@@ -75,7 +76,7 @@ class Compressor:
         graph: Graph,
         family: LayoutFamily,
         units: Sequence[Unit],
-        chunks: Sequence[Tensor],
+        chunks: Sequence[Inputs],
         settings: CompressionSettings,
         remember: Remember = lambda kind, key, compute: compute(),
         sparse: Sequence[str] = (),
@@ -88,7 +89,7 @@ class Compressor:
             graph: Its operator graph.
             family: Its layouts.
             units: The units that may change.
-            chunks: Calibration inputs, each [B, ...] float32.
+            chunks: Calibration inputs.
             settings: How to compress.
             remember: Gives back earlier results of the same (kind, key), or computes them.
             sparse: Layers that may take a pattern.
@@ -101,15 +102,17 @@ class Compressor:
         self._family = family
         self._forms = tuple(forms)
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
-        self.calibration_fingerprint = tensors_fingerprint(chunks)
+        self.calibration_fingerprint = tensors_fingerprint(one for chunk in chunks for one in tensors(chunk))
         self._repairs: dict[str | type[Repair], Repair] = {}
-        self._prepare(tuple(chunk.to(settings.device) for chunk in divided(chunks)), remember, sparse)
+        here = tuple(mapped(lambda tensor: tensor.to(settings.device), chunk) for chunk in halved(chunks))
+        self._prepare(here, remember, sparse)
 
-    def _prepare(self, chunks: tuple[Tensor, ...], remember: Remember, sparse: Sequence[str]) -> None:
+    def _prepare(self, chunks: tuple[Inputs, ...], remember: Remember, sparse: Sequence[str]) -> None:
         """Statistics on the calibration images, and what is made of them."""
         settings = self.settings
         quick_chunks = first_chunks(chunks, self.settings.quick_images)
-        heard = heard_positions(self.network, self.graph, chunks[0])
+        same_length = len({tuple(one.shape[1:] for one in tensors(chunk)) for chunk in chunks}) == 1
+        heard = heard_positions(self.network, self.graph, chunks[0]) if same_length else {}
         sampling, quick_sampling = samplings(settings, chunks, quick_chunks, heard)
         preparation = Preparation(
             network=self.network,
@@ -166,7 +169,7 @@ class Compressor:
 
     def _reestimated(self) -> int:
         """Images on which batch-norm statistics are re-estimated."""
-        return min(self.settings.reestimate_images, sum(map(len, self.dense.chunks)))
+        return min(self.settings.reestimate_images, sum(map(batch_size, self.dense.chunks)))
 
     def policy(self, kept: Mapping[str, int], patterns: Mapping[str, str] | None = None) -> Policy:
         """The policy that keeps the best-scored channels.

@@ -17,7 +17,8 @@ from envs.compression.compress import Compressor
 from envs.compression.names import DAMAGES
 from envs.compression.preparation import HELD_SHARE
 from envs.lookup import find
-from envs.network.inference import Twins, channels_last, inference_copy
+from envs.network.inference import Twins, inference_copy
+from envs.network.inputs import Inputs, batch_size, call, channels_last, mapped
 from envs.network.interpreter import Checkpoints, Interpreter
 from envs.parallel import map_chunks
 from envs.regression.shrinkage import FOLDS
@@ -84,13 +85,14 @@ def sensitivity_forwards(sites: Sequence[Site], widths: int, images: int) -> int
 class Batch(NamedTuple):
     """Calibration images with their targets, and the fold that fits must leave out to be judged on them."""
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     fold: int
 
     def on(self, device: str) -> Batch:
         """The same where the network is, in the layout that it prefers."""
-        return Batch(channels_last(self.inputs.to(device)), self.targets.to(device), self.fold)
+        inputs = channels_last(mapped(lambda tensor: tensor.to(device), self.inputs))
+        return Batch(inputs, self.targets.to(device), self.fold)
 
 
 def measure_damage(
@@ -136,7 +138,7 @@ def measure_damage(
             return [[total_damage(d, new, outputs[index], batch.targets) for d in damages.values()] for new in found]
 
         sums = np.asarray(list(map_chunks(one, range(len(batches))))).sum(axis=0).reshape(-1, len(damages))
-        means = np.clip(sums / sum(len(batch.inputs) for batch in batches), 0.0, MAX_DAMAGE)
+        means = np.clip(sums / sum(batch_size(batch.inputs) for batch in batches), 0.0, MAX_DAMAGE)
         for name, measured in zip(damages, means.T, strict=True):
             points = (*measured.tolist(), 0.0)
             curves[name].append(Curve(unit=site.name, kept=(*plan[site.name], site.size), damage=points))
@@ -170,10 +172,10 @@ def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor) -> f
     return value if np.isfinite(value) else MAX_DAMAGE * len(new)
 
 
-def forward(network: nn.Module, inputs: Tensor) -> Tensor:
+def forward(network: nn.Module, inputs: Inputs) -> Tensor:
     """Output of one batch, without gradients."""
     with torch.no_grad():
-        output: Tensor = network(inputs)
+        output: Tensor = call(network, inputs)
     return output
 
 
@@ -223,7 +225,7 @@ def _per_image(values: Tensor) -> Tensor:
 class _Whole:
     """Runs every variant from the start (networks that could not be traced)."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Inputs]) -> None:
         self._inputs = inputs
 
     def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
@@ -235,7 +237,7 @@ class _Whole:
 class _Prefix:
     """Runs variants from their unit's first layer on; in front of it the dense network's values serve all of them."""
 
-    def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, compressor: Compressor, dense: nn.Module, inputs: Sequence[Inputs]) -> None:
         self._dense = dense
         self._inputs = inputs
         self._interpreter = Interpreter(compressor.graph.require_program().nodes)

@@ -13,6 +13,7 @@ from envs.compression.sparsify import selection_named
 from envs.importance.importance import Evidence, Importance, channel_order
 from envs.importance.scores import importance_named
 from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
+from envs.network.inputs import Inputs, batch_size, divided
 from envs.regression.factors import Factors
 from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
@@ -31,17 +32,17 @@ def positions_for(images: int, rows: int = ROWS) -> int:
     return -(-rows // max(images, 1))
 
 
-def divided(chunks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def halved(chunks: Sequence[Inputs]) -> tuple[Inputs, ...]:
     """The chunks; a single one is cut in two, so that one half can judge what was fitted to the other."""
-    if len(chunks) == 1 and len(chunks[0]) > 1:
-        return tuple(chunks[0].tensor_split(2))
+    if len(chunks) == 1 and (count := batch_size(chunks[0])) > 1:
+        return tuple(divided(chunks[0], -(-count // 2)))
     return tuple(chunks)
 
 
 def samplings(
     settings: CompressionSettings,
-    chunks: Sequence[Tensor],
-    quick_chunks: Sequence[Tensor],
+    chunks: Sequence[Inputs],
+    quick_chunks: Sequence[Inputs],
     heard: Mapping[str, Tensor],
 ) -> tuple[Sampling, Sampling]:
     """How rows are drawn for statistics and full repair, and for quick repair.
@@ -52,8 +53,8 @@ def samplings(
         quick_chunks: Those of quick repair.
         heard: Positions that count, of layers of which not all do.
     """
-    positions = settings.positions or positions_for(sum(map(len, chunks)))
-    quick = settings.quick_positions or positions_for(sum(map(len, quick_chunks)), QUICK_ROWS)
+    positions = settings.positions or positions_for(sum(map(batch_size, chunks)))
+    quick = settings.quick_positions or positions_for(sum(map(batch_size, quick_chunks)), QUICK_ROWS)
     full = Sampling(positions=positions, seed=settings.seed, heard=heard)
     return full, replace(full, positions=min(positions, quick))
 
@@ -78,7 +79,7 @@ class Preparation:
     family: LayoutFamily
     units: tuple[Unit, ...]
     settings: CompressionSettings
-    chunks: tuple[Tensor, ...]
+    chunks: tuple[Inputs, ...]
     sampling: Sampling
     folds: Mapping[str, str]
     remember: Remember
@@ -91,7 +92,7 @@ class Preparation:
     def image_forwards(self, moments: Moments) -> int:
         """What moments and orders take."""
         passes = bool(moments) + FORWARDS * self._importance.reads_gradients
-        return passes * sum(map(len, self.chunks))
+        return passes * sum(map(batch_size, self.chunks))
 
     def moments(self, sparse: Sequence[str]) -> Moments:
         """Input moments of all layers that importance, selection or repair look at, {} where none does.
@@ -164,7 +165,7 @@ class Preparation:
             "structure": structure,
             "weights": weights,
             "calibration": calibration,
-            "chunks": [len(chunk) for chunk in self.chunks],
+            "chunks": [batch_size(chunk) for chunk in self.chunks],
             "positions": self.sampling.positions,
             "seed": self.settings.seed,
             **({"heard": heard} if (heard := {name: at.tolist() for name, at in self.sampling.heard.items()}) else {}),

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from envs.importance.importance import Evidence, Importance
 from envs.network.copies import functional_copy
+from envs.network.inputs import Inputs, batch_size, call, divided, tensors
 from envs.parallel import map_chunks
 from envs.regression.statistics import Sampling
 from envs.units.units import Unit
@@ -52,14 +53,14 @@ def images_at_once(layout: Layout, memory_gb: float) -> int:
 
 
 def gate_sensitivities(
-    network: nn.Module, units: Sequence[Unit], chunks: Sequence[Tensor], *, at_once: int, seed: int
+    network: nn.Module, units: Sequence[Unit], chunks: Sequence[Inputs], *, at_once: int, seed: int
 ) -> dict[str, Tensor]:
     """[C] float64 mean over images of the squared gradient by each channel's gate, by unit.
 
     Args:
         network: The dense network; neither its weights nor their gradients are touched.
         units: The units.
-        chunks: Calibration inputs, each [B, ...].
+        chunks: Calibration inputs.
         at_once: Images per backward pass.
         seed: Seed of the targets.
 
@@ -77,15 +78,15 @@ def gate_sensitivities(
         for name in writers:
             twin.get_submodule(name).register_forward_hook(_take_output(_written(name), taken))
         generator = Sampling(seed=seed).generator(STREAM, index)
-        inputs = chunks[index]
-        totals = {unit.name: torch.zeros(unit.channels, dtype=torch.float64, device=inputs.device) for unit in units}
-        for batch in torch.split(inputs, at_once):
+        inputs, device = chunks[index], tensors(chunks[index])[0].device
+        totals = {unit.name: torch.zeros(unit.channels, dtype=torch.float64, device=device) for unit in units}
+        for batch in divided(inputs, at_once):
             changes = _changes(twin, batch, taken, generator)
             for unit in units:
-                totals[unit.name] += _gate_gradients(unit, changes, len(batch)).square().sum(dim=0)
+                totals[unit.name] += _gate_gradients(unit, changes, batch_size(batch)).square().sum(dim=0)
         return totals
 
-    images = sum(map(len, chunks))
+    images = sum(map(batch_size, chunks))
     parts = list(map_chunks(one, range(len(chunks))))
     found = {unit.name: torch.stack([part[unit.name] for part in parts]).sum(dim=0) / images for unit in units}
     if not all(bool(scores.isfinite().all()) for scores in found.values()):
@@ -120,13 +121,13 @@ def _take_output(name: str, taken: dict[str, Tensor]) -> Callable[..., Tensor]:
 
 
 def _changes(
-    twin: nn.Module, batch: Tensor, taken: dict[str, Tensor], generator: torch.Generator
+    twin: nn.Module, batch: Inputs, taken: dict[str, Tensor], generator: torch.Generator
 ) -> dict[str, tuple[Tensor, int]]:
     """What was taken times gradient by it, of every layer, and the axis of its channels."""
     taken.clear()
     try:
         with torch.enable_grad():
-            outputs: Tensor = twin(batch)
+            outputs: Tensor = call(twin, batch)
         signs = torch.randint(0, 2, outputs.shape, generator=generator, device="cpu").to(outputs) * 2 - 1
         found = torch.autograd.grad(outputs, list(taken.values()), signs, allow_unused=True)
     except RuntimeError as error:  # no gradient flows, or an operator in place has overwritten what it needs

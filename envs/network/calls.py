@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from envs.network.counting import Counter, counting
+from envs.network.inputs import Inputs, call
 from envs.network.kinds import is_layer
 
 Shape = tuple[int, ...]
@@ -58,18 +59,17 @@ class _Ledger:
         self._settle()
         self._inside.append(name)
 
-    def leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, name: str, module: nn.Module, read: Tensor | None, output: Any) -> None:
         self._settle()
         self._inside.pop()
         wrote = first_tensor(output)
         if wrote is None:
             return
-        read = first_tensor(args)
-        call = Call(tuple((wrote if read is None else read).shape), tuple(wrote.shape))
+        done = Call(tuple((wrote if read is None else read).shape), tuple(wrote.shape))
         if is_layer(module) or not list(module.children()):
-            self.calls.append(ModuleCall(name, module, call._replace(macs=self._own.pop(name, 0))))
+            self.calls.append(ModuleCall(name, module, done._replace(macs=self._own.pop(name, 0))))
         else:
-            self._shapes.setdefault(name, call)
+            self._shapes.setdefault(name, done)
 
     def rest(self, modules: Mapping[str, nn.Module]) -> list[ModuleCall]:
         """What modules with others inside multiplied by themselves."""
@@ -86,15 +86,17 @@ class _Ledger:
             self._own[self._inside[-1]] = self._own.get(self._inside[-1], 0) + macs
 
 
-def observe_calls(network: nn.Module, inputs: Tensor) -> tuple[Any, list[ModuleCall]]:
+def observe_calls(network: nn.Module, inputs: Inputs) -> tuple[Any, list[ModuleCall]]:
     """The output, and what every module without others inside did, in order; then what the others did themselves."""
     modules = dict(observed_modules(network))
     with counting() as counter:
         ledger = _Ledger(counter)
         handles = [module.register_forward_pre_hook(_entering(ledger, name)) for name, module in modules.items()]
-        handles += [module.register_forward_hook(_leaving(ledger, name)) for name, module in modules.items()]
+        handles += [
+            module.register_forward_hook(_leaving(ledger, name), with_kwargs=True) for name, module in modules.items()
+        ]
         try:
-            output = network(inputs)
+            output = call(network, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -105,5 +107,5 @@ def _entering(ledger: _Ledger, name: str) -> Callable[[nn.Module, Any], None]:
     return lambda module, args: ledger.enter(name)
 
 
-def _leaving(ledger: _Ledger, name: str) -> Callable[[nn.Module, Any, Any], None]:
-    return lambda module, args, output: ledger.leave(name, module, args, output)
+def _leaving(ledger: _Ledger, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+    return lambda module, args, kwargs, output: ledger.leave(name, module, first_tensor((args, kwargs)), output)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from envs.network.inputs import Inputs, call, channels_last, tensors
+
 
 def copy_network(network: nn.Module) -> nn.Module:
     """A copy of the modules that shares every parameter and buffer with `network` (a few ms, no data moves)."""
@@ -37,15 +39,15 @@ def make_channels_last(network: nn.Module) -> None:
             module.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def runs_channels_last(network: nn.Module, example_input: Tensor, expected: Any) -> bool:
+def runs_channels_last(network: nn.Module, example_input: Inputs, expected: Any) -> bool:
     """Whether the network gives the expected output on channels-last images, too."""
-    if example_input.ndim != 4:
+    if all(tensor.ndim != 4 for tensor in tensors(example_input)):
         return True
     fast = copy_network(network)
     make_channels_last(fast)
     try:
         with torch.no_grad():
-            got = fast(example_input.contiguous(memory_format=torch.channels_last))
+            got = call(fast, channels_last(example_input))
         return same_output(expected, got, tolerance=1e-3)
     except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
         return False

@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 
 from envs.network.calls import Call, first_tensor, observe_calls
 from envs.network.copies import functional_copy, runs_channels_last, same_output
-from envs.network.counting import counting
-from envs.network.interpreter import run
+from envs.network.counting import counting, separate_products
+from envs.network.inputs import Inputs, call, sizes
+from envs.network.interpreter import Interpreter, run
 from envs.network.kinds import function_kind, module_kind, plain_name
 from envs.network.tracing import constant, symbolic
 from hw_profiles.layers import Kind
@@ -125,12 +126,13 @@ class Graph:
         return pairs
 
 
-def trace(network: nn.Module, example_input: Tensor) -> Graph:
+def trace(network: nn.Module, example_input: Inputs, samples: Inputs | None = None) -> Graph:
     """Traces `network`; falls back to module order when torch.fx cannot.
 
     Args:
-        network: Any module that maps one tensor to a tensor (or a structure of tensors).
-        example_input: [1, ...] input.
+        network: Any module that maps tensors to a tensor (or a structure of tensors).
+        example_input: Input of batch 1.
+        samples: A few real inputs, which may be longer or shorter: what is traced must hold for them, too.
 
     Raises:
         ValueError: If the network does not run on the example input, or is scripted.
@@ -143,11 +145,13 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
         macs = counter.take()
     fast = runs_channels_last(twin, example_input, expected)
     try:
-        program = symbolic(twin)
+        program = symbolic(twin, example_input)
         values, multiplied = _run_counted(program, twin, example_input)
         traced = values[next(node for node in program.nodes if node.op == "output")]
         if not same_output(expected, traced, tolerance=1e-4):
             raise ValueError("its traced operators do not reproduce its output")
+        if samples is not None and not _reproduced(program, twin, samples):
+            raise ValueError(f"what it computes for inputs of shape {sizes(samples)} is not what was traced")
         if (found := sum(multiplied.values())) != macs:
             raise ValueError(f"its traced operators multiply {found:,} times, but its forward {macs:,} times")
     except Exception as error:  # torch.fx raises whatever the traced code raises
@@ -158,8 +162,14 @@ def trace(network: nn.Module, example_input: Tensor) -> Graph:
     return Graph(_nodes_of(program, values, multiplied, twin), program, fast)
 
 
+def _reproduced(program: fx.Graph, network: nn.Module, samples: Inputs) -> bool:
+    with torch.no_grad(), separate_products():
+        expected = call(network, samples)
+    return same_output(expected, Interpreter(program.nodes).output(network, samples), tolerance=1e-4)
+
+
 def _run_counted(
-    program: fx.Graph, network: nn.Module, example_input: Tensor
+    program: fx.Graph, network: nn.Module, example_input: Inputs
 ) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
     """Each node's value and multiply-accumulates."""
     values: dict[fx.Node, Any] = {}
@@ -171,13 +181,13 @@ def _run_counted(
     return values, multiplied
 
 
-def _output(network: nn.Module, example_input: Tensor) -> Any:
+def _output(network: nn.Module, example_input: Inputs) -> Any:
     try:
         with torch.no_grad():
-            return network(example_input)
+            return call(network, example_input)
     except Exception as error:
         raise ValueError(
-            f"the network must run on the example input of shape {tuple(example_input.shape)}, "
+            f"the network must run on the example input of shape {sizes(example_input)}, "
             f"but it raised {type(error).__name__}: {error}"
         ) from error
 
@@ -245,13 +255,13 @@ def _kind(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any], known: 
     return function_kind(node.target, len(inputs), same_shape)
 
 
-def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[Call]]:
+def record(graph: Graph, network: nn.Module, inputs: Inputs) -> tuple[Any, list[Call]]:
     """One forward pass: the output, and what every operator of `graph.nodes` read, wrote and multiplied.
 
     Args:
         graph: Operator graph of the network (or of the network it was sliced from).
         network: Modules without in-place activations (`functional_copy`).
-        inputs: [B, ...] input.
+        inputs: B samples.
 
     Raises:
         DataDependent: If other modules run than when the graph was made.
@@ -274,7 +284,7 @@ def record(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[
     return output, [calls[place] for place in sorted(calls)]
 
 
-def _record_by_hooks(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[Any, list[Call]]:
+def _record_by_hooks(graph: Graph, network: nn.Module, inputs: Inputs) -> tuple[Any, list[Call]]:
     output, observed = observe_calls(network, inputs)
     if [one.name for one in observed if not one.rest] != [node.module for node in graph.nodes if node.source != REST]:
         raise DataDependent("which layers run depends on the data")
@@ -284,16 +294,16 @@ def _record_by_hooks(graph: Graph, network: nn.Module, inputs: Tensor) -> tuple[
     return output, calls
 
 
-def _nodes_by_hooks(network: nn.Module, example_input: Tensor) -> tuple[Node, ...]:
+def _nodes_by_hooks(network: nn.Module, example_input: Inputs) -> tuple[Node, ...]:
     """Modules in the order in which a forward pass calls them, and what multiplies outside of them."""
     nodes: list[Node] = []
     taken: dict[str, int] = {}
-    for name, module, call, rest in observe_calls(network, example_input)[1]:
+    for name, module, done, rest in observe_calls(network, example_input)[1]:
         function = plain_name(type(module))
         if rest:
             nodes.append(Node(name or function, "other", None, (), function, name, REST))
             continue
         label = f"{name}#{taken[name]}" if name in taken else name
         taken[name] = taken.get(name, 0) + 1
-        nodes.append(Node(label, module_kind(module, call.before == call.after), name, (), function, name))
+        nodes.append(Node(label, module_kind(module, done.before == done.after), name, (), function, name))
     return tuple(nodes)

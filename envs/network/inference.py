@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch.utils._pytree import tree_map
 
 from envs.network.copies import copy_network, functional_copy, make_channels_last
 from envs.network.graph import Graph
@@ -40,7 +41,9 @@ def inference_copy(network: nn.Module, graph: Graph, like: Twins | None = None) 
     if graph.channels_last:
         make_channels_last(fast)
     else:
-        fast.register_forward_pre_hook(lambda module, inputs: tuple(_contiguous(value) for value in inputs))
+        fast.register_forward_pre_hook(
+            lambda module, args, kwargs: tree_map(_contiguous, (args, kwargs)), with_kwargs=True
+        )
     return fast
 
 
@@ -114,11 +117,6 @@ def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
     """The network on a device: itself where it is there already, else a copy."""
     here = {tensor.device.type for tensor in (*network.parameters(), *network.buffers())}
     return network if here <= {torch.device(device).type} else converted(copy_network(network), device)
-
-
-def channels_last(inputs: Tensor) -> Tensor:
-    """Image batches in the layout that the fast copy prefers."""
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
 def _contiguous(value: Any) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from envs.network.inputs import Inputs, batch_size, narrowed, tensors
+
 Values = dict[fx.Node, Any]
 
 
@@ -59,13 +61,13 @@ class Interpreter:
             self._freed.setdefault(last.get(node, node), []).append(node)
 
     def walk(
-        self, network: nn.Module, *inputs: Any, cut: Cut = START, stop: int | None = None
+        self, network: nn.Module, inputs: Inputs, *, cut: Cut = START, stop: int | None = None
     ) -> Iterator[tuple[fx.Node, Values]]:
         """Executes nodes, yielding each one with all values that are still known.
 
         Args:
             network: Its modules are called; a copy, or sliced from the one that was traced.
-            inputs: Arguments of forward; those that are not given keep their defaults.
+            inputs: Arguments of forward, of the form that was traced.
             cut: Where to begin; it is not changed.
             stop: Index of the first node that is not executed, None: all are.
         """
@@ -76,30 +78,30 @@ class Interpreter:
             for source in self._freed.get(node, ()):
                 values.pop(source, None)
 
-    def advance(self, network: nn.Module, *inputs: Any, cut: Cut = START, stop: int) -> Cut:
+    def advance(self, network: nn.Module, inputs: Inputs, *, cut: Cut = START, stop: int) -> Cut:
         """The cut in front of node `stop`, reached from an earlier one without gradients; arguments as in `walk`."""
         values = cut.values
         with torch.no_grad():
-            for _, reached in self.walk(network, *inputs, cut=cut, stop=stop):
+            for _, reached in self.walk(network, inputs, cut=cut, stop=stop):
                 values = reached
         return Cut(stop, values)
 
-    def output(self, network: nn.Module, *inputs: Any, cut: Cut = START) -> Any:
+    def output(self, network: nn.Module, inputs: Inputs, *, cut: Cut = START) -> Any:
         """The network's output, from a cut on, without gradients; arguments as in `walk`.
 
         Raises:
             ValueError: If the order has no output.
         """
         with torch.no_grad():
-            for node, values in self.walk(network, *inputs, cut=cut):
+            for node, values in self.walk(network, inputs, cut=cut):
                 if node.op == "output":
                     return values[node]
         raise ValueError("a program must have an output, but this order of execution has none: pass all of its nodes")
 
-    def _argument(self, node: fx.Node, inputs: Sequence[Any]) -> Any:
-        place = self._arguments.index(node)
-        given = inputs[place] if place < len(inputs) else None
-        return node.args[0] if given is None and node.args else given
+    def _argument(self, node: fx.Node, inputs: Inputs) -> Tensor:
+        if isinstance(inputs, dict):
+            return inputs[str(node.target)]
+        return tensors(inputs)[self._arguments.index(node)]
 
 
 class Checkpoints:
@@ -109,18 +111,18 @@ class Checkpoints:
     """
 
     def __init__(
-        self, interpreter: Interpreter, chunks: Sequence[Tensor], held_bytes: float, dtype: torch.dtype | None = None
+        self, interpreter: Interpreter, chunks: Sequence[Inputs], held_bytes: float, dtype: torch.dtype | None = None
     ) -> None:
         """Nothing is kept yet.
 
         Args:
             interpreter: Executes the nodes.
-            chunks: Inputs, each [B, ...].
+            chunks: Inputs, B samples each.
             held_bytes: Activations that may be kept for all chunks together.
             dtype: What floating-point inputs become when they are read, None to leave them.
         """
         self._interpreter, self._chunks, self._dtype = interpreter, chunks, dtype
-        self._bytes_per_input = held_bytes / max(sum(map(len, chunks)), 1)
+        self._bytes_per_input = held_bytes / max(sum(map(batch_size, chunks)), 1)
         self._cuts = [START] * len(chunks)
 
     def advance(self, network: nn.Module, index: int, stop: int) -> Cut:
@@ -132,18 +134,18 @@ class Checkpoints:
             stop: Index in the order of execution; one before the kept cut is reached from the start.
         """
         inputs, kept = self._chunks[index], self._cuts[index]
-        if self._dtype is not None and inputs.is_floating_point():
-            inputs = inputs.to(self._dtype)
+        if self._dtype is not None:
+            inputs = narrowed(inputs, self._dtype)
         begin = kept if kept.place <= stop else START
         cut = self._interpreter.advance(network, inputs, cut=begin, stop=stop)
-        if cut.nbytes <= self._bytes_per_input * len(inputs):
+        if cut.nbytes <= self._bytes_per_input * batch_size(inputs):
             self._cuts[index] = cut
         return cut
 
 
-def run(program: fx.Graph, network: nn.Module, *inputs: Any) -> Iterator[tuple[fx.Node, Any]]:
+def run(program: fx.Graph, network: nn.Module, inputs: Inputs) -> Iterator[tuple[fx.Node, Any]]:
     """Runs a program on the modules of `network`, yielding each node with its value."""
-    for node, values in Interpreter(program.nodes).walk(network, *inputs):
+    for node, values in Interpreter(program.nodes).walk(network, inputs):
         yield node, values[node]
 
 

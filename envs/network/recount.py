@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +19,7 @@ from envs.network.copies import copy_network
 from envs.network.counting import FORMULAS, Counter, separate_products
 from envs.network.graph import Graph
 from envs.network.inference import converted
+from envs.network.inputs import Inputs, call
 from hw_profiles.layers import Layout
 
 
@@ -43,7 +44,7 @@ class Recount:
     uncounted: tuple[str, ...]
 
 
-def independent_macs(network: nn.Module, example_input: Tensor) -> Recount:
+def independent_macs(network: nn.Module, example_input: Inputs) -> Recount:
     """Counts the multiply-accumulates of the network's own forward, by module and operator.
 
     Args:
@@ -54,7 +55,7 @@ def independent_macs(network: nn.Module, example_input: Tensor) -> Recount:
     root = type(twin).__name__
     flops = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
     with torch.no_grad(), separate_products(), sdpa_kernel(SDPBackend.MATH), Counter() as names, flops:
-        twin(example_input)
+        call(twin, example_input)
     counts = flops.get_flop_counts()
     operators = {
         _path(name, root): {str(operator).removeprefix("aten."): count // 2 for operator, count in found.items()}

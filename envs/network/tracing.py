@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from envs.network.counting import separate_products
+from envs.network.inputs import Inputs, argument_names, call
 from envs.network.kinds import is_layer
 
 _IN_PLACE_TWINS: dict[Any, Any] = {
@@ -24,15 +28,24 @@ _IN_PLACE_TWINS: dict[Any, Any] = {
 }
 
 
-def symbolic(network: nn.Module) -> fx.Graph:
-    """The program of a network's forward, layers whole.
+_FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "tril_indices", "triu_indices", "zeros")
+"""Functions that make tensors from sizes: torch.fx does not see sizes that are still unknown among their arguments."""
+
+
+def symbolic(network: nn.Module, example_input: Inputs) -> fx.Graph:
+    """The program of a network's forward, layers whole; it holds for inputs of other sizes, too.
+
+    Args:
+        network: The network.
+        example_input: Tells with which arguments forward is called: one placeholder each, named as the keyword where
+            it is one. Other arguments keep their defaults.
 
     Raises:
         Exception: Whatever torch.fx raises where the forward depends on values.
     """
     before = set(vars(network))
-    with separate_products(), _recorded_len(network):
-        program = _functional(_Tracer().trace(network))
+    with separate_products(), _recorded_len(network), _recorded_factories():
+        program = _functional(_traced(network, example_input))
     for name in vars(network).keys() - before:  # torch.fx puts tensors that forward makes there
         value = vars(network).pop(name)
         for node in program.nodes:
@@ -41,10 +54,21 @@ def symbolic(network: nn.Module) -> fx.Graph:
     return program
 
 
+def _traced(network: nn.Module, example_input: Inputs) -> fx.Graph:
+    """The program as torch.fx records it; buffers are recorded only where one is cut to a size of the inputs."""
+    try:
+        return _Tracer(example_input).trace(network)
+    except TypeError:
+        tracer = _Tracer(example_input)
+        tracer.proxy_buffer_attributes = True
+        return tracer.trace(network)
+
+
 @contextmanager
 def _recorded_len(network: nn.Module) -> Iterator[None]:
     """Lets `len(x)` be recorded in the files of the network's classes, as their own torch.fx.wrap("len") would."""
-    files = {id(names): names for m in network.modules() if (names := getattr(type(m).forward, "__globals__", None))}
+    forwards = (inspect.unwrap(type(module).forward) for module in network.modules())
+    files = {id(names): names for forward in forwards if (names := getattr(forward, "__globals__", None))}
     own = (names for names in files.values() if not str(names.get("__name__", "")).startswith("torch."))
     patched = [names for names in own if "len" not in names]
     for names in patched:
@@ -62,6 +86,33 @@ def _length(value: Any) -> Any:
     return len(value)
 
 
+@contextmanager
+def _recorded_factories() -> Iterator[None]:
+    """Lets `torch.arange(x.shape[1])` and the like be recorded, so that no length is baked into the program.
+
+    The functions are torch's, for the whole process, as in `torch.fx.experimental.meta_tracer`; they are put back.
+    """
+    before = {name: getattr(torch, name) for name in _FACTORIES}
+    for name, factory in before.items():
+        setattr(torch, name, _recorded(factory))
+    try:
+        yield
+    finally:
+        for name, factory in before.items():
+            setattr(torch, name, factory)
+
+
+def _recorded(factory: Callable[..., Tensor]) -> Callable[..., Any]:
+    @wraps(factory)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)), None)
+        if proxy is None:
+            return factory(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", factory, args, kwargs)
+
+    return made
+
+
 def constant(value: Tensor) -> Tensor:
     """A tensor that forward makes from nothing."""
     return value
@@ -69,6 +120,17 @@ def constant(value: Tensor) -> Tensor:
 
 class _Tracer(fx.Tracer):
     """Traces into whatever is not one operator; encoders and decoders of torch's are run layer by layer."""
+
+    def __init__(self, example_input: Inputs) -> None:
+        super().__init__(autowrap_modules=(math,))
+        self._example = example_input
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """One placeholder for each tensor that the network is called with; forward's defaults do the rest."""
+        example, names = self._example, argument_names(root_fn, self._example)
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
+        inputs: Any = dict(zip(names, proxies, strict=True)) if isinstance(example, dict) else tuple(proxies)
+        return partial(call, partial(root_fn, self.root), inputs), []
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if type(module).__module__ == "torch.nn.modules.transformer":

@@ -12,16 +12,17 @@ from torch.utils._pytree import tree_leaves
 
 from envs.network.copies import functional_copy
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs, rows
 from envs.network.interpreter import Cut, Interpreter
 
 
-def heard_positions(network: nn.Module, graph: Graph, example_input: Tensor) -> dict[str, Tensor]:
+def heard_positions(network: nn.Module, graph: Graph, example_input: Inputs) -> dict[str, Tensor]:
     """[P] ascending positions that count, for linear layers [B, ..., O] of which some do not.
 
     Args:
         network: The network; it is not changed.
         graph: Its operator graph; without a program all positions count.
-        example_input: [B, ...] input, of which the first is looked at.
+        example_input: Inputs, of which the first is looked at.
     """
     if graph.program is None:
         return {}
@@ -34,7 +35,7 @@ def heard_positions(network: nn.Module, graph: Graph, example_input: Tensor) -> 
         linear = node.op == "call_module" and isinstance(twin.get_submodule(str(node.target)), nn.Linear)
         if not linear or calls.get(str(node.target)) != 1:
             continue
-        cut = interpreter.advance(twin, example_input[:1], cut=cut, stop=place + 1)
+        cut = interpreter.advance(twin, rows(example_input, 0, 1), cut=cut, stop=place + 1)
         output = cut.values[node]
         if output.ndim < 3:
             continue
@@ -46,11 +47,11 @@ def heard_positions(network: nn.Module, graph: Graph, example_input: Tensor) -> 
 
 
 def _arrives(
-    interpreter: Interpreter, network: nn.Module, example_input: Tensor, cut: Cut, node: fx.Node, position: int
+    interpreter: Interpreter, network: nn.Module, example_input: Inputs, cut: Cut, node: fx.Node, position: int
 ) -> bool:
     """Whether the output hears one position of a layer that has just been executed."""
     broken = cut.values[node].contiguous().clone()
     broken.flatten(1, -2)[:, position] = torch.nan
     values = {**cut.values, node: broken}
-    output = interpreter.output(network, example_input[:1], cut=Cut(cut.place, values))
+    output = interpreter.output(network, rows(example_input, 0, 1), cut=Cut(cut.place, values))
     return any(bool(leaf.isnan().any()) for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

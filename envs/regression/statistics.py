@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.network.copies import copy_network
+from envs.network.inputs import Inputs, batch_size, call
 from envs.parallel import map_chunks
 from envs.regression.ridge import Sums, add, sums_of
 from envs.regression.rows import Positions, can_gather, draw_positions, gather_inputs, output_places
@@ -58,25 +59,25 @@ class Sampling:
         return drawn if heard is None else Positions(drawn.image, heard.to(drawn.place.device)[drawn.place])
 
 
-def first_chunks(chunks: Sequence[Tensor], images: int) -> tuple[Tensor, ...]:
+def first_chunks(chunks: Sequence[Inputs], images: int) -> tuple[Inputs, ...]:
     """The first chunks that together hold at least so many images, or all."""
     held = 0
     for count, chunk in enumerate(chunks, start=1):
-        held += len(chunk)
+        held += batch_size(chunk)
         if held >= images:
             return tuple(chunks[:count])
     return tuple(chunks)
 
 
 def input_moments(
-    network: nn.Module, names: Sequence[str], chunks: Sequence[Tensor], sampling: Sampling
+    network: nn.Module, names: Sequence[str], chunks: Sequence[Inputs], sampling: Sampling
 ) -> dict[str, tuple[Sums, ...]]:
     """Sums of the sampled input rows of the named layers (with empty residuals), by folds of chunks.
 
     Args:
         network: The dense network in eval mode.
         names: Layers whose inputs are wanted; those that cannot be gathered are left out.
-        chunks: Calibration inputs, each [B, ...].
+        chunks: Calibration inputs.
         sampling: How rows are drawn.
     """
     wanted = [name for name in names if can_gather(network.get_submodule(name))]
@@ -97,7 +98,7 @@ def input_moments(
         for position, name in enumerate(wanted):
             twin.get_submodule(name).register_forward_hook(note(position, name))
         with torch.no_grad():
-            twin(chunks[index])
+            call(twin, chunks[index])
         return found
 
     folds: list[dict[str, Sums]] = [{} for _ in range(min(FOLDS, len(chunks)))]

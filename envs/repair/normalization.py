@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from envs.network.inputs import Inputs, batch_size, call, rows
 from envs.network.kinds import BATCH_NORMS
 from envs.regression.rows import as_weight
 
@@ -65,7 +66,7 @@ def write_fit(network: nn.Module, name: str, normalization: str | None, weights:
         module.running_mean = (mean - shift).to(mean.dtype)
 
 
-def reestimate_batch_norm(network: nn.Module, chunks: Sequence[Tensor], images: int) -> int:
+def reestimate_batch_norm(network: nn.Module, chunks: Sequence[Inputs], images: int) -> int:
     """Replaces batch-norm statistics by those of calibration images, in place; returns image-forwards.
 
     Args:
@@ -86,8 +87,8 @@ def reestimate_batch_norm(network: nn.Module, chunks: Sequence[Tensor], images: 
         for chunk in chunks:
             if used >= images:
                 break
-            network(chunk[: images - used])
-            used += min(len(chunk), images - used)
+            call(network, rows(chunk, 0, images - used))
+            used += min(batch_size(chunk), images - used)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum, norm.training = momentum, False
     return used

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs
 from envs.regression.factors import Factors
 from envs.regression.ridge import Finish
 from envs.regression.statistics import Sampling
@@ -26,7 +27,7 @@ class Dense:
         graph: Its operator graph.
         units: The units that may change.
         orders: Channels of each unit by descending importance.
-        chunks: Calibration inputs, each [B, ...], of a full repair.
+        chunks: Calibration inputs of a full repair.
         quick_chunks: The first of them, which a quick repair looks at.
         sampling: How rows of a full repair are drawn.
         quick_positions: Output positions per image that a quick repair looks at.
@@ -43,8 +44,8 @@ class Dense:
     graph: Graph
     units: tuple[Unit, ...]
     orders: Mapping[str, Sequence[int]]
-    chunks: tuple[Tensor, ...]
-    quick_chunks: tuple[Tensor, ...]
+    chunks: tuple[Inputs, ...]
+    quick_chunks: tuple[Inputs, ...]
     sampling: Sampling
     quick_positions: int
     banks: Banks

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Self
 
+from envs.network.inputs import batch_size
 from envs.parallel import return_memory
 from envs.regression.ridge import Finish
 from envs.repair.bank import Banks
@@ -44,7 +45,7 @@ class SequentialRepair(Repair):
 
     def forwards(self, *, quick: bool) -> int:
         """One walk over all calibration images, or over the first ones."""
-        return sum(map(len, self.dense.quick_chunks if quick else self.dense.chunks))
+        return sum(map(batch_size, self.dense.quick_chunks if quick else self.dense.chunks))
 
     def get_ready(self) -> None:
         """Records the targets."""

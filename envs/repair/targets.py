@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from envs.network.copies import functional_copy, make_channels_last
 from envs.network.graph import Graph
-from envs.network.inference import channels_last
+from envs.network.inputs import Inputs, channels_last
 from envs.network.interpreter import Interpreter
 from envs.network.kinds import BATCH_NORMS
 from envs.parallel import map_chunks, return_memory
@@ -55,6 +55,11 @@ class Target:
     other: Tensor | None = None
     images: int
 
+    def count(self, per_image: int | None) -> int:
+        """Rows, of at most so many positions of each image."""
+        own = len(self.own)
+        return own if per_image is None else min(own, per_image * self.images)
+
     def first(self, per_image: int) -> Target:
         """The same at the first positions of each image."""
         count = len(self.own) // self.images
@@ -80,7 +85,7 @@ class Targets:
         per_image: Positions of each image that are used, None: all.
     """
 
-    chunks: tuple[Tensor, ...]
+    chunks: tuple[Inputs, ...]
     addends: Mapping[fx.Node, Addend]
     rows: tuple[Mapping[fx.Node, Target], ...]
     per_image: int | None = None
@@ -89,6 +94,10 @@ class Targets:
         """One layer in one chunk."""
         target = self.rows[chunk][layer]
         return target if self.per_image is None else target.first(self.per_image)
+
+    def count(self, layer: fx.Node) -> int:
+        """Rows of one layer over all chunks."""
+        return sum(target.count(self.per_image) for target in (rows[layer] for rows in self.rows))
 
     def first(self, chunks: int, per_image: int) -> Targets:
         """A view of the first chunks and of the first positions of each image."""
@@ -106,7 +115,7 @@ class Targets:
 
 
 def record_targets(
-    network: nn.Module, graph: Graph, chunks: Sequence[Tensor], sampling: Sampling, *, narrow: bool = False
+    network: nn.Module, graph: Graph, chunks: Sequence[Inputs], sampling: Sampling, *, narrow: bool = False
 ) -> Targets:
     """Runs the dense network once over the calibration images and keeps what repair aims at.
 
@@ -145,7 +154,7 @@ class _Recorder:
     sampling: Sampling
     narrow: bool
 
-    def __call__(self, index: int, inputs: Tensor) -> dict[fx.Node, Target]:
+    def __call__(self, index: int, inputs: Inputs) -> dict[fx.Node, Target]:
         found: dict[fx.Node, Target] = {}
         shapes: dict[fx.Node, torch.Size] = {}
         with torch.no_grad():

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from envs.network.graph import Graph
 from envs.network.inference import converted, folded, inference_copy
+from envs.network.inputs import tensors
 from envs.network.interpreter import Checkpoints, Interpreter
 from envs.parallel import map_chunks
 from envs.regression.ridge import Finish, Sums, add, solve, sums_of
@@ -61,11 +62,6 @@ class RepairWalk:
     half: bool = False
     finishes: Mapping[str, Finish] = field(default_factory=dict)
 
-    @property
-    def images(self) -> int:
-        """Calibration images that are walked over."""
-        return sum(len(chunk) for chunk in self.targets.chunks)
-
     def __call__(self, small: nn.Module, axes: Mapping[str, Axes]) -> dict[str, float]:
         """Refits the layers of a sliced network, in place.
 
@@ -93,7 +89,7 @@ class RepairWalk:
     def _walked(self, small: nn.Module) -> nn.Module:
         """The twin that walks: normalization folded, in the precision asked for."""
         twin = inference_copy(small, self.graph)
-        return converted(twin, self.targets.chunks[0].device, torch.bfloat16) if self.half else twin
+        return converted(twin, tensors(self.targets.chunks[0])[0].device, torch.bfloat16) if self.half else twin
 
     def _refit(self, refit: Refit, place: int, walked: nn.Module, checkpoints: Checkpoints, small: nn.Module) -> float:
         """Fits one layer and writes it to the walked twin and to the result; returns its ridge."""
@@ -106,8 +102,10 @@ class RepairWalk:
         def one(index: int) -> Sums:
             with torch.no_grad():
                 values = checkpoints.advance(walked, index, place).values
-                return self._rows(refit, values, self.targets.at(refit.node, index), layer, by_kernel)
+                return self._rows(refit, values, self.targets.at(refit.node, index), layer, by_kernel, gram=gram)
 
+        most = GRAM_LIMIT if refit.name in self.finishes else self.targets.count(refit.node)
+        gram = prior.shape[1] <= most  # the same answer for every chunk
         chunks = range(len(self.targets.chunks))
         folds = folded_sums(map_chunks(one, chunks), FOLDS if prior.shape[1] > WIDE else 2 * FOLDS)
         intercept = takes_shift(small, self.graph.folds(), refit.name)
@@ -164,7 +162,14 @@ class RepairWalk:
             layer.bias = nn.Parameter(bias.detach().to(own.dtype), requires_grad=False)
 
     def _rows(
-        self, refit: Refit, values: Mapping[fx.Node, Any], target: Target, layer: nn.Module, weights: Tensor
+        self,
+        refit: Refit,
+        values: Mapping[fx.Node, Any],
+        target: Target,
+        layer: nn.Module,
+        weights: Tensor,
+        *,
+        gram: bool,
     ) -> Sums:
         """Sums of one chunk: the inputs that the pruned network has, and what its weights leave to be explained."""
         x = gather_patches(layer, values[refit.node.all_input_nodes[0]], target.at).flatten(2).to(weights.dtype)
@@ -178,6 +183,4 @@ class RepairWalk:
         bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
             residual = residual - bias.view(len(weights), 1, -1)
-        rows = len(target.own) // target.images * self.images
-        small = x.shape[2] <= (GRAM_LIMIT if refit.name in self.finishes else rows)
-        return sums_of(x, residual, gram=small)  # the same answer for every chunk
+        return sums_of(x, residual, gram=gram)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from envs.attention.explicit import Form
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs
 from envs.network.recount import confirm_macs, independent_macs
 from envs.parallel import single_threaded
 from envs.units.attention import read_attention
@@ -43,13 +44,13 @@ class Anatomy:
     uncounted: tuple[str, ...] = ()
 
 
-def dissect(network: nn.Module, example_input: Tensor, samples: Tensor | None = None) -> Anatomy:
+def dissect(network: nn.Module, example_input: Inputs, samples: Inputs | None = None) -> Anatomy:
     """Traces a network, finds its units, verifies them, and has its multiply-accumulates counted independently.
 
     Args:
         network: The network; it is not changed.
-        example_input: [1, ...] input.
-        samples: [B, ...] a few real inputs on which units are verified; None for random ones.
+        example_input: Input of batch 1.
+        samples: A few real inputs on which units are verified; None for random ones.
 
     Raises:
         CountMismatch: If the layouts count other multiply-accumulates than the network's own forward runs.

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from envs.attention.explicit import Form, made_explicit
 from envs.attention.found import find_attention
 from envs.attention.trial import form_of, multihead_forms
 from envs.network.copies import same_output
 from envs.network.graph import Graph, trace
+from envs.network.inputs import Inputs, call
 from envs.units.heads import attention_units
 from envs.units.units import Fixed, Unit
 from envs.units.verify import Removal, verify_units
@@ -44,15 +45,15 @@ class ReadAttention:
     layers: frozenset[str] = frozenset()
 
 
-def read_attention(network: nn.Module, example_input: Tensor, samples: Tensor | None = None) -> ReadAttention:
+def read_attention(network: nn.Module, example_input: Inputs, samples: Inputs | None = None) -> ReadAttention:
     """Traces a network and finds the units of its attention.
 
     Args:
         network: The network; it is not changed.
-        example_input: [1, ...] input.
-        samples: [B, ...] real inputs on which units are verified, None for random ones.
+        example_input: Input of batch 1.
+        samples: Real inputs on which units are verified, None for random ones.
     """
-    graph = trace(network, example_input)
+    graph = trace(network, example_input, samples)
     own = _read(network, graph, example_input, samples)
     stuck = {entry.name for entry in own.fixed}
     forms = multihead_forms(network, graph)
@@ -63,11 +64,11 @@ def read_attention(network: nn.Module, example_input: Tensor, samples: Tensor | 
     explicit = made_explicit(network, forms)
     if not forms or not _same(network, explicit, example_input if samples is None else samples):
         return own
-    again = _read(explicit, trace(explicit, example_input), example_input, samples)
+    again = _read(explicit, trace(explicit, example_input, samples), example_input, samples)
     return replace(again, forms=tuple(forms)) if len(again.units) > len(own.units) else own
 
 
-def _read(network: nn.Module, graph: Graph, example_input: Tensor, samples: Tensor | None) -> ReadAttention:
+def _read(network: nn.Module, graph: Graph, example_input: Inputs, samples: Inputs | None) -> ReadAttention:
     found = find_attention(network, graph, example_input)
     tried = [attention_units(network, one) for one in found]
     units: list[Unit] = []
@@ -91,6 +92,6 @@ def _read(network: nn.Module, graph: Graph, example_input: Tensor, samples: Tens
     )
 
 
-def _same(network: nn.Module, explicit: nn.Module, inputs: Tensor) -> bool:
+def _same(network: nn.Module, explicit: nn.Module, inputs: Inputs) -> bool:
     with torch.no_grad():
-        return same_output(network(inputs), explicit(inputs), TOLERANCE)
+        return same_output(call(network, inputs), call(explicit, inputs), TOLERANCE)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from envs.network.calls import observed_modules
 from envs.network.copies import same_output
 from envs.network.graph import Graph, Node
+from envs.network.inputs import Inputs, call
 from envs.network.interpreter import run
 from envs.network.kinds import plain_name
 
@@ -29,7 +30,7 @@ class Step(NamedTuple):
 
 
 def find_culprit(
-    graph: Graph, silent: nn.Module, small: nn.Module, inputs: Tensor, stays: Sequence[int], tolerance: float
+    graph: Graph, silent: nn.Module, small: nn.Module, inputs: Inputs, stays: Sequence[int], tolerance: float
 ) -> str:
     """Names the first operator that fails without the channels, or differs; '' where none does.
 
@@ -37,7 +38,7 @@ def find_culprit(
         graph: The network's operators.
         silent: The network with the channels silenced.
         small: The network without them.
-        inputs: [B, ...] input.
+        inputs: B samples.
         stays: Channels that stay.
         tolerance: Largest accepted difference, relative to the largest value.
     """
@@ -57,13 +58,13 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
 
 
-def failing_module(network: nn.Module, inputs: Tensor) -> str:
+def failing_module(network: nn.Module, inputs: Inputs) -> str:
     """Name and class of the innermost module in which a forward pass fails, '' where it does not."""
     step = next((step for step in _module_steps(network, inputs) if step.error is not None), None)
     return step.label if step is not None else ""
 
 
-def _steps(graph: Graph, network: nn.Module, inputs: Tensor) -> Iterator[Step]:
+def _steps(graph: Graph, network: nn.Module, inputs: Inputs) -> Iterator[Step]:
     if graph.program is None:
         yield from _module_steps(network, inputs)
         return
@@ -84,7 +85,7 @@ def _steps(graph: Graph, network: nn.Module, inputs: Tensor) -> Iterator[Step]:
             yield Step(label, value, node)
 
 
-def _module_steps(network: nn.Module, inputs: Tensor) -> Iterator[Step]:
+def _module_steps(network: nn.Module, inputs: Inputs) -> Iterator[Step]:
     """The output of every module in the order in which they end; at last the error, with the module that raised it."""
     steps: list[Step] = []
     inside: list[str] = []
@@ -102,7 +103,7 @@ def _module_steps(network: nn.Module, inputs: Tensor) -> Iterator[Step]:
     handles += [module.register_forward_hook(leave) for _, module in modules]
     try:
         with torch.no_grad():
-            network(inputs)
+            call(network, inputs)
     except Exception as error:  # whatever the network's own code raises
         steps.append(Step(inside[-1], None, None, error))
     finally:

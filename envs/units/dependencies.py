@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from envs.network.copies import functional_copy
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs, call
 from envs.network.interpreter import run
 from envs.network.kinds import WEIGHTED
 from envs.units.culprit import first_line
@@ -44,12 +45,12 @@ class _Index(NamedTuple):
     root_idx: int
 
 
-def channel_groups(network: nn.Module, example_input: Tensor, graph: Graph) -> tuple[list[list[Item]], dict[str, str]]:
+def channel_groups(network: nn.Module, example_input: Inputs, graph: Graph) -> tuple[list[list[Item]], dict[str, str]]:
     """Groups of axes, each with its root's output first, and the layers whose channels are lost, with the reason.
 
     Args:
         network: The network; it is not changed.
-        example_input: [1, ...] input.
+        example_input: Input of batch 1.
         graph: Its operator graph.
     """
     twin = _differentiable(network)
@@ -113,7 +114,7 @@ def _differentiable(network: nn.Module) -> nn.Module:
     return twin
 
 
-def _dependencies(network: nn.Module, example_input: Tensor, graph: Graph) -> tp.DependencyGraph:
+def _dependencies(network: nn.Module, example_input: Inputs, graph: Graph) -> tp.DependencyGraph:
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         dependencies = tp.DependencyGraph().build_dependency(
@@ -123,10 +124,10 @@ def _dependencies(network: nn.Module, example_input: Tensor, graph: Graph) -> tp
     return dependencies
 
 
-def _all_outputs(network: nn.Module, inputs: Tensor, graph: Graph) -> list[Tensor]:
+def _all_outputs(network: nn.Module, inputs: Inputs, graph: Graph) -> list[Tensor]:
     """What a forward pass computes, also where nothing reads it: shapes must fit there, too."""
     if graph.program is None:
-        ends = network(inputs)
+        ends = call(network, inputs)
     else:
         ends = [value for node, value in run(graph.program, network, inputs) if not node.users]
     return [end for end in tree_leaves(ends) if isinstance(end, Tensor) and end.grad_fn is not None]

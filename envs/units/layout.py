@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from envs.network.calls import Call, Shape
 from envs.network.copies import functional_copy
 from envs.network.graph import Graph, Node, record
+from envs.network.inputs import Inputs
 from envs.units.units import Unit, is_depthwise
 from envs.units.verify import Removal
 from hw_profiles.layers import WEIGHTED, IntArray, LayerShape, Layout, Widths
@@ -90,7 +91,7 @@ class LayoutFamily:
         return [int(index) for index in np.flatnonzero(touched | (self.products[:, column] != 0))]
 
 
-def read_layout(network: nn.Module, graph: Graph, example_input: Tensor) -> Layout:
+def read_layout(network: nn.Module, graph: Graph, example_input: Inputs) -> Layout:
     """The layout of a network as it stands, counted on the real modules and feature maps."""
     calls = record(graph, functional_copy(network), example_input)[1]
     return _layout(network, graph, calls, [1 if len(call.after) > 1 else 0 for call in calls])
@@ -99,7 +100,7 @@ def read_layout(network: nn.Module, graph: Graph, example_input: Tensor) -> Layo
 def measure_family(
     network: nn.Module,
     graph: Graph,
-    example_input: Tensor,
+    example_input: Inputs,
     units: Sequence[Unit],
     removals: Sequence[Removal],
 ) -> tuple[LayoutFamily, dict[str, str]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs
 from envs.units.layout import LayoutFamily
 from envs.units.units import Fixed, Unit, weighted_outputs
 from envs.units.verify import Trial, remove
@@ -16,23 +17,23 @@ from hw_profiles.cost import Params
 
 def verify_together(
     network: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     graph: Graph,
     units: Sequence[Unit],
     family: LayoutFamily,
     seed: int = 0,
-    samples: Tensor | None = None,
+    samples: Inputs | None = None,
 ) -> tuple[list[Unit], list[Fixed]]:
     """Keeps the units that can be pruned together, at the costs that the family foretells.
 
     Args:
         network: The network; it is not changed.
-        example_input: [1, ...] input.
+        example_input: Input of batch 1.
         graph: Its operator graph.
         units: Units, each verified alone.
         family: Layouts as a function of their widths.
         seed: Seed of the draw.
-        samples: [B, ...] real inputs, None for random ones.
+        samples: Real inputs, None for random ones.
 
     Returns:
         The units, and the layers of those left out with the reason.

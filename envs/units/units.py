@@ -11,9 +11,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from envs.network.graph import Graph
+from envs.network.inputs import Inputs
 from envs.network.kinds import CONVOLUTIONS, NORMS, TRANSPOSED, WEIGHTED
 from envs.units.dependencies import Item, channel_groups
 from envs.units.fates import fate, lost_track
@@ -83,13 +84,13 @@ def is_depthwise(module: nn.Module) -> bool:
 
 
 def propose_units(
-    network: nn.Module, example_input: Tensor, graph: Graph, taken: Collection[str] = ()
+    network: nn.Module, example_input: Inputs, graph: Graph, taken: Collection[str] = ()
 ) -> tuple[list[Unit], list[Fixed]]:
     """Turns Torch-Pruning's groups into unverified units, in execution order.
 
     Args:
         network: The network; it is not changed.
-        example_input: [1, ...] input.
+        example_input: Input of batch 1.
         graph: Its operator graph, for the order and for modules that are called more than once.
         taken: Layers whose output channels are in units already; groups of theirs are left out.
 
@@ -170,7 +171,7 @@ def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int
         if not parameters:
             continue
         if not isinstance(module, (*WEIGHTED, *NORMS, nn.PReLU)):
-            return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
+            return _foreign(name, module, owners)
         if not parameters.keys() <= {"weight", "bias"}:
             return _further(name, parameters)
         if any(owners[id(parameter)] > 1 for parameter in parameters.values()):
@@ -182,6 +183,14 @@ def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int
         if name not in calls:
             return f"{name!r} is a part of another layer, or is used without being called"
     return ""
+
+
+def _foreign(name: str, module: nn.Module, owners: Counter[int]) -> str:
+    """Why a layer that is never sliced keeps the channels of others."""
+    if not isinstance(module, nn.Embedding):
+        return f"{name!r} ({type(module).__name__}) depends on its channels and is not supported"
+    tied = " (its weight is another layer's, too)" if owners[id(module.weight)] > 1 else ""
+    return f"its channels are those of the embedding {name!r}, which stays{tied}"
 
 
 def _further(name: str, parameters: Collection[str]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from envs.network.calls import Call
 from envs.network.copies import functional_copy, same_output
 from envs.network.graph import DataDependent, Graph, record
+from envs.network.inputs import Inputs, call, divided, mapped, rows, tensors
 from envs.network.kinds import NORMS
 from envs.units.culprit import failing_module, find_culprit, first_line
 from envs.units.slicing import silence, silenced_tensors, slice_network
@@ -42,37 +43,39 @@ class Trial:
     Attributes:
         network: A copy with random normalization statistics.
         graph: Its operator graph.
-        samples: [B, ...] inputs on which outputs are compared.
+        example: Input of batch 1, of which operators are recorded.
+        samples: Inputs on which outputs are compared; they may be longer or shorter than the example.
         generator: Source of the draws.
     """
 
     network: nn.Module
     graph: Graph
-    samples: Tensor
+    example: Inputs
+    samples: Inputs
     generator: torch.Generator
 
     @classmethod
     def create(
-        cls, network: nn.Module, example_input: Tensor, graph: Graph, seed: int, samples: Tensor | None
+        cls, network: nn.Module, example_input: Inputs, graph: Graph, seed: int, samples: Inputs | None
     ) -> Trial:
         """A trial; without samples on random inputs, or on the example where those are not taken."""
         generator = torch.Generator().manual_seed(seed)
         twin = _shaken(network, generator)
         if samples is None:
             samples = example_input
-            if example_input.is_floating_point():
-                drawn = torch.randn(example_input.shape, generator=generator).to(example_input)
+            if any(tensor.is_floating_point() for tensor in tensors(example_input)):
+                drawn = mapped(lambda tensor: _drawn(tensor, generator), example_input)
                 samples = drawn if not failing_module(twin, drawn) else example_input
-        return cls(twin, graph, samples, generator)
+        return cls(twin, graph, example_input, samples, generator)
 
     def shorter(self) -> Trial:
         """The same on the first sample only."""
-        return replace(self, samples=self.samples[:1])
+        return replace(self, samples=rows(self.samples, 0, 1))
 
     def dependence(self) -> str:
         """Why the recorded operators are not those of every sample, or ''."""
         try:
-            for sample in torch.split(self.samples, 1):
+            for sample in divided(self.samples, 1):
                 if self.graph.program is None:
                     record(self.graph, self.network, sample)
         except DataDependent as error:
@@ -89,11 +92,11 @@ class Trial:
 
 def verify_units(
     network: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     graph: Graph,
     units: list[Unit],
     seed: int = 0,
-    samples: Tensor | None = None,
+    samples: Inputs | None = None,
 ) -> tuple[list[Unit], list[Fixed], list[Removal]]:
     """Keeps the units whose channels can be removed.
 
@@ -103,11 +106,11 @@ def verify_units(
 
     Args:
         network: The network; it is not changed.
-        example_input: [1, ...]; without samples only its shape and dtype are used when it is floating point.
+        example_input: Input of batch 1; without samples only its shape and dtype are used where it is floating point.
         graph: Its operator graph.
         units: Proposed units.
         seed: Seed of the draws.
-        samples: [B, ...] real inputs, None for random ones.
+        samples: Real inputs, None for random ones.
 
     Returns:
         Verified units, layers that stay with the reason, and the recorded removals per verified unit.
@@ -142,10 +145,10 @@ def remove(trial: Trial, dropped: Mapping[str, list[int]], units: Sequence[Unit]
     except Exception as error:  # modules that hold their channels in another way
         raise ValueError(f"its channels cannot be sliced ({first_line(error)})") from error
     with _silenced(trial.network, units, dropped), torch.no_grad():
-        expected = trial.network(trial.samples)
+        expected = call(trial.network, trial.samples)
         try:
-            got = small(trial.samples)
-            calls = record(trial.graph, small, trial.samples[:1])[1]
+            got = call(small, trial.samples)
+            calls = record(trial.graph, small, trial.example)[1]
         except DataDependent:
             raise
         except Exception as error:  # whatever the network's own code raises
@@ -153,6 +156,15 @@ def remove(trial: Trial, dropped: Mapping[str, list[int]], units: Sequence[Unit]
         if not same_output(expected, got, TOLERANCE):
             raise ValueError(_difference(trial, small, stays))
     return tuple(calls), sum(parameter.numel() for parameter in small.parameters())
+
+
+def _drawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values in the place of floats; indices and truth values stay."""
+    return (
+        torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
+        if tensor.is_floating_point()
+        else tensor
+    )
 
 
 def _failure(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]], error: Exception) -> str:

@@ -29,7 +29,7 @@ from amc.pool.pool import InProcess
 from amc.problem.prepare import Prepared, prepare
 from amc.problem.setup import set_up
 from amc.runs.folder import RunFolder
-from amc.scoring.scorer import Score, Scorer, read
+from amc.scoring.scorer import Outputs, Score, Scorer, read
 from amc.search.episode import Episode
 from amc.search.loop import make_rollout, play, written_down
 from amc.search.rollout import Rollout, Round
@@ -132,7 +132,7 @@ def watched(bench: Bench) -> Callable[[], None]:
     scored = Scorer.__call__
 
     def noting(
-        self: Scorer, network: nn.Module, split: Split, indices: Sequence[int], dense: Tensor | None = None
+        self: Scorer, network: nn.Module, split: Split, indices: Sequence[int], dense: Outputs | None = None
     ) -> Score:
         networks.append(network)
         return scored(self, network, split, indices, dense)

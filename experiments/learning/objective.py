@@ -107,7 +107,7 @@ def logits(prepared: Prepared, network: nn.Module, split: str, indices: Sequence
     """[N, K] outputs on some images."""
     task = prepared.setup.task
     data = task.validation if split == "validation" else task.calibration
-    return prepared.setup.scorer.outputs(network, data, indices)
+    return torch.cat(prepared.setup.scorer.outputs(network, data, indices))
 
 
 def recorded(prepared: Prepared) -> dict[str, Targets]:

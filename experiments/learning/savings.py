@@ -57,7 +57,9 @@ def scored(prepared: Prepared, assignment: Assignment) -> Score:
     """One policy on all images of the reward after quick repair."""
     measure = prepared.measurement
     small, _ = measure.compressor.compress(prepared.policy(assignment), quick=True, half=measure.half)
-    return measure.scorer(small, measure.split, measure.images, measure.dense)
+    first = len(measure.images) if measure.race is None else measure.race.first
+    begun = measure.score(small, 0, first)
+    return begun if measure.race is None else begun.followed_by(measure.score(small, first, len(measure.images)))
 
 
 def replayed(prepared: Prepared, scores: Sequence[Score]) -> list[Told]:

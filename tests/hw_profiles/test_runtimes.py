@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pytest
-from torch import Tensor, nn
+from torch import nn
 
 from amc.profiling import runtimes
 from amc.profiling.check import CheckOptions, Subject, check_profile
@@ -17,6 +17,7 @@ from amc.profiling.measure import check_here, measure_profile
 from amc.profiling.runtimes.runtime import Runtime
 from amc.profiling.setting import Setting
 from amc.profiling.store import read_profile
+from envs.network.inputs import Inputs
 from hw_profiles.bench.measure import MeasureOptions
 from hw_profiles.cost import cost_of
 from hw_profiles.latency import runtimes as executions
@@ -66,7 +67,7 @@ class ReluRuntime(Runtime):
     def micrograph(self, probe: Probe, copies: int) -> Exact:
         return Exact(1e-6 * copies * probe.inputs * probe.outputs)
 
-    def network(self, network: nn.Module, example: Tensor) -> Exact:
+    def network(self, network: nn.Module, example: Inputs) -> Exact:
         return Exact(1e-6 * sum(parameter.numel() for parameter in network.parameters()))
 
 

@@ -52,7 +52,6 @@ CONSTRUCTORS = {
     "zeros",
 }
 ALLOWED = {
-    ("envs/units/verify.py", "create"): "drawn by a generator of the CPU, then moved to the example input",
     ("envs/units/verify.py", "draw"): "drawn by a generator of the CPU, and turned into Python numbers",
     ("envs/units/verify.py", "_shaken"): "drawn by a generator of the CPU, then moved to the tensor that is shaken",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from envs.network.copies import functional_copy, same_output
 from envs.network.graph import trace
-from envs.network.inference import channels_last, inference_copy
+from envs.network.inference import inference_copy
+from envs.network.inputs import channels_last
 from envs.network.interpreter import run
 from envs.units.slicing import slice_network
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Specimen
 
 
-def forward(network: nn.Module, inputs: Tensor) -> Tensor:
+def forward(network: nn.Module, inputs: Any) -> Tensor:
     with torch.no_grad():
         outputs: Tensor = network(inputs)
     return outputs
@@ -151,7 +152,7 @@ def test_a_network_that_cannot_be_traced_says_why(zoo: Callable[[str], Specimen]
 
 
 def test_a_network_that_does_not_run_on_its_example_is_refused() -> None:
-    text = r"must run on the example input of shape \(1, 2, 8, 8\), but it raised RuntimeError"
+    text = r"must run on the example input of shape \[1, 2, 8, 8\], but it raised RuntimeError"
     with pytest.raises(ValueError, match=text):
         trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 2, 8, 8))
 

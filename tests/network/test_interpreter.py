@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from envs.network.copies import functional_copy
+from envs.network.inputs import Inputs
 from envs.network.interpreter import START, Checkpoints, Interpreter
 from envs.network.tracing import symbolic
 
@@ -29,10 +30,10 @@ def plain(network: nn.Module, inputs: Tensor) -> Tensor:
     return output
 
 
-def parts(network: nn.Module) -> Callable[..., Any]:
-    """A walk's arguments of a network that has no anatomy."""
-    interpreter = Interpreter(symbolic(network.eval()).nodes)
-    return lambda *inputs: interpreter.output(network, *inputs)
+def parts(network: nn.Module, example: Inputs) -> Callable[[Inputs], Any]:
+    """Runs the program of a network that has no anatomy."""
+    interpreter = Interpreter(symbolic(network.eval(), example).nodes)
+    return lambda inputs: interpreter.output(network, inputs)
 
 
 @pytest.mark.parametrize("specimen", ["residual", "joined", "option_a"], indirect=True)
@@ -73,7 +74,7 @@ def test_a_value_is_freed_when_its_last_reader_has_run() -> None:
             return ((x + 1) * 2).relu()
 
     network = Chain()
-    interpreter = Interpreter(symbolic(network).nodes)
+    interpreter = Interpreter(symbolic(network, torch.ones(3)).nodes)
     alive: list[weakref.ref[Tensor]] = []
     counts = []
     for node, values in interpreter.walk(network, torch.ones(3)):
@@ -88,14 +89,15 @@ def test_arguments_that_are_not_given_keep_their_defaults() -> None:
         def forward(self, x: Tensor, scale: float = 3.0) -> Tensor:
             return x * scale
 
-    output = parts(Scaled())
-    assert output(torch.ones(1)).item() == 3.0
-    assert output(torch.ones(1), 5.0).item() == 5.0
+    one, five = torch.ones(1), torch.full((1,), 5.0)
+    assert parts(Scaled(), one)(one).item() == 3.0
+    assert parts(Scaled(), (one, five))((one, five)).item() == 5.0
+    assert parts(Scaled(), {"scale": five, "x": one})({"x": one, "scale": five}).item() == 5.0
 
 
 def test_an_order_without_an_output_has_none() -> None:
     network = nn.Sequential(nn.ReLU()).eval()
-    nodes = [node for node in symbolic(network).nodes if node.op != "output"]
+    nodes = [node for node in symbolic(network, torch.ones(1)).nodes if node.op != "output"]
     with pytest.raises(ValueError, match="must have an output"):
         Interpreter(nodes).output(network, torch.ones(1))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from amc.tasks.batches import converted
 from amc.tasks.cifar10 import load_cifar10
 from amc.tasks.splits import (
     ArraySplit,
@@ -19,7 +20,6 @@ from amc.tasks.splits import (
     Split,
     as_split,
     chunks,
-    converted,
     known_targets,
     load_digits,
     subset,
@@ -90,7 +90,7 @@ def test_inputs_become_what_is_wanted_only_where_no_number_loses_its_meaning(
     ]
     for split in [*splits, subset(splits[0], [0, 1])]:
         assert split.batch([0, 1])[0].dtype == have
-        inputs, _ = typed(split, want).batch([0, 1])
+        inputs, _ = typed(split, torch.zeros(1, dtype=want)).batch([0, 1])
         assert inputs.dtype == (want if changes else have)
         assert inputs.to(torch.int64).equal(values)
 
@@ -109,7 +109,7 @@ def test_a_split_of_ones_own_is_not_converted() -> None:
             return torch.zeros(len(indices), 1, dtype=torch.uint8), torch.zeros(len(indices))
 
     own = Own()
-    assert typed(own, torch.float32) is own
+    assert typed(own, torch.zeros(1)) is own
 
 
 def test_an_array_split_keeps_its_arrays_as_they_are() -> None:

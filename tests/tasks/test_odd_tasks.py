@@ -91,7 +91,9 @@ def copying(network: nn.Module) -> Task:
     x, network = torch.randn(96, 1, 8, 8), network.eval()
     with torch.no_grad():
         y = network(x)
-    parts = {name: (x[k : k + 32], y[k : k + 32]) for k, name in ((0, "calibration"), (32, "validation"), (64, "test"))}
+    parts: dict[str, Any] = {
+        name: (x[k : k + 32], y[k : k + 32]) for k, name in ((0, "calibration"), (32, "validation"), (64, "test"))
+    }
     return Task(name="odd", network=network, example_input=x[:1], metric=closeness, **parts)
 
 

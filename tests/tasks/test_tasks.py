@@ -91,7 +91,7 @@ def test_a_task_converts_its_data_to_splits() -> None:
     ("change", "law"),
     [
         ({"network": lambda x: x}, "network must be an nn.Module, but got function"),
-        ({"example_input": torch.zeros(2, 1, 4, 4)}, r"must be a tensor \[1, ...\], but got \[2, 1, 4, 4\]"),
+        ({"example_input": torch.zeros(2, 1, 4, 4)}, r"must be a tensor \[1, ...\], .* but got \[2, 1, 4, 4\]"),
         ({"example_input": np.zeros((1, 1, 4, 4))}, "but got ndarray"),
         ({"test": None}, "data must be a pair"),
     ],
@@ -545,12 +545,17 @@ def test_a_module_that_fails_while_imported_is_refused_with_the_place(
         load_task("own_broken:make_task")
 
 
-def test_the_documented_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, session = re.findall(r"```python\n(.*?)```", (DOCS / "own_task.md").read_text(), re.DOTALL)
-    assert len(code.splitlines()) <= 25
-    (tmp_path / "my_task.py").write_text(code)
+@pytest.mark.usefixtures("bare")
+def test_the_documented_examples_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "own_task.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    check_task(load_task("my_task:make_task"))
-    exec(compile(session, "own_task.md", "exec"), {})
+    modules = [re.match(r"# (\w+)\.py\n", block) for block in blocks]
+    assert len(blocks[0].splitlines()) <= 25
+    for block, module in zip(blocks, modules, strict=True):
+        if module is None:
+            exec(compile(block, "own_task.md", "exec"), {})
+        else:
+            (tmp_path / f"{module[1]}.py").write_text(block)
+            check_task(load_task(f"{module[1]}:make_task"))

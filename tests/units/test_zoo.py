@@ -276,17 +276,19 @@ def check_network(
 ) -> tuple[nn.Module, Task]:
     """Inspects a network and searches it at some budgets; the network found at the last of them, and its task."""
     task = task_of(name)
+    example = task.example_input
+    assert isinstance(example, Tensor)
     monkeypatch.setenv("AMC_CACHE", str(folder))
     monkeypatch.setitem(sys.modules, "specimens", SimpleNamespace(make_task=lambda: task))
-    anatomy = dissect(task.network, task.example_input)
+    anatomy = dissect(task.network, example)
     for module in ("amc.problem.inspection", "amc.problem.setup"):  # half of the time: once is enough
         monkeypatch.setattr(f"{module}.dissect", lambda *_: anatomy)
     values = {"task": "specimens:make_task"}
     found = inspection(task, load_config(None, values))
-    check_inspection(found, anatomy.network, task.example_input)
+    check_inspection(found, anatomy.network, example)
     assert len(found.stays) == 1 or name not in WHOLE
     macs = next(cost for cost in found.costs if cost.name == "macs")
-    dense, inputs = counted(task.network, task.example_input), task.test.batch(range(4))[0]
+    dense, inputs = counted(task.network, example), task.test.batch(range(4))[0]
     assert macs.dense == dense
     for budget in budgets:
         share = macs.share + budget * (1 - macs.share)
@@ -294,7 +296,7 @@ def check_network(
         result = search(prepare(setup))
         small, costs = result.networks["found"], result.reports["found"].costs
         assert result.reports["dense"].costs["macs"] == dense
-        assert costs["macs"] == counted(small, task.example_input) <= share * dense
+        assert costs["macs"] == counted(small, example) <= share * dense
         check_silence(setup, result.policy.kept(), inputs)
     return small, task
 

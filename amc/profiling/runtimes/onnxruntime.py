@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from torch import Tensor, nn
+from torch import nn
 
-from amc.export.onnx import onnx_bytes
+from amc.export.onnx import onnx_bytes, onnx_feed
 from amc.profiling.runtimes.runtime import COUNTED_RUNS, Runtime
 from amc.profiling.setting import Setting
+from envs.network.inputs import Inputs, mapped, repeated
 from hw_profiles.bench.bundle import FORMAT_CHANNELS, format_probe, yardstick_graph
 from hw_profiles.bench.device_script import TimedSession, detect_formats, recorded
 from hw_profiles.latency.graphs import Probe, micrograph
@@ -59,7 +60,7 @@ class OnnxRuntime(Runtime):
         model = micrograph(probe, self.execution.formats, copies=copies, batch=s.batch, dtype=s.dtype)
         return TimedSession(model, s.threads)
 
-    def network(self, network: nn.Module, example: Tensor) -> Timed:
+    def network(self, network: nn.Module, example: Inputs) -> Timed:
         """The exported network.
 
         Raises:
@@ -70,11 +71,11 @@ class OnnxRuntime(Runtime):
                 f"whole networks run in onnxruntime in fp32 only, but got {self.setting.dtype}: check other dtypes "
                 "through torch"
             )
-        return TimedSession(onnx_bytes(network, example), self.setting.threads, self._feed(example))
+        return TimedSession(onnx_bytes(network, example), self.setting.threads, self._feed(network, example))
 
-    def layers_ms(self, network: nn.Module, example: Tensor, layers: Sequence[LayerShape]) -> list[float] | None:
+    def layers_ms(self, network: nn.Module, example: Inputs, layers: Sequence[LayerShape]) -> list[float] | None:
         """As recorded by onnxruntime on one thread; None if it executes other layers than these."""
-        runs = recorded(onnx_bytes(network, example), RECORDED_RUNS, self._feed(example))
+        runs = recorded(onnx_bytes(network, example), RECORDED_RUNS, self._feed(network, example))
         rows = [row for row in runs[0] if row["op"] in WEIGHTED_OPS]
         if len(rows) != len(layers) or not all(_same_map(r, layer) for r, layer in zip(rows, layers, strict=True)):
             return None
@@ -82,9 +83,10 @@ class OnnxRuntime(Runtime):
         low, high = np.quantile(times, (0.1, 0.9), axis=0)  # whole microseconds: a mean says more than a median
         return [float(value) for value in np.clip(times, low, high).mean(axis=0) / 1e3]
 
-    def _feed(self, example: Tensor) -> dict[str, Any]:
+    def _feed(self, network: nn.Module, example: Inputs) -> dict[str, Any]:
         """The example, as often as the batch size says."""
-        return {"input": example.detach().cpu().repeat(self.setting.batch, *[1] * (example.ndim - 1)).numpy()}
+        here = mapped(lambda tensor: tensor.detach().cpu(), example)
+        return onnx_feed(network, repeated(here, self.setting.batch))
 
 
 def _same_map(row: Mapping[str, Any], layer: LayerShape) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from amc.profiling.setting import Setting
+from envs.network.inputs import Inputs
 from hw_profiles.bench.measure import MeasureOptions
 from hw_profiles.device import describe_device
 from hw_profiles.latency.graphs import Probe
@@ -38,7 +39,7 @@ class Runtime(Protocol):
             def micrograph(self, probe: Probe, copies: int) -> Timed:
                 return MyTimer([my_kernel(probe) for _ in range(copies)])
 
-            def network(self, network: nn.Module, example: Tensor) -> Timed:
+            def network(self, network: nn.Module, example: Inputs) -> Timed:
                 return MyTimer([my_runtime.compile(network, example)])
     """
 
@@ -63,12 +64,12 @@ class Runtime(Protocol):
         """A kernel at some widths so many times over, each with weights of its own, ready to be timed."""
         ...
 
-    def network(self, network: nn.Module, example: Tensor) -> Timed:
+    def network(self, network: nn.Module, example: Inputs) -> Timed:
         """A whole network, ready to be timed at the setting's batch size.
 
         Args:
             network: The network; it is not changed.
-            example: [1, ...] input.
+            example: Input of batch 1.
 
         Raises:
             ValueError: If the runtime cannot run it under this setting.
@@ -79,12 +80,12 @@ class Runtime(Protocol):
         """The device that it times on."""
         return Device(**describe_device(self.setting.threads))
 
-    def layers_ms(self, network: nn.Module, example: Tensor, layers: Sequence[LayerShape]) -> list[float] | None:
+    def layers_ms(self, network: nn.Module, example: Inputs, layers: Sequence[LayerShape]) -> list[float] | None:
         """Milliseconds of each layer inside the whole network by the runtime's own profiler; None if it cannot tell.
 
         Args:
             network: The network.
-            example: [1, ...] input.
+            example: Input of batch 1.
             layers: Its layers with weights, in execution order.
         """
         return None

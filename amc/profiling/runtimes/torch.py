@@ -19,6 +19,7 @@ from amc.profiling.runtimes.runtime import Runtime
 from amc.profiling.setting import Setting
 from envs.network.graph import trace
 from envs.network.inference import converted, inference_copy
+from envs.network.inputs import Inputs, call, mapped
 from hw_profiles.latency.graphs import YARDSTICK, YARDSTICK_COPIES, Probe
 from hw_profiles.latency.profile import Device
 from hw_profiles.latency.runtimes.execution import Execution
@@ -91,12 +92,18 @@ class TorchRuntime(Runtime):
         """The copies as a loop."""
         return TimedLoop(_copies(probe, copies, self.setting))
 
-    def network(self, network: nn.Module, example: Tensor) -> Timed:
+    def network(self, network: nn.Module, example: Inputs) -> Timed:
         """A copy of the network with folded normalization, on the device and in the number type of the setting."""
         fast = inference_copy(network, trace(network, example))
         folded = converted(fast, _device(), DTYPES[self.setting.dtype])
-        inputs = _random(self.setting, self.setting.batch, *example.shape[1:])
-        return TimedLoop(lambda: folded(inputs))
+        inputs = mapped(self._drawn, example)
+        return TimedLoop(lambda: call(folded, inputs))
+
+    def _drawn(self, tensor: Tensor) -> Tensor:
+        """Random floats of the example's size; indices and truth values as they are."""
+        if tensor.is_floating_point():
+            return _random(self.setting, self.setting.batch, *tensor.shape[1:])
+        return torch.cat([tensor.detach()] * self.setting.batch).to(_device())
 
 
 def _copies(probe: Probe, copies: int, setting: Setting) -> Callable[[], None]:
