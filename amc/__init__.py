@@ -19,11 +19,12 @@ from typing import Any
 
 import amc.search as _room
 
-__all__ = ["Result", "Task", "export_onnx", "search"]
+__all__ = ["Metric", "Result", "Task", "export_onnx", "search"]
 """The public names; all but `search` are imported when first asked for."""
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
 _PLACES = {
+    "Metric": "amc.tasks.metric",
     "Result": "amc.runs.library",
     "Task": "amc.tasks.task",
     "export_onnx": "amc.export.onnx",

@@ -17,9 +17,10 @@ from amc.profiling.store import load_table
 from amc.scoring.draws import Draws
 from amc.scoring.scorer import Scorer, scoring_chunk
 from amc.tasks.checks import check_task
+from amc.tasks.metrics import accuracy
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import Split, verification_samples
-from amc.tasks.task import Task, load_task, top1
+from amc.tasks.task import Task, load_task
 from envs.parallel import return_memory, single_threaded
 from envs.reward import REWARDS, Reward, accuracy_latency
 from envs.space.assignment import Assignment
@@ -133,6 +134,7 @@ def set_up(
     if task is None:
         task = load_task(config.task, data=config.data, checkpoint=config.checkpoint)
     check_task(task)
+    _check_savings(config, task)
     draws = Draws(config, len(task.calibration), len(task.validation))
     table = load_table(config.profile, logger.warning) if config.profile is not None else None
     progress("finding units", 0, 1)
@@ -168,6 +170,15 @@ def set_up(
     )
 
 
+def _check_savings(config: SearchConfig, task: Task) -> None:
+    """Refuses to save images where the metric of parts of them does not tell that of all."""
+    if config.savings.images is not None and not task.metric.is_mean:
+        raise ValueError(
+            f"savings.images needs a metric per sample, whose mean over parts of the samples tells that over all, but "
+            f"{task.metric.name!r} is per {task.metric.per}: leave savings.images out"
+        )
+
+
 def outputs_fit(task: Task) -> bool:
     """Whether the dense network's outputs on all validation images can be kept."""
     with torch.no_grad():
@@ -179,7 +190,7 @@ def _reward(config: SearchConfig, task: Task, constraint: Constraint, kept: bool
     """The reward by name, or the user's own."""
     name = config.reward
     if name == "auto":
-        name = "output_error" if task.metric is top1 and kept else "accuracy"
+        name = "output_error" if task.metric is accuracy and kept else "accuracy"
     if name == "accuracy_latency":
         return partial(accuracy_latency, target_ms=constraint.limits()["latency_ms"])
     return REWARDS[name] if name in REWARDS else find_function("reward", name)

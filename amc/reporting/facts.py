@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import sqrt
 
 from amc.problem.layer_patterns import LayerPattern
 from amc.profiling.layer_times import LayerTime
@@ -13,6 +12,7 @@ from amc.profiling.runtimes.runtime import COUNTED_RUNS
 from amc.profiling.timing import Timing
 from amc.search.episode import Episode
 from amc.search.result import NETWORKS, SearchResult
+from envs.measure import ACCURACY, Measure
 from envs.space.assignment import Assignment
 from envs.space.sites import Site, WidthSite
 from envs.units.layout import LayoutFamily, kept_counts
@@ -26,7 +26,7 @@ class NetworkFacts:
     """What the report says of one network.
 
     Attributes:
-        accuracy: "validation" and "test" -> fraction.
+        metric: "validation" and "test" -> the task's metric.
         costs: Cost name -> value, the same names for every network.
         widths: Kept channels per unit.
         layer_costs: Cost of each layer with a weight.
@@ -34,7 +34,7 @@ class NetworkFacts:
         patterns: Pattern of each layer that had a choice.
     """
 
-    accuracy: Mapping[str, float]
+    metric: Mapping[str, float]
     costs: Mapping[str, float]
     widths: tuple[int, ...]
     layer_costs: tuple[float, ...]
@@ -55,7 +55,7 @@ class ReportData:
         units: Names of the units, in the order of `NetworkFacts.widths`.
         layers: Names of the layers, in the order of `NetworkFacts.layer_costs`.
         layer_cost: Name of the cost that `layer_costs` counts.
-        images: "validation" and "test" -> size of the split.
+        samples: "validation" and "test" -> size of the split.
         rewards: Reward of each episode.
         searchers: The searcher or start that proposed it, one per episode.
         ratios: [S] executed actions (preserve ratios of units), one tuple per episode.
@@ -65,6 +65,8 @@ class ReportData:
         layer_time_runs: Runs that a measured time of a layer is the mean of.
         layer_patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
         remarks: What a reader of the table has to know, one sentence each.
+        measure: Name, direction and unit of the metric.
+        standard_errors: Split -> standard error of found's metric on it.
     """
 
     task: str
@@ -75,7 +77,7 @@ class ReportData:
     units: tuple[str, ...]
     layers: tuple[str, ...]
     layer_cost: str
-    images: Mapping[str, int]
+    samples: Mapping[str, int]
     rewards: tuple[float, ...]
     searchers: tuple[str, ...]
     ratios: tuple[tuple[float, ...], ...]
@@ -85,6 +87,8 @@ class ReportData:
     layer_time_runs: int = COUNTED_RUNS
     layer_patterns: tuple[LayerPattern, ...] = ()
     remarks: tuple[str, ...] = ()
+    measure: Measure = ACCURACY
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def shown(self) -> dict[str, NetworkFacts]:
@@ -95,12 +99,6 @@ class ReportData:
     def leading_cost(self) -> str:
         """Name of the cost of the first budget."""
         return next(iter(self.budgets))
-
-    @property
-    def standard_errors(self) -> dict[str, float]:
-        """Split -> standard error of found's accuracy on it, in points."""
-        accuracy = self.networks["found"].accuracy
-        return {split: standard_error(accuracy[split], images) for split, images in self.images.items()}
 
     @property
     def rounds(self) -> list[int]:
@@ -146,7 +144,7 @@ def gather(
     family: LayoutFamily,
     sites: Sequence[Site],
     cost: Cost,
-    images: Mapping[str, int],
+    samples: Mapping[str, int],
     episodes: Sequence[Episode],
     latency: Mapping[str, Timing] | None = None,
     layer_times: Mapping[str, Sequence[LayerTime]] | None = None,
@@ -160,7 +158,7 @@ def gather(
         family: Layouts of the network at any widths.
         sites: [S] what was decided.
         cost: The cost of the first budget; layers are compared in it, in MACs where it does not add up over layers.
-        images: "validation" and "test" -> size of the split.
+        samples: "validation" and "test" -> size of the split.
         episodes: All episodes that did not fail, in order.
         latency: Network name -> its time; networks without an entry show none.
         layer_times: Network name -> predicted and measured time of each layer, where a profile tells it.
@@ -172,7 +170,7 @@ def gather(
         decided = Assignment.of(sites, report.key).decisions
         kept, patterns = decided.kept, decided.patterns
         networks[name] = NetworkFacts(
-            accuracy=report.accuracy,
+            metric=report.metric,
             costs=report.costs,
             widths=tuple(kept[unit] for unit in units),
             layer_costs=layer_costs(family, layer_cost, kept, patterns),
@@ -188,7 +186,9 @@ def gather(
         units=units,
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight),
         layer_cost=layer_cost.name,
-        images=images,
+        samples=samples,
+        measure=result.measure,
+        standard_errors=result.reports["found"].standard_error,
         rewards=tuple(episode.reward for episode in episodes),
         searchers=tuple(episode.searcher for episode in episodes),
         ratios=tuple(episode.actions for episode in episodes),
@@ -205,7 +205,7 @@ def effort_in_words(result: SearchResult, episodes: int) -> dict[str, str]:
     return {
         "episodes": f"{episodes:,}",
         "evaluations": f"{result.evaluations:,}",
-        "image-forwards": f"{result.image_forwards:,}",
+        "forward passes": f"{result.image_forwards:,}",
         "seconds": f"{result.seconds:,.0f}",
         "seed": str(result.seed),
     }
@@ -223,8 +223,3 @@ def layer_costs(
         return tuple(float(time) for time, layer in zip(times, layers, strict=True) if layer.has_weight)
     alone = (Layout(layers=(replace(layer, inputs=()),)) for layer in layers if layer.has_weight)
     return tuple(cost_of(cost, layout) for layout in alone)
-
-
-def standard_error(accuracy: float, images: int) -> float:
-    """Standard error of an accuracy in points; an upper bound where scores between 0 and 1 are averaged."""
-    return 100 * sqrt(max(accuracy * (1 - accuracy), 0.0) / max(images, 1))

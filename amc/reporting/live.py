@@ -12,6 +12,7 @@ from rich.live import Live as Region
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from amc.search.episode import Episode
 from amc.search.state import Snapshot
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -37,7 +38,7 @@ class Live:
         played = len(snapshot.lines)
         rewards = [episode.reward for episode in snapshot.episodes]
         best = snapshot.best if rewards else None
-        note = f", best {best.evaluation.accuracy:.2%} after quick repair, by {best.searcher}" if best else ""
+        note = f", best {_said(best)} after quick repair, by {best.searcher}" if best else ""
         if len(rewards) < played:
             note += f", {played - len(rewards)} failed"
         self.step("searching", played, max(wanted, played), note)
@@ -66,6 +67,11 @@ def live(console: Console) -> Iterator[Live]:
     text = Text(style="cyan")
     with Region(Group(progress, text), console=console) as region:
         yield Live(progress, text, region)
+
+
+def _said(episode: Episode) -> str:
+    found = episode.evaluation
+    return f"{found.measure.name} {found.measure.text(found.metric)}"
 
 
 def curve(rewards: Sequence[float], width: int = WIDTH) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.numpy
 import safetensors.torch
+from numpy.typing import NDArray
 
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
@@ -140,11 +141,14 @@ class RunFolder:
         latency: Mapping[str, Timing],
         layers: Mapping[str, Sequence[LayerTime]] | None = None,
     ) -> None:
-        """Writes policy, weights, each image's score and, last, the result."""
+        """Writes policy, weights, each sample's score and, last, the result."""
         write_json(self.path / POLICY, result.policy.to_json())
         state = {k: v.detach().clone().contiguous() for k, v in result.networks["found"].state_dict().items()}
         write_bytes(self.path / WEIGHTS, safetensors.torch.save(state))
-        scores = {f"{name}|{split}": each for name, r in result.reports.items() for split, each in r.each.items()}
+        scores: dict[str, NDArray[Any]] = {}
+        for name, report in result.reports.items():
+            scores |= {f"{name}|{split}": each for split, each in report.each.items()}
+            scores |= {f"{name}|{split}|resampled": values for split, values in report.resampled.items()}
         write_bytes(self.path / SCORES, safetensors.numpy.save(scores))
         write_json(self.path / RESULT, result.to_json(versions(), latency, layers))
         if self._events is not None:
@@ -162,8 +166,9 @@ class RunFolder:
             if isinstance(episode, Failure):
                 continue
             best = max(best, episode.reward)
-            values = {"reward": episode.reward, "best reward": best, "accuracy": episode.evaluation.accuracy}
-            costs = {f"costs/{name}": value for name, value in episode.evaluation.costs.items()}
+            found = episode.evaluation
+            values = {"reward": episode.reward, "best reward": best, found.measure.name: found.metric}
+            costs = {f"costs/{name}": value for name, value in found.costs.items()}
             for name, value in (values | costs).items():
                 self._events.add_scalar(name, value, step)
         self._events.flush()

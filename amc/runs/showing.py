@@ -14,9 +14,9 @@ def show_run(run: Run, console: Console) -> None:
     """Prints the comparison of dense, uniform, start and found, the effort, and the files."""
     result = run.result
     console.print(comparison(result, run.latency))
-    effort = f"{result.evaluations} evaluations, {result.image_forwards:,} image-forwards, {result.seconds:.0f} s"
+    effort = f"{result.evaluations} evaluations, {result.image_forwards:,} forward passes, {result.seconds:.0f} s"
     if result.images.scored < result.images.plain:
-        effort += f", {result.images.scored / result.images.plain:.0%} of the images that the plain way scores"
+        effort += f", {result.images.scored / result.images.plain:.0%} of the samples that the plain way scores"
     if result.failures:
         effort += f", {result.failures} of {result.episodes} evaluations failed"
     if result.workers.workers:

@@ -17,6 +17,7 @@ from amc.pool.pool import Timing
 from amc.search.episode import read_line
 from amc.search.state import Snapshot
 from amc.storage.files import write_bytes
+from envs.measure import ACCURACY, Measure
 
 SCHEMA_VERSION = 1
 
@@ -36,6 +37,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
         "image_forwards": snapshot.image_forwards,
         "evaluations": snapshot.evaluations,
         "elapsed": snapshot.elapsed,
+        "metric": _measure(snapshot).to_json(),
     }
     write_bytes(path, safetensors.numpy.save(snapshot.searcher.arrays, metadata={"snapshot": json.dumps(header)}))
 
@@ -66,7 +68,7 @@ def read_snapshot(path: Path, episodes: Path, timings: Path) -> Snapshot | None:
         return Snapshot(
             origin=header["origin"],
             starts={label: tuple(widths) for label, widths in header["starts"].items()},
-            lines=tuple(read_line(line) for line in lines),
+            lines=tuple(read_line(line, Measure.from_json(header.get("metric"))) for line in lines),
             timings=tuple(Timing(clock["seconds"], clock["host"], clock["retries"]) for clock in clocks),
             searcher=SearcherState(arrays, header["numbers"]),
             image_forwards=header["image_forwards"],
@@ -78,3 +80,8 @@ def read_snapshot(path: Path, episodes: Path, timings: Path) -> Snapshot | None:
             f"a run can be resumed from an undamaged snapshot only, but {str(path)!r} is not usable "
             f"({type(error).__name__}: {error}): start again with `amc search {path.parent / 'config.toml'} --out NEW`"
         ) from error
+
+
+def _measure(snapshot: Snapshot) -> Measure:
+    """What the metric of the episodes says."""
+    return next((episode.evaluation.measure for episode in snapshot.episodes), ACCURACY)

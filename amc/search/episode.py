@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from envs.measure import ACCURACY, Measure
 from envs.reward import Evaluation
 from envs.space.assignment import Key
 
@@ -67,8 +68,8 @@ def _decided(line: Line, index: int) -> dict[str, Any]:
     }
 
 
-def read_line(line: Mapping[str, Any]) -> Line:
-    """Reads `to_json` of an episode or a failure back.
+def read_line(line: Mapping[str, Any], measure: Measure = ACCURACY) -> Line:
+    """Reads `to_json` of an episode or a failure back, whose metric says what `measure` does.
 
     Raises:
         KeyError: If a field is missing.
@@ -80,6 +81,4 @@ def read_line(line: Mapping[str, Any]) -> Line:
     }
     if "failed" in line:
         return Failure(**common, reason=line["failed"])
-    fields = ("accuracy", "loss", "output_error", "costs", "images", "image_forwards")
-    evaluation = Evaluation.from_json({name: line[name] for name in fields} | {"blocks": line.get("blocks", ())})
-    return Episode(**common, reward=line["reward"], evaluation=evaluation)
+    return Episode(**common, reward=line["reward"], evaluation=Evaluation.from_json(line, measure))
