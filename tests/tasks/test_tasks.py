@@ -175,7 +175,7 @@ def with_target(value: float, row: int) -> tuple[Tensor, Tensor]:
         ({"metric": lambda o, t: torch.tensor(0.5)}, r"one score per sample, \[4\], but .* returned \[\]"),
         (
             {"metric": lambda o, t: torch.full((len(o),), torch.nan)},
-            "must return numbers, but returned NaN for some sample",
+            "must return numbers, but returned NaN for some",
         ),
         ({"metric": lambda o, t: o[:, 0] * 0 + 2}, r"one score in \[0, 1\]"),
         ({"metric": lambda o, t: 1 / 0}, "the metric 'metric' must score .* raised ZeroDivisionError"),
