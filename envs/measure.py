@@ -72,7 +72,7 @@ class Measure:
 
     def signed(self, value: float) -> float:
         """The value where higher is better, else its negative: of two, the larger one is better."""
-        return value if self.higher_is_better else -value
+        return value if self.higher_is_better else 0.0 - value  # no -0.0, which would be written so
 
     def error(self, value: float) -> float:
         """The error in [0, 1] that belongs to a value.

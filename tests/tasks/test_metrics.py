@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import amc
+from amc.runs.library import search
 from amc.scoring.paired import RESAMPLES, score_difference
 from amc.scoring.scorer import Score
+from amc.studies.compare import differences, read_run, trace, write_comparison, write_trace
 from amc.tasks.metric import Metric
 from amc.tasks.metrics import accuracy, as_metric, macro_f1, mean_squared_error, perplexity, psnr, spearman
 from envs.measure import Measure
@@ -94,7 +96,7 @@ TASKS: dict[str, Callable[[], amc.Task]] = {
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_metric_of_any_kind_is_searched_confirmed_and_said_by_its_name(name: str, tmp_path: Path) -> None:
-    result = amc.search(TASKS[name](), out=tmp_path / "run", **SETTINGS)
+    result = search(TASKS[name](), out=tmp_path / "run", **SETTINGS)
     measure = result.run.prepared.setup.task.metric.measure
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert Measure.from_json(stored["metric"]) == measure
@@ -114,7 +116,7 @@ def test_a_metric_of_any_kind_is_searched_confirmed_and_said_by_its_name(name: s
 def test_a_run_goes_on_with_its_metric(tmp_path: Path) -> None:
     for out in ("whole", "parts"):
         for episodes in (4,) if out == "whole" else (2, 4):
-            amc.search(reading(), out=tmp_path / out, **{**SETTINGS, "episodes": episodes})
+            search(reading(), out=tmp_path / out, **{**SETTINGS, "episodes": episodes})
     whole, parts = ((tmp_path / out / "episodes.jsonl").read_bytes() for out in ("whole", "parts"))
     assert whole == parts
 
@@ -126,13 +128,13 @@ def test_workers_find_the_same_by_a_metric_of_the_set(tmp_path: Path) -> None:
 
     for workers in (0, 2):
         task = numbers(Metric("rank", rank, per="set"))
-        amc.search(task, out=tmp_path / str(workers), workers=workers, **SETTINGS)
+        search(task, out=tmp_path / str(workers), workers=workers, **SETTINGS)
     alone, shared = ((tmp_path / name / "episodes.jsonl").read_bytes() for name in ("0", "2"))
     assert alone == shared
 
 
 def test_where_lower_is_better_the_lower_one_wins_on_unseen_samples() -> None:
-    result = amc.search(numbers(mean_squared_error, 4), **SETTINGS)
+    result = search(numbers(mean_squared_error, 4), **SETTINGS)
     unseen = result.run.prepared.setup.draws.confirm()
     task = result.run.prepared.setup.task
     inputs, targets = task.validation.batch(unseen)
@@ -143,12 +145,34 @@ def test_where_lower_is_better_the_lower_one_wins_on_unseen_samples() -> None:
 
 def test_rewards_of_an_error_are_refused_where_the_metric_has_none() -> None:
     with pytest.raises(ValueError, match=r"needs a metric in \[0, 1\].*'PSNR'"):
-        amc.search(numbers(psnr, 4), reward="error_log_cost", **SETTINGS)
+        search(numbers(psnr, 4), reward="error_log_cost", **SETTINGS)
+
+
+def test_a_comparison_prefers_the_lower_one_and_pairs_by_the_bootstrap(tmp_path: Path) -> None:
+    runs = []
+    for agent, budget in (("uniform", 0.8), ("knapsack", 0.3)):
+        folder = tmp_path / agent
+        result = search(reading(), out=folder, **{**SETTINGS, "searcher": agent, "budgets": {"macs": budget}})
+        write_trace(folder, trace(result.run.prepared, result.run.snapshot))
+        run = read_run(folder, agent, 0)
+        assert run is not None
+        runs.append(run)
+    found = {run.agent: sum(run.result["found"]["perplexity"].values()) for run in runs}
+    said = write_comparison(tmp_path, runs, "own")
+    best, other = sorted(found, key=found.__getitem__)
+    assert said.startswith(f"{best} is best, ahead of {other} by +")
+    assert said.endswith("Of perplexity, lower is better.")
+    page = (tmp_path / "compare.md").read_text()
+    assert "| validation | test |" in page
+    assert "points" not in page
+    gap = differences(runs)[best, other]
+    assert gap.mean == pytest.approx((found[best] - found[other]) / 2)
+    assert gap.half_width > 0
 
 
 def test_saving_images_is_refused_where_parts_do_not_tell_the_whole() -> None:
-    with pytest.raises(ValueError, match="savings.images needs a metric per sample"):
-        amc.search(numbers(spearman), savings={"images": 100}, **SETTINGS)
+    with pytest.raises(ValueError, match=r"savings\.images needs a metric per sample"):
+        search(numbers(spearman), savings={"images": 100}, **SETTINGS)
 
 
 def test_perplexity_is_over_all_tokens_and_leaves_out_what_is_not_asked() -> None:
@@ -172,7 +196,11 @@ def test_the_bootstrap_agrees_with_the_formula_where_both_apply() -> None:
     mean = Metric("mean", lambda o, t: o)
     pooled = Metric("mean", lambda o: float(o.double().mean()), per="set", keep=lambda o, t: o)
     exact, resampled = (
-        score_difference(*(Score(statistics=(one,), losses=None, metric=metric) for one in rows), "test")
+        score_difference(
+            Score(statistics=(rows[0],), losses=None, metric=metric),
+            Score(statistics=(rows[1],), losses=None, metric=metric),
+            "test",
+        )
         for metric in (mean, pooled)
     )
     assert resampled.mean == pytest.approx(exact.mean, abs=1e-6)
@@ -194,18 +222,17 @@ def test_the_bootstrap_agrees_with_the_formula_where_both_apply() -> None:
 )
 def test_a_metric_that_cannot_be_used_is_refused_at_the_door_in_one_line(metric: Any, law: str) -> None:
     with pytest.raises(ValueError, match=law) as refusal:
-        amc.search(numbers(metric), **SETTINGS)
+        search(numbers(metric), **SETTINGS)
     assert "\n" not in str(refusal.value)
 
 
 def test_what_no_metric_could_be_is_refused() -> None:
-    for wrong, law in (
-        (lambda: Metric("loss", psnr.function), "a metric's name must be"),
-        (lambda: Metric("m", psnr.function, transform=math.exp), "transform belongs to a metric per 'element'"),
-        (lambda: as_metric(3), "must be an amc.Metric or a function"),
-    ):
-        with pytest.raises(ValueError, match=law):
-            wrong()
+    with pytest.raises(ValueError, match="a metric's name must be"):
+        Metric("loss", psnr.function)
+    with pytest.raises(ValueError, match="transform belongs to a metric per 'element'"):
+        Metric("m", psnr.function, transform=math.exp)
+    with pytest.raises(ValueError, match=r"must be an amc\.Metric or a function"):
+        as_metric(3)
 
 
 def test_values_and_differences_are_written_by_unit_and_direction() -> None:
