@@ -129,7 +129,7 @@ def test_nothing_is_kept_without_a_folder_and_a_reward_of_ones_own_is_used() -> 
 def test_public_names_are_few_sorted_and_there() -> None:
     assert amc.__all__ == sorted(amc.__all__)
     assert all(getattr(amc, name) is not None for name in amc.__all__)
-    with pytest.raises(AttributeError, match="it has .*Result, Task"):
+    with pytest.raises(AttributeError, match=r"it has .*Result, Task"):
         amc.nothing  # noqa: B018
 
 
