@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from amc.runs.found import Result
     from amc.runs.library import resume, search
     from amc.runs.studies.library import compare, sweep, tune
+    from amc.tasks.metric import Metric
     from amc.tasks.task import Task
 
-__all__ = ["Result", "Task", "apply", "compare", "export_onnx", "resume", "search", "sweep", "tune"]
+__all__ = ["Metric", "Result", "Task", "apply", "compare", "export_onnx", "resume", "search", "sweep", "tune"]
 """The public names; all but `search` are imported when first asked for."""
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
 _PLACES = {
+    "Metric": "amc.tasks.metric",
     "Result": "amc.runs.found",
     "Task": "amc.tasks.task",
     "apply": "amc.runs.applying",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from envs.measure import ACCURACY, Measure
 
 
 class Block(NamedTuple):
     """Means over some of the images: metric, cross-entropy, squared difference from the dense outputs."""
 
-    accuracy: float
+    metric: float
     loss: float | None
     output_error: float | None
 
@@ -21,63 +23,91 @@ class Evaluation:
     """What one pruned network achieves without fine-tuning.
 
     Attributes:
-        accuracy: Mean metric over the images, a fraction.
+        metric: The task's metric over the images (`measure` says what it is).
         loss: Mean cross-entropy, None where targets are no class indices.
         output_error: Mean squared difference from the dense network's outputs, None where those are not kept.
         costs: Cost name -> value in the cost's unit.
         images: Images scored.
         image_forwards: All images paid for, repair included (0: remembered from an earlier episode).
         blocks: The images that every policy is scored on, in parts of one size; empty where no images are saved.
+        measure: Name, direction and unit of the metric.
     """
 
-    accuracy: float
+    metric: float
     loss: float | None
     output_error: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     images: int
     image_forwards: int
     blocks: tuple[Block, ...] = ()
+    measure: Measure = ACCURACY
+
+    @property
+    def accuracy(self) -> float:
+        """The metric, by the name that it has for most tasks."""
+        return self.metric
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready dictionary; blocks only where there are any."""
-        values = asdict(self)
-        blocks = values.pop("blocks")
-        return values | ({"blocks": [list(block) for block in blocks]} if blocks else {})
+        """JSON-ready dictionary; the metric by its name, blocks only where there are any."""
+        return {
+            self.measure.name: self.metric,
+            "loss": self.loss,
+            "output_error": self.output_error,
+            "costs": dict(self.costs),
+            "images": self.images,
+            "image_forwards": self.image_forwards,
+            **({"blocks": [list(block) for block in self.blocks]} if self.blocks else {}),
+        }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
-        """Reads `to_json` back."""
-        return cls(**{**data, "blocks": tuple(Block(*block) for block in data.get("blocks", ()))})
+    def from_json(cls, data: Mapping[str, Any], measure: Measure = ACCURACY) -> Evaluation:
+        """Reads `to_json` back; other keys are passed over.
+
+        Raises:
+            KeyError: If one is missing.
+        """
+        fields = ("loss", "output_error", "costs", "images", "image_forwards")
+        return cls(
+            metric=data[measure.name],
+            blocks=tuple(Block(*block) for block in data.get("blocks", ())),
+            measure=measure,
+            **{name: data[name] for name in fields},
+        )
 
 
 Reward = Callable[[Evaluation], float]
 
 
 def accuracy(evaluation: Evaluation) -> float:
-    """Accuracy without fine-tuning (He et al., AMC, ECCV 2018: -Error, up to a constant)."""
-    return evaluation.accuracy
+    """The metric without fine-tuning (He et al., AMC, ECCV 2018: -Error, up to a constant); negated where lower is
+    better.
+    """
+    return evaluation.measure.signed(evaluation.metric)
 
 
 def error_log_cost(evaluation: Evaluation) -> float:
     """-Error x log(cost), for searches that may go below the budget (He et al., AMC, ECCV 2018, section 3.4).
 
     The cost is the first budget's; only what lowers error *and* cost is better for sure.
+
+    Raises:
+        ValueError: If the metric has no error bounded by 1.
     """
     cost = next(iter(evaluation.costs.values()))
-    return -(1.0 - evaluation.accuracy) * math.log(max(cost, 1.0))
+    return -evaluation.measure.error(evaluation.metric) * math.log(max(cost, 1.0))
 
 
 def error_log_params(evaluation: Evaluation) -> float:
     """-Error x log(parameters left), AMC's reward for fine-grained pruning (He et al., ECCV 2018, section 3.4).
 
     Raises:
-        ValueError: If the parameters are not among the costs.
+        ValueError: If the parameters are not among the costs, or the metric has no error bounded by 1.
     """
     if "params" not in evaluation.costs:
         raise ValueError(
             "the reward 'error_log_params' needs a budget on parameters, but got none: add --constraint params=0.2"
         )
-    return -(1.0 - evaluation.accuracy) * math.log(max(evaluation.costs["params"], 1.0))
+    return -evaluation.measure.error(evaluation.metric) * math.log(max(evaluation.costs["params"], 1.0))
 
 
 def loss(evaluation: Evaluation) -> float:
@@ -122,13 +152,14 @@ def accuracy_latency(evaluation: Evaluation, target_ms: float = 1.0, weight: flo
         weight: Twice the latency is paid for by 2^weight times the accuracy (5 %).
 
     Raises:
-        ValueError: If the latency is not among the costs.
+        ValueError: If the latency is not among the costs, or the metric has no error bounded by 1.
     """
     if "latency_ms" not in evaluation.costs:
         raise ValueError(
             "the reward 'accuracy_latency' needs a latency budget: add --constraint latency=0.65 --profile"
         )
-    return float(evaluation.accuracy * (target_ms / evaluation.costs["latency_ms"]) ** weight)
+    right = 1.0 - evaluation.measure.error(evaluation.metric)
+    return float(right * (target_ms / evaluation.costs["latency_ms"]) ** weight)
 
 
 REWARDS: dict[str, Reward] = {

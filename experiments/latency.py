@@ -168,7 +168,7 @@ def outcome(prepared: Prepared, key: Key) -> dict[str, Any]:
     one = next(confirmed(prepared, InProcess(), tools, tools.dense_outputs(prepared), [key]))
     return {
         "widths": list(key),
-        "validation": one.score.accuracy,
+        "validation": one.score.value,
         "each": one.score.each.tolist(),
         "measured": measured_ratio(prepared, key),
         "costs": prepared.setup.real_costs(one.network),

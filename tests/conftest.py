@@ -356,7 +356,7 @@ def zoo() -> Callable[[str], Specimen]:
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that do not time their networks: it takes three seconds."""
-    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
+    monkeypatch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})
 
 
 @pytest.fixture

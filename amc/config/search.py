@@ -89,7 +89,7 @@ class SearchConfig(Part):
     reward: str = Field(
         "auto",
         description=f"what an episode is paid: {', '.join(REWARDS)}, package.module:function, or auto "
-        "(output_error for top-1, else accuracy)",
+        "(output_error for top-1, else accuracy, which is the task's metric)",
     )
     reward_split: Literal["validation", "calibration"] = Field("validation", description="where reward images are from")
     reward_images: int = Field(2500, ge=16, description="images that the reward sees, at most half of validation")

@@ -24,6 +24,7 @@ from amc.tasks.splits import Split, chunks, known_targets
 from envs.compression.calibration import CalibrationPlan, plan_calibration
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
+from envs.measure import ACCURACY
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation
 from envs.space.assignment import Assignment
@@ -243,6 +244,7 @@ def _origin(setup: Setup, config: SearchConfig, compressor: Compressor, traces: 
         "weights": weights_fingerprint(setup.task.network),
         "calibration": compressor.calibration_fingerprint,
         "reward": f"{setup.dense_reward:.4g}",  # other CPUs differ in the last digits
+        **({"metric": measure.to_json()} if (measure := setup.task.metric.measure) != ACCURACY else {}),
         **({"profile": setup.table.profile.text()} if setup.table is not None else {}),
         **({"objects": traces} if traces else {}),
     }

@@ -18,9 +18,10 @@ from amc.profiling.store import load_table
 from amc.scoring.draws import Draws
 from amc.scoring.scorer import Scorer, scoring_chunk
 from amc.tasks.checks import check_task
+from amc.tasks.metrics import accuracy
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import Split, verification_samples
-from amc.tasks.task import Task, load_task, top1
+from amc.tasks.task import Task, load_task
 from envs.network.inputs import call
 from envs.parallel import return_memory, single_threaded
 from envs.reward import REWARDS, Reward, accuracy_latency
@@ -135,6 +136,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
     task = objects.task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
     check_task(task)
+    _check_savings(config, task)
     draws = Draws(config, len(task.calibration), len(task.validation))
     table = objects.profile
     if table is None and config.profile is not None:
@@ -192,6 +194,15 @@ def _check_decidable(sites: Sequence[Site], fixed: Sequence[Fixed]) -> None:
     )
 
 
+def _check_savings(config: SearchConfig, task: Task) -> None:
+    """Refuses to save images where the metric of parts of them does not tell that of all."""
+    if config.savings.images is not None and not task.metric.is_mean:
+        raise ValueError(
+            f"savings.images needs a metric per sample, whose mean over parts of the samples tells that over all, but "
+            f"{task.metric.name!r} is per {task.metric.per}: leave savings.images out"
+        )
+
+
 def outputs_fit(task: Task) -> bool:
     """Whether the dense network's outputs on all validation images can be kept."""
     with torch.no_grad():
@@ -203,7 +214,7 @@ def _reward(config: SearchConfig, task: Task, constraint: Constraint, kept: bool
     """The reward by name, or the user's own."""
     name = config.reward
     if name == "auto":
-        name = "output_error" if task.metric is top1 and kept else "accuracy"
+        name = "output_error" if task.metric is accuracy and kept else "accuracy"
     if name.startswith("("):
         raise ValueError(
             f"the reward {name} was passed in as an object, which no file can hold: run the script that made it again, "

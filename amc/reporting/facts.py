@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import sqrt
 from typing import Any
 
 from amc.problem.layer_patterns import LayerPattern
@@ -14,6 +13,7 @@ from amc.profiling.runtimes.runtime import COUNTED_RUNS
 from amc.profiling.timing import Timing
 from amc.search.episode import Episode
 from amc.search.result import NETWORKS, stored_latency, stored_layers
+from envs.measure import ACCURACY, Measure
 from envs.space.assignment import Assignment
 from envs.space.sites import Site, WidthSite
 from envs.units.layout import LayoutFamily, kept_counts
@@ -27,7 +27,7 @@ class NetworkFacts:
     """What the report says of one network.
 
     Attributes:
-        accuracy: "validation" and "test" -> fraction.
+        metric: "validation" and "test" -> the task's metric.
         costs: Cost name -> value, the same names for every network.
         widths: Kept channels per unit.
         layer_costs: Cost of each layer with a weight.
@@ -35,7 +35,7 @@ class NetworkFacts:
         patterns: Pattern of each layer that had a choice.
     """
 
-    accuracy: Mapping[str, float]
+    metric: Mapping[str, float]
     costs: Mapping[str, float]
     widths: tuple[int, ...]
     layer_costs: tuple[float, ...]
@@ -56,7 +56,7 @@ class ReportData:
         units: Names of the units, in the order of `NetworkFacts.widths`.
         layers: Names of the layers, in the order of `NetworkFacts.layer_costs`.
         layer_cost: Name of the cost that `layer_costs` counts.
-        images: "validation" and "test" -> size of the split.
+        samples: "validation" and "test" -> size of the split.
         rewards: Reward of each episode.
         searchers: The searcher or start that proposed it, one per episode.
         ratios: [S] executed actions (preserve ratios of units), one tuple per episode.
@@ -66,6 +66,8 @@ class ReportData:
         layer_time_runs: Runs that a measured time of a layer is the mean of.
         layer_patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
         remarks: What a reader of the table has to know, one sentence each.
+        measure: Name, direction and unit of the metric.
+        standard_errors: Split -> standard error of found's metric on it.
     """
 
     task: str
@@ -76,7 +78,7 @@ class ReportData:
     units: tuple[str, ...]
     layers: tuple[str, ...]
     layer_cost: str
-    images: Mapping[str, int]
+    samples: Mapping[str, int]
     rewards: tuple[float, ...]
     searchers: tuple[str, ...]
     ratios: tuple[tuple[float, ...], ...]
@@ -86,6 +88,8 @@ class ReportData:
     layer_time_runs: int = COUNTED_RUNS
     layer_patterns: tuple[LayerPattern, ...] = ()
     remarks: tuple[str, ...] = ()
+    measure: Measure = ACCURACY
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def shown(self) -> dict[str, NetworkFacts]:
@@ -96,12 +100,6 @@ class ReportData:
     def leading_cost(self) -> str:
         """Name of the cost of the first budget."""
         return next(iter(self.budgets))
-
-    @property
-    def standard_errors(self) -> dict[str, float]:
-        """Split -> standard error of found's accuracy on it, in points."""
-        accuracy = self.networks["found"].accuracy
-        return {split: standard_error(accuracy[split], images) for split, images in self.images.items()}
 
     @property
     def rounds(self) -> list[int]:
@@ -148,7 +146,7 @@ def gather(
     sites: Sequence[Site],
     patterns: Sequence[LayerPattern],
     cost: Cost,
-    images: Mapping[str, int],
+    samples: Mapping[str, int],
     episodes: Sequence[Episode],
 ) -> ReportData:
     """Collects what the report shows.
@@ -161,17 +159,17 @@ def gather(
         sites: [S] what was decided.
         patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
         cost: The cost of the first budget; layers are compared in it, in MACs where it does not add up over layers.
-        images: "validation" and "test" -> size of the split.
+        samples: "validation" and "test" -> size of the split.
         episodes: All episodes that did not fail, in order.
     """
     layer_cost = cost if getattr(cost, "adds_up", True) else Macs()
     units = tuple(site.name for site in sites if isinstance(site, WidthSite))
-    latency = stored_latency(document)
+    latency, measure = stored_latency(document), Measure.from_json(document.get("metric"))
     networks = {}
     for name in (name for name in NETWORKS if name in document):
         decided = Assignment.of(sites, document[name]["choices"]).decisions
         networks[name] = NetworkFacts(
-            accuracy=document[name]["accuracy"],
+            metric=document[name][measure.name],
             costs=document[name]["costs"],
             widths=tuple(decided.kept[unit] for unit in units),
             layer_costs=layer_costs(family, layer_cost, decided.kept, decided.patterns),
@@ -187,7 +185,9 @@ def gather(
         units=units,
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight),
         layer_cost=layer_cost.name,
-        images=images,
+        samples=samples,
+        measure=measure,
+        standard_errors=document["found"].get("standard_error", {}),
         rewards=tuple(episode.reward for episode in episodes),
         searchers=tuple(episode.searcher for episode in episodes),
         ratios=tuple(episode.actions for episode in episodes),
@@ -204,7 +204,7 @@ def effort_in_words(document: Mapping[str, Any], episodes: int) -> dict[str, str
     return {
         "episodes": f"{episodes:,}",
         "evaluations": f"{document['evaluations']:,}",
-        "image-forwards": f"{document['image_forwards']:,}",
+        "forward passes": f"{document['image_forwards']:,}",
         "seconds": f"{document['measured']['seconds']:,.0f}",
         "seed": str(document["seed"]),
     }
@@ -222,8 +222,3 @@ def layer_costs(
         return tuple(float(time) for time, layer in zip(times, layers, strict=True) if layer.has_weight)
     alone = (Layout(layers=(replace(layer, inputs=()),)) for layer in layers if layer.has_weight)
     return tuple(cost_of(cost, layout) for layout in alone)
-
-
-def standard_error(accuracy: float, images: int) -> float:
-    """Standard error of an accuracy in points; an upper bound where scores between 0 and 1 are averaged."""
-    return 100 * sqrt(max(accuracy * (1 - accuracy), 0.0) / max(images, 1))

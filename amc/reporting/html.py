@@ -11,7 +11,7 @@ from amc.profiling.timing import rounds_in_words
 from amc.reporting import sections
 from amc.reporting.facts import ReportData
 from amc.reporting.pictures import COLORS, INK
-from amc.reporting.words import amount, cost_label, difference
+from amc.reporting.words import amount, cost_label, written
 from amc.storage.files import write_text
 
 TEMPLATE = "report.html.j2"
@@ -49,8 +49,8 @@ def _environment() -> Environment:
     environment.filters |= {
         "amount": amount,
         "cost_label": cost_label,
-        "difference": difference,
         "number": format,
         "rounds_in_words": rounds_in_words,
+        "written": written,
     }
     return environment

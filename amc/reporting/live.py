@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from amc.reporting.notebook import NotebookLive
+from amc.search.episode import Episode
 from amc.search.state import Snapshot
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -38,7 +39,7 @@ class Live:
         played = len(snapshot.lines)
         rewards = [episode.reward for episode in snapshot.episodes]
         best = snapshot.best if rewards else None
-        note = f", best {best.evaluation.accuracy:.2%} after quick repair, by {best.searcher}" if best else ""
+        note = f", best {_said(best)} after quick repair, by {best.searcher}" if best else ""
         if len(rewards) < played:
             note += f", {played - len(rewards)} failed"
         self.step("searching", played, max(wanted, played), note)
@@ -73,6 +74,11 @@ def live(console: Console) -> Iterator[Live]:
         except BaseException:
             screen.stop()  # what is said of it begins a line
             raise
+
+
+def _said(episode: Episode) -> str:
+    found = episode.evaluation
+    return f"{found.measure.name} {found.measure.text(found.metric)}"
 
 
 def curve(rewards: Sequence[float], width: int = WIDTH) -> str:

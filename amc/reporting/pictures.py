@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from envs.measure import Measure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -148,11 +150,12 @@ def choices(ratios: Sequence[Sequence[float]], names: Sequence[str], *, salt: st
     return _svg(draw, 1.2 + 0.11 * min(len(names), MAX_ROWS), salt)
 
 
-def efforts(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], *, salt: str) -> str:
-    """Confirmed accuracy of the best so far against effort: each run thin, each agent's mean at the ends bold.
+def efforts(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], measure: Measure, *, salt: str) -> str:
+    """Confirmed metric of the best so far against effort: each run thin, each agent's mean at the ends bold.
 
     Args:
-        curves: Agent -> one curve per seed, each (image-forwards, accuracy as a fraction) in order.
+        curves: Agent -> one curve per seed, each (image-forwards, metric) in order.
+        measure: Name and unit of the metric.
         salt: As for `bullets`.
 
     Returns:
@@ -164,12 +167,14 @@ def efforts(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], *, salt
         for number, (agent, runs) in enumerate(curves.items()):
             color = LINES[number % len(LINES)]
             for run in runs:
-                x, y = [paid for paid, _ in run], [100 * accuracy for _, accuracy in run]
+                x, y = [paid for paid, _ in run], [measure.scale * value for _, value in run]
                 axis.step(x, y, where="post", color=color, linewidth=0.9, alpha=0.5)
             ends = np.asarray([run[-1] for run in runs])
-            axis.scatter([ends[:, 0].mean()], [100 * ends[:, 1].mean()], color=color, s=42, label=agent, zorder=3)
-        axis.set_xlabel("image-forwards paid")
-        axis.set_ylabel("confirmed validation accuracy, %")
+            axis.scatter(
+                [ends[:, 0].mean()], [measure.scale * ends[:, 1].mean()], color=color, s=42, label=agent, zorder=3
+            )
+        axis.set_xlabel("forward passes paid")
+        axis.set_ylabel(f"confirmed validation {measure.name}{measure.heading}")
         axis.legend(ncols=7, **LEGEND)
 
     return _svg(draw, 3.6, salt)
@@ -178,14 +183,16 @@ def efforts(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], *, salt
 def fronts(
     curves: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
     dense: Mapping[str, tuple[float, float]],
+    measure: Measure,
     *,
     salt: str,
 ) -> str:
-    """Accuracy against cost, one panel per cost, one line per agent with its intervals.
+    """Metric against cost, one panel per cost, one line per agent with its intervals.
 
     Args:
-        curves: Cost -> agent -> points (cost, accuracy as a fraction, half width of its interval).
-        dense: Cost -> (cost, accuracy) of the dense network.
+        curves: Cost -> agent -> points (cost, metric, half width of its interval).
+        dense: Cost -> (cost, metric) of the dense network.
+        measure: Name and unit of the metric.
         salt: As for `bullets`.
 
     Returns:
@@ -199,8 +206,8 @@ def fronts(
                 x, y, half = np.asarray(sorted(points)).T
                 axis.errorbar(
                     x / dense[cost][0],
-                    100 * y,
-                    yerr=100 * half,
+                    measure.scale * y,
+                    yerr=measure.scale * half,
                     color=LINES[number % len(LINES)],
                     label=agent,
                     marker="o",
@@ -208,9 +215,9 @@ def fronts(
                     linewidth=1.4,
                     capsize=3,
                 )
-            axis.axhline(100 * dense[cost][1], color=INK, linewidth=0.8, linestyle=":", label="dense")
+            axis.axhline(measure.scale * dense[cost][1], color=INK, linewidth=0.8, linestyle=":", label="dense")
             axis.set_xlabel(f"{cost}, share of dense")
-        panels[0].set_ylabel("test accuracy, %")
+        panels[0].set_ylabel(f"test {measure.name}{measure.heading}")
         panels[0].legend(ncols=1, **LEGEND)
 
     return _svg(draw, 3.6, salt)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from amc.problem.prepare import Prepared
 from amc.reporting.live import Live
+from amc.reporting.words import agreeing
 from amc.search.state import Snapshot
 
 
@@ -27,9 +28,9 @@ class ConsoleScreen:
         if (found := prepared.agreement) is None:
             return
         took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.seconds)
+        near = agreeing(prepared.setup.task.metric.measure, found.difference)
         self.console.out(
-            f"scoring in {prepared.config.backend.name}: accuracies within {100 * found.difference:.2f} points of "
-            f"eager fp32 ({took})",
+            f"scoring in {prepared.config.backend.name}: {near} eager fp32 ({took})",
             highlight=False,
         )
 

@@ -54,17 +54,17 @@ class Table:
 
 
 def comparison_table(data: ReportData) -> Table:
-    """Accuracy, costs and latency of every network."""
+    """Metric, costs and latency of every network."""
     dense = data.networks["dense"].costs
     headings = ("network", "validation", "test", *(cost_label(cost) for cost in dense), "measured")
     rows = []
     for name, facts in data.shown.items():
-        accuracies = [Cell(f"{facts.accuracy[split]:.2%}") for split in ("validation", "test")]
+        values = [Cell(data.measure.text(facts.metric[split])) for split in ("validation", "test")]
         costs = [
             Cell(amount(value, cost), exact=f"{value:,.0f}", share=f"{value / dense[cost]:.1%}")
             for cost, value in facts.costs.items()
         ]
-        cells = (*accuracies, *costs, Cell(_latency(facts)))
+        cells = (*values, *costs, Cell(_latency(facts)))
         rows.append(Row(name, cells, network=name, note=MEANING[name]))
     return Table(headings, tuple(rows))
 

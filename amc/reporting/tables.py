@@ -12,16 +12,19 @@ from rich.text import Text
 
 from amc.profiling.timing import Timing, rounds_in_words
 from amc.search.result import NETWORKS, SearchResult
+from envs.measure import Measure
 
 
 def comparison(result: SearchResult, latency: Mapping[str, Timing]) -> RenderableType:
-    """Dense, uniform, start and found: accuracy, costs and latency; below, what has to be said of them."""
+    """Dense, uniform, start and found: metric, costs and latency; below, what has to be said of them."""
     return stored_comparison(result.to_json({}, latency))
 
 
 def stored_comparison(result: Mapping[str, Any]) -> RenderableType:
     """The same from the content of `result.json`; one of an older version shows times without spread."""
-    title = f"{result['task']}: no fine-tuning, test images seen once"
+    measure = Measure.from_json(result.get("metric"))
+    direction = "" if measure.higher_is_better else f" ({measure.better})"
+    title = f"{result['task']}: {measure.name}{direction}, no fine-tuning, test samples seen once"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network")
     for heading in ("validation", "test"):
@@ -32,11 +35,11 @@ def stored_comparison(result: Mapping[str, Any]) -> RenderableType:
         table.add_column(Text(cost), justify="right")
     table.add_column("measured, ms", justify="right")
     for name in (name for name in NETWORKS if name in result):
-        accuracies = [f"{result[name]['accuracy'][split]:.2%}" for split in ("validation", "test")]
+        values = [measure.text(result[name][measure.name][split]) for split in ("validation", "test")]
         costs = [f"{value:{_digits(cost)}} {value / dense[cost]:4.0%}" for cost, value in result[name]["costs"].items()]
         latency = f"{latency_ms[name]:.3f}" if name in latency_ms else "-"
         latency += f" ± {spread[name]['mad_ms']:.3f}" if name in spread else ""
-        table.add_row(name, *accuracies, *costs, latency, style="bold" if name == "found" else None)
+        table.add_row(name, *values, *costs, latency, style="bold" if name == "found" else None)
     notes = [Text(rounds_in_words([one["rounds"] for one in spread.values()]), style="dim")] if spread else []
     return Group(table, *notes, *remarks_below(result.get("remarks", ())))
 

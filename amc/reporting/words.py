@@ -1,7 +1,8 @@
-"""How the report says a number: amounts of a cost, names of costs, differences of accuracies."""
+"""How the report says a number: amounts of a cost, names of costs, differences of a metric."""
 
 from __future__ import annotations
 
+from envs.measure import Measure
 from hw_profiles.cost import display_of
 
 
@@ -15,12 +16,18 @@ def cost_label(name: str) -> str:
     return display_of(name).label
 
 
-def difference(value: float, other: float) -> str:
-    """How far an accuracy lies above or below another one, in points."""
-    points = round(100 * (value - other), 1)
-    if not points:
-        return "level with"
-    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
+def written(measure: Measure) -> str:
+    """How a metric is written, as the beginning of a sentence: "Accuracy in per cent", "PSNR in dB"."""
+    name = measure.name[0].upper() + measure.name[1:]
+    unit = {"%": " in per cent", "": ""}.get(measure.unit, f" in {measure.unit}")
+    return name + unit + ("" if measure.higher_is_better else " (lower is better)")
+
+
+def agreeing(measure: Measure, difference: float) -> str:
+    """How near a metric's values are to others, before what they are near to."""
+    if measure.fraction:
+        return f"{measure.name} within {measure.spread(difference)} of"
+    return f"{measure.name} within {difference:.4f} of its value in"
 
 
 def microseconds(milliseconds: float | None) -> str:

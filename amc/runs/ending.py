@@ -63,6 +63,6 @@ def report_data(
         family=setup.anatomy.family,
         sites=setup.sites,
         cost=setup.constraint.budgets[0].cost,
-        images={"validation": len(setup.task.validation), "test": len(setup.task.test)},
+        samples={"validation": len(setup.task.validation), "test": len(setup.task.test)},
         episodes=episodes,
     )

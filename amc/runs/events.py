@@ -58,7 +58,11 @@ class Events:
                 if isinstance(episode, Failure):
                     continue
                 best = max(best, episode.reward)
-                values = {"reward": episode.reward, "best reward": best, "accuracy": episode.evaluation.accuracy}
+                values = {
+                    "reward": episode.reward,
+                    "best reward": best,
+                    episode.evaluation.measure.name: episode.evaluation.metric,
+                }
                 costs = {f"costs/{name}": value for name, value in episode.evaluation.costs.items()}
                 parts = [scalar(name, value).value[0] for name, value in (values | costs).items()]
                 self._add(step, summary=Summary(value=parts))

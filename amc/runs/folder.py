@@ -13,6 +13,7 @@ from typing import Any
 
 import safetensors.numpy
 import safetensors.torch
+from numpy.typing import NDArray
 
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
@@ -245,7 +246,10 @@ class RunFolder:
             ValueError: If one that is written again differs from what it was.
         """
         state = {k: v.detach().clone().contiguous() for k, v in result.networks["found"].state_dict().items()}
-        scores = {f"{name}|{split}": each for name, r in result.reports.items() for split, each in r.each.items()}
+        scores: dict[str, NDArray[Any]] = {}
+        for name, report in result.reports.items():
+            scores |= {f"{name}|{split}": each for split, each in report.each.items()}
+            scores |= {f"{name}|{split}|resampled": values for split, values in report.resampled.items()}
         products = {
             POLICY: json_text(result.policy.to_json()).encode(),
             WEIGHTS: safetensors.torch.save(state),

@@ -21,6 +21,7 @@ from amc.runs.runner import Run
 from amc.runs.showing import show_files
 from amc.search.result import NETWORKS, NetworkReport
 from amc.tasks.task import Task, load_task
+from envs.measure import Measure
 from envs.network.outputs import unselected
 from envs.space.policy import Policy
 
@@ -101,9 +102,10 @@ def reopened(path: Path, objects: Objects, given: Mapping[str, str] | None = Non
         refuse_code({"task": config.task}, given, str(path))
     task: Task = objects.task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
     scores = safetensors.numpy.load_file(path / SCORES)
+    measure = Measure.from_json(record.get("metric"))
     reports = {
         name: NetworkReport(
-            accuracy=record[name]["accuracy"],
+            metric=record[name][measure.name],
             costs=record[name]["costs"],
             key=(),
             each={split: scores[f"{name}|{split}"] for split in ("validation", "test") if f"{name}|{split}" in scores},

@@ -7,26 +7,34 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from amc.search.result import Stopped
+from amc.search.result import NETWORKS, Stopped
 from amc.storage.files import read_json
+from envs.measure import ACCURACY
 from hw_profiles.documents import Open, validated
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, le=1e300)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class AccuracyEntry(Open):
-    """Fractions by split."""
+class MetricEntry(Open):
+    """What the metric's numbers say, as in `envs.measure.Measure`."""
 
-    validation: Fraction
-    test: Fraction
+    name: Annotated[str, Field(min_length=1)]
+    higher_is_better: bool
+    unit: str
+    fraction: bool
+
+
+class SplitEntry(Open):
+    """The metric by split."""
+
+    validation: float
+    test: float
 
 
 class NetworkEntry(Open):
-    """What one network achieves and costs."""
+    """What one network costs; the metric stands beside it, by its name."""
 
-    accuracy: AccuracyEntry
     costs: Annotated[dict[str, Amount], Field(min_length=1)]
 
 
@@ -50,6 +58,7 @@ class ResultFile(Open):
 
     schema_version: Annotated[int, Field(ge=1, le=1)]
     task: str
+    metric: MetricEntry | None = None
     dense: NetworkEntry
     uniform: NetworkEntry
     found: NetworkEntry
@@ -78,5 +87,13 @@ def read_result(path: Path) -> dict[str, Any]:
         ValueError: If it is missing, damaged, or lacks what is read of it; one line.
     """
     data: dict[str, Any] = read_json(path, "a result")
-    validated(ResultFile, data, str(path), "a result")
+    file = validated(ResultFile, data, str(path), "a result")
+    name = file.metric.name if file.metric else ACCURACY.name
+    for network in (network for network in NETWORKS if data.get(network) is not None):
+        value = validated(SplitEntry, data[network].get(name), str(path), f"{name} of {network} in a result")
+        if (file.metric is None or file.metric.fraction) and not 0 <= value.validation <= 1 >= value.test >= 0:
+            raise ValueError(
+                f"{name} must lie in [0, 1], but that of {network} in {str(path)!r} is "
+                f"{value.validation} / {value.test}: take the file as it was written"
+            )
     return data

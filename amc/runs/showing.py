@@ -20,10 +20,10 @@ def show_files(result: Mapping[str, Any], folder: Path, console: Console) -> Non
         folder: Its run folder.
         console: Where to print.
     """
-    effort = f"{result['evaluations']} evaluations, {result['image_forwards']:,} image-forwards"
+    effort = f"{result['evaluations']} evaluations, {result['image_forwards']:,} forward passes"
     effort += f", {result['measured']['seconds']:.0f} s"
     if (images := result["images"])["scored"] < images["plain"]:
-        effort += f", {images['scored'] / images['plain']:.0%} of the images that the plain way scores"
+        effort += f", {images['scored'] / images['plain']:.0%} of the samples that the plain way scores"
     if result["failures"]:
         effort += f", {result['failures']} of {result['episodes']} evaluations failed"
     if (workers := result["measured"]["workers"])["number"]:

@@ -23,6 +23,7 @@ from amc.search.episode import Line, read_line
 from amc.search.state import Snapshot
 from amc.storage.digests import digest, digest_of
 from amc.storage.files import write_bytes
+from envs.measure import ACCURACY, Measure
 from hw_profiles.documents import one_line, parse_json
 
 SCHEMA_VERSION = 2
@@ -65,6 +66,7 @@ def write_snapshot(path: Path, snapshot: Snapshot, configurations: Sequence[str]
         "numbers": snapshot.searcher.numbers,
         "image_forwards": snapshot.image_forwards,
         "evaluations": snapshot.evaluations,
+        "metric": _measure(snapshot).to_json(),
     }
     arrays = snapshot.searcher.arrays
     sealed = digest_of(json.loads(json.dumps(header)), arrays)  # as it will be read
@@ -95,7 +97,7 @@ def read_snapshot(path: Path, config: Path, episodes: Path, timings: Path) -> Sn
     return Snapshot(
         origin=header["origin"],
         starts={label: tuple(widths) for label, widths in header["starts"].items()},
-        lines=_episodes(episodes, lines),
+        lines=_episodes(episodes, lines, Measure.from_json(header["metric"])),
         timings=_timings(timings, len(lines)),
         searcher=SearcherState(arrays, header["numbers"]),
         image_forwards=header["image_forwards"],
@@ -104,10 +106,10 @@ def read_snapshot(path: Path, config: Path, episodes: Path, timings: Path) -> Sn
     )
 
 
-def _episodes(path: Path, lines: Sequence[bytes]) -> tuple[Line, ...]:
+def _episodes(path: Path, lines: Sequence[bytes], measure: Measure) -> tuple[Line, ...]:
     """What was played."""
     try:
-        return tuple(read_line(parse_json(line.decode(), path.name, "a line"), path.name) for line in lines)
+        return tuple(read_line(parse_json(line.decode(), path.name, "a line"), path.name, measure) for line in lines)
     except ValueError as error:
         raise Altered(path, f"cannot be read ({one_line(error)})") from error
 
@@ -149,3 +151,8 @@ def _timing(line: bytes) -> Timing:
         return Timing(float(clock["seconds"]), str(clock["host"]), int(clock["retries"]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return UNKNOWN
+
+
+def _measure(snapshot: Snapshot) -> Measure:
+    """What the metric of the episodes says."""
+    return next((episode.evaluation.measure for episode in snapshot.episodes), ACCURACY)

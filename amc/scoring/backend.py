@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 ORDER: tuple[Backend, ...] = ("bf16", "fp32", "eager")
 MAX_DIFFERENCE = 0.005
-"""Maximum difference of accuracy from the network as it is (in fp32), on any network compared."""
+"""Maximum difference of the metric from that of the network as it is (in fp32), on any network compared: of a fraction
+as it is, of any other metric in shares of its largest value there."""
 
 MAX_ERROR_RATIO = 1.01
 """Maximum ratio of the output error that repair in bfloat16 leaves to that of repair in full precision."""
@@ -34,7 +35,7 @@ class Agreement(NamedTuple):
     """How well a backend agrees with the network as it is.
 
     Attributes:
-        difference: Maximum difference of accuracy over the networks compared.
+        difference: Maximum difference of the metric over the networks compared, see `MAX_DIFFERENCE`.
         same_order: Whether the networks come in the same order, but for those closer than the tolerance.
         seconds: Backend -> what scoring the networks took; for people, it decides nothing.
     """
@@ -61,18 +62,20 @@ def choose_backend(
     """
     took: list[tuple[Backend, float]] = []
 
-    def accuracies(backend: Backend) -> list[float]:
+    def scored(backend: Backend) -> list[Score]:
         began = time.perf_counter()
-        found = [score(network, backend).accuracy for network in networks]
+        scores = [score(network, backend) for network in networks]
         took.append((backend, time.perf_counter() - began))
-        return found
+        return scores
 
-    expected = accuracies("eager")
+    plain = scored("eager")
+    expected = [one.value for one in plain]
+    scale = 1.0 if plain[0].metric.fraction else max(map(abs, expected)) or 1.0
     for backend in ORDER[:-1]:
         if backend == "bf16" and not native_bf16(device):
             continue
         try:
-            found = agreement(expected, accuracies(backend))
+            found = agreement(expected, [one.value for one in scored(backend)], scale)
         except (RuntimeError, ValueError) as error:  # an operator or a metric without bfloat16
             logger.info("backend %s does not run this network: %s", backend, error)
             continue
@@ -82,9 +85,9 @@ def choose_backend(
     return "eager", Agreement(0.0, True, tuple(took))
 
 
-def agreement(expected: Sequence[float], got: Sequence[float]) -> Agreement:
-    """Compares two lists of accuracies of the same networks."""
-    a, b = np.asarray(expected), np.asarray(got)
+def agreement(expected: Sequence[float], got: Sequence[float], scale: float = 1.0) -> Agreement:
+    """Compares two lists of a metric's values of the same networks, in shares of `scale`."""
+    a, b = np.asarray(expected) / scale, np.asarray(got) / scale
     apart = a[:, None] - a[None, :]
     swapped = (apart > MAX_DIFFERENCE) & (b[:, None] - b[None, :] <= 0)
     return Agreement(float(np.abs(a - b).max()), not bool(swapped.any()))

@@ -45,19 +45,17 @@ class Measurement:
     race: Race | None = None
 
     def __call__(self, assignment: Assignment) -> Evaluation:
-        """Accuracy of the assignment's network without fine-tuning, after quick repair."""
+        """Metric of the assignment's network without fine-tuning, after quick repair."""
         small, repair_forwards = self.compressor.compress(self.policy(assignment), quick=True, half=self.half)
         costs = self.constraint.costs(assignment.values)
         first = self.score(small, 0, len(self.images) if self.race is None else self.race.first)
         if self.race is None:
-            return first.evaluation(costs, len(first.each) + repair_forwards)
-        begun = replace(
-            first.evaluation(costs, len(first.each) + repair_forwards), blocks=first.blocks(JACKKNIFE_BLOCKS)
-        )
+            return first.evaluation(costs, len(first) + repair_forwards)
+        begun = replace(first.evaluation(costs, len(first) + repair_forwards), blocks=first.blocks(JACKKNIFE_BLOCKS))
 
         def finish() -> Evaluation:
-            score = first.followed_by(self.score(small, len(first.each), len(self.images)))
-            return score.evaluation(costs, len(score.each) + repair_forwards)
+            score = first.followed_by(self.score(small, len(first), len(self.images)))
+            return score.evaluation(costs, len(score) + repair_forwards)
 
         return self.race.settled(begun, finish)
 

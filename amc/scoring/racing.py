@@ -55,7 +55,7 @@ class Race:
         here, there, bar = mean_block(evaluation.blocks), mean_block(self.bar.blocks), self.bar
         return replace(
             evaluation,
-            accuracy=min(1.0, max(0.0, bar.accuracy + here.accuracy - there.accuracy)),
+            metric=bar.measure.bounded(bar.metric + here.metric - there.metric),
             loss=_moved(bar.loss, here.loss, there.loss),
             output_error=_moved(bar.output_error, here.output_error, there.output_error),
         )
@@ -71,9 +71,7 @@ class Race:
 
     def _reward(self, evaluation: Evaluation, blocks: Sequence[Block]) -> float:
         block = mean_block(blocks)
-        return self.reward(
-            replace(evaluation, accuracy=block.accuracy, loss=block.loss, output_error=block.output_error)
-        )
+        return self.reward(replace(evaluation, metric=block.metric, loss=block.loss, output_error=block.output_error))
 
 
 def bar(evaluations: Sequence[tuple[float, Evaluation]], place: int, images: int) -> Evaluation | None:

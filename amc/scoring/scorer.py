@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar, overload
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.tasks.batches import Batch
+from amc.tasks.metric import Metric, Statistics
+from amc.tasks.metrics import accuracy
 from amc.tasks.plugins import describe
 from amc.tasks.splits import Split
-from amc.tasks.task import Metric
 from envs.compression.damage import output_error
 from envs.network.copies import functional_copy
 from envs.network.graph import Graph
@@ -23,15 +24,15 @@ from envs.network.inference import converted, inference_copy
 from envs.network.inputs import call, channels_last, mapped, narrowed
 from envs.parallel import map_chunks
 from envs.reward import Block, Evaluation
-from hw_profiles.layers import Layout
+from hw_profiles.layers import IntArray, Layout
 
 FloatArray = NDArray[np.float32]
 
 Taken = TypeVar("Taken")
 Outputs: TypeAlias = Sequence[Tensor]
-"""[B, ...] of each chunk of images: batches that are padded to different lengths have outputs of different shapes."""
-ChunkScore: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
-"""[B] metric, cross-entropy and squared difference from the dense network's outputs."""
+"""[B, ...] of each chunk of samples: batches that are padded to different lengths have outputs of different shapes."""
+ChunkScore: TypeAlias = tuple[tuple[Tensor, ...], Tensor | None, Tensor | None]
+"""Statistics of the metric, [B] cross-entropy and squared difference from the dense network's outputs."""
 Backend = Literal["bf16", "fp32", "eager"]
 """bfloat16 with folded normalization; fp32 with folded normalization; the network as it is."""
 
@@ -51,24 +52,40 @@ class Score:
     """How a network does on some images.
 
     Attributes:
-        each: [N] metric of each image, for paired comparisons.
+        statistics: What the metric keeps of every image: arrays with N rows.
         losses: [N] cross-entropy of each image; None where targets are no class indices.
         errors: [N] squared difference from the dense network's outputs, None if those were not given.
+        metric: Makes a value of the statistics.
     """
 
-    each: FloatArray
+    statistics: Statistics
     losses: FloatArray | None
     errors: FloatArray | None = None
+    metric: Metric = accuracy
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.statistics[0])
 
     @property
-    def accuracy(self) -> float:
-        """Mean metric."""
-        return float(self.each.mean(dtype=np.float64))
+    def value(self) -> float:
+        """The metric on all these images together."""
+        return self.metric.value(self.statistics)
 
-    def at(self, indices: Sequence[int]) -> Score:
+    @property
+    def signed(self) -> float:
+        """The same, negated where lower is better: of two, the larger is better."""
+        return self.metric.measure.signed(self.value)
+
+    @property
+    def each(self) -> FloatArray:
+        """[N] metric of each image, for paired comparisons; only of a metric per sample (`Metric.is_mean`)."""
+        return np.asarray(self.statistics[0], dtype=np.float32)
+
+    def at(self, indices: Sequence[int] | IntArray) -> Score:
         """The same on a part of the images."""
         losses, errors = (None if x is None else x[indices] for x in (self.losses, self.errors))
-        return Score(each=self.each[indices], losses=losses, errors=errors)
+        return replace(self, statistics=tuple(rows[indices] for rows in self.statistics), losses=losses, errors=errors)
 
     def followed_by(self, other: Score) -> Score:
         """This one and the score on other images behind it."""
@@ -76,24 +93,26 @@ class Score:
             None if a is None or b is None else np.concatenate([a, b])
             for a, b in ((self.losses, other.losses), (self.errors, other.errors))
         )
-        return Score(each=np.concatenate([self.each, other.each]), losses=losses, errors=errors)
+        both = zip(self.statistics, other.statistics, strict=True)
+        return replace(self, statistics=tuple(map(np.concatenate, both)), losses=losses, errors=errors)
 
     def blocks(self, count: int) -> tuple[Block, ...]:
         """Means over `count` parts of the images, as equal in size as can be."""
-        parts = (self.at(part.tolist()) for part in np.array_split(np.arange(len(self.each)), count))
+        parts = (self.at(part.tolist()) for part in np.array_split(np.arange(len(self)), count))
         means = (part.evaluation({}, 0) for part in parts)
-        return tuple(Block(one.accuracy, one.loss, one.output_error) for one in means)
+        return tuple(Block(one.metric, one.loss, one.output_error) for one in means)
 
     def evaluation(self, costs: Mapping[str, float], image_forwards: int) -> Evaluation:
         """What a reward is made of."""
         loss, error = (None if x is None else float(x.mean(dtype=np.float64)) for x in (self.losses, self.errors))
         return Evaluation(
-            accuracy=self.accuracy,
+            metric=self.value,
             loss=loss,
             output_error=error,
             costs=costs,
-            images=len(self.each),
+            images=len(self),
             image_forwards=image_forwards,
+            measure=self.metric.measure,
         )
 
 
@@ -103,7 +122,7 @@ class Scorer:
 
     Attributes:
         graph: Operator graph of the dense network, for folding.
-        metric: Score per sample.
+        metric: The task's.
         chunk: Images per forward pass.
         device: "cpu" or "cuda".
         backend: The arithmetic, see `amc.scoring.backend`.
@@ -128,19 +147,20 @@ class Scorer:
         def one(part: range, outputs: Tensor, targets: Tensor) -> ChunkScore:
             return self._chunk(outputs, targets, None if dense is None else dense[part.start // self.chunk])
 
-        return _score_of(self._over(network, split, indices, one))
+        return _score_of(self._over(network, split, indices, one), self.metric)
 
     def of_outputs(self, dense: Outputs, split: Split) -> Score:
         """The dense network's score on a whole split, by its outputs: nothing runs again."""
         starts = range(0, len(split), self.chunk)
         parts = [range(start, min(start + self.chunk, len(split))) for start in starts]
-        return _score_of(
+        chunks = (
             self._chunk(outputs, read(split, part)[1], outputs) for part, outputs in zip(parts, dense, strict=True)
         )
+        return _score_of(chunks, self.metric)
 
     def _chunk(self, outputs: Tensor, targets: Tensor, dense: Tensor | None) -> ChunkScore:
         error = None if dense is None else output_error(outputs, dense, targets).nan_to_num(nan=WORST, posinf=WORST)
-        return self._each(outputs, targets), _cross_entropy(outputs, targets), error
+        return self.metric.statistics(outputs, targets), _cross_entropy(outputs, targets), error
 
     def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> list[Tensor]:
         """[B, ...] outputs of each chunk of the chosen images; other axes may differ between chunks."""
@@ -167,18 +187,6 @@ class Scorer:
 
         return map_chunks(one, range(0, len(indices), self.chunk))
 
-    def _each(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """[B] metric; what the user's metric raises, or a value that is no number, becomes one line."""
-        try:
-            values = self.metric(outputs, targets)
-        except ValueError:
-            raise
-        except Exception as error:
-            raise ValueError(f"a metric must score every batch, but raised {describe(error)}: correct it") from error
-        if values.isnan().any():
-            raise ValueError("a metric must return numbers, but returned NaN for some image: score it 0 instead")
-        return values.detach().float().cpu()
-
 
 def scoring_chunk(dense: Layout, device: str) -> int:
     """Images per forward pass of a network with this layout."""
@@ -199,27 +207,20 @@ def read(split: Split, indices: Sequence[int]) -> Batch:
         ) from error
 
 
-def _score_of(chunks: Iterable[ChunkScore]) -> Score:
-    each, losses, errors = zip(*chunks, strict=True)
-    return Score(each=_joined(each), losses=_joined(losses), errors=_joined(errors))
+def _score_of(chunks: Iterable[ChunkScore], metric: Metric) -> Score:
+    kept, losses, errors = zip(*chunks, strict=True)
+    statistics = metric.joined(kept)
+    return Score(statistics=statistics, losses=_joined(losses), errors=_joined(errors), metric=metric)
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor | None:
     """[B] cross-entropy of class scores [B, K, ...], None where targets are no class indices."""
     fits = outputs.ndim >= 2 and targets.shape == (len(outputs), *outputs.shape[2:])
-    if not fits or targets.is_floating_point():
+    if not fits or targets.is_floating_point() or bool(((targets < 0) | (targets >= outputs.shape[1])).any()):
         return None
     loss = F.cross_entropy(outputs.float(), targets.long(), reduction="none")
     loss = loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss
     return loss.nan_to_num(nan=MAX_LOSS, posinf=MAX_LOSS).clamp(max=MAX_LOSS)
-
-
-@overload
-def _joined(parts: Sequence[Tensor]) -> FloatArray: ...
-
-
-@overload
-def _joined(parts: Sequence[Tensor | None]) -> FloatArray | None: ...
 
 
 def _joined(parts: Sequence[Tensor | None]) -> FloatArray | None:

@@ -8,6 +8,7 @@ from amc.pool.pool import Pool
 from amc.problem.bounds import confirm_costs
 from amc.problem.layer_patterns import layer_patterns
 from amc.problem.prepare import Prepared
+from amc.scoring.paired import resampled, standard_error
 from amc.scoring.scorer import Outputs, Score
 from amc.search.confirm import Confirmation, Confirmed
 from amc.search.episode import Episode
@@ -48,6 +49,7 @@ def conclude(
     scored = sum(episode.evaluation.images for episode in episodes if episode.evaluation.image_forwards)
     return SearchResult(
         task=setup.task.name,
+        measure=setup.task.metric.measure,
         budgets=dict(setup.constraint.limits()),
         seed=prepared.config.seed,
         reports={"dense": dense_report, **{name: reports[one.assignment.key] for name, one in pruned.items()}},
@@ -89,14 +91,18 @@ def _left_out(uncounted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _report(prepared: Prepared, one: Confirmed, test: Score, *, bounded: bool) -> NetworkReport:
-    """Both accuracies and the recounted costs of one network."""
+    """The metric on both splits and the recounted costs of one network."""
     setup = prepared.setup
     costs = setup.real_costs(one.network, one.assignment.decisions.patterns)
     confirm_costs(costs, setup.constraint, one.assignment.values, bounded=bounded)
     scores = {"validation": one.score, "test": test}
+    mean = setup.task.metric.is_mean
+    values = {} if mean else {split: resampled(score, split) for split, score in scores.items()}
     return NetworkReport(
-        accuracy={split: score.accuracy for split, score in scores.items()},
+        metric={split: score.value for split, score in scores.items()},
         costs=costs,
         key=one.assignment.key,
-        each={split: score.each for split, score in scores.items()},
+        each={split: score.each for split, score in scores.items()} if mean else {},
+        resampled=values,
+        standard_error={split: standard_error(score, values.get(split)) for split, score in scores.items()},
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
-from amc.scoring.paired import paired_difference
+from amc.scoring.paired import score_difference
 from amc.scoring.scorer import Outputs, Score
 from amc.search.episode import Episode
 from amc.search.tools import Tools, repair_and_score
@@ -62,8 +62,8 @@ def confirm(
     """Repairs uniform widths, the best start, the best policies and their mean in full; the best on unseen images wins.
 
     A search that kept the best of many noisy rewards would keep the luckiest: the winner is decided by its
-    reward on validation images that were not seen before, and must there be no less accurate than uniform widths and
-    the start (law 6 of docs/architecture.md: never worse than what stands beside it).
+    reward on validation images that were not seen before, and must there be no worse by the metric than uniform widths
+    and the start (law 6 of docs/architecture.md: never worse than what stands beside it).
 
     Args:
         prepared: Task and settings.
@@ -114,16 +114,16 @@ def confirmed(
 
 
 def _winner(prepared: Prepared, candidates: Sequence[Confirmed], floor: Sequence[Confirmed]) -> Confirmed:
-    """The best reward among the candidates that are as accurate as each of `floor`, all on unseen images."""
+    """The best reward among the candidates that are as good by the metric as each of `floor`, all on unseen images."""
     unseen = prepared.setup.draws.confirm()
     setup = prepared.setup
-    least = max(one.score.at(unseen).accuracy for one in floor)
+    least = max(one.score.at(unseen).signed for one in floor)
 
     def reward(one: Confirmed) -> float:
         costs = setup.constraint.costs(one.assignment.values)
         return setup.reward(one.score.at(unseen).evaluation(costs, 0))
 
-    return max((one for one in candidates if one.score.at(unseen).accuracy >= least), key=reward)
+    return max((one for one in candidates if one.score.at(unseen).signed >= least), key=reward)
 
 
 def _middle(prepared: Prepared, best: Sequence[Episode]) -> Key:
@@ -145,18 +145,23 @@ def _remarks(
         preferred: By what -> which policy.
     """
     unseen = prepared.setup.draws.confirm()
+    measure = prepared.setup.task.metric.measure
     said = []
     if found.assignment == uniform.assignment and prepared.config.agent != "uniform":
         said.append(
-            f"nothing that was tried beats uniform widths on the {len(unseen):,} confirmation images: found is uniform"
+            f"nothing that was tried beats uniform widths on the {len(unseen):,} confirmation samples: found is uniform"
         )
     for name, one in preferred.items():
         if one is None or one.assignment == uniform.assignment:
             continue
-        difference = paired_difference([one.score.at(unseen).each], [uniform.score.at(unseen).each])
-        if difference.mean < 0 and difference.more_than_noise:
+        judged, plain = one.score.at(unseen), uniform.score.at(unseen)
+        if judged.signed >= plain.signed:
+            continue
+        difference = score_difference(judged, plain, "confirmation")
+        if difference.more_than_noise:
             said.append(
-                f"{name} and confirmation disagree by more than noise: the policy preferred by {name} is {difference} "
-                f"against uniform widths on the {len(unseen):,} confirmation images; more calibration images may help"
+                f"{name} and confirmation disagree by more than noise: the policy preferred by {name} is "
+                f"{difference.text(measure)} against uniform widths on the {len(unseen):,} confirmation samples; "
+                "more calibration samples may help"
             )
     return tuple(said)

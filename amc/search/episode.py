@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field
 
+from envs.measure import ACCURACY, Measure
 from envs.reward import Evaluation
 from envs.space.assignment import Key
 from hw_profiles.documents import Strict, validated
@@ -88,7 +89,7 @@ Block = Annotated[list[float | None], Field(min_length=3, max_length=3)]
 
 
 class _EpisodeLine(_Decided):
-    accuracy: float
+    metric: float
     loss: float | None
     output_error: float | None
     costs: dict[str, float]
@@ -98,22 +99,23 @@ class _EpisodeLine(_Decided):
     reward: float
 
 
-def read_line(line: Any, where: str) -> Line:
-    """Reads `to_json` of an episode or a failure back.
+def read_line(line: Any, where: str, measure: Measure = ACCURACY) -> Line:
+    """Reads `to_json` of an episode or a failure back, whose metric says what `measure` does.
 
     Args:
         line: What a line holds.
         where: The file's name, for the message.
+        measure: Name, direction and unit of the metric.
 
     Raises:
         ValueError: If a field is missing, unknown or of the wrong kind; one line.
     """
     kind = _FailureLine if isinstance(line, dict) and "failed" in line else _EpisodeLine
-    validated(kind, line, where, "an episode")
+    names = {measure.name: "metric"}
+    renamed = {names.get(key, key): value for key, value in line.items()} if isinstance(line, dict) else line
+    validated(kind, renamed, where, "an episode")
     decided = {"searcher": line["searcher"], "actions": tuple(line["actions"]), "key": tuple(line["choices"])}
     if kind is _FailureLine:
         return Failure(**decided, reason=line["failed"])
     # As they stand in the line, not as the model has them: resume writes the same bytes again.
-    fields = {name: line[name] for name in ("accuracy", "loss", "output_error", "costs", "images", "image_forwards")}
-    evaluation = Evaluation.from_json(fields | {"blocks": line.get("blocks", ())})
-    return Episode(**decided, reward=line["reward"], evaluation=evaluation)
+    return Episode(**decided, reward=line["reward"], evaluation=Evaluation.from_json(line, measure))

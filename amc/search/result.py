@@ -15,6 +15,7 @@ from amc.pool.pool import IN_PROCESS, Usage
 from amc.problem.layer_patterns import LayerPattern
 from amc.profiling.layer_times import LayerTime
 from amc.profiling.timing import Timing
+from envs.measure import ACCURACY, Measure
 from envs.space.assignment import Key
 from envs.space.policy import Policy
 
@@ -39,16 +40,25 @@ class NetworkReport:
     """What the result says of one network.
 
     Attributes:
-        accuracy: Split name -> fraction.
+        metric: Split name -> the task's metric on it.
         costs: Cost name -> value, recounted on the real network.
         key: [S] values of the assignment: channels kept, ranks of patterns.
-        each: Split name -> [N] metric of each image, for paired comparisons.
+        each: Split name -> [N] metric of each sample, for paired comparisons; {} where it is no mean over samples.
+        resampled: Split name -> [R] metric on bootstrap resamples (`amc.scoring.paired`); {} where it is such a mean.
+        standard_error: Split name -> of the metric over samples.
     """
 
-    accuracy: dict[str, float]
+    metric: dict[str, float]
     costs: dict[str, float]
     key: Key
     each: dict[str, NDArray[np.float32]] = field(repr=False, compare=False, default_factory=dict)
+    resampled: dict[str, NDArray[np.float64]] = field(repr=False, compare=False, default_factory=dict)
+    standard_error: dict[str, float] = field(compare=False, default_factory=dict)
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """The metric, by the name that it has for most tasks."""
+        return self.metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +83,7 @@ class SearchResult:
         patterns: Every layer with a weight, as found leaves it; none where no pattern was decided.
         remarks: What a reader of these numbers has to know, one sentence each.
         uncounted: Operators of the network that no cost counts.
+        measure: Name, direction and unit of the metric.
     """
 
     task: str
@@ -92,6 +103,7 @@ class SearchResult:
     patterns: tuple[LayerPattern, ...] = ()
     remarks: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
+    measure: Measure = ACCURACY
 
     def to_json(
         self,
@@ -103,13 +115,20 @@ class SearchResult:
         each = {name: [layer.to_json() for layer in times] for name, times in (layers or {}).items()}
         patterns = {one.layer: one.to_json() for one in self.patterns}
         reports = {
-            name: {"accuracy": r.accuracy, "costs": r.costs, "choices": list(r.key)} for name, r in self.reports.items()
+            name: {
+                self.measure.name: report.metric,
+                "standard_error": report.standard_error,
+                "costs": report.costs,
+                "choices": list(report.key),
+            }
+            for name, report in self.reports.items()
         }
         return {
             "schema_version": SCHEMA_VERSION,
             "task": self.task,
             "budgets": self.budgets,
             "seed": self.seed,
+            "metric": self.measure.to_json(),
             **reports,
             **({"patterns": patterns} if patterns else {}),
             "episodes": self.episodes,

@@ -138,7 +138,7 @@ class Rollout:
 
 
 def _finite(evaluation: Evaluation) -> Evaluation:
-    numbers = [evaluation.accuracy, evaluation.loss, evaluation.output_error, *evaluation.costs.values()]
+    numbers = [evaluation.metric, evaluation.loss, evaluation.output_error, *evaluation.costs.values()]
     if not all(math.isfinite(value) for value in numbers if value is not None):
         raise ValueError(f"an evaluation must be finite, but got {replace(evaluation, image_forwards=0)}")
     return evaluation

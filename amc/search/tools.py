@@ -88,7 +88,7 @@ def repair_and_score(tools: Tools, dense: Outputs | None, assignment: Assignment
     small, forwards = tools.compressor.compress(tools.compressor.policy_of(assignment))
     score = score_whole(tools, dense, small, "validation")
     state = {name: tensor.detach().cpu() for name, tensor in placed(small, "cpu").state_dict().items()}
-    return Repaired(state, score, forwards + len(score.each))
+    return Repaired(state, score, forwards + len(score))
 
 
 class Reported(NamedTuple):

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from amc.tasks.batches import Batch, fitted, several
 from amc.tasks.checkpoint import check_finite
+from amc.tasks.metrics import accuracy, check_classes
 from amc.tasks.plugins import describe
 from amc.tasks.splits import ArraySplit, Split, check_finite_inputs, chunks, known_targets
-from amc.tasks.task import Task, check_classes, top1
+from amc.tasks.task import Task
 from envs.network.inputs import Inputs, batch_size, call, described, rows, tensors
 
 _MIN_SAMPLES = 16
@@ -38,7 +39,7 @@ def check_task(task: Task) -> None:
             )
         first[role] = _read(role, split, range(_MIN_SAMPLES))
         _check_inputs(role, split, first[role][0], task)
-        if task.metric is top1:
+        if task.metric is accuracy:
             _check_targets(role, split, first[role][1], classes)
     inputs, targets = first["validation"]
     cure = "it runs on the example input, so correct the data or its transform, or let the network take any batch size"
@@ -48,7 +49,9 @@ def check_task(task: Task) -> None:
             f"a network must return one output per sample, but 4 samples gave outputs {list(outputs.shape)}: "
             "keep the batch as the first axis"
         )
-    _check_scores(task, outputs, targets[:4])
+    statistics = task.metric.statistics(outputs, targets[:4])
+    if task.metric.is_mean:
+        task.metric.value(tuple(rows.numpy() for rows in statistics))
 
 
 def _check_layers(task: str, network: nn.Module) -> None:
@@ -175,20 +178,3 @@ def _check_targets(role: str, split: Split, first: Tensor, classes: int) -> None
         check_classes(first if targets is None else targets, classes)
     except ValueError as error:
         raise ValueError(f"{role}: {error}") from error
-
-
-def _check_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
-    try:
-        scores = task.metric(outputs, targets)
-    except Exception as error:  # the metric may be the user's code
-        raise ValueError(
-            f"the metric of task {task.name!r} must score outputs {list(outputs.shape)} against targets "
-            f"{list(targets.shape)}, but raised {describe(error)}: correct the metric or the targets"
-        ) from error
-    fits = isinstance(scores, Tensor) and scores.shape == outputs.shape[:1]
-    if not fits or not ((scores >= 0) & (scores <= 1)).all():
-        got = f"{scores.tolist()}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(
-            f"a metric must return one score in [0, 1] per sample, but for 4 samples it returned {got}: "
-            "score each sample by itself and scale to [0, 1]"
-        )

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,48 +16,13 @@ from amc.tasks.checkpoint import load_checkpoint
 from amc.tasks.cifar10 import load_cifar10
 from amc.tasks.cluttered import cluttered_digits
 from amc.tasks.examples import checked_example
+from amc.tasks.metric import Metric
+from amc.tasks.metrics import accuracy, as_metric
 from amc.tasks.models import cluttered, digits, resnet_cifar
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split, load_digits, typed
 from envs.network.inputs import Inputs
 from envs.network.outputs import Output, selecting
-
-Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Maps outputs `[B, ...]` and targets `[B, ...]` to a score per sample: `[B]` in [0, 1], higher is better."""
-
-
-def top1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Scores 1 where the largest output is the target's class, else 0 (also where an output is not finite).
-
-    Args:
-        outputs: `[B, K]` class scores.
-        targets: `[B]` integer classes in [0, K).
-
-    Returns:
-        `[B]` float32.
-
-    Raises:
-        ValueError: if the shapes do not fit or a class lies outside the outputs.
-    """
-    if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or targets.is_floating_point():
-        raise ValueError(
-            "top1 needs outputs [B, K] and integer targets [B], but got outputs "
-            f"{list(outputs.shape)} and {targets.dtype} targets {list(targets.shape)}: "
-            "give the task a metric of its own"
-        )
-    check_classes(targets, outputs.shape[1])
-    finite = outputs.isfinite().all(dim=1)
-    return ((outputs.argmax(dim=1) == targets) & finite).to(torch.float32)
-
-
-def check_classes(targets: Tensor, classes: int) -> None:
-    """Refuses integer targets `[N]` outside [0, classes), naming the first of them."""
-    outside = targets[(targets < 0) | (targets >= classes)]
-    if len(outside):
-        raise ValueError(
-            f"0 <= class < {classes} must hold for a network with {classes} outputs, but got "
-            f"class={int(outside[0])}: correct the targets, or use a network with more outputs"
-        )
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -75,7 +40,7 @@ class Task:
         calibration: samples from the training set, for statistics and repair.
         validation: samples that a search is rewarded on.
         test: samples for the final report only.
-        metric: one score in [0, 1] per sample.
+        metric: by which networks are judged. A function given for it scores each sample in [0, 1], higher being better.
         output: which tensor counts of what the network returns: an attribute or key, an index, or a function.
     """
 
@@ -85,7 +50,7 @@ class Task:
     calibration: Split
     validation: Split
     test: Split
-    metric: Metric = top1
+    metric: Metric = accuracy
     output: Output | None = None
 
     def __init__(
@@ -96,7 +61,7 @@ class Task:
         calibration: SplitLike,
         validation: SplitLike,
         test: SplitLike,
-        metric: Metric = top1,
+        metric: Metric | Callable[[Tensor, Tensor], Tensor] = accuracy,
         name: str | None = None,
         output: Output | None = None,
         collate: Collate | None = None,
@@ -106,7 +71,8 @@ class Task:
         `collate` makes a batch (inputs, targets) of a list of a dataset's items, where their shapes differ.
 
         Raises:
-            ValueError: if the network is no module, the example is not one input of it, or a split is no data.
+            ValueError: if the network is no module, the example is not one input of it, a split is no data, or the
+                metric is none.
         """
         name = type(network).__name__ if name is None else name
         if not isinstance(name, str) or not name:
@@ -120,7 +86,7 @@ class Task:
         splits = {"calibration": calibration, "validation": validation, "test": test}
         fields: dict[str, Any] = {role: typed(as_split(data, collate), example) for role, data in splits.items()}
         fields |= {"name": name, "network": selecting(network.eval(), output), "example_input": example}
-        fields |= {"metric": metric, "output": output}
+        fields |= {"metric": as_metric(metric), "output": output}
         for field, value in fields.items():
             object.__setattr__(self, field, value)
 

@@ -37,7 +37,7 @@ class Stand:
         total = sum(assignment.key)
         if total <= self.lightest:
             raise KeyError("the lightest")
-        return Evaluation(accuracy=total / 1e4, loss=None, costs={"macs": float(total)}, images=1, image_forwards=3)
+        return Evaluation(metric=total / 1e4, loss=None, costs={"macs": float(total)}, images=1, image_forwards=3)
 
     def policy(self, assignment: Assignment) -> Policy:
         """No policy."""

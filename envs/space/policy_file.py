@@ -122,6 +122,8 @@ class FormEntry(Strict):
     scale: float
     causal: bool
     interleaved: bool
+    dropout: float
+    out_dropout: float
 
     def form(self) -> Form:
         """The form."""

@@ -74,7 +74,7 @@ class Stub(Measurement):
         """A made-up accuracy."""
         time.sleep(self.seconds)
         value = float(1 - np.std(assignment.actions))
-        return Evaluation(accuracy=value, loss=None, costs={"macs": 1.0}, images=1, image_forwards=1)
+        return Evaluation(metric=value, loss=None, costs={"macs": 1.0}, images=1, image_forwards=1)
 
     @classmethod
     def of(cls, measurement: Measurement, seconds: float) -> Stub:

@@ -97,8 +97,8 @@ def measured(name: str, config: SearchConfig, choose: Choose, *, test: bool = Fa
         write_json(
             path,
             {
-                "accuracy": score.accuracy,
-                "dense": dense.accuracy,
+                "accuracy": score.value,
+                "dense": dense.value,
                 "costs": setup.real_costs(small, policy.patterns()),
                 "layers": len(policy.patterns()),
                 "seconds": time.perf_counter() - began,

@@ -81,7 +81,7 @@ def rows(name: str, options: argparse.Namespace) -> list[str]:
 def scored(setup: Setup, network: nn.Module) -> list[str]:
     """Validation and test accuracy, and the share of the MACs."""
     splits = setup.task.validation, setup.task.test
-    accuracy = [f"{100 * setup.scorer(network, split, range(len(split))).accuracy:.2f}" for split in splits]
+    accuracy = [f"{100 * setup.scorer(network, split, range(len(split))).value:.2f}" for split in splits]
     macs = setup.real_costs(network)["macs"] / setup.real_costs(setup.task.network)["macs"]
     return [*accuracy, f"{macs:.1%}"]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from amc.tasks.checkpoint import load_checkpoint
 from amc.tasks.cluttered import clutter, cluttered_digits, enlarged
+from amc.tasks.metrics import top1
 from amc.tasks.models.cluttered import WEIGHTS, ClutteredDigitsNet
 from amc.tasks.splits import Split, chunks, load_digits
-from amc.tasks.task import top1
 from experiments.demo.train_digits import distort
 
 SEED = 0

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amc.tasks.metrics import top1
 from amc.tasks.models.digits import WEIGHTS, DigitsNet, upsample
 from amc.tasks.splits import ArraySplit, Split, chunks, load_digits
-from amc.tasks.task import top1
 
 SEED = 0
 EPOCHS = 80

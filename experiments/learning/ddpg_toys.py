@@ -112,7 +112,7 @@ class _Noisy:
     def __call__(self, assignment: Assignment) -> Evaluation:
         reward = self._toy.reward(assignment.values)
         reward += self._noise * keyed_generator(self._seed, "reward noise", next(self._count)).normal()
-        return Evaluation(accuracy=reward, loss=None, images=1, image_forwards=1)
+        return Evaluation(metric=reward, loss=None, images=1, image_forwards=1)
 
     def policy(self, assignment: Assignment) -> Policy:
         """Keeps the first channels of every unit."""

@@ -32,7 +32,7 @@ def row(right: int, latency: float) -> Row:
     """A network that classifies so many of a hundred test images correctly."""
     each = np.asarray([1.0] * right + [0.0] * (100 - right), dtype=np.float32)
     report = NetworkReport(
-        accuracy={"validation": right / 100, "test": right / 100},
+        metric={"validation": right / 100, "test": right / 100},
         costs={"macs": 1e6 * latency, "latency_ms": latency},
         key=(1, 2),
         each={"test": each},

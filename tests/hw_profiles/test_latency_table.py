@@ -304,12 +304,12 @@ def test_networks_are_spread_evenly_over_what_can_be_reached(stacked: Stacked) -
 
 def test_the_reward_is_mnasnets() -> None:
     # Tan et al., MnasNet, CVPR 2019, equation 2 with w = -0.07: acc x (latency / target)^w
-    evaluation = Evaluation(accuracy=0.8, loss=None, costs={"latency_ms": 2.0}, images=1, image_forwards=0)
+    evaluation = Evaluation(metric=0.8, loss=None, costs={"latency_ms": 2.0}, images=1, image_forwards=0)
     assert accuracy_latency(evaluation, target_ms=1.0) == pytest.approx(0.8 * 2**-0.07)
     assert accuracy_latency(evaluation, target_ms=2.0) == pytest.approx(0.8)
 
 
 def test_the_latency_reward_needs_a_latency() -> None:
-    evaluation = Evaluation(accuracy=0.8, loss=None, costs={"macs": 2.0}, images=1, image_forwards=0)
+    evaluation = Evaluation(metric=0.8, loss=None, costs={"macs": 2.0}, images=1, image_forwards=0)
     with pytest.raises(ValueError, match="needs a latency budget"):
         accuracy_latency(evaluation)

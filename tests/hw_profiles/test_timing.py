@@ -160,7 +160,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return {name: SLOWER.get(name, SLOWER["found"]) for name in networks}
 
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("amc.runs.runner.latency_ms", made_up)
+    monkeypatch.setattr("amc.runs.ending.latency_ms", made_up)
 
 
 def screen(width: int = 80) -> Console:
@@ -205,7 +205,7 @@ def test_a_network_that_onnxruntime_cannot_run_is_said(tmp_path: Path, monkeypat
         raise ValueError("the network must be expressible in ONNX, but is not [x]: use known operators")
 
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("amc.runs.runner.latency_ms", fails)
+    monkeypatch.setattr("amc.runs.ending.latency_ms", fails)
     console = screen()
     result = run_search(SearchConfig(**SETTINGS), tmp_path / "run", console)
     assert "must be expressible in ONNX, but is not [x]" in result.remarks[-1]

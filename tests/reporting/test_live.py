@@ -31,7 +31,7 @@ def snapshot(*lines: Episode | Failure) -> Snapshot:
 
 
 def episode(accuracy: float) -> Episode:
-    evaluation = Evaluation(accuracy=accuracy, loss=None, costs={}, images=10, image_forwards=10)
+    evaluation = Evaluation(metric=accuracy, loss=None, costs={}, images=10, image_forwards=10)
     return Episode(searcher="ddpg", actions=(0.5,), key=(4,), reward=accuracy, evaluation=evaluation)
 
 
@@ -45,7 +45,7 @@ def shown(*lines: Episode | Failure) -> str:
 
 
 def test_the_best_so_far_is_said_to_be_that_after_quick_repair() -> None:
-    assert "best 30.23% after quick repair, by ddpg" in shown(episode(0.1), episode(0.3023))
+    assert "best accuracy 30.23% after quick repair, by ddpg" in shown(episode(0.1), episode(0.3023))
 
 
 def test_failures_are_counted_on_the_screen() -> None:

@@ -101,14 +101,14 @@ def test_gathered_facts_are_those_of_the_result() -> None:
     assert list(data.networks) == list(result.reports)
     for name, report in result.reports.items():
         facts = data.networks[name]
-        assert facts.accuracy == report.accuracy
+        assert facts.metric == report.metric
         assert facts.costs == report.costs
         sites = zip(one.setup.sites, report.key, strict=True)
         widths = [kept for site, kept in sites if isinstance(site, WidthSite)]
         assert list(facts.widths) == widths
         assert sum(facts.layer_costs) == pytest.approx(report.costs["macs"])
-    assert data.images == {"validation": len(one.setup.task.validation), "test": len(one.setup.task.test)}
-    assert data.effort["image-forwards"] == f"{result.image_forwards:,}"
+    assert data.samples == {"validation": len(one.setup.task.validation), "test": len(one.setup.task.test)}
+    assert data.effort["forward passes"] == f"{result.image_forwards:,}"
 
 
 @pytest.mark.parametrize(("choose", "shown"), [("channels", False), ("mixed", True)])

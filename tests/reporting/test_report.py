@@ -15,11 +15,12 @@ import pytest
 from amc.problem.layer_patterns import LayerPattern
 from amc.profiling.layer_times import LayerTime
 from amc.profiling.timing import Timing
-from amc.reporting.facts import NetworkFacts, ReportData, layer_costs, standard_error
+from amc.reporting.facts import NetworkFacts, ReportData, layer_costs
 from amc.reporting.html import render, write_report
 from amc.reporting.pictures import MAX_LABELS, bullets, progress
-from amc.reporting.words import amount, difference
+from amc.reporting.words import amount
 from amc.search.result import NETWORKS
+from envs.measure import ACCURACY
 from hw_profiles.cost import COSTS, Macs, cost_of
 
 Parse: TypeAlias = Callable[[str], Any]
@@ -38,7 +39,7 @@ def data(zoo: Callable[[str], Any]) -> ReportData:
         kept = dict(zip(family.units, widths, strict=True))
         layout = family.at(family.channels.copy() * 0 + widths)
         networks[name] = NetworkFacts(
-            accuracy={"validation": ACCURACIES[name] - 0.01, "test": ACCURACIES[name]},
+            metric={"validation": ACCURACIES[name] - 0.01, "test": ACCURACIES[name]},
             costs={cost: cost_of(COSTS[cost], layout) for cost in ("macs", "params", "memory")},
             widths=tuple(widths),
             layer_costs=layer_costs(family, Macs(), kept),
@@ -53,11 +54,12 @@ def data(zoo: Callable[[str], Any]) -> ReportData:
         units=family.units,
         layer_cost="macs",
         layers=tuple(layer.name for layer in family.dense.layers if layer.has_weight),
-        images={"validation": 5000, "test": 5000},
+        samples={"validation": 5000, "test": 5000},
         rewards=(0.5, 0.91, 0.9, 0.92),
         searchers=("knapsack", "warm-up", "ddpg", "ddpg"),
         ratios=((0.5,) * len(family.units),) * 4,
         effort={"evaluations": "1,234"},
+        standard_errors={"validation": 0.0041, "test": 0.0039},
         configuration='task = "toy"\n[constraint]\nmacs = 0.5\n',
     )
 
@@ -113,8 +115,8 @@ def test_the_first_table_holds_every_network_with_all_its_numbers(data: ReportDa
     dense = data.networks["dense"].costs
     for name, facts in data.networks.items():
         row = rows[name]
-        assert number(row["validation"]) == pytest.approx(100 * facts.accuracy["validation"])
-        assert number(row["test"]) == pytest.approx(100 * facts.accuracy["test"])
+        assert number(row["validation"]) == pytest.approx(100 * facts.metric["validation"])
+        assert number(row["test"]) == pytest.approx(100 * facts.metric["test"])
         shares = {"MACs": "macs", "parameters": "params", "peak memory": "memory"}
         for heading, cost in shares.items():
             assert row[heading].endswith(f"{facts.costs[cost] / dense[cost]:.1%}")
@@ -162,14 +164,10 @@ def test_times_stand_with_their_spread_and_remarks_below(data: ReportData, page:
 
 
 def test_the_standard_error_of_each_split_is_said_with_its_size(data: ReportData, page: Any) -> None:
-    error = {split: standard_error(value, 5000) for split, value in data.networks["found"].accuracy.items()}
-    said = f"validation {error['validation']:.2f} (5,000 images), test {error['test']:.2f} (5,000 images)."
+    said = (
+        "Standard error of found's accuracy: validation 0.41 points (5,000 samples), test 0.39 points (5,000 samples)."
+    )
     assert any(said in note for note in page.texts("p", "note"))
-
-
-@pytest.mark.parametrize(("accuracy", "images", "points"), [(0.5, 100, 5.0), (0.9, 900, 1.0), (1.0, 10, 0.0)])
-def test_standard_errors_are_those_of_a_share(accuracy: float, images: int, points: float) -> None:
-    assert standard_error(accuracy, images) == pytest.approx(points)
 
 
 def predicted(data: ReportData) -> ReportData:
@@ -324,7 +322,7 @@ def test_amounts_are_written_for_people(name: str, value: float, text: str) -> N
     [(0.92, 0.9, "2.0 points above"), (0.9, 0.92, "2.0 points below"), (0.9, 0.9004, "level with")],
 )
 def test_differences_are_in_points(value: float, other: float, text: str) -> None:
-    assert difference(value, other) == text
+    assert ACCURACY.against(value, other) == text
 
 
 def test_the_file_holds_the_page_and_a_failing_disk_keeps_the_old_one(

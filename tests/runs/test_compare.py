@@ -84,7 +84,7 @@ def test_every_agent_pays_no_more_than_the_effort_and_a_second_call_computes_not
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("amc.runs.runner.write_report", lambda path, _: path.touch())
-    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
+    monkeypatch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})
     config = SearchConfig(
         task="digits",
         constraint={"macs": 0.3},

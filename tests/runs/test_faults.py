@@ -36,7 +36,8 @@ MORTAL = '''
 import os, signal, time
 from dataclasses import replace
 from pathlib import Path
-from amc.tasks.task import Task, load_task, top1
+from amc.tasks.metrics import top1
+from amc.tasks.task import Task, load_task
 
 calls = 0
 

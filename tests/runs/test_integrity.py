@@ -50,7 +50,7 @@ def original() -> Iterator[Path]:
     """A run that has ended, its report included."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_CACHE", f"{folder}/cache")
-        patch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
+        patch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})
         new_run(load_config(None, SETTINGS), Path(folder, "run"), NoScreen())
         yield Path(folder, "run")
 
@@ -91,7 +91,7 @@ def test_a_missing_report_is_written_again_from_the_result_alone(
 def test_missing_products_are_written_again_with_the_same_bytes(
     original: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amc.runs.runner.latency_ms", None)  # what was measured stays
+    monkeypatch.setattr("amc.runs.ending.latency_ms", None)  # what was measured stays
     remove(run, POLICY, WEIGHTS, SCORES)
     assert resumed(run) == (POLICY, WEIGHTS, SCORES)
     assert files(run) == files(original)

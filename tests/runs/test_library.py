@@ -36,7 +36,7 @@ QUICK: dict[str, Any] = {
 
 SCRIPT = """
 import torch
-import amc.runs.runner
+import amc.runs.ending
 from torch import nn
 import amc
 
@@ -49,7 +49,7 @@ class Own(nn.Module):
     def forward(self, x):
         return self.last(self.second(self.first(x).relu()).relu().mean(dim=(2, 3)))
 
-amc.runs.runner.latency_ms = lambda *_, **__: {}  # three seconds
+amc.runs.ending.latency_ms = lambda *_, **__: {}  # three seconds
 torch.manual_seed(0)
 x, y = torch.randn(96, 1, 8, 8), torch.randint(3, (96,))
 task = amc.Task(network=Own(), example_input=x[:1], calibration=(x[:32], y[:32]), validation=(x[32:64], y[32:64]),
@@ -71,7 +71,7 @@ def bare_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("amc.runs.runner.write_report", lambda path, _: path.touch())
-        patch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
+        patch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})
         yield
 
 
@@ -131,7 +131,7 @@ def test_nothing_is_kept_without_a_folder_and_a_reward_of_ones_own_is_used() -> 
 def test_public_names_are_few_sorted_and_there() -> None:
     assert amc.__all__ == sorted(amc.__all__)
     assert all(getattr(amc, name) is not None for name in amc.__all__)
-    with pytest.raises(AttributeError, match="it has Result, Task"):
+    with pytest.raises(AttributeError, match=r"it has .*Result, Task"):
         amc.nothing  # noqa: B018
 
 

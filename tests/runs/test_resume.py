@@ -65,7 +65,7 @@ def without_pictures_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amc.runs.runner.write_report", lambda path, _: path.touch())
-    monkeypatch.setattr("amc.runs.runner.latency_ms", lambda *_, **__: {})
+    monkeypatch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})
 
 
 def config(agent: str, **changes: object) -> SearchConfig:

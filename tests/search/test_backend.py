@@ -29,7 +29,7 @@ def scored(accuracies: Mapping[Backend, list[float]], fails: frozenset[Backend] 
         if backend in fails:
             raise RuntimeError("not implemented for 'BFloat16'")
         index = next(k for k, known in enumerate(networks) if known is network)
-        return Score(each=np.asarray([accuracies[backend][index]], np.float32), losses=None)
+        return Score(statistics=(np.asarray([accuracies[backend][index]], np.float32),), losses=None)
 
     return networks, score
 

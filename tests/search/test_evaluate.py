@@ -93,7 +93,7 @@ def test_an_excerpt_on_its_way_to_a_worker_gives_the_same_batches(dtype: torch.d
 
 
 def evaluated(accuracy: float, image_forwards: int) -> Evaluation:
-    return Evaluation(accuracy=accuracy, loss=None, images=1, image_forwards=image_forwards)
+    return Evaluation(metric=accuracy, loss=None, images=1, image_forwards=image_forwards)
 
 
 def test_an_assignment_is_charged_once_and_remembered_as_it_was_first() -> None:

@@ -78,7 +78,7 @@ def test_milliseconds_are_absolute_and_the_reward_knows_the_budget(profile: Path
     limit = fraction.constraint.limits()["latency_ms"]
     setup = set_up(load_config(None, {**values, "constraint": {"latency_ms": limit}}))
     assert setup.constraint.limits() == {"latency_ms": limit}
-    evaluation = Evaluation(accuracy=0.8, loss=None, costs={"latency_ms": limit / 2}, images=1, image_forwards=0)
+    evaluation = Evaluation(metric=0.8, loss=None, costs={"latency_ms": limit / 2}, images=1, image_forwards=0)
     assert setup.reward(evaluation) == pytest.approx(0.8 * 2**0.07)
     assert "latency_ms" in setup.real_costs(setup.task.network)
 

@@ -88,7 +88,7 @@ def test_a_round_arrives_with_what_is_known() -> None:
 
 
 def evaluated(accuracy: float) -> Evaluation:
-    return Evaluation(accuracy=accuracy, loss=None, images=1, image_forwards=1)
+    return Evaluation(metric=accuracy, loss=None, images=1, image_forwards=1)
 
 
 ASKER = """

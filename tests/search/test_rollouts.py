@@ -83,9 +83,7 @@ class Trouble:
 
     def __call__(self, assignment: Assignment) -> Evaluation:
         total = sum(assignment.key)
-        evaluation = Evaluation(
-            accuracy=total / 1e4, loss=None, costs={"macs": float(total)}, images=1, image_forwards=3
-        )
+        evaluation = Evaluation(metric=total / 1e4, loss=None, costs={"macs": float(total)}, images=1, image_forwards=3)
         tries = len(list(self.folder.iterdir()))
         if total > self.lightest or tries >= self.times:
             return evaluation
@@ -96,7 +94,7 @@ class Trouble:
             os._exit(1)
         if self.kind == "hangs":
             time.sleep(60)
-        return Evaluation(accuracy=math.nan, loss=None, images=1, image_forwards=3)
+        return Evaluation(metric=math.nan, loss=None, images=1, image_forwards=3)
 
     def policy(self, assignment: Assignment) -> Policy:
         return Policy(structure="", weights="", units=(), layers=())
@@ -159,7 +157,7 @@ def test_episodes_come_in_the_order_of_the_plans_and_each_policy_is_charged_once
 def test_what_earlier_rounds_know_is_not_evaluated_again(pool: Pool, tmp_path: Path) -> None:
     rollout, one = troubled("raises", 99, tmp_path / "marks"), prepared()
     lightest = digits().assignment(digits().constraint.project([0.0] * len(digits().sites)))
-    known = Evaluation(accuracy=0.25, loss=None, images=1, image_forwards=3)
+    known = Evaluation(metric=0.25, loss=None, images=1, image_forwards=3)
     one.ledger.account(lightest.key, known)
     (again,) = played(one, rollout, pool, plans()[1:2])
     assert isinstance(again.line, Episode)

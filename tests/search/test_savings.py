@@ -41,8 +41,8 @@ SETTINGS = {
 def evaluated(errors: NDArray[np.float64], count: int) -> Evaluation:
     """What is said of the squared errors of the first `count` images."""
     seen = errors[:count].astype(np.float32)
-    score = Score(each=1 - seen, losses=None, errors=seen)
-    first = Score(each=score.each[:FIRST], losses=None, errors=seen[:FIRST])
+    score = Score(statistics=(1 - seen,), losses=None, errors=seen)
+    first = Score(statistics=(score.each[:FIRST],), losses=None, errors=seen[:FIRST])
     return replace(score.evaluation({}, count), blocks=first.blocks(JACKKNIFE_BLOCKS))
 
 

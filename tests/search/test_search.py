@@ -183,7 +183,7 @@ def test_confirmation_decides_by_the_reward_on_unseen_images_among_those_no_less
     unseen = setup.draws.confirm()
     keys = [episode.key for episode in episodes[:3]]  # confirm = 2, and the start
     candidates = list(confirmed(prepared, pool, tools, dense, keys))
-    fit = [one for one in candidates if one.score.at(unseen).accuracy >= start.score.at(unseen).accuracy]
+    fit = [one for one in candidates if one.score.at(unseen).value >= start.score.at(unseen).value]
     best = max(fit, key=lambda one: setup.reward(one.score.at(unseen).evaluation({}, 0)))
     assert found.assignment == best.assignment
     before = prepared.ledger.image_forwards
@@ -204,14 +204,14 @@ def test_what_is_returned_is_never_worse_than_uniform_widths_and_says_so_where_n
     start, uniform, found, remarks = confirm(prepared, pool, tools, dense, starts, [worse])
     unseen = setup.draws.confirm()
     (useless,) = confirmed(prepared, pool, tools, dense, [lightest])
-    assert useless.score.at(unseen).accuracy < uniform.score.at(unseen).accuracy
+    assert useless.score.at(unseen).value < uniform.score.at(unseen).value
     assert found.assignment == uniform.assignment == setup.uniform()
     assert any("found is uniform" in remark for remark in remarks)
     assert any("the damage curves and confirmation disagree" in remark for remark in remarks)
     assert (start is not None) == (agent == "ddpg")
 
 
-EVALUATION = Evaluation(accuracy=0.5, loss=1.0, costs={"macs": 100.0}, images=1, image_forwards=1)
+EVALUATION = Evaluation(metric=0.5, loss=1.0, costs={"macs": 100.0}, images=1, image_forwards=1)
 
 
 def drawn(setup: Setup, count: int) -> list[IntArray]:

@@ -48,7 +48,7 @@ def make_env(specimen: Specimen, name: str = "macs", fraction: float = 0.5, rule
 
     def evaluate(assignment: Assignment) -> Evaluation:
         share = sum(policy_of(assignment).widths().values()) / sum(unit.channels for unit in units.values())
-        return Evaluation(accuracy=share, loss=None, images=1, image_forwards=1)
+        return Evaluation(metric=share, loss=None, images=1, image_forwards=1)
 
     return PruningEnv(constraint, policy_of, evaluate, accuracy)
 

@@ -16,10 +16,11 @@ from torch.utils.data import TensorDataset
 
 from amc.tasks.checkpoint import load_checkpoint
 from amc.tasks.checks import check_task
+from amc.tasks.metrics import top1
 from amc.tasks.models.digits import WEIGHTS, DigitsNet
 from amc.tasks.models.resnet_cifar import resnet20, resnet56
 from amc.tasks.splits import ArraySplit
-from amc.tasks.task import Task, load_task, top1
+from amc.tasks.task import Task, load_task
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -171,10 +172,13 @@ def with_target(value: float, row: int) -> tuple[Tensor, Tensor]:
         ({"validation": with_target(0.5, 0)}, "one integer class per sample, but validation has torch.float32"),
         ({"validation": TensorDataset(*with_target(7, 2))}, "validation: 0 <= class < 3 .* class=7"),
         ({"test": [("a.png", 1)] * 20}, "test must give samples 0 to 15, but raised ValueError"),
-        ({"metric": lambda o, t: torch.tensor(0.5)}, "one score .* per sample, but .* returned 0.5"),
-        ({"metric": lambda o, t: torch.full((len(o),), torch.nan)}, "one score .* returned .nan"),
+        ({"metric": lambda o, t: torch.tensor(0.5)}, r"one score per sample, \[4\], but .* returned \[\]"),
+        (
+            {"metric": lambda o, t: torch.full((len(o),), torch.nan)},
+            "must return numbers, but returned NaN for some",
+        ),
         ({"metric": lambda o, t: o[:, 0] * 0 + 2}, r"one score in \[0, 1\]"),
-        ({"metric": lambda o, t: 1 / 0}, "metric of task 'small' .* raised ZeroDivisionError"),
+        ({"metric": lambda o, t: 1 / 0}, "the metric 'metric' must score .* raised ZeroDivisionError"),
     ],
 )
 def test_the_door_refuses_in_one_line(change: dict[str, Any], law: str) -> None:

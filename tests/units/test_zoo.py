@@ -31,7 +31,8 @@ from amc.problem.prepare import prepare
 from amc.problem.setup import Setup, set_up
 from amc.reporting.inspection_view import inspection_tables
 from amc.search.loop import search
-from amc.tasks.task import Task, top1
+from amc.tasks.metrics import top1
+from amc.tasks.task import Task
 from envs.network.copies import copy_network
 from envs.units.anatomy import dissect
 from envs.units.slicing import Kept, silence, slice_network

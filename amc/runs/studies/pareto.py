@@ -1,4 +1,4 @@
-"""What a sweep found, point by point: accuracy against every cost, over seeds; as table, CSV and picture.
+"""What a sweep found, point by point: the metric against every cost, over seeds; as table, CSV and picture.
 
 Only what configuration and seed determine stands here, so that a sweep that was stopped ends in the same files.
 """
@@ -16,8 +16,10 @@ import numpy as np
 
 from amc.export.applied import POLICY, WEIGHTS
 from amc.reporting.pictures import fronts
+from amc.reporting.words import written
 from amc.scoring.paired import Difference, mean_interval
 from amc.storage.files import write_bytes, write_text
+from envs.measure import ACCURACY, Measure
 
 PAGE, DATA, PICTURE, BEST = "sweep.md", "sweep.csv", "sweep.svg", "best"
 
@@ -30,10 +32,11 @@ class Outcome:
         agent: The agent that searched.
         budget: The swept budget, as it was asked for.
         costs: Cost -> largest value over the seeds.
-        validation: Mean accuracy and interval over seeds, fractions.
+        validation: Mean of the metric on it and interval over seeds.
         test: The same.
         best: Run folder of the seed that is best on validation.
         seeds: How many.
+        measure: Name, direction and unit of the metric.
     """
 
     agent: str
@@ -43,6 +46,7 @@ class Outcome:
     test: Difference
     best: Path
     seeds: int
+    measure: Measure = ACCURACY
 
     @property
     def name(self) -> str:
@@ -64,26 +68,29 @@ def gather(agent: str, budget: float, runs: Sequence[tuple[Path, Mapping[str, An
             f"the runs of a sweep must have the same costs, but those of {agent} at {budget:g} differ: remove the "
             "folder that is not of this sweep"
         )
-    accuracy = {split: [one["accuracy"][split] for one in found] for split in ("validation", "test")}
+    measure = Measure.from_json(runs[0][1].get("metric"))
+    metric = {split: [one[measure.name][split] for one in found] for split in ("validation", "test")}
     costs = {name: max(one["costs"][name] for one in found) for name in found[0]["costs"]}
-    best = int(np.argmax(accuracy["validation"]))
+    best = int(np.argmax([measure.signed(value) for value in metric["validation"]]))
     return Outcome(
         agent=agent,
         budget=budget,
         costs=costs,
-        validation=mean_interval(accuracy["validation"]),
-        test=mean_interval(accuracy["test"]),
+        validation=mean_interval(metric["validation"]),
+        test=mean_interval(metric["test"]),
         best=runs[best][0],
         seeds=len(runs),
+        measure=measure,
     )
 
 
 def on_front(outcomes: Sequence[Outcome], cost: str) -> list[bool]:
-    """Which are on the Pareto front of validation accuracy and a cost: nothing is better in one, no worse in both."""
+    """Which are on the Pareto front of the validation metric and a cost: nothing is better in one, no worse in both."""
 
     def beats(a: Outcome, b: Outcome) -> bool:
-        no_worse = a.costs[cost] <= b.costs[cost] and a.validation.mean >= b.validation.mean
-        return no_worse and (a.costs[cost] < b.costs[cost] or a.validation.mean > b.validation.mean)
+        ours, theirs = (one.measure.signed(one.validation.mean) for one in (a, b))
+        no_worse = a.costs[cost] <= b.costs[cost] and ours >= theirs
+        return no_worse and (a.costs[cost] < b.costs[cost] or ours > theirs)
 
     return [not any(beats(other, one) for other in outcomes) for one in outcomes]
 
@@ -94,11 +101,11 @@ def write_front(folder: Path, outcomes: Sequence[Outcome], dense: Mapping[str, A
     Args:
         folder: Where to.
         outcomes: All points.
-        dense: Accuracy and costs of the dense network, as in `result.json`.
+        dense: Metric and costs of the dense network, as in `result.json`.
         heading: The sweep in words.
     """
     ordered = sorted(outcomes, key=lambda one: (one.budget, one.agent))
-    costs = list(ordered[0].costs)
+    costs, measure = list(ordered[0].costs), ordered[0].measure
     fronts_by_cost = {cost: on_front(ordered, cost) for cost in costs}
     for one in ordered:
         target = folder / BEST / one.name
@@ -114,29 +121,32 @@ def write_front(folder: Path, outcomes: Sequence[Outcome], dense: Mapping[str, A
         }
         for cost in costs
     }
-    limits = {cost: (dense["costs"][cost], dense["accuracy"]["test"]) for cost in costs}
-    write_text(folder / PICTURE, fronts(curves, limits, salt="sweep"))
-    page = f"# {heading}\n\n{table}\n{_NOTE}\n\n![accuracy against cost]({PICTURE})\n"
+    limits = {cost: (dense["costs"][cost], dense[measure.name]["test"]) for cost in costs}
+    write_text(folder / PICTURE, fronts(curves, limits, measure, salt="sweep"))
+    note = f"{written(measure)}{_NOTE}"
+    page = f"# {heading}\n\n{table}\n{note}\n\n![{measure.name} against cost]({PICTURE})\n"
     write_text(folder / PAGE, page)
     return table
 
 
-_NOTE = """Accuracies in %, means over seeds, ± half of the 95 % interval (Student's t over seeds; none for a single
-seed). Costs are the largest over the seeds. A star marks the Pareto front of that cost, by validation accuracy; test
-images were looked at once per run. The best seed's policy and weights of every point stand under `best/`."""
+_NOTE = """: means over seeds, ± half of the 95 % interval (Student's t over seeds; none for a single
+seed). Costs are the largest over the seeds. A star marks the Pareto front of that cost, by the validation split; test
+samples were looked at once per run. The best seed's policy and weights of every point stand under `best/`."""
 
 
 def _table(outcomes: Sequence[Outcome], starred: Mapping[str, Sequence[bool]], dense: Mapping[str, Any]) -> str:
-    def percent(value: Difference, seeds: int) -> str:
-        return f"{100 * value.mean:.2f}" + (f" ± {100 * value.half_width:.2f}" if seeds > 1 else "")
+    measure = outcomes[0].measure
+
+    def shown(value: Difference, seeds: int) -> str:
+        return measure.interval(*value) if seeds > 1 else measure.bare(value.mean)
 
     costs = list(starred)
     lines = [f"| budget | agent | seeds | validation | test | {' | '.join(costs)} |", f"|{'---|' * (5 + len(costs))}"]
     for index, one in enumerate(outcomes):
         cells = [f"{_number(one.costs[cost])}{' *' if starred[cost][index] else ''}" for cost in costs]
-        accuracies = [percent(one.validation, one.seeds), percent(one.test, one.seeds)]
-        lines.append(f"| {one.budget:g} | {one.agent} | {one.seeds} | {' | '.join([*accuracies, *cells])} |")
-    full = [f"{100 * dense['accuracy'][split]:.2f}" for split in ("validation", "test")]
+        values = [shown(one.validation, one.seeds), shown(one.test, one.seeds)]
+        lines.append(f"| {one.budget:g} | {one.agent} | {one.seeds} | {' | '.join([*values, *cells])} |")
+    full = [measure.bare(dense[measure.name][split]) for split in ("validation", "test")]
     full += [_number(dense["costs"][cost]) for cost in costs]
     lines.append(f"| dense |  |  | {' | '.join(full)} |")
     return "\n".join(lines) + "\n"

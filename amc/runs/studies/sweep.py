@@ -94,7 +94,7 @@ class _Told:
                 {
                     "episodes": len(snapshot.lines),
                     "reward": best.reward,
-                    "accuracy": best.evaluation.accuracy,
+                    "best": best.evaluation.measure.text(best.evaluation.metric),
                 }
             )
 
@@ -310,7 +310,7 @@ def _lines(say: Say) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             name, last = trial.config["trial"]["name"], trial.last_result
-            told = f": best {last['accuracy']:.2%} after {last['episodes']} episodes" if "accuracy" in last else ""
+            told = f": best {last['best']} after {last['episodes']} episodes" if "best" in last else ""
             if self.say is not None:
                 self.say(f"{name}{told}")
 
