@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from torch import nn
 
-from envs.attention.explicit import Form
 from envs.compression.preparation import (
     HELD_SHARE,
     Preparation,
@@ -43,6 +42,7 @@ from envs.space.policy import (
     tensors_fingerprint,
     weights_fingerprint,
 )
+from envs.units.attention.explicit import Form
 from envs.units.layout import LayoutFamily, kept_counts
 from envs.units.slicing import kept_axes, slice_axes
 from envs.units.units import Unit

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.attention.explicit import Form, made_explicit
 from envs.space.patterns import mask_by_magnitude
 from envs.space.policy_file import SCHEMA_VERSION, digest_of, read_policy_file, unit_entry
+from envs.units.attention.explicit import Form, made_explicit
 from envs.units.slicing import axis_size, slice_network
 from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from envs.attention.explicit import Form
+from envs.units.attention.explicit import Form
 from envs.units.units import Kind, Member, Positions, Role, Unit
 from hw_profiles.documents import Strict, validated
 
@@ -111,7 +111,7 @@ class LayerEntry(Strict):
 
 
 class FormEntry(Strict):
-    """How one attention was made explicit, as in `envs.attention.explicit.Form`."""
+    """How one attention was made explicit, as in `envs.units.attention.explicit.Form`."""
 
     module: str
     q: str

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from envs.attention.explicit import Form
 from envs.network.graph import Graph
 from envs.network.inputs import Inputs
 from envs.network.recount import confirm_macs, independent_macs
 from envs.parallel import single_threaded
-from envs.units.attention import read_attention
+from envs.units.attention.explicit import Form
+from envs.units.attention.reading import read_attention
 from envs.units.fates import left_over
 from envs.units.layout import LayoutFamily, measure_family
 from envs.units.together import verify_together

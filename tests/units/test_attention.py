@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.export.applied import load_applied, write_applied
-from envs.attention.explicit import Form, explicit, made_explicit
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.importance.scores import IMPORTANCES
@@ -26,6 +25,7 @@ from envs.regression.statistics import Sampling
 from envs.space.policy import Policy, PolicyMismatch
 from envs.space.rules import Rules
 from envs.units.anatomy import Anatomy, dissect
+from envs.units.attention.explicit import Form, explicit, made_explicit
 from envs.units.slicing import slice_network
 
 

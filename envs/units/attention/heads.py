@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from envs.attention.found import Found
+from envs.units.attention.found import Found
 from envs.units.units import Kind, Member, Positions, Role, Unit
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from envs.attention.explicit import Form, explicit
-from envs.attention.found import Found
 from envs.network.copies import copy_network, same_output
 from envs.network.graph import Graph
 from envs.network.inputs import Inputs, call
+from envs.units.attention.explicit import Form, explicit
+from envs.units.attention.found import Found
 
 TOLERANCE = 1e-4
 """Largest accepted difference relative to the output's largest value; other formulas differ by a tenth and more."""

@@ -8,13 +8,13 @@ from itertools import zip_longest
 import torch
 from torch import nn
 
-from envs.attention.explicit import Form, made_explicit
-from envs.attention.found import find_attention
-from envs.attention.trial import form_of, multihead_forms
 from envs.network.copies import same_output
 from envs.network.graph import Graph, trace
 from envs.network.inputs import Inputs, call
-from envs.units.heads import attention_units
+from envs.units.attention.explicit import Form, made_explicit
+from envs.units.attention.found import find_attention
+from envs.units.attention.heads import attention_units
+from envs.units.attention.trial import form_of, multihead_forms
 from envs.units.units import Fixed, Unit
 from envs.units.verify import Removal, verify_units
 
