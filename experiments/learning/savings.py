@@ -1,6 +1,6 @@
 """Images saved (`savings.images`) against all images scored: the same decisions, and the same quality?
 
-Command: python -m experiments.savings --data DIR --weights DIR [--only decisions|searches] [--run FOLDER]
+Command: python -m experiments.learning.savings --data DIR --weights DIR [--only decisions|searches] [--run FOLDER]
 Decisions: policies of a recorded search on ResNet-56 (at most 200, --run) are scored on all images of the reward; what
 a saving search would have been told of them, in their order, is compared pair by pair. Searches: ResNet-20, 50 % MACs,
 five seeds with and without savings. Finished pieces under runs/savings are kept. Writes experiments/results/savings.md.
@@ -30,7 +30,7 @@ from experiments.chain import commit, processor
 from experiments.compression.variants import play, table
 from experiments.learning.agents import task
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNS, TABLE = ROOT / "runs" / "savings", ROOT / "experiments" / "results" / "savings.md"
 IMAGES, POLICIES, SEEDS = 1000, 200, 5
 VARIANTS = {"all images": [], "savings": ["--set", f"savings.images={IMAGES}"]}
@@ -136,8 +136,8 @@ def main() -> None:
     if options.only != "decisions":
         play(RUNS, task("resnet20", 0.5, options.data.resolve(), options.weights.resolve()), VARIANTS, SEEDS)
     parts = [
-        f"# Images saved\n\n`python -m experiments.savings --data DIR --weights DIR --run RUN`, on {processor()}: "
-        f"every policy is scored on {IMAGES:,} of the reward's 2,500 images."
+        "# Images saved\n\n`python -m experiments.learning.savings --data DIR --weights DIR --run RUN`, "
+        f"on {processor()}: every policy is scored on {IMAGES:,} of the reward's 2,500 images."
     ]
     if (RUNS / "decisions.json").exists():
         parts.append(decisions_section(json.loads((RUNS / "decisions.json").read_text())))
