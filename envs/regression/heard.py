@@ -42,7 +42,7 @@ def heard_positions(network: nn.Module, graph: Graph, example_input: Inputs) -> 
         count = output.flatten(1, -2).shape[1]
         if not all(_arrives(interpreter, twin, example_input, cut, node, at) for at in (count - 1, count // 2)):
             heard = [_arrives(interpreter, twin, example_input, cut, node, at) for at in range(count)]
-            found[str(node.target)] = torch.tensor(heard).nonzero().flatten()
+            found[str(node.target)] = torch.tensor(heard, device="cpu").nonzero().flatten()
     return {name: heard for name, heard in found.items() if len(heard)}
 
 

@@ -215,7 +215,7 @@ class Split(nn.Module):
         (Shortcut(), (1, 3, 8, 8), "stem", "'pad' in 'shortcut'"),
         (Scaled(), (1, 3, 4, 4), "stem", "the parameter 'gain'"),
         (Scaled(), (1, 3, 4, 4), "used", "it is never called: forward reads its weight by itself"),
-        (Split(), (1, 5, 8), "qkv", "cannot be followed through 'reshape'"),
+        (Split(), (1, 5, 8), "qkv", "the network does not run without its channels: 'reshape'"),
         (Split(), (1, 5, 8), "out", "its channels are the network's output"),
         (nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 6)), (1, 5, 8), "0", r"'1' \(LSTM\)"),
     ],

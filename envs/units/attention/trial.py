@@ -60,7 +60,7 @@ def form_of(network: nn.Module, found: Found, example_input: Inputs) -> Form | N
         return None
     generator = torch.Generator().manual_seed(0)
     twin = _shaken(module, generator)
-    inputs = torch.randn((2, *given.shape[1:]), generator=generator).to(given)
+    inputs = torch.randn((2, *given.shape[1:]), generator=generator, device="cpu").to(given)
     with torch.no_grad():
         try:
             expected = twin(inputs)
@@ -144,7 +144,7 @@ def _shaken(module: nn.Module, generator: torch.Generator) -> nn.Module:
     twin = copy_network(module).eval()
     for part in twin.modules():
         for name, value in part.named_parameters(recurse=False):
-            noise = torch.randn(value.shape, generator=generator).to(value)
+            noise = torch.randn(value.shape, generator=generator, device="cpu").to(value)
             fan_in = value.shape[-1] if value.ndim > 1 else 1
             setattr(part, name, nn.Parameter(2 * noise * fan_in**-0.5, requires_grad=False))
     return twin
