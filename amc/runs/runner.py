@@ -141,13 +141,14 @@ def resume_run(
         if previous:
             folder.step_back()
         snapshot, config = folder.snapshot(), folder.config()
-        if given is not None:
-            confirm_code(config.model_dump(include=set(KEYS)), given, str(path / CONFIG))
         if more and config.single:
             raise ValueError(
                 f"agent {config.agent!r} computes one policy, but got --episodes: search with another agent"
             )
         result = None if more or previous else _ended(folder, config)
+        shown = result is not None and snapshot is not None and not folder.owed(result)
+        if given is not None and not shown:  # else none of the run's code runs
+            confirm_code(config.model_dump(include=set(KEYS)), given, str(path / CONFIG))
         if result is not None and snapshot is not None:
             raise Ended(result, _completed(folder, config, snapshot, result, screen, workers, objects))
         config = config.model_copy(update={"episodes": config.episodes + more})

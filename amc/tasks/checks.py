@@ -9,7 +9,7 @@ from amc.tasks.batches import Batch, fitted, several
 from amc.tasks.checkpoint import check_finite
 from amc.tasks.metrics import accuracy, check_classes
 from amc.tasks.plugins import describe
-from amc.tasks.splits import ArraySplit, Split, check_finite_inputs, chunks, known_targets
+from amc.tasks.splits import ArraySplit, NotFinite, Split, check_finite_inputs, chunks, known_targets
 from amc.tasks.task import Task
 from envs.network.inputs import Inputs, batch_size, call, described, rows, tensors
 
@@ -91,6 +91,8 @@ def _run(task: Task, inputs: Inputs, what: str, cure: str) -> Tensor:
 def _read(role: str, split: Split, indices: range) -> Batch:
     try:
         inputs, targets = split.batch(indices)
+    except NotFinite as error:
+        raise NotFinite(error.index, role) from error
     except Exception as error:  # datasets and transforms are the user's code
         raise ValueError(
             f"{role} must give samples {indices.start} to {indices.stop - 1}, but raised {describe(error)}: "
@@ -121,8 +123,8 @@ def _check_inputs(role: str, split: Split, first: Inputs, task: Task) -> None:
         inputs = _read(role, split, part)[0] if whole else first
         try:
             check_finite_inputs(inputs, part)
-        except ValueError as error:
-            raise ValueError(f"{role}: {error}") from error
+        except NotFinite as error:
+            raise NotFinite(error.index, role) from error
 
 
 def _check_lengths(role: str, split: Split, first: Inputs, task: Task) -> None:

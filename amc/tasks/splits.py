@@ -269,20 +269,33 @@ def load_digits(seed: int = 0) -> tuple[Pair, Pair, Pair]:
     return (x[first], y[first]), (x[second], y[second]), (x[third], y[third])
 
 
+class NotFinite(ValueError):
+    """An input is NaN or infinite.
+
+    Attributes:
+        index: Which sample's.
+    """
+
+    def __init__(self, index: int, where: str = "") -> None:
+        """Takes the sample's position in its split, and the name of the split."""
+        named = f"{where} sample" if where else "sample"
+        super().__init__(
+            f"inputs must be finite, but {named} {index} holds NaN or infinity: clean the data or its transform"
+        )
+        self.index = index
+
+
 def check_finite_inputs(inputs: Inputs, indices: Sequence[int]) -> None:
     """Refuses inputs of B samples that are NaN or infinite, naming the first of their positions `indices` in the data.
 
     Raises:
-        ValueError: if there is one.
+        NotFinite: if there is one.
     """
     for tensor in tensors(inputs):
         if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
             continue
         broken = (~tensor.flatten(1).isfinite().all(dim=1)).nonzero()
-        raise ValueError(
-            f"inputs must be finite, but sample {int(indices[int(broken[0])])} holds NaN or infinity: "
-            "clean the data or its transform"
-        )
+        raise NotFinite(int(indices[int(broken[0])]))
 
 
 def verification_samples(split: Split) -> Inputs:

@@ -123,7 +123,7 @@ def test_config_shows_what_is_asked_for(amc: Amc) -> None:
     assert [one["name"] for one in listed] == ["learning.batch_size"]
     assert listed[0] | {"meaning": ""} == {
         "name": "learning.batch_size",
-        "type": "integer >= 1",
+        "type": "integer >= 1 and <= 65536",
         "default": 64,
         "required": False,
         "meaning": "",
@@ -167,7 +167,7 @@ def test_a_search_writes_the_documented_run_folder(run: Path) -> None:
 
 
 def test_the_stored_configuration_repeats_the_run(amc: Amc, bare: None, run: Path, tmp_path: Path) -> None:
-    assert amc("search", run / "config.toml", "--out", tmp_path / "again").code == 0
+    assert amc("search", run / "config.toml", "--task", SMALL, "--out", tmp_path / "again").code == 0
     for name in ("policy.json", "episodes.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
 

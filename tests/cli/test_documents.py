@@ -30,6 +30,7 @@ SLOW = {
     "docs/hardware_profiles.md",
     "docs/own_task.md",
     "docs/ray.md",
+    "docs/start/demo.md",
     "docs/start/start.md",
 }
 """Pages that take longer to follow; the quick suite compiles their programs and reads their commands."""

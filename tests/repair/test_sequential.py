@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,11 +119,10 @@ def test_removing_one_of_two_twin_channels_everywhere_is_repaired_exactly(
 
 def with_kept(compressor: Compressor, kept: dict[str, set[int]]) -> Policy:
     """A policy of these channels instead of the best-scored ones."""
-    data = compressor.policy({}).to_json()
-    for entry in data["units"]:
-        entry["indices"] = sorted(kept.get(entry["name"], range(entry["channels"])))
-        entry["kept"] = len(entry["indices"])
-    return Policy.from_json(data)
+    policy = compressor.policy({})
+    chosen = {entry.unit.name: kept.get(entry.unit.name, range(entry.unit.channels)) for entry in policy.units}
+    units = (replace(entry, indices=tuple(sorted(chosen[entry.unit.name]))) for entry in policy.units)
+    return replace(policy, units=tuple(units))
 
 
 # Better where they are not

@@ -73,5 +73,5 @@ def test_a_notebook_shows_progress_as_one_display_that_is_written_anew(monkeypat
     console = Console(file=io.StringIO(), width=160, force_jupyter=True)
     with live(console) as screen:
         screen.round(snapshot(episode(0.1), episode(0.3023)), 8)
-    assert "best 30.23% after quick repair" in pages[-1]
+    assert "best accuracy 30.23% after quick repair" in pages[-1]
     assert "best" not in pages[0]

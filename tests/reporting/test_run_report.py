@@ -36,7 +36,7 @@ def test_a_run_that_stopped_after_its_last_episode_still_reports_all(
     whole = parse((run / REPORT).read_text(encoding="utf-8"))
     for name in (REPORT, RESULT):  # as if the process had ended before it wrote them
         (run / name).unlink()
-    run_resume(run, 0, console)
+    run_resume(run, 0, console, given={"task": "tests.tasks.small:make_task"})
     resumed = parse((run / REPORT).read_text(encoding="utf-8"))
     (said, _) = resumed.sections["The search"].findall("p")
     assert "Reward of each of 2 episodes" in said.text

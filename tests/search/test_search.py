@@ -157,7 +157,7 @@ def test_the_result_has_the_documented_fields() -> None:
     assert data["schema_version"] == 1
     assert {"task", "budgets", "seed", "evaluations", "image_forwards", "versions", "measured"} <= data.keys()
     for name in ("dense", "uniform", "found"):
-        assert data[name].keys() == {"accuracy", "costs"}
+        assert data[name].keys() == {"accuracy", "costs", "choices", "standard_error"}
         assert data[name]["accuracy"].keys() == {"validation", "test"}
 
 

@@ -431,7 +431,7 @@ def test_the_digits_task_takes_no_data(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_told_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"one of digits, cifar10-resnet20, .* but got 'imagenet'"):
+    with pytest.raises(ValueError, match=r"one of digits, cluttered-digits, cifar10-resnet20, .* but got 'imagenet'"):
         load_task("imagenet")
 
 
