@@ -17,6 +17,10 @@ from amc.tasks.models import digits, resnet_cifar
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split, load_digits, typed
 
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs `[B, ...]` and targets `[B, ...]` to a scalar that training minimizes."""
+Augment: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+"""Changes a batch of inputs `[B, ...]` for training; all its randomness comes from the generator, which is on the CPU."""
 Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs `[B, ...]` and targets `[B, ...]` to a score per sample: `[B]` in [0, 1], higher is better."""
 
@@ -69,6 +73,9 @@ class Task:
         validation: samples that a search is rewarded on.
         test: samples for the final report only.
         metric: one score in [0, 1] per sample.
+        training: samples that fine-tuning trains on; only `amc finetune` needs them.
+        loss: what training minimizes; None: cross-entropy or squared error, as the targets are.
+        augment: changes inputs while training, None: nothing does.
     """
 
     name: str
@@ -78,6 +85,9 @@ class Task:
     validation: Split
     test: Split
     metric: Metric = top1
+    training: Split | None = None
+    loss: Loss | None = None
+    augment: Augment | None = None
 
     def __init__(
         self,
@@ -88,6 +98,9 @@ class Task:
         validation: SplitLike,
         test: SplitLike,
         metric: Metric = top1,
+        training: SplitLike | None = None,
+        loss: Loss | None = None,
+        augment: Augment | None = None,
         name: str | None = None,
     ) -> None:
         """Takes anything for the splits that `as_split` takes; a task without a name is called after its network.
@@ -111,7 +124,9 @@ class Task:
             )
         splits = {"calibration": calibration, "validation": validation, "test": test}
         fields: dict[str, Any] = {role: typed(as_split(data), example_input.dtype) for role, data in splits.items()}
+        fields["training"] = None if training is None else typed(as_split(training), example_input.dtype)
         fields |= {"name": name, "network": network.eval(), "example_input": example_input, "metric": metric}
+        fields |= {"loss": loss, "augment": augment}
         for field, value in fields.items():
             object.__setattr__(self, field, value)
 
@@ -157,6 +172,8 @@ def _digits_task(data: Path | None, checkpoint: Path | None) -> Task:
         calibration=calibration,
         validation=validation,
         test=test,
+        training=calibration,
+        augment=digits.shifted,
     )
 
 
@@ -180,6 +197,8 @@ def _cifar10_task(name: str, network: nn.Module, data: Path | None, checkpoint: 
         calibration=ArraySplit(train_x, train_y, normalize),
         validation=ArraySplit(test_x[:half], test_y[:half], normalize),
         test=ArraySplit(test_x[half:], test_y[half:], normalize),
+        training=ArraySplit(train_x, train_y, normalize),
+        augment=resnet_cifar.cropped_and_flipped,
     )
 
 
