@@ -20,7 +20,7 @@ from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split, load_digits
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs `[B, ...]` and targets `[B, ...]` to a scalar that training minimizes."""
 Augment: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
-"""Changes a batch of inputs `[B, ...]` for training; all its randomness comes from the generator, which is on the CPU."""
+"""Changes a batch of inputs `[B, ...]` for training; its randomness comes from the generator, on the CPU."""
 Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs `[B, ...]` and targets `[B, ...]` to a score per sample: `[B]` in [0, 1], higher is better."""
 

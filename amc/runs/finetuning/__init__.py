@@ -1,6 +1,6 @@
 """After the search: training the network that was found, and nothing else.
 
-- `settings`: the configuration; `schedule`: which channels are there in which epoch; `start`: the weights to begin with.
+- `settings`: configuration; `schedule`: which channels are there in which epoch; `start`: the weights to begin with.
 - `losses`: task loss and distillation; `parameters`: what is trained; `masks`: what stays zero; `batches`: the order of
   samples; `optimization`: optimizer, learning rate, averaged weights.
 - `trainer`: the loop; `state`: where it stands, on disk; `workers`: the same loop on Ray Train.

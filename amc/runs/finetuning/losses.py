@@ -57,8 +57,4 @@ def total(config: FinetuneConfig, loss: Loss, outputs: Tensor, targets: Tensor, 
 
 def _classes(outputs: Tensor, targets: Tensor) -> bool:
     """Whether targets are class indices of these scores."""
-    return (
-        outputs.ndim >= 2
-        and targets.shape == (len(outputs), *outputs.shape[2:])
-        and not targets.is_floating_point()
-    )
+    return outputs.ndim >= 2 and targets.shape == (len(outputs), *outputs.shape[2:]) and not targets.is_floating_point()

@@ -131,9 +131,7 @@ def _order(network: nn.Module, unit: Unit) -> list[tuple[int, ...]]:
     return sorted(unit.granules, key=lambda granule: -float(energy[list(granule)].sum()))
 
 
-def _kept(
-    target: tuple[int, ...], order: list[tuple[int, ...]], unit: Unit, share: float
-) -> tuple[int, ...]:
+def _kept(target: tuple[int, ...], order: list[tuple[int, ...]], unit: Unit, share: float) -> tuple[int, ...]:
     """The policy's channels and the best of the others."""
     size, wanted = len(unit.granules[0]), set(target)
     others = [granule for granule in order if not wanted.issuperset(granule)]

@@ -18,14 +18,16 @@ class FinetuneConfig(Part):
 
     epochs: int = Field(10, ge=1, description="passes over the training split")
     init: Init = Field(
-        "inherited", description="weights to begin with: the found network's, random ones, or those of an early checkpoint"
+        "inherited",
+        description="weights to begin with: the found network's, random ones, or those of an early checkpoint",
     )
     parameters: Parameters = Field(
         "all", description="what is trained: everything, normalization and biases, or low-rank updates beside them"
     )
     rank: int = Field(4, ge=1, description="rank of the low-rank updates")
     schedule: Schedule = Field(
-        "one-shot", description="how the channels go: at once, in steps, on a cubic curve, or softly (they may come back)"
+        "one-shot",
+        description="how the channels go: at once, in steps, on a cubic curve, or softly (they may come back)",
     )
     steps: int = Field(3, ge=2, description="steps of the iterative schedule")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimizer")
@@ -56,7 +58,7 @@ class FinetuneConfig(Part):
             )
         if self.epochs < self.stages_needed:
             raise ValueError(
-                f"schedule {self.schedule!r} needs at least {self.stages_needed} epochs, but got {self.epochs}: add epochs"
+                f"schedule {self.schedule!r} needs {self.stages_needed} epochs or more, but got {self.epochs}: add epochs"
             )
         return self
 

@@ -59,7 +59,9 @@ def sliced(
     units = [entry.unit for entry in policy.units]
     old, new = kept_axes(dense, units, before), kept_axes(dense, units, after)
     relative = {
-        name: Axes(*(_places(getattr(old.get(name), axis, None), getattr(axes, axis)) for axis in ("inputs", "outputs")))
+        name: Axes(
+            *(_places(getattr(old.get(name), axis, None), getattr(axes, axis)) for axis in ("inputs", "outputs"))
+        )
         for name, axes in new.items()
     }
     return copy.deepcopy(slice_axes(network, relative))

@@ -92,7 +92,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, T
     """The optimizer's moments, by parameter."""
     state = optimizer.state_dict()["state"]
     return {
-        f"optimizer/{number}": {name: torch.as_tensor(value, device="cpu") for name, value in moments.items() if value is not None}
+        f"optimizer/{number}": {
+            name: torch.as_tensor(value, device="cpu") for name, value in moments.items() if value is not None
+        }
         for number, moments in state.items()
     }
 

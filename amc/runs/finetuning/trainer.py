@@ -94,15 +94,7 @@ def alone(network: nn.Module) -> nn.Module:
     return network
 
 
-def finetune(
-    subject: Subject,
-    config: FinetuneConfig,
-    path: Path,
-    told: Told | None = None,
-    *,
-    world: World = ALONE,
-    wrap: Wrap = alone,
-) -> Finetuned:
+def finetune(subject: Subject, config: FinetuneConfig, path: Path, told: Told | None = None) -> Finetuned:
     """Trains the found network; goes on where a state file says.
 
     Args:
@@ -110,12 +102,32 @@ def finetune(
         config: How.
         path: The state's file.
         told: Is told after each epoch.
-        world: Who trains together.
-        wrap: Makes a module that averages gradients over them.
 
     Raises:
         ValueError: If it cannot be trained, or the file belongs to another training; before any long work.
     """
+    return _train(subject, config, path, told, ALONE, alone).finished()
+
+
+def train_together(
+    subject: Subject, config: FinetuneConfig, path: Path, told: Told | None, world: World, wrap: Wrap
+) -> None:
+    """`finetune` in one of several processes; the best network stands in the state's file.
+
+    Args:
+        subject: What is trained.
+        config: How.
+        path: The state's file; the first process writes it, the others read it.
+        told: Is told after each epoch, in the first process.
+        world: Who trains together.
+        wrap: Makes a module that averages gradients over them.
+    """
+    _train(subject, config, path, told, world, wrap)
+
+
+def _train(
+    subject: Subject, config: FinetuneConfig, path: Path, told: Told | None, world: World, wrap: Wrap
+) -> _Training:
     subject.check(config)
     torch.set_num_threads(config.threads)
     training = _Training(subject, config, path, world, wrap)
@@ -124,7 +136,7 @@ def finetune(
         training.one_epoch()
         if told is not None and world.rank == 0:
             told(training.epoch, config.epochs, training.lines[-1])
-    return training.finished()
+    return training
 
 
 @dataclass

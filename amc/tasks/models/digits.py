@@ -71,9 +71,7 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Ten
     height, width = images.shape[2:]
     padded = F.pad(images, (padding,) * 4)
     places = torch.randint(2 * padding + 1, (len(images), 2), generator=generator).tolist()
-    return torch.stack(
-        [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)]
-    )
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)])
 
 
 def _projection(in_channels: int, channels: int, stride: int) -> nn.Module:
