@@ -1,4 +1,4 @@
-"""A network from the file that `amc.export.structure` wrote. Nothing in the file is executed, no constructor is called."""
+"""A network from the file that `amc.export.structure` wrote: nothing in it is executed, no constructor is called."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _check_code(sources: Mapping[str, str]) -> None:
             )
         if source_digest(file) != digest:
             raise OtherCode(
-                f"the network's code must be the version that it was written with, but {str(file)!r} has changed since: "
+                f"the network's code must be the one that it was written with, but {str(file)!r} has changed since: "
                 "check out that version, or load the network into one of your own by `policy.apply`"
             )
 

@@ -207,7 +207,7 @@ _KINDS: tuple[tuple[Any, Callable[[Any, _Description, str], JSON]], ...] = (
 
 
 def _name(thing: Any, into: _Description, where: str) -> str:
-    """ "module:qualified.name" of a class or function that can be imported; its source file is noted."""
+    """The name "module:qualified.name" of a class or function that can be imported; its source file is noted."""
     module = getattr(thing, "__module__", None) or builtins.__name__
     qualified = thing.__qualname__
     if inspect.isbuiltin(thing):  # torch's functions that are written in C do not say where they are

@@ -58,7 +58,7 @@ class FinetuneConfig(Part):
             )
         if self.epochs < self.stages_needed:
             raise ValueError(
-                f"schedule {self.schedule!r} needs {self.stages_needed} epochs or more, but got {self.epochs}: add epochs"
+                f"schedule {self.schedule!r} takes {self.stages_needed} epochs or more, but got {self.epochs}"
             )
         return self
 
