@@ -22,6 +22,8 @@ import amc.search as _room
 
 if TYPE_CHECKING:
     from amc.export.onnx import export_onnx
+    from amc.export.program import save_program
+    from amc.export.rebuild import load
     from amc.runs.applying import apply
     from amc.runs.found import Result
     from amc.runs.library import resume, search
@@ -29,7 +31,20 @@ if TYPE_CHECKING:
     from amc.tasks.metric import Metric
     from amc.tasks.task import Task
 
-__all__ = ["Metric", "Result", "Task", "apply", "compare", "export_onnx", "resume", "search", "sweep", "tune"]
+__all__ = [
+    "Metric",
+    "Result",
+    "Task",
+    "apply",
+    "compare",
+    "export_onnx",
+    "load",
+    "resume",
+    "save_program",
+    "search",
+    "sweep",
+    "tune",
+]
 """The public names; all but `search` are imported when first asked for."""
 
 ENVIRONMENT_ID = "amc/ChannelPruning-v0"
@@ -40,7 +55,9 @@ _PLACES = {
     "apply": "amc.runs.applying",
     "compare": "amc.runs.studies.library",
     "export_onnx": "amc.export.onnx",
+    "load": "amc.export.rebuild",
     "resume": "amc.runs.library",
+    "save_program": "amc.export.program",
     "sweep": "amc.runs.studies.library",
     "tune": "amc.runs.studies.library",
 }

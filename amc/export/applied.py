@@ -8,7 +8,9 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from amc.export.structure import STRUCTURE, write_structure
 from amc.storage.files import read_json, write_bytes, write_json
+from envs.network.outputs import unselected
 from envs.space.patterns import verify_network
 from envs.space.policy import Policy
 from hw_profiles.documents import one_line
@@ -40,10 +42,12 @@ def write_applied(policy: Policy, network: nn.Module, folder: Path) -> None:
     # safetensors refuses memory that two tensors share
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
     try:
+        write_structure(unselected(network), folder / STRUCTURE)
         write_bytes(folder / WEIGHTS, safetensors.torch.save(state))
         write_json(folder / POLICY, policy.to_json())
     except BaseException:
-        (folder / WEIGHTS).unlink(missing_ok=True)
+        for name in (WEIGHTS, STRUCTURE):
+            (folder / name).unlink(missing_ok=True)
         raise
 
 

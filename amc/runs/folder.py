@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from amc.config.search import SearchConfig, load_config
 from amc.export.applied import POLICY, WEIGHTS
+from amc.export.structure import STRUCTURE, write_structure
 from amc.runs.events import Events
 from amc.runs.result_file import read_result
 from amc.runs.snapshot import Altered, read_snapshot, write_snapshot
@@ -25,6 +26,7 @@ from amc.search.result import SearchResult
 from amc.search.state import Snapshot
 from amc.storage.digests import digest, digest_of
 from amc.storage.files import append_text, json_text, write_bytes, write_json, write_text
+from envs.network.outputs import unselected
 
 CONFIG, RESULT, SNAPSHOT, SCORES = "config.toml", "result.json", "snapshot.safetensors", "scores.safetensors"
 EPISODES, TIMINGS, REPORT, EVENTS = "episodes.jsonl", "timings.jsonl", "report.html", "tensorboard"
@@ -265,6 +267,8 @@ class RunFolder:
             document["digests"][RESULT] = _digest_of_result(document)
         for name in (name for name in products if name in names):
             write_bytes(self.path / name, products[name])
+        if WEIGHTS in names or not (self.path / STRUCTURE).exists():
+            write_structure(unselected(result.networks["found"]), self.path / STRUCTURE)
         if not (self.path / RESULT).exists():
             write_json(self.path / RESULT, document)
         return document

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split, load_digits, typed
 from envs.network.inputs import Inputs
 from envs.network.outputs import Output, selecting
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs `[B, ...]` and targets `[B, ...]` to a scalar that training minimizes."""
+Augment: TypeAlias = Callable[[Any, torch.Generator], Any]
+"""Changes a batch of inputs for training; its randomness comes from the generator, on the CPU."""
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -42,6 +47,9 @@ class Task:
         test: samples for the final report only.
         metric: by which networks are judged. A function given for it scores each sample in [0, 1], higher being better.
         output: which tensor counts of what the network returns: an attribute or key, an index, or a function.
+        training: samples that fine-tuning trains on; nothing else needs them.
+        loss: what training minimizes; None: cross-entropy or squared error, as the targets are.
+        augment: changes inputs while training, None: nothing does.
     """
 
     name: str
@@ -52,6 +60,9 @@ class Task:
     test: Split
     metric: Metric = accuracy
     output: Output | None = None
+    training: Split | None = None
+    loss: Loss | None = None
+    augment: Augment | None = None
 
     def __init__(
         self,
@@ -62,6 +73,9 @@ class Task:
         validation: SplitLike,
         test: SplitLike,
         metric: Metric | Callable[[Tensor, Tensor], Tensor] = accuracy,
+        training: SplitLike | None = None,
+        loss: Loss | None = None,
+        augment: Augment | None = None,
         name: str | None = None,
         output: Output | None = None,
         collate: Collate | None = None,
@@ -85,8 +99,9 @@ class Task:
         example = checked_example(network, example_input)
         splits = {"calibration": calibration, "validation": validation, "test": test}
         fields: dict[str, Any] = {role: typed(as_split(data, collate), example) for role, data in splits.items()}
+        fields["training"] = None if training is None else typed(as_split(training, collate), example)
         fields |= {"name": name, "network": selecting(network.eval(), output), "example_input": example}
-        fields |= {"metric": as_metric(metric), "output": output}
+        fields |= {"metric": as_metric(metric), "output": output, "loss": loss, "augment": augment}
         for field, value in fields.items():
             object.__setattr__(self, field, value)
 
@@ -94,7 +109,8 @@ class Task:
         """The same task of another network, or itself if that is its own."""
         if network is self.network:
             return self
-        fields = {name: getattr(self, name) for name in ("name", "calibration", "validation", "test", "metric")}
+        kept = ("name", "calibration", "validation", "test", "metric", "output", "training", "loss", "augment")
+        fields = {name: getattr(self, name) for name in kept}
         return Task(network=network, example_input=self.example_input, **fields)
 
 
@@ -138,6 +154,8 @@ def _digits_task(data: Path | None, checkpoint: Path | None) -> Task:
         calibration=calibration,
         validation=validation,
         test=test,
+        training=calibration,
+        augment=digits.shifted,
     )
 
 
@@ -181,6 +199,8 @@ def _cifar10_task(name: str, network: nn.Module, data: Path | None, checkpoint: 
         calibration=ArraySplit(train_x, train_y, normalize),
         validation=ArraySplit(test_x[:half], test_y[:half], normalize),
         test=ArraySplit(test_x[half:], test_y[half:], normalize),
+        training=ArraySplit(train_x, train_y, normalize),
+        augment=resnet_cifar.cropped_and_flipped,
     )
 
 

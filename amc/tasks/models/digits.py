@@ -61,6 +61,19 @@ def upsample(digits: Tensor) -> Tensor:
     return F.interpolate(scaled, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Moves each image `[B, 1, H, W]` by up to one pixel in both directions, for training; what comes in is 0."""
+    return random_crop(images, 1, generator)
+
+
+def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Pads images `[B, C, H, W]` with zeros and cuts each at a place of its own to its size."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (padding,) * 4)
+    places = torch.randint(2 * padding + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)])
+
+
 def _projection(in_channels: int, channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == channels:
         return nn.Identity()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amc.tasks.models.digits import random_crop
+
 
 @dataclass(frozen=True, slots=True)
 class NormalizePixels:
@@ -97,3 +99,15 @@ def resnet56() -> ResNetCifar:
 def _stage(in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_planes, planes, stride)
     return nn.Sequential(first, *(BasicBlock(planes, planes, 1) for _ in range(blocks - 1)))
+
+
+def cropped_and_flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The usual augmentation of CIFAR (He et al., CVPR 2016, section 4.2): 4 pixels of padding, crops, mirror images.
+
+    Args:
+        images: `[B, 3, 32, 32]`, normalized.
+        generator: on the CPU.
+    """
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return random_crop(images, 4, generator)

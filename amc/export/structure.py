@@ -1,0 +1,237 @@
+"""A network's structure as a file without code: classes by name, and attributes; read back by `amc.export.rebuild`.
+
+It lies beside the file of the weights, and holds no tensor that is there.
+
+Pickle would do this and execute whatever the file says. Here a file can only name classes of modules (`nn.Module`), and
+functions and objects of the packages that those come from; their constructors are never called. Of every source file
+that is named the file holds the SHA-256, so that other code than the network's own is refused before it is imported.
+"""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import functools
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from amc.storage.files import write_bytes
+
+SCHEMA_VERSION = 1
+STRUCTURE = "structure.safetensors"
+"""Name of the file, beside that of the weights."""
+JSON: TypeAlias = Any
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+EMPTY = nn.Module().__dict__.keys()
+"""What every module has; it is made again by `nn.Module.__init__`, or stands under a heading of its own."""
+
+
+RECURRENT = ("_flat_weights", "_flat_weight_refs")
+"""What recurrent modules keep of their parameters beside them; made again from those."""
+
+
+class Undescribed(ValueError):
+    """A network holds something that no file without code can hold."""
+
+
+@dataclass(slots=True)
+class _Description:
+    """What was met so far."""
+
+    objects: list[JSON] = field(default_factory=list)
+    places: dict[int, int] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    alive: list[Any] = field(default_factory=list)
+
+
+def write_structure(network: nn.Module, path: Path) -> None:
+    """Writes a network's structure; where it cannot be described, the reason, which reading says.
+
+    Args:
+        network: On any device.
+        path: The file; replaced atomically.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    try:
+        header, tensors = describe(network)
+    except Undescribed as error:
+        header, tensors = {"schema_version": SCHEMA_VERSION, "undescribed": str(error)}, {}
+    write_bytes(path, safetensors.torch.save(tensors, metadata={"structure": json.dumps(header)}))
+
+
+def describe(network: nn.Module) -> tuple[dict[str, JSON], dict[str, Tensor]]:
+    """The structure as JSON, and the tensors that no state dict holds, by name.
+
+    Raises:
+        Undescribed: If the network holds what such a file cannot: hooks, parametrizations, classes made at run time.
+    """
+    into = _Description()
+    root = _module(network, into, "the network")
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "root": root,
+        "objects": into.objects,
+        "sources": into.sources,
+    }
+    state = network.state_dict()
+    others = {key: tensor for key, tensor in into.tensors.items() if key not in state}
+    return header, {key: tensor.detach().cpu().clone().contiguous() for key, tensor in others.items()}
+
+
+def source_digest(path: Path) -> str:
+    """SHA-256 of a source file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _module(module: nn.Module, into: _Description, where: str) -> int:
+    """Describes one module, once; its place in the list of objects."""
+    if id(module) in into.places:
+        return into.places[id(module)]
+    if any(getattr(module, hooks) for hooks in HOOKS):
+        raise Undescribed(f"{where} has hooks, which are code: remove them, or write a program (`amc.save_program`)")
+    place = _reserve(module, into)
+    made_again = {*EMPTY, *(RECURRENT if isinstance(module, nn.RNNBase) else ())}
+    own = {name: value for name, value in vars(module).items() if name not in made_again}
+    into.objects[place] = {
+        "kind": "module",
+        "class": _name(type(module), into, where),
+        "training": module.training,
+        "attributes": {name: _value(value, into, f"{where}.{name}") for name, value in own.items()},
+        "parameters": {
+            name: None if parameter is None else [_tensor(parameter, into, where, name), parameter.requires_grad]
+            for name, parameter in module._parameters.items()
+        },
+        "buffers": {
+            name: None
+            if buffer is None
+            else [_tensor(buffer, into, where, name), name not in module._non_persistent_buffers_set]
+            for name, buffer in module._buffers.items()
+        },
+        "children": {
+            name: None if child is None else _module(child, into, name if where == "the network" else f"{where}.{name}")
+            for name, child in module._modules.items()
+        },
+    }
+    return place
+
+
+def _reserve(value: Any, into: _Description) -> int:
+    place = into.places[id(value)] = len(into.objects)
+    into.objects.append(None)
+    into.alive.append(value)  # an id is only unique while its object lives
+    return place
+
+
+def _tensor(tensor: Tensor, into: _Description, where: str, name: str) -> str:
+    """The key of a tensor; tied ones share theirs."""
+    if id(tensor) not in into.keys:
+        key = name if where == "the network" else f"{where}.{name}"  # as in a state dict
+        into.keys[id(tensor)] = key
+        into.tensors[key] = tensor
+        into.alive.append(tensor)
+    return into.keys[id(tensor)]
+
+
+def _value(value: Any, into: _Description, where: str) -> JSON:
+    """An attribute: numbers and texts as they are, everything else as {kind: content}."""
+    if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
+        return value
+    if isinstance(value, float):
+        return {"float": repr(value)}
+    for kind, write in _KINDS:
+        if isinstance(value, kind):
+            return write(value, into, where)
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return {"name": _name(value, into, where)}
+    return _object(value, into, where)
+
+
+def _object(value: Any, into: _Description, where: str) -> JSON:
+    """Any other object, by its class and attributes; each once."""
+    if id(value) not in into.places:
+        if not hasattr(value, "__dict__"):
+            raise Undescribed(f"{where} is a {type(value).__name__}, which no file without code can hold")
+        place = _reserve(value, into)
+        attributes = {name: _value(one, into, f"{where}.{name}") for name, one in vars(value).items()}
+        into.objects[place] = {"kind": "object", "class": _name(type(value), into, where), "attributes": attributes}
+    return {"object": into.places[id(value)]}
+
+
+def _items(kind: str) -> Callable[[Any, _Description, str], JSON]:
+    def write(values: Any, into: _Description, where: str) -> JSON:
+        return {kind: [_value(value, into, where) for value in values]}
+
+    return write
+
+
+def _pairs(values: Any, into: _Description, where: str) -> JSON:
+    return {"dict": [[_value(key, into, where), _value(value, into, where)] for key, value in values.items()]}
+
+
+def _partial(value: Any, into: _Description, where: str) -> JSON:
+    parts = [value.func, list(value.args), dict(value.keywords)]
+    return {"partial": [_value(part, into, where) for part in parts]}
+
+
+def _enum(value: Any, into: _Description, where: str) -> JSON:
+    return {"enum": [_name(type(value), into, where), value.name]}
+
+
+_KINDS: tuple[tuple[Any, Callable[[Any, _Description, str], JSON]], ...] = (
+    (nn.Module, lambda value, into, where: {"object": _module(value, into, where)}),
+    (Tensor, lambda value, into, where: {"tensor": _tensor(value, into, where, "(attribute)")}),
+    (torch.Size, _items("size")),
+    (torch.dtype, lambda value, into, where: {"dtype": str(value).removeprefix("torch.")}),
+    (torch.device, lambda value, into, where: {"device": str(value)}),
+    (list, _items("list")),
+    (tuple, _items("tuple")),
+    (set | frozenset, _items("set")),
+    (dict, _pairs),
+    (functools.partial, _partial),
+    (enum.Enum, _enum),
+)
+
+
+def _name(thing: Any, into: _Description, where: str) -> str:
+    """The name "module:qualified.name" of a class or function that can be imported; its source file is noted."""
+    module = getattr(thing, "__module__", None) or builtins.__name__
+    qualified = thing.__qualname__
+    if inspect.isbuiltin(thing):  # torch's functions that are written in C do not say where they are
+        homes = (torch, torch.nn.functional)
+        module = next((home.__name__ for home in homes if getattr(home, thing.__name__, None) is thing), module)
+        qualified = thing.__name__
+    name = f"{module}:{qualified}"
+    found: Any = sys.modules.get(module)
+    for part in qualified.split("."):
+        found = getattr(found, part, None)
+    if found is not thing:
+        raise Undescribed(
+            f"{where} is a {name.replace(':', '.')}, which cannot be imported by that name: define it at the top of a "
+            "module, or write a program (`amc.save_program`)"
+        )
+    if module.partition(".")[0] != "torch":
+        try:
+            file = inspect.getsourcefile(thing)
+        except (OSError, TypeError):  # made in a notebook, or by an interpreter's command line
+            file = None
+        if file is None:
+            raise Undescribed(
+                f"{where} is {name.replace(':', '.')}, which has no source file: define it in a module, or write a "
+                "program (`amc.save_program`)"
+            )
+        into.sources[module] = source_digest(Path(file))
+    return name

@@ -1,0 +1,378 @@
+"""The loop: epochs of a schedule, the best one by validation, exact resume."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from agents.searcher import keyed_seed
+from amc.runs.finetuning.batches import ALONE, Batches, World
+from amc.runs.finetuning.losses import default_loss, total
+from amc.runs.finetuning.masks import Masks, hold, impose, masks_of
+from amc.runs.finetuning.optimization import averaged, learning_rate, make_optimizer
+from amc.runs.finetuning.parameters import choose, merged
+from amc.runs.finetuning.schedule import softly_kept, stages, zero_softly
+from amc.runs.finetuning.settings import FinetuneConfig
+from amc.runs.finetuning.start import initialized, rewound, sliced
+from amc.runs.finetuning.state import State, load_optimizer, optimizer_tensors, read_state
+from amc.tasks.task import Task
+from envs.network.inputs import Inputs, call, mapped, tensors
+from envs.space.policy import Policy, UnitPolicy, tensors_fingerprint, weights_fingerprint
+
+Score = Callable[[nn.Module], float]
+"""A network's score on the validation split, higher is better."""
+Told = Callable[[int, int, Mapping[str, Any]], None]
+"""Called after each epoch with (epochs done, epochs in all, what the epoch came to)."""
+Wrap = Callable[[nn.Module], nn.Module]
+"""Makes a module that averages gradients over processes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Subject:
+    """What is trained.
+
+    Attributes:
+        task: With a training split; its network is the dense one, the teacher.
+        policy: What was found.
+        network: The network found, repaired.
+        score: Of a network on validation.
+        early: The dense network with the weights of an early checkpoint, for init rewind.
+    """
+
+    task: Task
+    policy: Policy
+    network: nn.Module
+    score: Score
+    early: nn.Module | None = None
+
+    def check(self, config: FinetuneConfig) -> None:
+        """Refuses what cannot be trained, before work starts.
+
+        Raises:
+            ValueError: Without training samples, or without an early checkpoint to rewind to.
+        """
+        if self.task.training is None:
+            raise ValueError(
+                f"fine-tuning needs training samples, but task {self.task.name!r} has none: give it training=(x, y)"
+            )
+        if (config.init == "rewind") != (self.early is not None):
+            raise ValueError(
+                f"an early checkpoint belongs to init rewind and to it alone, but init is {config.init!r} and "
+                f"{'one' if self.early is not None else 'none'} was given: add --early FILE or choose another init"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Finetuned:
+    """What training came to.
+
+    Attributes:
+        network: The best epoch's network, plain, on the CPU.
+        policy: Its channels; another one than before only after the soft schedule.
+        lines: What every epoch came to.
+        best: The epoch that was chosen, from 1.
+    """
+
+    network: nn.Module
+    policy: Policy
+    lines: tuple[dict[str, Any], ...]
+    best: int
+
+
+def alone(network: nn.Module) -> nn.Module:
+    """The network itself: one process averages nothing."""
+    return network
+
+
+def finetune(subject: Subject, config: FinetuneConfig, path: Path, told: Told | None = None) -> Finetuned:
+    """Trains the found network; goes on where a state file says.
+
+    Args:
+        subject: What is trained.
+        config: How.
+        path: The state's file.
+        told: Is told after each epoch.
+
+    Raises:
+        ValueError: If it cannot be trained, or the file belongs to another training; before any long work.
+    """
+    return _train(subject, config, path, told, ALONE, alone).finished()
+
+
+def train_together(
+    subject: Subject, config: FinetuneConfig, path: Path, told: Told | None, world: World, wrap: Wrap
+) -> None:
+    """`finetune` in one of several processes; the best network stands in the state's file.
+
+    Args:
+        subject: What is trained.
+        config: How.
+        path: The state's file; the first process writes it, the others read it.
+        told: Is told after each epoch, in the first process.
+        world: Who trains together.
+        wrap: Makes a module that averages gradients over them.
+    """
+    _train(subject, config, path, told, world, wrap)
+
+
+def _train(
+    subject: Subject, config: FinetuneConfig, path: Path, told: Told | None, world: World, wrap: Wrap
+) -> _Training:
+    subject.check(config)
+    torch.set_num_threads(config.threads)
+    training = _Training(subject, config, path, world, wrap)
+    training.resume()
+    while training.epoch < config.epochs:
+        training.one_epoch()
+        if told is not None and world.rank == 0:
+            told(training.epoch, config.epochs, training.lines[-1])
+    return training
+
+
+@dataclass
+class _Position:
+    """The network of the present stage, a plain one of its shapes, and what trains it."""
+
+    stage: int
+    plain: nn.Module
+    network: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    masks: Masks
+
+
+@dataclass
+class _Training:
+    """Training under way: the mutable part of `finetune`."""
+
+    subject: Subject
+    config: FinetuneConfig
+    path: Path
+    world: World
+    wrap: Wrap
+    epoch: int = 0
+    lines: tuple[dict[str, Any], ...] = ()
+    best: int = 0
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    policy: Policy = field(init=False)
+
+    def __post_init__(self) -> None:
+        task, config = self.subject.task, self.config
+        if task.training is None:  # `Subject.check` says it better
+            raise ValueError("fine-tuning needs training samples")
+        self.dense = copy.deepcopy(task.network).to(config.device).eval()
+        self.batches = Batches.of(config, task.training, task.augment, self.world)
+        self.policy = self.subject.policy
+        self.stages = stages(config, self.policy, task.network)
+        self.loss = task.loss or default_loss
+        self.fingerprint = self._fingerprint()
+        self.at = self._begin()
+
+    def resume(self) -> None:
+        """Goes on from the state's file, where there is one."""
+        state = read_state(self.path)
+        if state is None:
+            return
+        if state.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"training goes on with its own settings and data, but {str(self.path)!r} was written by another one: "
+                "put them back, or name another folder"
+            )
+        self.epoch, self.lines, self.best = state.epoch, state.lines, state.best
+        self._choose_channels(state.kept)
+        self.best_tensors = dict(state.tensors.get("best", {}))
+        if self.epoch == self.config.epochs:
+            return
+        stage = self._stage_of(self.epoch - 1)
+        while self.at.stage < stage:
+            self.at = self._next(self.at)
+        self.at.network.load_state_dict(state.tensors["network"])
+        if self.at.average is not None:
+            self.at.average.load_state_dict(state.tensors["average"])
+        load_optimizer(self.at.optimizer, state.tensors)
+
+    def one_epoch(self) -> None:
+        """One pass over the samples, scored and written down."""
+        if self._stage_of(self.epoch) != self.at.stage:
+            self.at = self._next(self.at)
+        began = time.perf_counter()
+        loss = self._pass()
+        self.epoch += 1
+        self._written_down(loss, time.perf_counter() - began)
+
+    def finished(self) -> Finetuned:
+        """The best epoch's network."""
+        network = self.policy.apply(self.subject.task.network, check_weights=False)
+        network.load_state_dict(self.best_tensors)
+        return Finetuned(network=network.eval(), policy=self.policy, lines=self.lines, best=self.best)
+
+    def _choose_channels(self, kept: Mapping[str, tuple[int, ...]]) -> None:
+        """Takes other channels of the same number for the last stage, as the soft schedule found them."""
+        if kept:
+            units = tuple(UnitPolicy(unit=one.unit, indices=kept[one.unit.name]) for one in self.policy.units)
+            self.policy = replace(self.policy, units=units)
+            self.stages = (*self.stages[:-1], replace(self.stages[-1], kept=kept))
+
+    def _stage_of(self, epoch: int) -> int:
+        """The stage that an epoch (from 0) belongs to."""
+        ends, total_epochs = [], 0
+        for stage in self.stages:
+            total_epochs += stage.epochs
+            ends.append(total_epochs)
+        return next(number for number, end in enumerate(ends) if epoch < end)
+
+    def _begin(self) -> _Position:
+        """The first stage's network."""
+        subject, config = self.subject, self.config
+        if config.schedule != "one-shot":
+            dense = subject.task.network
+            return self._position(0, sliced(dense, dense, subject.policy, {}, self.stages[0].kept))
+        if config.init == "scratch":
+            return self._position(0, initialized(subject.network, config.seed))
+        if subject.early is not None:
+            return self._position(0, rewound(subject.policy, subject.early))
+        return self._position(0, copy.deepcopy(subject.network))
+
+    def _next(self, at: _Position) -> _Position:
+        """The next stage's network, from the present one; moments begin anew, as their shapes change."""
+        at.plain.load_state_dict(merged(at.network))
+        if self.stages[at.stage].soft:
+            self._choose_channels(softly_kept(at.plain, self.policy))
+        before, after = (self.stages[number].kept for number in (at.stage, at.stage + 1))
+        small = sliced(at.plain, self.subject.task.network, self.subject.policy, before, after)
+        return self._position(at.stage + 1, small)
+
+    def _position(self, number: int, network: nn.Module) -> _Position:
+        config, stage = self.config, self.stages[number]
+        impose(network, stage.patterns)
+        masks, plain = masks_of(network, stage.patterns), copy.deepcopy(network)
+        network = network.to(config.device)
+        masks = {name: mask.to(config.device) for name, mask in masks.items()}
+        generator = torch.Generator().manual_seed(keyed_seed(config.seed, "finetune updates", number))
+        parameters = choose(network, config, generator)
+        return _Position(
+            stage=number,
+            plain=plain,
+            network=network,
+            wrapped=self.wrap(network),
+            optimizer=make_optimizer(config, parameters),
+            average=averaged(network, config.average),
+            masks={} if config.parameters == "lora" else masks,  # low-rank updates are masked themselves
+        )
+
+    def _pass(self) -> float:
+        """Trains one epoch; the mean loss."""
+        config, at = self.config, self.at
+        at.network.train()
+        losses = []
+        for step, (inputs, targets) in enumerate(self.batches.epoch(self.epoch)):
+            for group in at.optimizer.param_groups:
+                group["lr"] = self._rate(step)
+            inputs, targets = mapped(lambda tensor: tensor.to(config.device), inputs), targets.to(config.device)
+            with self._arithmetic():
+                outputs = call(at.wrapped, inputs)
+                teacher = self._teacher(inputs)
+            loss = total(config, self.loss, outputs.float(), targets, teacher)
+            at.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            at.optimizer.step()
+            hold(at.network, at.masks)
+            if at.average is not None:
+                at.average.update_parameters(at.network)
+            losses.append(loss.detach())
+        if self.stages[at.stage].soft:
+            zero_softly(at.network, self.policy)
+        value = float(torch.stack(losses).mean())
+        if value != value:
+            raise ValueError(
+                f"the loss must be a number, but in epoch {self.epoch + 1} it is {value}: lower the learning rate "
+                f"({config.learning_rate}), or correct the task's loss"
+            )
+        return value
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step: a cosine over all epochs, or one for each stage of several epochs."""
+        steps = self.batches.steps
+        if self.config.schedule == "gradual":  # its stages are single epochs
+            return learning_rate(self.config, self.epoch * steps + step, self.config.epochs * steps)
+        before = sum(stage.epochs for stage in self.stages[: self.at.stage])
+        return learning_rate(
+            self.config, (self.epoch - before) * steps + step, self.stages[self.at.stage].epochs * steps
+        )
+
+    def _arithmetic(self) -> Any:
+        narrow = self.config.precision == "bf16" or (self.config.precision == "auto" and self.config.device == "cuda")
+        return torch.autocast(self.config.device, dtype=torch.bfloat16) if narrow else nullcontext()
+
+    def _teacher(self, inputs: Inputs) -> Tensor | None:
+        if self.config.distillation == 0:
+            return None
+        with torch.no_grad():
+            outputs: Tensor = call(self.dense, inputs)
+        return outputs.float()
+
+    def _candidate(self) -> nn.Module:
+        """The network that this epoch would give, plain."""
+        network = copy.deepcopy(self.at.plain).eval()
+        network.load_state_dict(merged(self.at.network if self.at.average is None else self.at.average.module))
+        return network
+
+    def _written_down(self, loss: float, seconds: float) -> None:
+        """Scores the epoch's network, keeps it if it is the best so far, and writes the state."""
+        if self.world.rank != 0:
+            return
+        line: dict[str, Any] = {"epoch": self.epoch, "loss": loss}
+        if self.stages[self.at.stage].last:
+            network = self._candidate()
+            line["score"] = self.subject.score(network)
+            earlier = [one["score"] for one in self.lines if "score" in one]
+            if not earlier or line["score"] > max(earlier):
+                self.best, self.best_tensors = self.epoch, dict(network.state_dict())
+        self.lines = (*self.lines, line)
+        self._state().write(self.path)
+
+    def _state(self) -> State:
+        at = self.at
+        return State(
+            epoch=self.epoch,
+            tensors={
+                "network": at.network.state_dict(),
+                "average": {} if at.average is None else at.average.state_dict(),
+                "best": self.best_tensors,
+                **optimizer_tensors(at.optimizer),
+            },
+            lines=self.lines,
+            best=self.best,
+            kept=self.policy.kept() if self.policy is not self.subject.policy else {},
+            fingerprint=self.fingerprint,
+        )
+
+    def _fingerprint(self) -> str:
+        """SHA-256 over settings, weights, policy and the first samples: what a resumed training must share."""
+        task, policy = self.subject.task, self.subject.policy
+        if task.training is None:
+            raise ValueError("fine-tuning needs training samples")
+        inputs, targets = task.training.batch(range(min(4, len(task.training))))
+        parts = [
+            self.config.model_dump_json(),
+            weights_fingerprint(task.network),
+            weights_fingerprint(self.subject.network),
+            "" if self.subject.early is None else weights_fingerprint(self.subject.early),
+            json.dumps(policy.to_json()["units"]),
+            json.dumps(policy.to_json()["layers"]),
+            str(len(task.training)),
+            tensors_fingerprint([*tensors(inputs), targets]),
+        ]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()

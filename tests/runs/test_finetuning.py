@@ -1,0 +1,239 @@
+"""Training what was found: schedules reach the policy, zeros stay, a stopped training goes on to the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from amc.runs.finetuning.settings import FinetuneConfig
+from amc.runs.finetuning.trainer import Finetuned, Subject, finetune
+from amc.runs.finetuning.workers import finetune_on_workers
+from amc.tasks.models.digits import DigitsNet
+from amc.tasks.splits import ArraySplit, subset
+from amc.tasks.task import Task, load_task
+from envs.space.patterns import verify_network
+from envs.space.policy import LayerPolicy, Policy, UnitPolicy, structure_fingerprint, weights_fingerprint
+from envs.units.anatomy import dissect
+
+SPARSE = {"stage2.0.conv2": "unstructured:0.5", "stage3.1.conv2": "2:4"}
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return load_task("digits")
+
+
+@pytest.fixture(scope="module")
+def policy(task: Task) -> Policy:
+    """Three of four channels of every unit."""
+    anatomy = dissect(task.network, task.example_input, None)
+    return Policy(
+        structure=structure_fingerprint(task.network),
+        weights=weights_fingerprint(task.network),
+        units=tuple(
+            UnitPolicy(unit=unit, indices=tuple(k for k in range(unit.channels) if k % 4)) for unit in anatomy.units
+        ),
+    )
+
+
+@pytest.fixture
+def subject(task: Task, policy: Policy) -> Subject:
+    return subject_of(task, policy)
+
+
+def subject_of(task: Task, policy: Policy) -> Subject:
+    inputs, targets = task.validation.batch(range(200))
+
+    def score(network: nn.Module) -> float:
+        with torch.no_grad():
+            return float((network(inputs).argmax(1) == targets).float().mean())
+
+    return Subject(task=task, policy=policy, network=policy.apply(task.network), score=score)
+
+
+def settings(**changes: Any) -> FinetuneConfig:
+    return FinetuneConfig.model_validate({"epochs": 3, "learning_rate": 0.02, "average": 0.9, **changes})
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_training_makes_the_found_network_better(subject: Subject, tmp_path: Path) -> None:
+    trained = finetune(subject, settings(), tmp_path / "state")
+    assert subject.score(trained.network) == max(line["score"] for line in trained.lines)
+    assert subject.score(trained.network) > subject.score(subject.network) + 0.05
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "iterative", "steps": 2},
+        {"schedule": "gradual"},
+        {"schedule": "soft"},
+        {"init": "scratch"},
+        {"parameters": "norms"},
+        {"parameters": "lora"},
+        {"schedule": "iterative", "steps": 2, "parameters": "lora"},
+        {"optimizer": "adamw", "distillation": 0.0, "average": 0.0},
+    ],
+    ids=str,
+)
+def test_a_stopped_training_goes_on_to_the_same_bytes(
+    subject: Subject, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = settings(batch=64, **changes)
+    subject = replace(subject, task=fewer(subject.task))
+    whole = finetune(subject, config, tmp_path / "whole")
+    for stop in range(1, config.epochs):
+        with pytest.raises(Stopped):
+            finetune(subject, config, tmp_path / "cut", stopping(stop))
+    resumed = finetune(subject, config, tmp_path / "cut")
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "cut").read_bytes()
+    assert same(whole.network, resumed.network)
+    assert {name: len(kept) for name, kept in whole.policy.kept().items()} == subject.policy.widths()
+    assert not any("parametrizations" in name for name in whole.network.state_dict())
+
+
+def fewer(task: Task) -> Task:
+    """The same task with three batches of training samples."""
+    return Task(
+        network=task.network,
+        example_input=task.example_input,
+        calibration=task.calibration,
+        validation=task.validation,
+        test=task.test,
+        training=subset(task.calibration, range(192)),
+        augment=task.augment,
+    )
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(after: int) -> Callable[..., None]:
+    def told(done: int, total: int, line: object) -> None:
+        if done == after:
+            raise Stopped
+
+    return told
+
+
+@pytest.mark.parametrize("parameters", ["all", "lora"])
+def test_zeros_of_patterns_stay(task: Task, policy: Policy, parameters: str, tmp_path: Path) -> None:
+    layers = tuple(LayerPolicy(name=name, pattern=pattern) for name, pattern in SPARSE.items())
+    whole_groups = tuple(replace(one, indices=tuple(range(one.unit.channels))) for one in policy.units)
+    sparse = replace(policy, units=whole_groups, layers=layers)
+    subject = subject_of(task, sparse)
+    before = {name: subject.network.get_submodule(name).get_parameter("weight").clone() for name in SPARSE}
+    trained = finetune(subject, settings(parameters=parameters, epochs=1), tmp_path / "state").network
+    verify_network(trained, sparse.patterns())
+    for name, weight in before.items():
+        after = trained.get_submodule(name).get_parameter("weight")
+        assert not torch.equal(after, weight)
+        assert bool((after[weight == 0] == 0).all())
+
+
+def test_only_what_was_asked_for_is_trained(subject: Subject, tmp_path: Path) -> None:
+    trained = finetune(subject, settings(parameters="norms", epochs=1), tmp_path / "state").network
+    changed = {
+        name
+        for (name, before), after in zip(subject.network.named_parameters(), trained.parameters(), strict=True)
+        if not torch.equal(before, after)
+    }
+    assert changed
+    assert all("bn" in name or name.endswith("bias") or "stem.1" in name or "shortcut.1" in name for name in changed)
+
+
+def test_rewinding_begins_with_the_early_weights(task: Task, policy: Policy, tmp_path: Path) -> None:
+    early = DigitsNet()
+    subject = replace(subject_of(task, policy), early=early)
+    config = settings(init="rewind", epochs=1, learning_rate=1e-9, average=0.0)
+    trained = finetune(subject, config, tmp_path / "state").network
+    expected = policy.apply(early, check_weights=False)
+    torch.testing.assert_close(trained.get_parameter("classifier.weight"), expected.get_parameter("classifier.weight"))
+
+
+def test_targets_that_are_numbers_are_fitted(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(256, 6, generator=generator)
+    y = torch.stack([x.sum(1), x[:, 0] * x[:, 1]], dim=1)
+    split = ArraySplit(x.numpy(), y.numpy())
+    task = Task(
+        network=network,
+        example_input=x[:1],
+        calibration=split,
+        validation=split,
+        test=split,
+        training=split,
+        metric=lambda outputs, targets: 1 / (1 + (outputs - targets).square().mean(1)),
+    )
+    units = dissect(network, x[:1], None).units
+    policy = Policy(
+        structure=structure_fingerprint(network),
+        weights=weights_fingerprint(network),
+        units=tuple(UnitPolicy(unit=unit, indices=tuple(range(unit.channels // 2))) for unit in units),
+    )
+
+    def error(network: nn.Module) -> float:
+        with torch.no_grad():
+            return -float((network(x) - y).square().mean())
+
+    subject = Subject(task=task, policy=policy, network=policy.apply(network), score=error)
+    trained = finetune(subject, settings(distillation=0.0, epochs=8, batch=32), tmp_path / "state")
+    assert error(trained.network) > 0.5 * error(subject.network)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: replace(s, task=without_training(s.task)), "needs training samples"),
+        (lambda s: replace(s, early=DigitsNet()), "belongs to init rewind"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_work_starts(
+    subject: Subject, change: Callable[[Subject], Subject], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        finetune(change(subject), settings(), tmp_path / "state")
+
+
+def without_training(task: Task) -> Task:
+    return Task(
+        network=task.network,
+        example_input=task.example_input,
+        calibration=task.calibration,
+        validation=task.validation,
+        test=task.test,
+    )
+
+
+def test_a_state_of_other_settings_is_refused(subject: Subject, tmp_path: Path) -> None:
+    finetune(subject, settings(epochs=1), tmp_path / "state")
+    with pytest.raises(ValueError, match="its own settings"):
+        finetune(subject, settings(epochs=1, seed=1), tmp_path / "state")
+    (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes()[:-20])
+    with pytest.raises(ValueError, match="undamaged state"):
+        finetune(subject, settings(epochs=1), tmp_path / "state")
+
+
+def test_a_loss_that_is_no_number_ends_training_with_a_cure(subject: Subject, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        finetune(subject, settings(learning_rate=1e12, average=0.0), tmp_path / "state")
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_train_share_the_batches(subject: Subject, tmp_path: Path) -> None:
+    config = settings(workers=2, epochs=2)
+    trained: Finetuned = finetune_on_workers(subject, config, tmp_path / "state")
+    assert len(trained.lines) == 2
+    assert subject.score(trained.network) > subject.score(subject.network)
