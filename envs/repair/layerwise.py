@@ -13,6 +13,7 @@ from envs.repair.bank import LayerwiseBank, input_orders
 from envs.repair.normalization import normalization_behind, takes_shift, write_fit
 from envs.repair.repair import Dense, Pruned, Repair
 from envs.units.slicing import Axes
+from envs.units.units import is_depthwise
 
 FitConsumer = Callable[[str, Tensor, bool], Fit]
 """(layer, [k] kept input positions, whether an intercept can be written) -> weights on the kept inputs, and shift."""
@@ -79,6 +80,11 @@ def bring_to_patterns(dense: Dense, pruned: Pruned, bank: LayerwiseBank, *, shif
             kept = pruned.axes.get(name, Axes()).inputs
             intercept = shifted and takes_shift(dense.network, folds, name)
             curvature, mean = bank.curvature(name, kept, intercept=intercept)
+            outputs = pruned.axes.get(name, Axes()).outputs
+            if outputs is not None and is_depthwise(
+                dense.network.get_submodule(name)
+            ):  # groups follow channels
+                curvature, mean = curvature[outputs], mean[outputs]
         after = finish(before, curvature)
         shift = torch.einsum("gn,gno->go", mean.double(), before - after).flatten()
         write_fit(pruned.network, name, normalization_behind(pruned.network, folds, name), after, shift)

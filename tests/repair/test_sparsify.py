@@ -118,6 +118,18 @@ def test_every_network_keeps_to_its_patterns_beside_pruned_channels(specimen: Sp
         assert torch.isfinite(small(specimen.inputs(3))).all()
 
 
+@pytest.mark.parametrize("repair", ["none", "layerwise", "sequential"])
+@pytest.mark.parametrize("selection", list(SELECTIONS))
+def test_a_depthwise_layer_of_which_channels_went_keeps_to_a_density(
+    stacked: Callable[[tuple[str, ...], int], Specimen], repair: str, selection: str
+) -> None:
+    specimen = stacked(("inverted",), 4)
+    kept = {unit.name: unit.granule * max(1, len(unit.granules) - 1) for unit in specimen.anatomy.units}
+    patterns = legal(specimen, kept, parse_pattern("unstructured:0.25"))
+    made = compressor(specimen, repair, selection)
+    verify_network(made.compress(made.policy(kept, patterns)).network, patterns)
+
+
 @settings(max_examples=8)
 @given(
     st.lists(st.sampled_from(["conv", "identity", "inverted", "grouped", "gate", "dense"]), min_size=1, max_size=2),
