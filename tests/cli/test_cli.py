@@ -143,6 +143,7 @@ def test_a_search_writes_the_documented_run_folder(run: Path) -> None:
         "timings.jsonl",
         "report.html",
         "snapshot.safetensors",
+        "structure.safetensors",
         "scores.safetensors",
         "tensorboard",
     }
