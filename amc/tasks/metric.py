@@ -156,7 +156,7 @@ class Metric:
         if self.per == "sample":
             return float(statistics[0].mean(dtype=np.float64))
         if self.per == "set":
-            return float(self.function(*(torch.from_numpy(rows) for rows in statistics)))
+            return float(self.function(*(torch.tensor(rows) for rows in statistics)))
         sums, counts = (float(rows.sum(dtype=np.float64)) for rows in statistics)
         mean = sums / counts if counts else math.nan
         return mean if self.transform is None else float(self.transform(mean))
