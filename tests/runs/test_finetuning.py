@@ -90,7 +90,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
     subject: Subject, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     config = settings(batch=64, **changes)
-    subject = replace(subject, task=fewer(subject.task))
+    subject = replace(subject, task=three_batches(subject.task))
     whole = finetune(subject, config, tmp_path / "whole")
     for stop in range(1, config.epochs):
         with pytest.raises(Stopped):
@@ -102,17 +102,20 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
     assert not any("parametrizations" in name for name in whole.network.state_dict())
 
 
-def fewer(task: Task) -> Task:
-    """The same task with three batches of training samples."""
+def remade(task: Task, **training: Any) -> Task:
+    """The same task with other training samples, or none."""
     return Task(
         network=task.network,
         example_input=task.example_input,
         calibration=task.calibration,
         validation=task.validation,
         test=task.test,
-        training=subset(task.calibration, range(192)),
-        augment=task.augment,
+        **training,
     )
+
+
+def three_batches(task: Task) -> Task:
+    return remade(task, training=subset(task.calibration, range(192)), augment=task.augment)
 
 
 class Stopped(Exception):
@@ -196,7 +199,7 @@ def test_targets_that_are_numbers_are_fitted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: replace(s, task=without_training(s.task)), "needs training samples"),
+        (lambda s: replace(s, task=remade(s.task)), "needs training samples"),
         (lambda s: replace(s, early=DigitsNet()), "belongs to init rewind"),
     ],
 )
@@ -205,16 +208,6 @@ def test_what_cannot_be_trained_is_refused_before_work_starts(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         finetune(change(subject), settings(), tmp_path / "state")
-
-
-def without_training(task: Task) -> Task:
-    return Task(
-        network=task.network,
-        example_input=task.example_input,
-        calibration=task.calibration,
-        validation=task.validation,
-        test=task.test,
-    )
 
 
 def test_a_state_of_other_settings_is_refused(subject: Subject, tmp_path: Path) -> None:

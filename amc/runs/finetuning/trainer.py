@@ -26,6 +26,7 @@ from amc.runs.finetuning.schedule import softly_kept, stages, zero_softly
 from amc.runs.finetuning.settings import FinetuneConfig
 from amc.runs.finetuning.start import initialized, rewound, sliced
 from amc.runs.finetuning.state import State, load_optimizer, optimizer_tensors, read_state
+from amc.tasks.splits import Split
 from amc.tasks.task import Task
 from envs.network.inputs import Inputs, call, mapped, tensors
 from envs.space.policy import Policy, UnitPolicy, tensors_fingerprint, weights_fingerprint
@@ -56,16 +57,26 @@ class Subject:
     score: Score
     early: nn.Module | None = None
 
+    @property
+    def training(self) -> Split:
+        """The samples that are trained on.
+
+        Raises:
+            ValueError: If the task has none.
+        """
+        if self.task.training is None:
+            raise ValueError(
+                f"fine-tuning needs training samples, but task {self.task.name!r} has none: give it training=(x, y)"
+            )
+        return self.task.training
+
     def check(self, config: FinetuneConfig) -> None:
         """Refuses what cannot be trained, before work starts.
 
         Raises:
             ValueError: Without training samples, or without an early checkpoint to rewind to.
         """
-        if self.task.training is None:
-            raise ValueError(
-                f"fine-tuning needs training samples, but task {self.task.name!r} has none: give it training=(x, y)"
-            )
+        _ = self.training
         if (config.init == "rewind") != (self.early is not None):
             raise ValueError(
                 f"an early checkpoint belongs to init rewind and to it alone, but init is {config.init!r} and "
@@ -170,10 +181,8 @@ class _Training:
 
     def __post_init__(self) -> None:
         task, config = self.subject.task, self.config
-        if task.training is None:  # `Subject.check` says it better
-            raise ValueError("fine-tuning needs training samples")
         self.dense = copy.deepcopy(task.network).to(config.device).eval()
-        self.batches = Batches.of(config, task.training, task.augment, self.world)
+        self.batches = Batches.of(config, self.subject.training, task.augment, self.world)
         self.policy = self.subject.policy
         self.stages = stages(config, self.policy, task.network)
         self.loss = task.loss or default_loss
@@ -362,9 +371,8 @@ class _Training:
     def _fingerprint(self) -> str:
         """SHA-256 over settings, weights, policy and the first samples: what a resumed training must share."""
         task, policy = self.subject.task, self.subject.policy
-        if task.training is None:
-            raise ValueError("fine-tuning needs training samples")
-        inputs, targets = task.training.batch(range(min(4, len(task.training))))
+        training = self.subject.training
+        inputs, targets = training.batch(range(min(4, len(training))))
         parts = [
             self.config.model_dump_json(),
             weights_fingerprint(task.network),
@@ -372,7 +380,7 @@ class _Training:
             "" if self.subject.early is None else weights_fingerprint(self.subject.early),
             json.dumps(policy.to_json()["units"]),
             json.dumps(policy.to_json()["layers"]),
-            str(len(task.training)),
+            str(len(training)),
             tensors_fingerprint([*tensors(inputs), targets]),
         ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
