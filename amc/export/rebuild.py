@@ -126,6 +126,13 @@ class _Reader:
     tensors: Mapping[str, Tensor]
     made: dict[int, Any] = field(default_factory=dict)
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    packages: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Notes which packages the network's own modules come from."""
+        classes = [entry["class"] for entry in self.objects if entry["kind"] == "module"]
+        roots = {name.partition(":")[0].partition(".")[0] for name in classes if not name.startswith("torch.")}
+        self.packages = roots - sys.stdlib_module_names
 
     def network(self, root: int) -> nn.Module:
         """The root of all modules."""
@@ -191,12 +198,7 @@ class _Reader:
         """Whether a name from a module may be used: torch.nn, torch's operators, the packages of the modules."""
         if module == "torch" or module.startswith("torch.nn."):
             return True
-        own = {
-            entry["class"].partition(":")[0].partition(".")[0]
-            for entry in self.objects
-            if entry["kind"] == "module" and not entry["class"].startswith("torch.")
-        }
-        return module in self.sources and module.partition(".")[0] in own - sys.stdlib_module_names
+        return module in self.sources and module.partition(".")[0] in self.packages
 
     def _value(self, value: Any) -> Any:
         """What `_value` of the writer made of an attribute."""
