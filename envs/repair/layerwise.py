@@ -81,9 +81,8 @@ def bring_to_patterns(dense: Dense, pruned: Pruned, bank: LayerwiseBank, *, shif
             intercept = shifted and takes_shift(dense.network, folds, name)
             curvature, mean = bank.curvature(name, kept, intercept=intercept)
             outputs = pruned.axes.get(name, Axes()).outputs
-            if outputs is not None and is_depthwise(
-                dense.network.get_submodule(name)
-            ):  # groups follow channels
+            # The groups of a depthwise layer follow its channels.
+            if outputs is not None and is_depthwise(dense.network.get_submodule(name)):
                 curvature, mean = curvature[outputs], mean[outputs]
         after = finish(before, curvature)
         shift = torch.einsum("gn,gno->go", mean.double(), before - after).flatten()
