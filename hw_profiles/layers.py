@@ -5,8 +5,8 @@ Data only: what a layout costs is in `cost.py`, how one is read off a network is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -98,6 +98,18 @@ class Widths:
     patterns: IntArray | None = None
     products: IntArray | None = None
 
+    def part(self, variants: IntArray, rows: IntArray) -> Widths:
+        """Some of the variants ([k] indices), of some of the operators ([n] indices)."""
+        patterns = None if self.patterns is None else self.patterns[variants][:, rows]
+        products = self.products if self.products is None else np.broadcast_to(self.products, self.outputs.shape)
+        return Widths(
+            inputs=self.inputs[variants][:, rows],
+            outputs=self.outputs[variants][:, rows],
+            groups=np.broadcast_to(self.groups, self.outputs.shape)[variants][:, rows],
+            patterns=patterns,
+            products=None if products is None else products[variants][:, rows],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -125,6 +137,26 @@ class Layout:
         if any(layer.pattern != "dense" for layer in self.layers):
             columns["patterns"] = [parse_pattern(layer.pattern).code for layer in self.layers]
         return Widths(**{name: np.asarray([column], dtype=np.int64) for name, column in columns.items()})
+
+    def without(self, gone: Collection[int], constants: Collection[int] = (), extra_params: int = 0) -> Layout:
+        """The layout with some operators gone; those that read them read nothing in their place.
+
+        Args:
+            gone: Indices of operators.
+            constants: Indices of operators that stay and add one parameter for each of their channels.
+            extra_params: Parameters that belong to no operator and come in addition.
+        """
+        places: dict[int, int] = {}
+        layers: list[LayerShape] = []
+        for index, layer in enumerate(self.layers):
+            if index in gone:
+                continue
+            places[index] = len(layers)
+            inputs = tuple(places[source] for source in layer.inputs if source in places)
+            own = layer.channel_params + (index in constants)
+            same = inputs == layer.inputs and own == layer.channel_params
+            layers.append(layer if same else replace(layer, inputs=inputs, channel_params=own))
+        return replace(self, layers=tuple(layers), extra_params=self.extra_params + extra_params)
 
     def weights(self, widths: Widths, skips: Callable[[IntArray], NDArray[np.bool_]] | None = None) -> IntArray:
         """[K, N] int64: weights of each operator that may differ from zero.

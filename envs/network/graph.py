@@ -158,7 +158,7 @@ def trace(network: nn.Module, example_input: Inputs, samples: Inputs | None = No
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         logger.info("torch.fx cannot trace %s (%s): module order only", type(network).__name__, reason)
         return Graph(_nodes_by_hooks(twin, example_input), None, fast, reason)
-    _erase_sizes(program, values)
+    _erase_unheard(program, values, multiplied)
     return Graph(_nodes_of(program, values, multiplied, twin), program, fast)
 
 
@@ -192,11 +192,19 @@ def _output(network: nn.Module, example_input: Inputs) -> Any:
         ) from error
 
 
-def _erase_sizes(program: fx.Graph, values: dict[fx.Node, Any]) -> None:
-    """Erases what is not read and is no tensor. An unread tensor is computed all the same, and so it counts."""
+def _erase_unheard(program: fx.Graph, values: dict[fx.Node, Any], multiplied: dict[fx.Node, int]) -> None:
+    """Erases what is not read and is no tensor, or depends on no input (what a branch that is gone still computes).
+
+    Any other unread tensor is computed all the same, and so it counts.
+    """
+    moving: set[fx.Node] = set()
+    for node in program.nodes:
+        if node.op == "placeholder" or any(source in moving for source in node.all_input_nodes):
+            moving.add(node)
     for node in reversed(program.nodes):
         unread = not node.users and node.op not in ("placeholder", "output")
-        if unread and (node.op == "get_attr" or node.target is constant or first_tensor(values[node]) is None):
+        still = node not in moving and not multiplied[node]
+        if unread and (still or first_tensor(values[node]) is None):
             program.erase_node(node)
 
 
