@@ -81,10 +81,10 @@ def option(model: type[BaseModel], name: str, flag: str = "") -> inspect.Paramet
     annotation = plain_type(field)
     key = key_of(name, field)
     repeatable = get_origin(annotation) in (tuple, dict)
-    kind: Any = list[str] if repeatable else annotation if annotation in (int, float, Path) else str
-    info = typer.Option(
-        flag or f"--{name.rpartition('.')[2].replace('_', '-')}", help=_help(key, choices_of(field), repeatable)
-    )
+    kind: Any = list[str] if repeatable else annotation if annotation in (bool, int, float, Path) else str
+    plain = name.rpartition(".")[2].replace("_", "-")
+    own = f"--{plain}/--no-{plain}" if kind is bool else f"--{plain}"
+    info = typer.Option(flag or own, help=_help(key, choices_of(field), repeatable))
     return inspect.Parameter(
         name.replace(".", "__"),
         inspect.Parameter.KEYWORD_ONLY,

@@ -21,7 +21,7 @@ AGENT = ("agent", "preset", "episodes", "warmup", "round_size", "max_minutes", "
 COMPRESSION = ("compression.importance", "compression.repair", "compression.selection")
 
 
-@configured(*TASK, "choose", "constraint", *RULES, anything=False)
+@configured(*TASK, "choose", "branches", "constraint", *RULES, anything=False)
 def inspect(
     overrides: Overrides,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (docs/reference/inspection.md).")] = False,
@@ -45,7 +45,7 @@ def inspect(
 
 
 @with_workers
-@configured(*TASK, "constraint", "profile", "choose", *AGENT, *COMPRESSION, *RULES)
+@configured(*TASK, "constraint", "profile", "choose", "branches", *AGENT, *COMPRESSION, *RULES)
 def search(
     overrides: Overrides,
     workers: WorkersConfig,

@@ -66,6 +66,7 @@ class SearchConfig(Part):
     choose: Annotated[str, OneOf(KINDS)] = Field(
         "channels", description="what is decided: widths, a pattern per layer, a density per layer, widths and patterns"
     )
+    branches: bool = Field(False, description="whole residual branches may be removed, too")
     patterns: tuple[str, ...] = Field(
         ("2:4",), min_length=1, max_length=64, description="what layers may choose beside dense"
     )

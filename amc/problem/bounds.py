@@ -15,6 +15,7 @@ from envs.lookup import passed_in
 from envs.network.graph import trace
 from envs.network.inputs import Inputs
 from envs.network.recount import CountMismatch, confirm_macs, independent_macs
+from envs.space.branch_sites import with_branches
 from envs.space.constraint import Budget, Constraint, Costing, resolve_budget
 from envs.space.finders import Wanted
 from envs.space.kinds import finder_named
@@ -47,6 +48,10 @@ def choose_sites(
         shapes=shapes,
     )
     sites, fixed = finder_named(config.choose)(wanted)
+    if config.branches:
+        skip, dense = config.rules.skip, anatomy.family.dense
+        sites, whole = with_branches(sites, anatomy.branches, anatomy.units, dense, skip)
+        fixed = [*fixed, *whole]
     return tuple(sites), tuple(fixed)
 
 

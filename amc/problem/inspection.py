@@ -146,7 +146,9 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
     Raises:
         ValueError: If the rules leave a unit without a width, or match nothing.
     """
-    anatomy = dissect(task.network, task.example_input, verification_samples(task.calibration))
+    anatomy = dissect(
+        task.network, task.example_input, verification_samples(task.calibration), branches=config.branches
+    )
     network = anatomy.network
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     widths, skipped = Rules.of(config.rules, profiled=config.profile is not None).sites(anatomy.units)

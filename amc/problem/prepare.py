@@ -28,8 +28,10 @@ from envs.measure import ACCURACY
 from envs.pruning_env import PruningEnv
 from envs.reward import Evaluation
 from envs.space.assignment import Assignment
+from envs.space.branch_sites import BranchSite
 from envs.space.pattern_sites import PatternSite
 from envs.space.policy import Policy, weights_fingerprint
+from envs.units.branches.trial import VerifiedBranch
 
 LIMITS = ("episodes", "effort", "max_minutes", "confirm")
 """Keys of the configuration that say when a search ends, and may change when it goes on."""
@@ -111,9 +113,16 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
         cached_tensors,
         [site.layer for site in setup.sites if isinstance(site, PatternSite)],
         anatomy.forms,
+        _removable(setup),
     )
     progress("calibrating", 1, 1)
     return compressor
+
+
+def _removable(setup: Setup) -> list[VerifiedBranch]:
+    """The branches that some site decides."""
+    decided = {site.name for site in setup.sites if isinstance(site, BranchSite)}
+    return [one for one in setup.anatomy.branches if one.name in decided]
 
 
 def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:

@@ -6,7 +6,7 @@ No gradient step changes a weight and no label is read here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -27,6 +27,7 @@ from envs.network.inputs import Inputs, batch_size, mapped, tensors
 from envs.regression.heard import heard_positions
 from envs.regression.statistics import first_chunks
 from envs.repair.bank import Banks, LayerwiseBank
+from envs.repair.branches import Gone, branch_means, write_constant
 from envs.repair.factors import with_mixes
 from envs.repair.normalization import reestimate_batch_norm
 from envs.repair.repair import Dense, Pruned, Repair
@@ -43,8 +44,10 @@ from envs.space.policy import (
     weights_fingerprint,
 )
 from envs.units.attention.explicit import Form
+from envs.units.branches.branch import is_gone, without_branches
+from envs.units.branches.trial import VerifiedBranch
 from envs.units.layout import LayoutFamily, kept_counts
-from envs.units.slicing import kept_axes, slice_axes
+from envs.units.slicing import Axes, kept_axes, slice_axes
 from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern
 
@@ -63,6 +66,7 @@ class Compressor:
         network: The dense network, where the settings' device says.
         graph: Its operator graph.
         units: The units that may change.
+        branches: The residual branches that may go.
         settings: How to compress.
         orders: Channels of each unit by descending importance.
         dense: What repairs are given.
@@ -81,6 +85,7 @@ class Compressor:
         remember: Remember = lambda kind, key, compute: compute(),
         sparse: Sequence[str] = (),
         forms: Sequence[Form] = (),
+        branches: Sequence[VerifiedBranch] = (),
     ) -> None:
         """Computes channel orders (and moments where importance or repair need them).
 
@@ -94,6 +99,7 @@ class Compressor:
             remember: Gives back earlier results of the same (kind, key), or computes them.
             sparse: Layers that may take a pattern.
             forms: Attention that was made explicit in the network; policies say so.
+            branches: Residual branches that may go.
         """
         self.network = placed(network, settings.device)
         self.graph = graph
@@ -101,6 +107,7 @@ class Compressor:
         self.settings = settings
         self._family = family
         self._forms = tuple(forms)
+        self.branches = tuple(branches)
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(one for chunk in chunks for one in tensors(chunk))
         self._repairs: dict[str | type[Repair], Repair] = {}
@@ -147,8 +154,10 @@ class Compressor:
             narrow_targets=settings.narrow_targets,
             mean_shift=importance_named(settings.importance).mean_shift,
             factors=preparation.factors(moments),
+            means=branch_means(self.network, self.graph, self.branches, chunks, sampling),
         )
         self.preparation_forwards = preparation.image_forwards(moments) + self._repair().preparation_forwards()
+        self.preparation_forwards += sum(map(batch_size, chunks)) if self.branches else 0
 
     def _repair(self, name: str | None = None) -> Repair:
         """The repair of that name, None: of the settings."""
@@ -171,12 +180,15 @@ class Compressor:
         """Images on which batch-norm statistics are re-estimated."""
         return min(self.settings.reestimate_images, sum(map(batch_size, self.dense.chunks)))
 
-    def policy(self, kept: Mapping[str, int], patterns: Mapping[str, str] | None = None) -> Policy:
+    def policy(
+        self, kept: Mapping[str, int], patterns: Mapping[str, str] | None = None, removed: Collection[str] = ()
+    ) -> Policy:
         """The policy that keeps the best-scored channels.
 
         Args:
             kept: Channels per unit; units that are not named stay whole.
             patterns: Pattern per layer; layers that are not named stay dense.
+            removed: Names of residual branches that go.
         """
         entries = tuple(
             UnitPolicy(unit=unit, indices=tuple(sorted(self.orders[unit.name][: kept.get(unit.name, unit.channels)])))
@@ -186,12 +198,19 @@ class Compressor:
         weighted = [layer.name for layer in self._family.dense.layers if layer.has_weight]
         layers = tuple(LayerPolicy(name=name, pattern=chosen.get(name, "dense")) for name in weighted)
         structure, weights = self._fingerprints
-        return Policy(structure=structure, weights=weights, units=entries, layers=layers, forms=self._forms)
+        return Policy(
+            structure=structure,
+            weights=weights,
+            units=entries,
+            layers=layers,
+            forms=self._forms,
+            branches=tuple(one.branch for one in self.branches if one.name in removed),
+        )
 
     def policy_of(self, assignment: Assignment) -> Policy:
         """The policy of an assignment of sites."""
         decided = assignment.decisions
-        return self.policy(decided.kept, decided.patterns)
+        return self.policy(decided.kept, decided.patterns, decided.removed)
 
     def compress(
         self,
@@ -222,15 +241,19 @@ class Compressor:
         axes = kept_axes(self.network, self.units, policy.kept())
         if chosen.fits:
             axes = with_mixes(axes, self.units, self.dense.factors)
-        small = slice_axes(self.network, axes)
+        small = without_branches(slice_axes(self.network, axes), policy.branches)
+        gone = self._gone(policy, axes)
+        for one in gone if chosen.fits or self.dense.mean_shift else ():
+            write_constant(small, one.branch, one.kept(self.dense.means.mean(one.verified.name, unseen)))
         chosen(
             Pruned(
                 network=small,
-                axes=axes,
+                axes={name: axes[name] for name in axes if not is_gone(small, name)},
                 finishes=finishes(self.network, patterns, self.settings.selection, refitted=chosen.fits),
                 quick=quick,
                 half=half,
                 unseen=unseen,
+                gone=gone,
             )
         )
         forwards = chosen.forwards(quick=quick)
@@ -248,6 +271,12 @@ class Compressor:
         """
         return self.compress(policy, self._repair().alone, unseen=unseen).network
 
+    def _gone(self, policy: Policy, axes: Mapping[str, Axes]) -> tuple[Gone, ...]:
+        """The branches that a policy removes, none inside of another."""
+        removed = [one for one in self.branches if one.branch in policy.branches]
+        outer = [one for one in removed if not any(other.around(one) for other in removed)]
+        return tuple(Gone(verified=one, outputs=axes.get(one.branch.layer, Axes()).outputs) for one in outer)
+
     def _check(self, policy: Policy) -> None:
         """Refuses a policy of another network, and patterns that their layers cannot take at the policy's widths."""
         if policy.kept().keys() != {unit.name for unit in self.units} or policy.structure != self._fingerprints[0]:
@@ -255,6 +284,9 @@ class Compressor:
                 f"a policy only fits the network it was made for, but its structure {policy.structure[7:19]} is not "
                 f"{self._fingerprints[0][7:19]}: apply it to the same architecture, or search again"
             )
+        if unknown := set(policy.branches).difference(one.branch for one in self.branches):
+            names = ", ".join(sorted(branch.name for branch in unknown))
+            raise PolicyMismatch(f"a policy may only remove branches that were found, but removes {names}: search again")
         patterns = policy.patterns()
         for layer in self._family.at(kept_counts(self._family, policy.widths())).layers if patterns else ():
             reason = refusal(layer, parse_pattern(patterns.get(layer.name, "dense")))

@@ -252,7 +252,13 @@ class _Prefix:
         } | {f"{name}.weight": index for name, index in first.items()}
 
     def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
-        """Each variant's output for one batch; units must come in execution order, or the walk begins again."""
+        """Each variant's output for one batch; units must come in execution order, or the walk begins again.
+
+        Without a branch, a network has other operators, and is run from the start.
+        """
+        if unit not in self._starts:
+            yield from _Whole(self._inputs).outputs(variants, unit, index)
+            return
         cut = self._checkpoints.advance(self._dense, index, self._starts[unit])
         for variant in variants:
             yield self._interpreter.output(variant, self._inputs[index], cut=cut)

@@ -26,13 +26,17 @@ def inference_copy(network: nn.Module, graph: Graph, like: Twins | None = None) 
     """A copy in eval mode that gives the same outputs (up to rounding) in less time.
 
     Args:
-        network: The network that `graph` was traced from, or one sliced from it; it is not changed.
+        network: The network that `graph` was traced from, or one sliced from it, maybe without some branches; it is not
+            changed.
         graph: Tells which normalization alone reads which layer.
         like: A network whose tensors this one shares but for a few layers, and its fast copy: no layer that is the same
             is made again.
     """
     fast = functional_copy(network)
+    there = {name for name, _ in network.named_modules()}
     for name, reader in graph.folds().items():
+        if not there.issuperset((name, reader)):
+            continue  # gone with the branch that they were in
         fused = _shared(network, like, name, reader) or folded(network, name, reader)
         if fused is not None:
             layer = fast.get_submodule(name)

@@ -62,7 +62,13 @@ class Refit:
 
 
 def refits_of(
-    program: fx.Graph, targets: Targets, axes: Mapping[str, Axes], sparse: Collection[str], *, producers: bool
+    program: fx.Graph,
+    targets: Targets,
+    axes: Mapping[str, Axes],
+    sparse: Collection[str],
+    *,
+    producers: bool,
+    constants: Collection[fx.Node] = (),
 ) -> dict[fx.Node, Refit]:
     """The layers to refit: those whose input drifted, and those that get a pattern.
 
@@ -72,8 +78,9 @@ def refits_of(
         axes: What stays of each touched module.
         sparse: Layers that get a pattern.
         producers: Refit every layer whose input drifted, not only the consumers of pruned units.
+        constants: What stands for branches that are gone.
     """
-    drifted = _drifted(program, {*axes, *sparse})
+    drifted = _drifted(program, {*axes, *sparse}, constants)
     refits: dict[fx.Node, Refit] = {}
     for node in program.nodes:
         if node not in targets.layers:
@@ -92,11 +99,11 @@ def _branch(targets: Targets, node: fx.Node, outputs: Tensor | None) -> Branch |
     return Branch(addend.other, addend.scale if outputs is None else addend.scale[outputs])
 
 
-def _drifted(program: fx.Graph, touched: Collection[str]) -> set[fx.Node]:
+def _drifted(program: fx.Graph, touched: Collection[str], constants: Collection[fx.Node]) -> set[fx.Node]:
     """Nodes whose value differs between the dense and the sliced network."""
     drifted: set[fx.Node] = set()
     for node in program.nodes:
-        own = node.op == "call_module" and node.target in touched
+        own = (node.op == "call_module" and node.target in touched) or node in constants
         if own or any(source in drifted for source in node.all_input_nodes):
             drifted.add(node)
     return drifted

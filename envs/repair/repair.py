@@ -14,6 +14,7 @@ from envs.regression.factors import Factors
 from envs.regression.ridge import Finish
 from envs.regression.statistics import Sampling
 from envs.repair.bank import Banks
+from envs.repair.branches import NO_BRANCHES, BranchMeans, Gone
 from envs.units.slicing import Axes
 from envs.units.units import Unit
 
@@ -38,6 +39,7 @@ class Dense:
         narrow_targets: Keep the dense network's outputs at the sampled positions in bfloat16.
         factors: Moments of units whose channels are multiplied and summed, by unit name.
         mean_shift: Channels that go leave their mean in the bias, even without repair.
+        means: What residual branches give.
     """
 
     network: nn.Module
@@ -55,6 +57,7 @@ class Dense:
     narrow_targets: bool
     mean_shift: bool
     factors: Mapping[str, Factors] = field(default_factory=dict)
+    means: BranchMeans = NO_BRANCHES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,7 @@ class Pruned:
         quick: Whether fewer images and positions will do, to compare policies with each other.
         half: Whether to walk and to multiply in bfloat16.
         unseen: Fold of calibration images that layer-wise fits leave out, None: none.
+        gone: Residual branches that are gone; where anything is fitted, their constants are the dense means already.
     """
 
     network: nn.Module
@@ -76,6 +80,7 @@ class Pruned:
     quick: bool = False
     half: bool = False
     unseen: int | None = None
+    gone: tuple[Gone, ...] = ()
 
 
 class Repair(Protocol):

@@ -5,7 +5,7 @@ One walk stands in `walk`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -13,10 +13,12 @@ from envs.network.inputs import batch_size
 from envs.parallel import return_memory
 from envs.regression.ridge import Finish
 from envs.repair.bank import Banks
+from envs.repair.branches import Gone
 from envs.repair.factors import with_mixes
 from envs.repair.repair import Dense, Pruned, Repair
 from envs.repair.targets import Targets, record_targets
 from envs.repair.walk import RepairWalk
+from envs.units.branches.program import remaining
 from envs.units.slicing import kept_axes, slice_axes
 
 
@@ -36,7 +38,8 @@ class SequentialRepair(Repair):
         if not pruned.quick:
             self.release_fits()
         ridges = self._quick_ridges() if pruned.quick else {}
-        self._walk(pruned.quick, ridges, half=pruned.half, finishes=pruned.finishes)(pruned.network, pruned.axes)
+        walk = self._walk(pruned.quick, ridges, half=pruned.half, finishes=pruned.finishes)
+        self._around(walk, pruned.gone)(pruned.network, pruned.axes)
         return_memory()
 
     def preparation_forwards(self) -> int:
@@ -76,6 +79,20 @@ class SequentialRepair(Repair):
             producers=self.dense.producers,
             half=half,
             finishes=finishes,
+        )
+
+    def _around(self, walk: RepairWalk, gone: Sequence[Gone]) -> RepairWalk:
+        """The walk through what is left without some branches."""
+        if not gone:
+            return walk
+        rest = remaining(self.dense.graph, [one.verified for one in gone])
+        inside = {node for one in gone for node in one.verified.found.inside}
+        return replace(
+            walk,
+            graph=rest.graph,
+            targets=walk.targets.of(rest.nodes, inside),
+            gone={rest.constants[one.verified.name]: one for one in gone},
+            means=self.dense.means,
         )
 
     def _aims(self, quick: bool) -> Targets:

@@ -6,7 +6,7 @@ No policy changes them, so one pass over the calibration images serves all polic
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,6 +102,21 @@ class Targets:
     def first(self, chunks: int, per_image: int) -> Targets:
         """A view of the first chunks and of the first positions of each image."""
         return replace(self, chunks=self.chunks[:chunks], rows=self.rows[:chunks], per_image=per_image)
+
+    def of(self, nodes: Mapping[fx.Node, fx.Node], gone: Collection[fx.Node]) -> Targets:
+        """The same for a network without some operators.
+
+        Args:
+            nodes: Node of the dense program -> the one that stands for it.
+            gone: Nodes that are not there.
+        """
+        addends = {
+            nodes[layer]: replace(addend, sum=nodes[addend.sum], other=nodes[addend.other])
+            for layer, addend in self.addends.items()
+            if layer not in gone
+        }
+        rows = tuple({nodes[layer]: target for layer, target in found.items() if layer not in gone} for found in self.rows)
+        return replace(self, addends=addends, rows=rows)
 
     def excerpt(self) -> Targets:
         """The same without what is not used."""

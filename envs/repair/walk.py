@@ -26,6 +26,7 @@ from envs.regression.ridge import Finish, Sums, add, solve, sums_of
 from envs.regression.rows import gather_patches, kernel_size, regrouped, take_outputs, weight_of, weight_rows
 from envs.regression.shrinkage import FOLDS, UNDIVIDED_RIDGE, best_ridge, folded_sums
 from envs.regression.statistics import GRAM_LIMIT
+from envs.repair.branches import NO_BRANCHES, BranchMeans, Gone, write_constant
 from envs.repair.normalization import normalization_behind, takes_shift, write_fit
 from envs.repair.refits import Refit, execution_order, refits_of
 from envs.repair.targets import Target, Targets
@@ -50,6 +51,8 @@ class RepairWalk:
         producers: Refit every layer whose input drifted, not only the consumers of pruned units.
         half: Walk and multiply in bfloat16; sums, factors and the weights that are written stay as they are.
         finishes: What brings layers to their patterns, by layer name; each on the inputs that it really has.
+        gone: Branches that are gone, by the nodes of their constants, whose only argument is the shortcut.
+        means: What branches give in the dense network.
     """
 
     network: nn.Module
@@ -61,6 +64,8 @@ class RepairWalk:
     producers: bool = True
     half: bool = False
     finishes: Mapping[str, Finish] = field(default_factory=dict)
+    gone: Mapping[fx.Node, Gone] = field(default_factory=dict)
+    means: BranchMeans = NO_BRANCHES
 
     def __call__(self, small: nn.Module, axes: Mapping[str, Axes]) -> dict[str, float]:
         """Refits the layers of a sliced network, in place.
@@ -72,19 +77,23 @@ class RepairWalk:
         Returns:
             The ridge of each refitted layer.
         """
-        if not axes and not self.finishes:
+        if not axes and not self.finishes and not self.gone:
             return {}
         program = self.graph.require_program()
-        pending = refits_of(program, self.targets, axes, self.finishes.keys(), producers=self.producers)
-        interpreter = Interpreter(execution_order(program, pending))
+        pending = refits_of(
+            program, self.targets, axes, self.finishes.keys(), producers=self.producers, constants=self.gone.keys()
+        )
+        interpreter = Interpreter(execution_order(program, {*pending, *self.gone}))
         arithmetic = torch.bfloat16 if self.half else None
         checkpoints = Checkpoints(interpreter, self.targets.chunks, self.held_bytes, arithmetic)
         walked = self._walked(small)
-        return {
-            str(node.target): self._refit(pending[node], place, walked, checkpoints, small)
-            for place, node in enumerate(interpreter.order)
-            if node in pending
-        }
+        ridges = {}
+        for place, node in enumerate(interpreter.order):
+            if node in pending:
+                ridges[str(node.target)] = self._refit(pending[node], place, walked, checkpoints, small)
+            elif node in self.gone:
+                self._refit_constant(node, place, walked, checkpoints, small)
+        return ridges
 
     def _walked(self, small: nn.Module) -> nn.Module:
         """The twin that walks: normalization folded, in the precision asked for."""
@@ -121,6 +130,24 @@ class RepairWalk:
         write_fit(small, refit.name, normalization_behind(small, self.graph.folds(), refit.name), weights, shift)
         self._follow(walked, small, refit.name)
         return ridge
+
+    def _refit_constant(
+        self, node: fx.Node, place: int, walked: nn.Module, checkpoints: Checkpoints, small: nn.Module
+    ) -> None:
+        """Gives a removed branch's constant what the dense sum has above the pruned network's shortcut, in the mean."""
+        gone, shortcut = self.gone[node], node.all_input_nodes[0]
+        lookout, sums = self.means.lookouts[gone.verified.name], self.means.sums[gone.verified.name]
+
+        def one(index: int) -> Tensor:
+            with torch.no_grad():
+                values = checkpoints.advance(walked, index, place).values
+                rows = lookout.rows(values[shortcut], index).double()
+                return gone.kept(sums[index].own + sums[index].shortcut) - rows.sum(dim=0)
+
+        chunks = range(len(self.targets.chunks))
+        lacking = torch.stack(list(map_chunks(one, chunks))).sum(dim=0)
+        for network in (walked, small):
+            write_constant(network, gone.branch, lacking / sum(sums[index].count for index in chunks))
 
     def _ridge(self, refit: Refit, folds: Sequence[Sums], intercept: bool) -> float:
         """The penalty of one fit: the one asked for, the known one, or that which serves unseen images best."""

@@ -62,15 +62,29 @@ class Costing:
 
     def many(self, cost: Cost, kept: IntArray) -> FloatArray:
         """[K] costs of [K, S] kept channels (and ranks of patterns)."""
-        return cost.many(self.family.dense, self.widths(kept))
+        costs = np.empty(len(np.atleast_2d(kept)))
+        for variants, layout, widths in self._draft(kept).parts():
+            costs[variants] = cost.many(layout, widths)
+        return costs
 
     def widths(self, kept: IntArray) -> Widths:
-        """Channel counts and patterns of [K, S] assignments."""
+        """Channel counts and patterns of [K, S] assignments, as if all branches were there."""
+        return self._draft(kept).finished()
+
+    def _draft(self, kept: IntArray) -> WidthsDraft:
         kept = np.atleast_2d(kept)
         draft = WidthsDraft(self.family, len(kept))
         for step, site in enumerate(self.sites):
             site.write(kept[:, step], draft)
-        return draft.finished()
+        return draft
+
+    def settled(self, kept: IntArray) -> IntArray:
+        """[S] an assignment whose sites that do not matter keep all they can: one for each network that comes out."""
+        moot = {name for site, value in zip(self.sites, kept, strict=True) for name in site.moot(value)}
+        if not moot:
+            return kept
+        heaviest = self.heaviest()
+        return np.asarray([heaviest[k] if site.name in moot else kept[k] for k, site in enumerate(self.sites)])
 
     def unfit(self, kept: IntArray) -> NDArray[np.bool_]:
         """[K, N] bool: layers of [K, S] assignments that have a pattern which their shape does not take."""
@@ -162,7 +176,10 @@ class Constraint:
             Ascending indices into the site's choices, never empty.
         """
         step = len(prefix)
-        options = self.costing.sites[step].values()
+        sites = self.costing.sites
+        if any(sites[step].name in site.moot(value) for site, value in zip(sites, prefix, strict=False)):
+            return np.asarray([len(sites[step].choices) - 1])
+        options = sites[step].values()
         kept = np.repeat(self.fallback[None, :], len(options), axis=0)
         kept[:, :step] = prefix
         kept[:, step] = options
@@ -190,7 +207,7 @@ class Constraint:
             ratios: [S] positive preserve ratios.
         """
         sites = self.costing.sites
-        steps = [site.ratios() for site in sites]
+        steps = [site.ratios() if site.scaled else site.ratios()[-1:] for site in sites]
         edges = [(own[1:] + own[:-1]) / 2 / ratio for own, ratio in zip(steps, ratios, strict=True)]
         factors = np.concatenate([[1 / ratios.min()], np.unique(np.concatenate(edges))[::-1] * (1 - 1e-9)])
         for chunk in np.array_split(factors, max(1, len(factors) // 64)):
@@ -198,7 +215,8 @@ class Constraint:
                 np.abs(own[None, :] - chunk[:, None] * ratio).argmin(axis=1)
                 for own, ratio in zip(steps, ratios, strict=True)
             ]
-            kept = np.stack([site.values()[index] for site, index in zip(sites, every, strict=True)], axis=1)
+            values = (site.values()[-len(own) :] for site, own in zip(sites, steps, strict=True))
+            kept = np.stack([own[index] for own, index in zip(values, every, strict=True)], axis=1)
             kept = self.costing.fitted(kept)
             legal = np.flatnonzero(self.keeps(kept))
             if len(legal):
@@ -217,6 +235,8 @@ class Constraint:
 def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
     """Lightest choices everywhere, improved by coordinate descent where a cost is not monotone or a shape not taken.
 
+    Branches stay where the budgets can be kept with them.
+
     Widths go first: a wider unit that takes the pattern leaves more to choose from than a layer made dense. Where
     that ends above a budget, layers that do not take their pattern at the lightest widths start dense.
 
@@ -229,7 +249,10 @@ def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
         over.append(costing.misfits(kept))
         return np.asarray(np.sum(over, axis=0))
 
-    starts = costing.lightest(), costing.fitted(costing.lightest()[None, :])[0]
+    whole = np.where([site.scaled for site in costing.sites], costing.lightest(), costing.heaviest())
+    starts = [costing.lightest(), costing.fitted(costing.lightest()[None, :])[0]]
+    if not np.array_equal(whole, starts[0]):
+        starts.insert(0, whole)
     ends = [_descend(costing, start, excess) for start in starts]
     kept, best = min(ends, key=lambda end: end[1])
     if best > 0:
@@ -242,7 +265,7 @@ def _feasible(costing: Costing, budgets: Sequence[Budget]) -> IntArray:
             f"every budget must be reachable under the rules, but the lowest found is {lowest}: "
             f"{_cure(costing, budgets)}"
         )
-    return kept
+    return costing.settled(kept)
 
 
 def _cure(costing: Costing, budgets: Sequence[Budget]) -> str:

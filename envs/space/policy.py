@@ -1,4 +1,4 @@
-"""The pruning policy: which channels of each unit stay, self-contained enough to rebuild the small network."""
+"""The pruning policy: which channels of each unit stay, which branches go; self-contained enough to rebuild the small network."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from envs.space.patterns import mask_by_magnitude
 from envs.space.policy_file import SCHEMA_VERSION, digest_of, read_policy_file, unit_entry
 from envs.units.attention.explicit import Form, made_explicit
+from envs.units.branches.branch import Branch, without_branches
 from envs.units.slicing import axis_size, slice_network
 from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern
@@ -74,6 +75,7 @@ class Policy:
         units: What stays of each unit.
         layers: Pattern of each layer with a weight.
         forms: Attention that is made explicit before channels go; fingerprints are those of the network with it.
+        branches: Residual branches that are removed after channels went.
         provenance: Where it comes from (task, budgets, seed, ...), free JSON.
     """
 
@@ -82,6 +84,7 @@ class Policy:
     units: tuple[UnitPolicy, ...]
     layers: tuple[LayerPolicy, ...] = ()
     forms: tuple[Form, ...] = ()
+    branches: tuple[Branch, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -114,6 +117,7 @@ class Policy:
                 stacklevel=2,
             )
         small = slice_network(network, [entry.unit for entry in self.units], self.kept())
+        small = without_branches(small, self.branches)
         small = copy.deepcopy(small)  # nothing may stay shared with the dense network
         for name, pattern in self.patterns().items():
             mask_by_magnitude(small.get_submodule(name), parse_pattern(pattern))
@@ -136,6 +140,12 @@ class Policy:
                 f"has structure {found[7:19]}: build the same architecture, dense, or search again"
             )
         modules = dict(network.named_modules())
+        for branch in self.branches:
+            if missing := next((name for name in branch.named() if name not in modules), None):
+                raise PolicyMismatch(
+                    f"a policy must name modules of the network, but {missing!r} of branch {branch.name!r} is none: "
+                    "take the file as it was written"
+                )
         for member in (member for entry in self.units for member in entry.unit.members):
             size = axis_size(modules[member.module], member.role) if member.module in modules else 0
             if any(not 0 <= position < size for row in member.positions for position in row):
@@ -163,6 +173,7 @@ class Policy:
             "units": [unit_entry(entry.unit, entry.indices) for entry in self.units],
             "layers": [{"name": layer.name, "pattern": layer.pattern} for layer in self.layers],
             **({"attention": [form.to_json() for form in self.forms]} if self.forms else {}),
+            **({"branches": [branch.to_json() for branch in self.branches]} if self.branches else {}),
             "provenance": dict(self.provenance),
         }
         return content | {"digest": digest_of(content)}
@@ -182,6 +193,7 @@ class Policy:
             units=tuple(UnitPolicy(unit=entry.unit(), indices=tuple(entry.indices)) for entry in file.units),
             layers=tuple(LayerPolicy(name=layer.name, pattern=layer.pattern) for layer in file.layers),
             forms=tuple(entry.form() for entry in file.attention),
+            branches=tuple(entry.branch() for entry in file.branches),
             provenance=file.provenance,
         )
 

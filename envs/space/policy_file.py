@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from envs.units.attention.explicit import Form
+from envs.units.branches.branch import ACTIVATIONS, Block, Branch, Skip
 from envs.units.units import Kind, Member, Positions, Role, Unit
 from hw_profiles.documents import Strict, validated
 
@@ -18,6 +19,9 @@ SCHEMA_VERSION: Literal[1] = 1
 MAX_POSITIONS = 2**22
 """Positions that the members of a policy may place together; ResNet-152's place 0.2 million. Runs of consecutive rows
 take no room in the file, so its length does not bound them."""
+
+MAX_AXES, MAX_OUTPUTS = 8, 16
+"""Axes of a tensor inside of a network, and tensors in a tuple that one of its modules gives."""
 
 Place = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
@@ -130,6 +134,58 @@ class FormEntry(Strict):
         return Form(**self.model_dump())
 
 
+class SkipEntry(Strict):
+    """A module inside of a removed branch, as in `envs.units.branches.branch.Skip`."""
+
+    module: str
+    rank: Annotated[int, Field(ge=1, le=MAX_AXES)]
+    outputs: Annotated[int, Field(ge=0, le=MAX_OUTPUTS)]
+
+
+class BlockEntry(Strict):
+    """How a whole block is replaced, as in `envs.units.branches.branch.Block`."""
+
+    shortcut: str
+    tail: str
+    function: str
+
+    @model_validator(mode="after")
+    def _known(self) -> BlockEntry:
+        if self.function and self.function not in ACTIVATIONS:
+            raise ValueError(f"`function` must be one of {', '.join(ACTIVATIONS)}, but got {self.function!r}")
+        return self
+
+
+class BranchEntry(Strict):
+    """How a residual branch is removed, as in `envs.units.branches.branch.Branch`."""
+
+    module: str
+    layer: str
+    axis: Place
+    rank: Annotated[int, Field(ge=1, le=MAX_AXES)]
+    outputs: Annotated[int, Field(ge=0, le=MAX_OUTPUTS)]
+    skipped: list[SkipEntry]
+    block: BlockEntry | None
+
+    @model_validator(mode="after")
+    def _inside(self) -> BranchEntry:
+        if self.axis >= self.rank:
+            raise ValueError(f"`axis < rank` must hold, but got {self.axis} and {self.rank} for {self.module!r}")
+        return self
+
+    def branch(self) -> Branch:
+        """The branch."""
+        return Branch(
+            module=self.module,
+            layer=self.layer,
+            axis=self.axis,
+            rank=self.rank,
+            outputs=self.outputs,
+            skipped=tuple(Skip(**entry.model_dump()) for entry in self.skipped),
+            block=None if self.block is None else Block(**self.block.model_dump()),
+        )
+
+
 class NetworkEntry(Strict):
     """Fingerprints of the dense network."""
 
@@ -145,12 +201,18 @@ class PolicyFile(Strict):
     units: list[UnitEntry]
     layers: list[LayerEntry]
     attention: list[FormEntry] = Field(default_factory=list)
+    branches: list[BranchEntry] = Field(default_factory=list)
     provenance: dict[str, Any]
     digest: str
 
     @model_validator(mode="after")
     def _distinct_and_bounded(self) -> PolicyFile:
-        for what, names in (("unit", [u.name for u in self.units]), ("layer", [row.name for row in self.layers])):
+        named = {
+            "unit": [unit.name for unit in self.units],
+            "layer": [row.name for row in self.layers],
+            "branch": [branch.module for branch in self.branches],
+        }
+        for what, names in named.items():
             if len(set(names)) != len(names):
                 raise ValueError(f"every {what} must stand once in a policy, but one stands twice")
         if (places := sum(unit.places for unit in self.units)) > MAX_POSITIONS:

@@ -7,10 +7,10 @@ line in `kinds.KINDS`. A site only says what its values mean; what a decision do
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import ClassVar
+from functools import cached_property, lru_cache
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +43,30 @@ class Decisions:
     Attributes:
         kept: Unit name -> channels kept.
         patterns: Layer name -> sparsity pattern.
+        removed: Names of the residual branches that are gone, in order.
     """
 
     kept: dict[str, int] = field(default_factory=dict)
     patterns: dict[str, str] = field(default_factory=dict)
+    removed: dict[str, None] = field(default_factory=dict)
+
+
+class Part(NamedTuple):
+    """Variants of a network with the same operators: [k] their indices, the operators, and their widths."""
+
+    variants: IntArray
+    layout: Layout
+    widths: Widths
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """Operators that are gone in some of the variants, the addition behind them, and what else changes."""
+
+    rows: tuple[int, ...]
+    row: int
+    extra_params: int
+    where: NDArray[np.bool_]
 
 
 class WidthsDraft:
@@ -57,6 +77,7 @@ class WidthsDraft:
         self.family, self.count = family, count
         self.channels: IntArray = np.repeat(family.channels[None, :], count, axis=0)
         self._patterns: IntArray | None = None
+        self._gone: list[_Gone] = []
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -69,10 +90,47 @@ class WidthsDraft:
             self._patterns = np.zeros((self.count, len(self.family.dense.layers)), dtype=np.int64)
         self._patterns[:, self.rows[layer]] = codes
 
+    def remove(self, rows: tuple[int, ...], row: int, extra_params: int, where: NDArray[np.bool_]) -> None:
+        """Takes operators out.
+
+        Args:
+            rows: The operators.
+            row: The addition behind them, which then adds a parameter per channel.
+            extra_params: Parameters that come in addition.
+            where: [K] bool, in which variants.
+        """
+        self._gone.append(_Gone(rows, row, extra_params, where))
+
+    def parts(self) -> Iterator[Part]:
+        """The variants by the operators that they have."""
+        widths, dense = self.finished(), self.family.dense
+        if not any(gone.where.any() for gone in self._gone):
+            yield Part(np.arange(self.count), dense, widths)
+            return
+        everywhere = np.stack([gone.where for gone in self._gone], axis=1)
+        kinds, kind_of = np.unique(everywhere, axis=0, return_inverse=True)
+        for number, kind in enumerate(kinds):
+            variants = np.flatnonzero(kind_of.reshape(-1) == number)
+            gone = tuple(one for one, where in zip(self._gone, kind, strict=True) if where)
+            layout, rows = _without(dense, tuple((one.rows, one.row, one.extra_params) for one in gone))
+            yield Part(variants, layout, widths.part(variants, rows))
+
     def finished(self) -> Widths:
         """The widths; without patterns where all are dense."""
         dense = self._patterns is None or not self._patterns.any()
         return self.family.widths(self.channels, None if dense else self._patterns)
+
+
+@lru_cache(maxsize=2048)
+def _without(dense: Layout, gone: tuple[tuple[tuple[int, ...], int, int], ...]) -> tuple[Layout, IntArray]:
+    """A layout without some operators, each given with its addition and further parameters, and the rows that stay.
+
+    What lies inside of others counts with them.
+    """
+    outer = [one for one in gone if not any(one[1] in other[0] for other in gone)]
+    dropped = {row for rows, _, _ in outer for row in rows}
+    layout = dense.without(dropped, {row for _, row, _ in outer}, sum(extra for _, _, extra in outer))
+    return layout, np.asarray([row for row in range(len(dense.layers)) if row not in dropped], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +142,14 @@ class Site(ABC):
         choices: What is allowed before any budget, lightest first.
         precedence: Sites of a lower one are changed first where a budget must be reached.
         shaped: Whether a layer's shape can refuse a value.
+        scaled: Whether a common preserve ratio moves it; others keep all that they have then.
     """
 
     name: str
     choices: tuple[Choice, ...]
     precedence: ClassVar[int] = 0
     shaped: ClassVar[bool] = False
+    scaled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses a site without choices or with unordered ones."""
@@ -117,6 +177,10 @@ class Site(ABC):
         Raises:
             ValueError: If it is no choice of this site.
         """
+
+    def moot(self, value: int) -> tuple[str, ...]:
+        """Names of the sites that no longer matter where this one has a value."""
+        return ()
 
     @abstractmethod
     def write(self, values: IntArray, draft: WidthsDraft) -> None:

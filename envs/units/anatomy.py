@@ -13,6 +13,7 @@ from envs.network.recount import confirm_macs, independent_macs
 from envs.parallel import single_threaded
 from envs.units.attention.explicit import Form
 from envs.units.attention.reading import read_attention
+from envs.units.branches.trial import VerifiedBranch, read_branches
 from envs.units.fates import left_over
 from envs.units.layout import LayoutFamily, measure_family
 from envs.units.together import verify_together
@@ -33,6 +34,8 @@ class Anatomy:
         units: Verified units in execution order.
         fixed: Layers that stay, each once, and why.
         uncounted: Operators of torch that plausibly multiply, but for which no formula is known.
+        branches: Residual branches that can go, in the order of their additions; none unless they are looked for.
+        whole: Residual branches that stay, and why.
     """
 
     network: nn.Module
@@ -42,15 +45,20 @@ class Anatomy:
     fixed: tuple[Fixed, ...]
     forms: tuple[Form, ...] = ()
     uncounted: tuple[str, ...] = ()
+    branches: tuple[VerifiedBranch, ...] = ()
+    whole: tuple[Fixed, ...] = ()
 
 
-def dissect(network: nn.Module, example_input: Inputs, samples: Inputs | None = None) -> Anatomy:
+def dissect(
+    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, *, branches: bool = False
+) -> Anatomy:
     """Traces a network, finds its units, verifies them, and has its multiply-accumulates counted independently.
 
     Args:
         network: The network; it is not changed.
         example_input: Input of batch 1.
         samples: A few real inputs on which units are verified; None for random ones.
+        branches: Whether to look for residual branches, too.
 
     Raises:
         CountMismatch: If the layouts count other multiply-accumulates than the network's own forward runs.
@@ -75,6 +83,7 @@ def dissect(network: nn.Module, example_input: Inputs, samples: Inputs | None = 
     recount = independent_macs(network, example_input)
     confirm_macs(family.dense, graph, recount)
     reasons = _one_each([*fixed, *rejected, *alone, *clashing])
+    found, whole = read_branches(network, graph, example_input, family.dense, samples) if branches else ([], [])
     return Anatomy(
         network=network,
         forms=read.forms,
@@ -82,6 +91,8 @@ def dissect(network: nn.Module, example_input: Inputs, samples: Inputs | None = 
         family=family,
         units=tuple(units),
         uncounted=recount.uncounted,
+        branches=tuple(found),
+        whole=tuple(whole),
         fixed=(*reasons, *(Fixed(*pair) for pair in left_over(network, graph, _known(reasons, units)))),
     )
 

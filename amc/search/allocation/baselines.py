@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from envs.regression.rows import weight_of
+from envs.space.branch_sites import BranchSite
 from envs.space.constraint import Constraint, InfeasibleBudget
 from envs.space.pattern_sites import PatternSite
 from envs.space.sites import Site
@@ -100,6 +101,8 @@ def narrowed(constraint: Constraint, pattern: str) -> Constraint:
     for site in costing.sites:
         if isinstance(site, PatternSite):
             wanted = [choice for choice in site.choices if choice.label == pattern]
+        elif isinstance(site, BranchSite):
+            wanted = []
         else:
             wanted = [choice for choice in site.choices if choice.value % max(group, 1) == 0]
         choices = wanted or site.choices

@@ -8,14 +8,17 @@ policy, solved with multipliers and repeated; greedy exchanges of one or two gro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.search.allocation.groups import Group, together
+from amc.search.allocation.groups import Group, thinned, together
 from envs.compression.damage import Curve
+from envs.space.branch_sites import BranchSite
 from envs.space.constraint import Constraint, Costing
+from envs.space.sites import Site
 from hw_profiles.cost import Cost
 from hw_profiles.layers import IntArray
 
@@ -41,6 +44,35 @@ def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
     Returns:
         [S] kept channels.
     """
+    thin = thinned(constraint.costing.sites)
+    if thin == constraint.costing.sites:
+        return _solved(constraint, curves)
+    coarse = _solved(_over(constraint, thin), curves)  # which branches go; then all widths of those that stay
+    fine = _solved(_over(constraint, _decided(constraint.costing.sites, coarse)), curves)
+    return min((fine, coarse), key=lambda kept: _damage(constraint.costing, curves, kept))
+
+
+def _over(constraint: Constraint, sites: Sequence[Site]) -> Constraint:
+    """The same budgets over sites with fewer choices."""
+    return Constraint.create(replace(constraint.costing, sites=tuple(sites)), constraint.budgets)
+
+
+def _decided(sites: Sequence[Site], kept: IntArray) -> list[Site]:
+    """The sites with their branches as an [S] assignment has them."""
+    moot = {name for site, value in zip(sites, kept, strict=True) for name in site.moot(value)}
+    decided = []
+    for site, value in zip(sites, kept, strict=True):
+        choices = (site.choice(value),) if isinstance(site, BranchSite) or site.name in moot else site.choices
+        decided.append(replace(site, choices=choices))
+    return decided
+
+
+def _damage(costing: Costing, curves: Sequence[Curve], kept: IntArray) -> float:
+    values = costing.settled(kept)[:, None]
+    return float(sum(curve.at(value)[0] for curve, value in zip(curves, values, strict=True)))
+
+
+def _solved(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
     costing = constraint.costing
     groups = together(costing, [curve.at(site.values()) for curve, site in zip(curves, costing.sites, strict=True)])
     starts = [constraint.uniform(), constraint.fallback]

@@ -87,6 +87,12 @@ class Branch:
         """Name of the constant in a network without the branch."""
         return self.module if self.block is None else f"{self.module}.constant"
 
+    def named(self) -> tuple[str, ...]:
+        """Names of all modules of the dense network that it speaks of."""
+        parts = [] if self.block is None else [self.block.shortcut, self.block.tail]
+        inner = [f"{self.module}.{part}" for part in parts if part]
+        return (self.module, self.layer, *inner, *(skip.module for skip in self.skipped))
+
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary."""
         return asdict(self)
@@ -126,6 +132,14 @@ def constant_of(network: nn.Module, branch: Branch) -> Constant | None:
     except AttributeError:
         return None
     return found if isinstance(found, Constant) else None
+
+
+def is_gone(network: nn.Module, name: str) -> bool:
+    """Whether a layer of the dense network is not there, or something without weights stands in its place."""
+    try:
+        return isinstance(network.get_submodule(name), (Constant, Skipped))
+    except AttributeError:
+        return True
 
 
 def _remove(twin: nn.Module, network: nn.Module, branch: Branch) -> None:

@@ -63,7 +63,8 @@ def find_branches(graph: Graph, values: Mapping[fx.Node, object]) -> tuple[list[
         rows = sorted(places[one.name] for one in inside if one.name in places)
         layers = tuple(graph.nodes[row].name for row in rows if graph.nodes[row].kind in WEIGHTED_KINDS)
         if reason := _unfit(node, out, other, values, layers):
-            fixed.append(Fixed(str(graph.nodes[places[out.name]]), reason))
+            if layers:
+                fixed.append(Fixed(f"{layers[-1]}.branch", reason))
             continue
         found.append(
             FoundBranch(
@@ -120,7 +121,7 @@ def _unfit(
 ) -> str:
     """Why a branch cannot go, or ''."""
     if not layers:
-        return "the branch has no layer with a weight of its own"
+        return "no layer with a weight is its own"
     shapes = [one.shape for one in (values[node] for node in (addition, out, other)) if isinstance(one, Tensor)]
     if len(shapes) != 3 or len(set(shapes)) != 1 or len(shapes[0]) < 2:
         return "the branch and its shortcut have not the same shape"

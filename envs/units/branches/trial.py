@@ -75,7 +75,7 @@ def read_branches(
     for one in found:
         taken = trial.verified(one)
         if isinstance(taken, str):
-            fixed.append(Fixed(one.layers[-1], taken))
+            fixed.append(Fixed(_name(one), taken))
         else:
             verified.append(taken)
     return trial.together(verified, fixed), fixed
@@ -141,7 +141,7 @@ class _Trial:
         kept: list[VerifiedBranch] = []
         for one in verified:
             if reason := self._clash([one]) or self._clash(_outer([*kept, one])):
-                fixed.append(Fixed(one.found.layers[-1], reason))
+                fixed.append(Fixed(_name(one.found), reason))
             else:
                 kept.append(one)
         return kept
@@ -305,6 +305,11 @@ class _Trial:
             return Block(shortcut=through, function=tail[0].function)
         behind = _child(name, tail)
         return None if behind is None else Block(shortcut=through, tail=behind)
+
+
+def _name(found: FoundBranch) -> str:
+    """How a branch is named that has no module of its own."""
+    return f"{found.layers[-1]}.branch"
 
 
 def _outer(branches: Sequence[VerifiedBranch]) -> list[VerifiedBranch]:
