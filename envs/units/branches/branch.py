@@ -95,7 +95,7 @@ class Branch:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary."""
-        return asdict(self)
+        return asdict(self) | {"skipped": [asdict(skip) for skip in self.skipped]}
 
 
 def without_branches(network: nn.Module, branches: Iterable[Branch]) -> nn.Module:
