@@ -16,6 +16,7 @@ from amc.problem.layer_patterns import mac_shares, weight_reasons
 from amc.tasks.splits import verification_samples
 from amc.tasks.task import Task
 from envs.network.kinds import NORMS, WEIGHTED
+from envs.space.branch_sites import BranchSite
 from envs.space.constraint import Costing
 from envs.space.pattern_sites import PatternSite
 from envs.space.rules import Rules
@@ -108,6 +109,23 @@ class InspectedWeight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedBranch:
+    """A residual branch, where whole branches may be removed.
+
+    Attributes:
+        name: How decisions and policies name it.
+        layers: Layers with a weight inside of it, in execution order; () where it stays.
+        macs: Share of the dense network's MACs that goes with it, in [0, 1]; 0 where it stays.
+        reason: Why it stays, or "".
+    """
+
+    name: str
+    layers: tuple[str, ...] = ()
+    macs: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """What of a network can be pruned under some rules.
 
@@ -119,6 +137,7 @@ class Inspection:
         units: In execution order.
         stays: In the order of the network's modules.
         patterns: Every layer with a counted weight, where patterns are chosen; else ().
+        branches: Residual branches, where whole ones may be removed; else ().
         uncounted: Operators that no cost counts.
         untraced: Why torch.fx could not trace the network, "" if it could.
     """
@@ -128,6 +147,7 @@ class Inspection:
     units: tuple[InspectedUnit, ...]
     stays: tuple[Stay, ...]
     patterns: tuple[InspectedWeight, ...] = ()
+    branches: tuple[InspectedBranch, ...] = ()
     uncounted: tuple[str, ...] = ()
     untraced: str = ""
 
@@ -160,6 +180,7 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
         units=units,
         stays=_stays(network, anatomy, _spread(skipped, anatomy.units, network), units),
         patterns=_patterns(anatomy, sites, fixed) if config.choose != "channels" else (),
+        branches=_branches(anatomy, sites, fixed),
         uncounted=anatomy.uncounted,
         untraced="" if anatomy.graph.traced else anatomy.graph.reason,
     )
@@ -201,6 +222,23 @@ def _units(anatomy: Anatomy, sites: Sequence[Site]) -> tuple[InspectedUnit, ...]
             )
         )
     return tuple(found)
+
+
+def _branches(anatomy: Anatomy, sites: Sequence[Site], fixed: Sequence[Fixed]) -> tuple[InspectedBranch, ...]:
+    """Those that can go, then the others with the reason."""
+    total = cost_of(Macs(), anatomy.family.dense)
+    found = [
+        InspectedBranch(
+            name=site.name,
+            layers=site.weighted,
+            macs=1 - cost_of(Macs(), anatomy.family.dense.without(site.rows)) / total if total else 0.0,
+        )
+        for site in sites
+        if isinstance(site, BranchSite)
+    ]
+    known = {one.name for one in anatomy.branches}
+    stay = (*anatomy.whole, *(entry for entry in fixed if entry.name in known))
+    return (*found, *(InspectedBranch(name=entry.name, reason=entry.reason) for entry in stay))
 
 
 def _spread(skipped: Sequence[Fixed], units: Sequence[Unit], network: nn.Module) -> list[Fixed]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from amc.problem.setup import Setup
 from envs.space.assignment import Assignment
+from envs.space.branch_sites import BranchSite
 from envs.space.pattern_sites import PatternSite
 from envs.space.patterns import refusal
 from envs.units.layout import kept_counts
@@ -17,6 +18,7 @@ from hw_profiles.patterns import parse_pattern
 from hw_profiles.shape_rules import ShapeRules
 
 CHOSEN = "it could take a pattern, and was left dense"
+GONE = "the branch that it was in is removed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,8 @@ def layer_patterns(setup: Setup, assignment: Assignment) -> tuple[LayerPattern, 
         return ()
     family, decided = setup.anatomy.family, assignment.decisions
     fixed = weight_reasons(setup.fixed)
+    removed = (site for site in setup.sites if isinstance(site, BranchSite) and site.name in decided.removed)
+    gone = {name for site in removed for name in site.weighted}
     layers = family.at(kept_counts(family, decided.kept)).layers
     shares = mac_shares(family.dense)
     found = []
@@ -58,6 +62,7 @@ def layer_patterns(setup: Setup, assignment: Assignment) -> tuple[LayerPattern, 
         pattern = decided.patterns.get(layer.name, "dense")
         site = sites.get(layer.name)
         why = fixed.get(layer.name, "") if site is None else _why_dense(layer, site, setup.shapes)
+        why = GONE if layer.name in gone else why
         found.append(
             LayerPattern(
                 layer=layer.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from amc.search.episode import Episode
 from amc.search.result import NETWORKS, stored_latency, stored_layers
 from envs.measure import ACCURACY, Measure
 from envs.space.assignment import Assignment
+from envs.space.branch_sites import BranchSite
 from envs.space.sites import Site, WidthSite
 from envs.units.layout import LayoutFamily, kept_counts
 from hw_profiles.cost import Cost, Macs, cost_of
@@ -33,6 +34,7 @@ class NetworkFacts:
         layer_costs: Cost of each layer with a weight.
         latency: Measured latency, None if it was not measured.
         patterns: Pattern of each layer that had a choice.
+        removed: Names of the residual branches that are gone; units inside of them have no channels.
     """
 
     metric: Mapping[str, float]
@@ -41,6 +43,7 @@ class NetworkFacts:
     layer_costs: tuple[float, ...]
     latency: Timing | None = None
     patterns: Mapping[str, str] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class ReportData:
         networks: "dense", "uniform", "found", and "start" where the search had one.
         sites: What was decided, in the order of `ratios`: units, and weights that take a pattern.
         units: Names of the units, in the order of `NetworkFacts.widths`.
+        branches: Residual branch -> its layers with a weight; none where whole branches were not decided.
         layers: Names of the layers, in the order of `NetworkFacts.layer_costs`.
         layer_cost: Name of the cost that `layer_costs` counts.
         samples: "validation" and "test" -> size of the split.
@@ -90,6 +94,7 @@ class ReportData:
     remarks: tuple[str, ...] = ()
     measure: Measure = ACCURACY
     standard_errors: Mapping[str, float] = field(default_factory=dict)
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def shown(self) -> dict[str, NetworkFacts]:
@@ -168,13 +173,17 @@ def gather(
     networks = {}
     for name in (name for name in NETWORKS if name in document):
         decided = Assignment.of(sites, document[name]["choices"]).decisions
+        removed = [site for site in sites if isinstance(site, BranchSite) and site.name in decided.removed]
+        inside = {inner for site in removed for inner in site.inner}
+        gone = {row for site in removed for row in site.rows}
         networks[name] = NetworkFacts(
             metric=document[name][measure.name],
             costs=document[name]["costs"],
-            widths=tuple(decided.kept[unit] for unit in units),
-            layer_costs=layer_costs(family, layer_cost, decided.kept, decided.patterns),
+            widths=tuple(0 if unit in inside else decided.kept[unit] for unit in units),
+            layer_costs=layer_costs(family, layer_cost, decided.kept, decided.patterns, gone),
             latency=latency.get(name),
             patterns=decided.patterns,
+            removed=tuple(decided.removed),
         )
     return ReportData(
         task=document["task"],
@@ -196,6 +205,7 @@ def gather(
         layer_times=stored_layers(document),
         layer_patterns=tuple(patterns),
         remarks=tuple(document["remarks"]),
+        branches={site.name: site.weighted for site in sites if isinstance(site, BranchSite)},
     )
 
 
@@ -211,14 +221,21 @@ def effort_in_words(document: Mapping[str, Any], episodes: int) -> dict[str, str
 
 
 def layer_costs(
-    family: LayoutFamily, cost: Cost, widths: Mapping[str, int], patterns: Mapping[str, str] | None = None
+    family: LayoutFamily,
+    cost: Cost,
+    widths: Mapping[str, int],
+    patterns: Mapping[str, str] | None = None,
+    gone: Collection[int] = (),
 ) -> tuple[float, ...]:
-    """Cost of every layer with a weight, alone, at some widths and patterns (dense if not named)."""
+    """Cost of every layer with a weight, alone, at some widths and patterns (dense if not named); 0 of those gone."""
     chosen = patterns or {}
     layout = family.at(kept_counts(family, widths))
     layers = tuple(replace(layer, pattern=chosen.get(layer.name, "dense")) for layer in layout.layers)
+    left = replace(layout, layers=layers).without(gone)
     if isinstance(cost, LatencyTable):  # a layer's time depends on what is fused into it
-        times = cost.layers(replace(layout, layers=layers))
-        return tuple(float(time) for time, layer in zip(times, layers, strict=True) if layer.has_weight)
-    alone = (Layout(layers=(replace(layer, inputs=()),)) for layer in layers if layer.has_weight)
-    return tuple(cost_of(cost, layout) for layout in alone)
+        costs = cost.layers(left).tolist()
+    else:
+        alone = (Layout(layers=(replace(layer, inputs=()),)) for layer in left.layers)
+        costs = [cost_of(cost, one) for one in alone]
+    known = dict(zip((row for row in range(len(layers)) if row not in gone), costs, strict=True))
+    return tuple(float(known.get(row, 0.0)) for row, layer in enumerate(layers) if layer.has_weight)

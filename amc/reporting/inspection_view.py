@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from amc.problem.inspection import CostSpan, InspectedUnit, InspectedWeight, Inspection, Stay
+from amc.problem.inspection import CostSpan, InspectedBranch, InspectedUnit, InspectedWeight, Inspection, Stay
 
 
 def inspection_tables(found: Inspection) -> RenderableType:
@@ -17,6 +17,7 @@ def inspection_tables(found: Inspection) -> RenderableType:
     parts: list[RenderableType] = [_units(found.task, found.units)]
     parts += [_stays(found.stays)] if found.stays else []
     parts += [_patterns(found.patterns)] if found.patterns else []
+    parts += [_branches(found.branches)] if found.branches else []
     parts.append(_costs(found.costs))
     if found.uncounted:
         parts.append(Text(f"no cost counts these operators: {', '.join(found.uncounted)}"))
@@ -82,6 +83,16 @@ def _stays(stays: Iterable[Stay]) -> Group:
     for reason, layers in by_reason.items():
         lines += [Text(f"{reason}:"), Padding(Text(" ".join(layers), overflow="fold"), (0, 0, 0, 4))]
     return _titled("layers whose output channels stay", *lines)
+
+
+def _branches(branches: tuple[InspectedBranch, ...]) -> Group:
+    table = _table("MACs", last="branch: layers that go with it, or why it stays")
+    for branch in branches:
+        said = branch.reason or " ".join(branch.layers)
+        row = Text.assemble((branch.name, "bold"), f": {said}")
+        table.add_row("" if branch.reason else f"{branch.macs:.1%}", row)
+    going = sum(not branch.reason for branch in branches)
+    return _titled(f"{going} residual branches can be removed", table)
 
 
 def _patterns(weights: tuple[InspectedWeight, ...]) -> Group:

@@ -18,6 +18,8 @@ MEANING = {
     "found": "the policy of this run",
 }
 
+REMOVED = "removed"
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -73,10 +75,24 @@ def width_table(data: ReportData) -> Table:
     """Kept channels of every unit."""
     kept = data.kept_percent["found"]
     rows = (
-        _row(unit, *(f"{facts.widths[k]:,}" for facts in data.shown.values()), f"{kept[k]:.0f} %")
+        _row(unit, *(_channels(facts.widths[k]) for facts in data.shown.values()), f"{kept[k]:.0f} %")
         for k, unit in enumerate(data.units)
     )
     return Table(("unit", *data.shown, "kept"), tuple(rows))
+
+
+def _channels(kept: int) -> str:
+    """Channels that stay of a unit; none do where it lies in a branch that is gone."""
+    return f"{kept:,}" if kept else REMOVED
+
+
+def branch_table(data: ReportData) -> Table:
+    """Which residual branches are gone."""
+    rows = (
+        _row(branch, ", ".join(layers), *(REMOVED if branch in one.removed else "kept" for one in data.shown.values()))
+        for branch, layers in data.branches.items()
+    )
+    return Table(("branch", "layers", *data.shown), tuple(rows))
 
 
 def pattern_table(data: ReportData) -> Table:

@@ -131,6 +131,7 @@ class SearchResult:
             "metric": self.measure.to_json(),
             **reports,
             **({"patterns": patterns} if patterns else {}),
+            **({"removed": [branch.name for branch in self.policy.branches]} if self.policy.branches else {}),
             "episodes": self.episodes,
             "failures": self.failures,
             "stopped": self.stopped,

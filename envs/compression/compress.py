@@ -286,7 +286,9 @@ class Compressor:
             )
         if unknown := set(policy.branches).difference(one.branch for one in self.branches):
             names = ", ".join(sorted(branch.name for branch in unknown))
-            raise PolicyMismatch(f"a policy may only remove branches that were found, but removes {names}: search again")
+            raise PolicyMismatch(
+                f"a policy may only remove branches that were found, but removes {names}: search again"
+            )
         patterns = policy.patterns()
         for layer in self._family.at(kept_counts(self._family, policy.widths())).layers if patterns else ():
             reason = refusal(layer, parse_pattern(patterns.get(layer.name, "dense")))

@@ -115,7 +115,9 @@ class Targets:
             for layer, addend in self.addends.items()
             if layer not in gone
         }
-        rows = tuple({nodes[layer]: target for layer, target in found.items() if layer not in gone} for found in self.rows)
+        rows = tuple(
+            {nodes[layer]: target for layer, target in found.items() if layer not in gone} for found in self.rows
+        )
         return replace(self, addends=addends, rows=rows)
 
     def excerpt(self) -> Targets:

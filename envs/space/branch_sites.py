@@ -142,7 +142,7 @@ def _place(
     homes: Mapping[str, set[str]],
     rows: Mapping[str, int],
 ) -> int:
-    """In front of the first site inside of a branch; without one, of the first that begins behind the branch's start."""
+    """In front of the first site inside of a branch; without one, of the first that begins where it does, or later."""
     start = one.found.rows[0]
 
     def follows(site: Site) -> bool:

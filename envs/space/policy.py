@@ -1,4 +1,4 @@
-"""The pruning policy: which channels of each unit stay, which branches go; self-contained enough to rebuild the small network."""
+"""The pruning policy: which channels of each unit stay, which branches go; enough to rebuild the small network."""
 
 from __future__ import annotations
 

@@ -126,7 +126,17 @@ def test_an_inspection_is_json(fresh: Callable[[str], nn.Module]) -> None:
     found = inspected(fresh("mobile_v1"), choose="mixed", constraint={"params": 0.5})
     data = json.loads(json.dumps(found.to_json()))
     assert data["schema_version"] == 1
-    assert set(data) == {"schema_version", "task", "costs", "units", "stays", "patterns", "uncounted", "untraced"}
+    assert set(data) == {
+        "schema_version",
+        "task",
+        "costs",
+        "units",
+        "stays",
+        "patterns",
+        "branches",
+        "uncounted",
+        "untraced",
+    }
     assert [unit["name"] for unit in data["units"]] == [unit.name for unit in found.units]
     assert [cost["name"] for cost in data["costs"]] == ["macs", "params", "memory"]
     assert len(data["patterns"]) == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in fresh("mobile_v1").modules())

@@ -110,9 +110,9 @@ def _only_for(program: fx.Graph, out: fx.Node, addition: fx.Node) -> set[fx.Node
     """All nodes that nothing but one addend of an addition depends on, the addend among them."""
     inside = {out}
     for node in reversed(program.nodes):
-        if node is not addition and node.op not in ("placeholder", "output") and node.users:
-            if all(user in inside for user in node.users):
-                inside.add(node)
+        computed = node is not addition and node.op not in ("placeholder", "output")
+        if computed and node.users and all(user in inside for user in node.users):
+            inside.add(node)
     return inside
 
 
