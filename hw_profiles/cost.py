@@ -154,11 +154,16 @@ class Memory:
 
     At each operator all tensors that it or a later one still reads are alive, and its own output; operators
     in `IN_PLACE` write over their input when nothing else reads it.
+
+    Attributes:
+        cache: Whether the keys and values of all attentions are held beside, for as many positions as the example has:
+            what a language model that writes one word after the other keeps.
     """
 
     name: str = "memory"
     unit: str = "bytes"
-    display: ClassVar[Display] = Display(label="peak memory", symbol="B")
+    display: Display = Display(label="peak memory", symbol="B")
+    cache: bool = False
     needs_edges: ClassVar[bool] = True
     adds_up: ClassVar[bool] = False
 
@@ -175,7 +180,8 @@ class Memory:
             )
         live = live_values(layout, widths).max(axis=1)
         weights = Params().many(layout, widths)
-        return np.asarray((live + weights) * BYTES_PER_VALUE, dtype=np.float64)
+        cached = cached_values(layout, widths) if self.cache else 0
+        return np.asarray((live + weights + cached) * BYTES_PER_VALUE, dtype=np.float64)
 
 
 def live_values(layout: Layout, widths: Widths) -> IntArray:
@@ -185,6 +191,27 @@ def live_values(layout: Layout, widths: Widths) -> IntArray:
     change = np.concatenate([sizes, np.zeros((len(sizes), 1), dtype=np.int64)], axis=1)
     np.subtract.at(change.T, _ends(layout), sizes.T)
     return np.asarray(change.cumsum(axis=1))
+
+
+def cached_values(layout: Layout, widths: Widths) -> IntArray:
+    """[K] keys and values of all attentions at batch 1, at as many positions as the example has."""
+    rows = [
+        _smallest(layout, source)
+        for layer in layout.layers
+        for source in (layer.inputs[1:3] if layer.kind == "attention" else layer.inputs[1:2])
+        if layer.kind in ("attention", "product")
+    ]
+    maps = np.asarray([prod(layout.layers[row].out_map) for row in rows], dtype=np.int64)
+    return np.asarray((widths.outputs[:, rows] * maps).sum(axis=1), dtype=np.int64)
+
+
+def _smallest(layout: Layout, row: int) -> int:
+    """The smallest tensor from which one is made, back to a layer: heads that share keys are repeated later."""
+    chain = [row]
+    while not (layer := layout.layers[chain[-1]]).has_weight and layer.inputs:
+        chain.append(layer.inputs[0])
+    sizes = [layout.layers[one].out_channels * prod(layout.layers[one].out_map) for one in chain]
+    return chain[sizes.index(min(sizes))]
 
 
 def _ends(layout: Layout) -> IntArray:
@@ -209,6 +236,9 @@ COSTS: dict[str, CountedCost] = {
     "macs": Macs(),
     "params": Params(),
     "memory": Memory(),
+    "memory_cached": Memory(
+        name="memory_cached", cache=True, display=Display(label="peak memory with cached keys and values", symbol="B")
+    ),
 }
 """Costs that are counted, by the name used in a constraint."""
 

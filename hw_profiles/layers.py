@@ -20,9 +20,23 @@ __all__ = ["IntArray", "Kind", "LayerShape", "Layout", "Widths"]
 SCHEMA_VERSION = 1
 
 Kind = Literal[
-    "input", "conv", "transposed", "linear", "norm", "activation", "add", "mul", "concat", "pool", "reshape", "other"
+    "input",
+    "conv",
+    "transposed",
+    "linear",
+    "attention",
+    "product",
+    "norm",
+    "activation",
+    "add",
+    "mul",
+    "concat",
+    "pool",
+    "reshape",
+    "other",
 ]
-"""What an operator does; "transposed" is a transposed convolution."""
+"""What an operator does; "transposed" is a transposed convolution, "attention" a whole core (queries, keys and values
+in, mixed values out), "product" multiplies two tensors as matrices."""
 
 WEIGHTED = ("conv", "transposed", "linear")
 
@@ -34,12 +48,13 @@ class LayerShape:
     Attributes:
         name: Module name for modules, graph name for everything else.
         kind: What the operator does.
-        in_channels: Channels (features) read; equals `out_channels` where the operator has no weight.
+        in_channels: Channels (features) read; equals `out_channels` where the operator has no weight. Of an attention
+            those of the queries, of a product those that are summed over, each for all heads together.
         out_channels: Channels (features) written.
         kernel: Kernel size per spatial dimension, () without a kernel.
         stride: Stride per spatial dimension, () without a kernel.
-        groups: Groups of a convolution.
-        in_map: Size of the input without batch and channels.
+        groups: Groups of a convolution; heads of an attention (matrices of a product), for a batch of 1.
+        in_map: Size of the input without batch and channels; of an attention the positions that are attended to.
         out_map: Size of the output without batch and channels.
         bias: Whether a convolution or linear layer adds a bias.
         channel_params: Parameters per output channel beside kernel and bias (2 for an affine normalization).
@@ -87,7 +102,7 @@ class Widths:
     Attributes:
         inputs: [K, N] int64 channels read.
         outputs: [K, N] int64 channels written.
-        groups: [K, N] int64 convolution groups (a depthwise layer's follow its width).
+        groups: [K, N] int64 groups (a depthwise layer's follow its width, those of an attention are its heads).
         patterns: [K, N] int64 `Pattern.code` of each weight, None where all are dense.
         products: [K, N] int64 multiply-accumulates beside those of kernel and widths, None where they are the layout's.
     """
@@ -165,7 +180,7 @@ class Layout:
             widths: Channel counts and patterns.
             skips: Which [K, N] patterns count; the weights of others are counted whole. None: all count.
         """
-        whole = widths.inputs * widths.outputs // widths.groups * self.kernels()
+        whole = widths.inputs * widths.outputs // np.maximum(widths.groups, 1) * self.kernels()
         if widths.patterns is None:
             return whole
         counted = widths.patterns if skips is None else np.where(skips(widths.patterns), widths.patterns, 0)

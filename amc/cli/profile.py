@@ -60,6 +60,7 @@ def measure(
     from amc.profiling.setting import Setting
     from amc.reporting.live import live
     from hw_profiles.bench.measure import COARSE, MeasureOptions
+    from hw_profiles.latency.steps import stand_ins
 
     setting = Setting(runtime=runtime, threads=threads, batch=batch, dtype=dtype)
     careful = COARSE if coarse else MeasureOptions()
@@ -71,6 +72,8 @@ def measure(
         console.out(found.in_words(), highlight=False)
     entries = sum(len(times.entries) for times in profile.kernels)
     console.out(f"wrote {out}: {entries} entries of {len(profile.kernels)} kernels", highlight=False)
+    for place, functions in stand_ins(anatomy.family.dense, profile.execution()).items():
+        console.out(f"not measured, timed as {place}: {', '.join(functions)}", highlight=False)
     console.out(f"next: amc profile check {out} --task {task}", highlight=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class Node:
         kind: What it does.
         module: Name of the module it calls, None for a function.
         inputs: Indices of the operators that it reads.
-        function: What is computed, by `plain_name` ("relu", "maxpool2d").
+        function: What is computed, by `plain_name` ("relu", "maxpool2d"), and how it is approximated ("gelutanh").
         owner: Name of the module whose forward runs it ("" is the network itself).
         source: Name of its node in the program, "" without one.
     """
@@ -224,10 +225,23 @@ def _nodes_of(
         name = str(node.target) if calls.count(node.target) == 1 and node.op == "call_module" else node.name
         module = str(node.target) if node.op == "call_module" else None
         index_of[node] = len(nodes)
-        called = type(network.get_submodule(module)) if module is not None else node.target
         kind = _kind(node, network, values, index_of)
-        nodes.append(Node(name, kind, module, inputs, plain_name(called), _owner(node), node.name))
+        nodes.append(Node(name, kind, module, inputs, _function(node, network), _owner(node), node.name))
     return tuple(nodes)
+
+
+def _function(node: fx.Node, network: nn.Module) -> str:
+    """What a node computes, by name."""
+    if node.op != "call_module":
+        return plain_name(node.target) + _approximation(node.kwargs)
+    module = network.get_submodule(str(node.target))
+    return plain_name(type(module)) + _approximation(vars(module))
+
+
+def _approximation(settings: Mapping[str, Any]) -> str:
+    """How a function is approximated, "" where it is not."""
+    value = settings.get("approximate", "none")
+    return value if isinstance(value, str) and value != "none" else ""
 
 
 def _owner(node: fx.Node) -> str:

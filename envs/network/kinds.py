@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from envs.network.attention import AttentionCore
@@ -32,11 +33,15 @@ FUNCTION_KINDS: dict[Any, Kind] = {
     "mul": "mul",
     torch.cat: "concat",
     torch.concat: "concat",
+    F.scaled_dot_product_attention: "attention",
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, torch.einsum, "matmul", "bmm"), "product"),
     torch.flatten: "reshape",
     torch.reshape: "reshape",
     "flatten": "reshape",
     "view": "reshape",
     "reshape": "reshape",
+    "unflatten": "reshape",
+    torch.unflatten: "reshape",
     "contiguous": "reshape",
     getattr: "reshape",  # getattr: x.T
     **dict.fromkeys(VIEWS, "reshape"),
@@ -48,6 +53,7 @@ MODULE_KINDS: dict[tuple[type[nn.Module], ...], Kind] = {
     CONVOLUTIONS: "conv",
     TRANSPOSED: "transposed",
     (nn.Linear,): "linear",
+    (AttentionCore,): "attention",
     NORMS: "norm",
     (nn.Flatten,): "reshape",
 }

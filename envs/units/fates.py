@@ -74,7 +74,8 @@ def _keeps_channels(node: fx.Node, operator: Node) -> bool:
 def _reads(node: Node) -> bool:
     """Whether an operator reads channels by a weight, or multiplies them with others."""
     whole = node.module is not None and node.kind == "other"  # a recurrent layer, attention
-    return node.kind in WEIGHTED_KINDS or whole or (node.kind == "other" and len(node.inputs) > 1)
+    products = node.kind in ("attention", "product")
+    return node.kind in WEIGHTED_KINDS or products or whole or (node.kind == "other" and len(node.inputs) > 1)
 
 
 def _downstream(program: fx.Graph, layers: Collection[str], known: Mapping[str, Node]) -> Iterator[fx.Node]:

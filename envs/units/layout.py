@@ -8,13 +8,13 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from envs.network.calls import Call, Shape
 from envs.network.copies import functional_copy
 from envs.network.graph import Graph, Node, record
 from envs.network.inputs import Inputs
+from envs.units.products import ProductSizes, multiplied, product_slopes, products_of
 from envs.units.units import Unit, is_depthwise
 from envs.units.verify import Removal
 from hw_profiles.layers import WEIGHTED, IntArray, LayerShape, Layout, Widths
@@ -30,7 +30,7 @@ class LayoutFamily:
         channels: [U] full widths.
         inputs: [N, U] change of an operator's input channels per channel of a unit.
         outputs: [N, U] the same for output channels.
-        depthwise: [N] bool, operators whose groups follow their width.
+        groups: [N, U] the same for groups: of depthwise layers, which follow their width, and heads of attentions.
         products: [N, U] change of an operator's multiply-accumulates beside those of its weight.
     """
 
@@ -39,7 +39,7 @@ class LayoutFamily:
     channels: IntArray
     inputs: IntArray
     outputs: IntArray
-    depthwise: NDArray[np.bool_]
+    groups: IntArray
     products: IntArray
 
     def widths(self, kept: IntArray, patterns: IntArray | None = None) -> Widths:
@@ -51,12 +51,10 @@ class LayoutFamily:
         """
         gone = self.channels[None, :] - np.atleast_2d(kept)
         base = self.dense.widths()
-        outputs = base.outputs - gone @ self.outputs.T
-        groups = np.where(self.depthwise[None, :], outputs, base.groups)
         return Widths(
             inputs=base.inputs - gone @ self.inputs.T,
-            outputs=outputs,
-            groups=groups,
+            outputs=base.outputs - gone @ self.outputs.T,
+            groups=base.groups - gone @ self.groups.T,
             patterns=patterns,
             products=self.dense.products(base) - gone @ self.products.T,
         )
@@ -80,6 +78,7 @@ class LayoutFamily:
             channels=self.channels[keep],
             inputs=self.inputs[:, keep],
             outputs=self.outputs[:, keep],
+            groups=self.groups[:, keep],
             products=self.products[:, keep],
         )
 
@@ -94,7 +93,7 @@ class LayoutFamily:
 def read_layout(network: nn.Module, graph: Graph, example_input: Inputs) -> Layout:
     """The layout of a network as it stands, counted on the real modules and feature maps."""
     calls = record(graph, functional_copy(network), example_input)[1]
-    return _layout(network, graph, calls, [1 if len(call.after) > 1 else 0 for call in calls])
+    return _layout(network, graph, calls, _first_axes(network, graph, calls), products_of(network, graph, calls, ()))
 
 
 def measure_family(
@@ -113,8 +112,10 @@ def measure_family(
     calls = record(graph, functional_copy(network), example_input)[1]
     refused = _nonlinear(graph, calls, removals)
     units = [unit for unit in units if unit.name not in refused]
-    axes = _channel_axes(calls, [r for r in removals if r.unit not in refused])
-    family = _family(network, graph, _layout(network, graph, calls, axes), calls, axes, units, removals)
+    axes = _channel_axes(_first_axes(network, graph, calls), calls, [r for r in removals if r.unit not in refused])
+    sizes = products_of(network, graph, calls, removals)
+    dense = _layout(network, graph, calls, axes, sizes)
+    family = _family(network, graph, dense, calls, axes, sizes, units, removals)
     products, curved = _product_slopes(graph, family, removals)
     family = replace(family, products=products)
     return family.only([unit.name for unit in units if unit.name not in curved]), refused | curved
@@ -126,13 +127,14 @@ def _family(
     dense: Layout,
     calls: Sequence[Call],
     axes: Sequence[int],
+    sizes: Sequence[ProductSizes | None],
     units: Sequence[Unit],
     removals: Sequence[Removal],
 ) -> LayoutFamily:
     """The family by shapes alone; what operators multiply beside their weights does not change in it yet."""
     first = {removal.unit: removal for removal in reversed(removals)}
     inputs = np.zeros((len(graph.nodes), len(units)), dtype=np.int64)
-    outputs = np.zeros_like(inputs)
+    outputs, heads = np.zeros_like(inputs), np.zeros_like(inputs)
     for column, unit in enumerate(units):
         removal = first[unit.name]
         for row, (before, after) in enumerate(zip(calls, removal.calls, strict=True)):
@@ -140,13 +142,16 @@ def _family(
         _weighted_inputs(network, graph, unit, inputs, column)
     weightless = np.asarray([not layer.has_weight for layer in dense.layers])
     inputs[weightless] = outputs[weightless]
+    for column, unit in enumerate(units):
+        product_slopes(network, graph, sizes, first[unit.name], (inputs, outputs, heads), column)
+    depthwise = np.asarray([_depthwise(network, node) for node in graph.nodes])
     return LayoutFamily(
         dense=dense,
         units=tuple(unit.name for unit in units),
         channels=np.asarray([unit.channels for unit in units], dtype=np.int64),
         inputs=inputs,
         outputs=outputs,
-        depthwise=np.asarray([_depthwise(network, node) for node in graph.nodes]),
+        groups=np.where(depthwise[:, None], outputs, heads),
         products=np.zeros_like(inputs),
     )
 
@@ -197,9 +202,18 @@ def _changed(before: Shape, after: Shape) -> list[int]:
     return [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
 
 
-def _channel_axes(dense: Sequence[Call], removals: Sequence[Removal]) -> list[int]:
-    """For each operator the axis of its output that units change (1 where none does)."""
-    axes = [1 if len(call.after) > 1 else 0 for call in dense]
+def _first_axes(network: nn.Module, graph: Graph, calls: Sequence[Call]) -> list[int]:
+    """For each operator the axis of its output that holds channels: the second one, of a layer norm the last."""
+    last = [
+        node.module is not None and isinstance(network.get_submodule(node.module), nn.LayerNorm) for node in graph.nodes
+    ]
+    sizes = [len(call.after) for call in calls]
+    return [size - 1 if final else min(1, max(0, size - 1)) for size, final in zip(sizes, last, strict=True)]
+
+
+def _channel_axes(axes: list[int], dense: Sequence[Call], removals: Sequence[Removal]) -> list[int]:
+    """For each operator the axis of its output that units change, that of `axes` where none does."""
+    axes = list(axes)
     for removal in removals:
         for row, (before, after) in enumerate(zip(dense, removal.calls, strict=True)):
             axes[row] = next(iter(_changed(before.after, after.after)), axes[row])
@@ -222,11 +236,17 @@ def _depthwise(network: nn.Module, node: Node) -> bool:
     return node.module is not None and is_depthwise(network.get_submodule(node.module))
 
 
-def _layout(network: nn.Module, graph: Graph, calls: Sequence[Call], axes: Sequence[int]) -> Layout:
+def _layout(
+    network: nn.Module,
+    graph: Graph,
+    calls: Sequence[Call],
+    axes: Sequence[int],
+    products: Sequence[ProductSizes | None],
+) -> Layout:
     layers: list[LayerShape] = []
-    for node, call, axis in zip(graph.nodes, calls, axes, strict=True):
+    for node, call, axis, sizes in zip(graph.nodes, calls, axes, products, strict=True):
         module = network.get_submodule(node.module) if node.module is not None else None
-        layers.append(_layer(node, module, call.before, call.after, axis))
+        layers.append(_layer(node, module, call, axis) if sizes is None else multiplied(node, sizes))
     # A weight that several calls share is counted with each of them, and taken back here: its widths never change.
     total = sum(parameter.numel() for parameter in network.parameters())
     extra = total - sum(_own_params(layer) for layer in layers)
@@ -241,8 +261,10 @@ def _own_params(layer: LayerShape) -> int:
     return weight + layer.out_channels * (int(layer.bias) + layer.channel_params)
 
 
-def _layer(node: Node, module: nn.Module | None, before: Shape, after: Shape, axis: int) -> LayerShape:
-    common: dict[str, Any] = {"name": node.name, "kind": node.kind, "inputs": node.inputs, "function": node.function}
+def _layer(node: Node, module: nn.Module | None, call: Call, axis: int) -> LayerShape:
+    before, after, _ = call
+    kind = "other" if node.kind in ("attention", "product") else node.kind
+    common: dict[str, Any] = {"name": node.name, "kind": kind, "inputs": node.inputs, "function": node.function}
     if node.kind == "linear" and isinstance(module, nn.Linear):
         out_map = _positions(after, len(after) - 1)
         return LayerShape(

@@ -50,8 +50,8 @@ def with_parts(reaches: Mapping[Kernel, Reach], execution: Execution) -> dict[Ke
     found: dict[Kernel, Reach] = {}
 
     def take(kernel: Kernel, reach: Reach) -> None:
-        for output in reach.outputs:
-            for part in execution.parts(Probe(kernel, reach.inputs[-1], output)):
+        for input, output in product({reach.inputs[0], reach.inputs[-1]}, reach.outputs):
+            for part in execution.parts(Probe(kernel, input, output)):
                 inputs = (1,) if part.kernel.square else (part.inputs,)
                 take(part.kernel, Reach(inputs, (part.outputs,)))
         merged = found.pop(kernel) | reach if kernel in found else reach

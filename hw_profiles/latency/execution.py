@@ -31,8 +31,13 @@ def executed(layout: Layout, widths: Widths, execution: Execution) -> Iterator[W
     """The kernels that a runtime executes for `K` variants of a layout, conversions of format included."""
     run = _Run(layout, widths, execution)
     for index in range(len(run.steps)):
-        yield from run.play(index)
-    yield from run.leave()
+        yield from map(_present, run.play(index))
+    yield from map(_present, run.leave())
+
+
+def _present(work: Work) -> Work:
+    """The same, but nowhere where no channels are left: an operator that is gone takes no time."""
+    return work._replace(where=work.where & (work.inputs > 0) & (work.outputs > 0))
 
 
 class _Run:
@@ -111,11 +116,11 @@ class _Run:
     def _modes(self, index: int, where: BoolArray, *, add: bool, activation: str = "") -> Iterator[Work]:
         """A step's own kernel in each of the modes in which it runs."""
         step = self.steps[index]
+        if step.shape.op not in ("conv", "depthwise"):
+            yield Work(step.layer, step.shape, where, *self._sizes(step))
+            return
         inputs, outputs = self.widths.inputs[:, step.layer], self.widths.outputs[:, step.layer]
         shape = replace(step.shape, add=add, activation=activation or step.shape.activation)
-        if step.shape.op not in ("conv", "depthwise"):
-            yield Work(step.layer, shape, where, outputs if shape.square else inputs, outputs)
-            return
         groups = self.widths.groups[:, step.layer]
         # A depthwise convolution of one channel is an ordinary one, and groups of one channel are depthwise.
         depthwise = (groups > 1) & (groups == inputs) & (groups == outputs)
@@ -137,6 +142,18 @@ class _Run:
                     rows = outputs if mode == "plain" else padded(outputs)
                     yield Work(step.layer, replace(kind, mode=mode), here, columns, rows)
 
+    def _sizes(self, step: Step) -> tuple[IntArray, IntArray]:
+        """[K] channels in and out of a kernel that is no convolution; of a head, and heads, in an attention core."""
+        shape, tile = step.shape, self.execution.tokens.tile
+        inputs, outputs = self.widths.inputs[:, step.layer], self.widths.outputs[:, step.layer]
+        if shape.attends:
+            heads = self.widths.groups[:, step.layer]
+            of_all = inputs if shape.op == "scores" else _tiled(outputs, tile * heads)
+            return of_all // np.maximum(heads, 1), heads
+        if shape.op == "linear" and shape.in_map:
+            return inputs, _tiled(outputs, np.asarray(tile))
+        return outputs if shape.square else inputs, outputs
+
     def leave(self) -> Iterator[Work]:
         """Conversions, once per tensor and format, and of the network's output."""
         if not self.formats.block:
@@ -155,3 +172,8 @@ class _Run:
         own = step.shape.in_map if op == "to_blocked" and -1 in step.sources else step.shape.out_map
         channels = self.formats.padded(channels) if op == "to_blocked" else channels
         return Work(step.layer, Kernel(op=op, in_map=own, out_map=own), where, channels, channels)
+
+
+def _tiled(channels: IntArray, tile: IntArray) -> IntArray:
+    """Channels in whole tiles."""
+    return np.asarray(-(-channels // np.maximum(tile, 1)) * tile)

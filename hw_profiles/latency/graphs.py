@@ -6,20 +6,15 @@ their values, because equal ones would be merged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
 from hw_profiles.latency.kernels import Formats, Kernel, Mode
-
-OPSET, IR_VERSION = 17, 9
-"""Old enough for onnxruntime 1.14 and younger."""
-
-DTYPES = {"fp32": 1, "fp16": 10}
-"""Our names -> ONNX's element types."""
+from hw_profiles.latency.nodes import DTYPES, OnnxGraph
+from hw_profiles.latency.token_graphs import TOKEN_CELLS, give_out, token_inputs
 
 CHEAP_MACS, DEAR_MACS = 5e6, 5e7
+SINK_CHANNELS = 64
 
 
 class Probe(NamedTuple):
@@ -33,6 +28,7 @@ class Probe(NamedTuple):
     def copies(self) -> int:
         """Copies in the larger graph: many of a cheap kernel, few of a dear one."""
         work = self.inputs * self.outputs * prod(self.kernel.kernel) * prod(self.kernel.out_map)
+        work *= prod(self.kernel.in_map) if self.kernel.attends else 1
         return 9 if work < CHEAP_MACS else 5 if work < DEAR_MACS else 3
 
 
@@ -74,7 +70,10 @@ def parts(probe: Probe, formats: Formats) -> list[Probe]:
         return [_add(kernel.out_map, outputs), sink(kernel.out_map, outputs, "blocked")]
     if kernel.op == "to_plain":
         return [_thin(kernel.out_map, outputs, formats), sink(kernel.out_map, outputs, "plain")]
-    return []
+    if kernel.attends:
+        read = kernel.out_map if kernel.op == "scores" else kernel.in_map
+        return [_add(read, probe.inputs * outputs), _token_sink(kernel.out_map)]
+    return [_token_sink(kernel.out_map)] if kernel.op == "linear" and kernel.over_positions else []
 
 
 def _format(kernel: Kernel) -> Mode:
@@ -85,6 +84,11 @@ def _format(kernel: Kernel) -> Mode:
 def sink(out_map: tuple[int, ...], channels: int, mode: Mode) -> Probe:
     """What ends a copy: reads one position of every channel."""
     return Probe(Kernel(op="sink", mode=mode, in_map=out_map, out_map=out_map), channels, channels)
+
+
+def _token_sink(out_map: tuple[int, ...]) -> Probe:
+    """What ends a copy over positions: reads one of them. It takes as long whatever the channels."""
+    return Probe(Kernel(op="sink", in_map=out_map, out_map=(*out_map[:-1], 1)), SINK_CHANNELS, SINK_CHANNELS)
 
 
 def _add(out_map: tuple[int, ...], channels: int) -> Probe:
@@ -109,9 +113,14 @@ def micrograph(probe: Probe, formats: Formats, *, copies: int, batch: int, dtype
         dtype: fp32 or fp16.
     """
     kernel, inputs = probe.kernel, probe.inputs
-    graph = _Graph(DTYPES[dtype])
+    graph = OnnxGraph(DTYPES[dtype])
+    if kernel.over_positions:
+        return _over_positions(graph, probe, copies, batch)
     thin = kernel.op == "to_plain"
-    x = graph.input("x", _shape(kernel.op, batch, 1 if thin else inputs, kernel.in_map))
+    shape = (
+        (batch, *kernel.in_map, inputs) if _is_token_sink(kernel) else (batch, 1 if thin else inputs, *kernel.in_map)
+    )
+    x = graph.input("x", shape)
     chained = x
     if kernel.add:
         ones = (1,) * len(kernel.kernel)
@@ -123,65 +132,21 @@ def micrograph(probe: Probe, formats: Formats, *, copies: int, batch: int, dtype
     return graph.model()
 
 
-def _shape(op: str, batch: int, channels: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
-    return (batch, *spatial, channels) if op == "linear" else (batch, channels, *spatial)
+def _over_positions(graph: OnnxGraph, probe: Probe, copies: int, batch: int) -> bytes:
+    kernel = probe.kernel
+    x = chained = token_inputs(graph, probe, batch)
+    for copy in range(1, copies + 1):
+        chained = TOKEN_CELLS[kernel.op](graph, x, chained, probe, copy)
+    if kernel.op in ("bias", "layernorm"):
+        give_out(graph, chained, len(kernel.out_map), 0)
+    return graph.model()
 
 
-@dataclass(slots=True)
-class _Graph:
-    """Collects nodes; a few lines around `onnx.helper`."""
-
-    dtype: int
-    nodes: list[Any] = field(default_factory=list)
-    inputs: list[Any] = field(default_factory=list)
-    constants: list[Any] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-
-    def input(self, name: str, shape: Sequence[int]) -> str:
-        from onnx import helper
-
-        self.inputs.append(helper.make_tensor_value_info(name, self.dtype, list(shape)))
-        return name
-
-    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        from onnx import helper
-
-        name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
-        return name
-
-    def integers(self, values: Sequence[int]) -> str:
-        from onnx import TensorProto, helper
-
-        name = f"i{len(self.constants)}"
-        self.constants.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], list(values)))
-        return name
-
-    def filled(self, shape: Sequence[int], value: float) -> str:
-        from onnx import helper
-
-        tensor = helper.make_tensor("value", self.dtype, [1], [value])
-        return self.node("ConstantOfShape", [self.integers(shape)], value=tensor)
-
-    def scalar(self, value: float) -> str:
-        from onnx import helper
-
-        name = f"s{len(self.constants)}"
-        self.constants.append(helper.make_tensor(name, self.dtype, [], [value]))
-        return name
-
-    def model(self) -> bytes:
-        from onnx import helper
-
-        outputs = [helper.make_empty_tensor_value_info(name) for name in self.outputs]
-        for output in outputs:
-            output.type.tensor_type.elem_type = self.dtype
-        graph = helper.make_graph(self.nodes, "probe", self.inputs, outputs, self.constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-        return bytes(model.SerializeToString())
+def _is_token_sink(kernel: Kernel) -> bool:
+    return kernel.op == "sink" and kernel.in_map != kernel.out_map
 
 
-def _end(graph: _Graph, tensor: str, spatial: tuple[int, ...], mode: str, number: int) -> None:
+def _end(graph: OnnxGraph, tensor: str, spatial: tuple[int, ...], mode: str, number: int) -> None:
     """Reads one position of every channel and gives it out."""
     if not spatial or set(spatial) == {1}:
         graph.outputs.append(tensor)
@@ -195,7 +160,7 @@ def _end(graph: _Graph, tensor: str, spatial: tuple[int, ...], mode: str, number
         graph.outputs.append(graph.node("Slice", [tensor, *bounds]))
 
 
-def _convolve(graph: _Graph, x: str, probe: Probe, size: tuple[int, ...], value: float) -> str:
+def _convolve(graph: OnnxGraph, x: str, probe: Probe, size: tuple[int, ...], value: float) -> str:
     kernel, inputs, outputs = probe
     groups = outputs if kernel.op == "depthwise" else kernel.groups
     transposed = kernel.op == "transposed"
@@ -209,7 +174,7 @@ def _convolve(graph: _Graph, x: str, probe: Probe, size: tuple[int, ...], value:
     return graph.node(op, [x, weight, bias], group=groups, **attributes)
 
 
-def _activate(graph: _Graph, tensor: str, name: str) -> str:
+def _activate(graph: OnnxGraph, tensor: str, name: str) -> str:
     if name == "clip":
         return graph.node("Clip", [tensor, graph.scalar(0.0), graph.scalar(6.0)])
     if name == "silu":
@@ -218,7 +183,13 @@ def _activate(graph: _Graph, tensor: str, name: str) -> str:
         inner = graph.node("Erf", [graph.node("Div", [tensor, graph.scalar(1.4142135)])])
         whole = graph.node("Mul", [tensor, graph.node("Add", [inner, graph.scalar(1.0)])])
         return graph.node("Mul", [whole, graph.scalar(0.5)])
+    if name == "gelutanh":  # less a product with 0.5, which onnxruntime moves into the weight that follows
+        cubic = graph.node("Mul", [graph.node("Mul", [tensor, tensor]), tensor])
+        sum_ = graph.node("Add", [tensor, graph.node("Mul", [cubic, graph.scalar(0.044715)])])
+        inner = graph.node("Tanh", [graph.node("Mul", [sum_, graph.scalar(0.7978846)])])
+        return graph.node("Mul", [tensor, graph.node("Add", [inner, graph.scalar(1.0)])])
     ops = {
+        "softmax": "Softmax",
         "relu": "Relu",
         "sigmoid": "Sigmoid",
         "tanh": "Tanh",
@@ -229,7 +200,7 @@ def _activate(graph: _Graph, tensor: str, name: str) -> str:
     return graph.node(ops[name], [tensor]) if name else tensor
 
 
-def _convolution_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _convolution_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     kernel = probe.kernel
     y = _convolve(graph, x, probe, kernel.kernel, copy)
     if kernel.add:
@@ -238,30 +209,27 @@ def _convolution_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats
     return chained
 
 
-def _linear_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _linear_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     weight = graph.filled([probe.inputs, probe.outputs], 1e-3 * copy)
     bias = graph.filled([probe.outputs], 1e-2 * copy)
-    if probe.kernel.in_map:
-        graph.outputs.append(graph.node("Add", [graph.node("MatMul", [x, weight]), bias]))
-    else:
-        graph.outputs.append(graph.node("Gemm", [x, weight, bias]))
+    graph.outputs.append(graph.node("Gemm", [x, weight, bias]))
     return chained
 
 
-def _pairwise_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _pairwise_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     return graph.node("Mul" if probe.kernel.op == "mul" else "Add", [chained, x])
 
 
-def _activation_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _activation_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     return _activate(graph, graph.node("Add", [chained, x]), probe.kernel.activation)
 
 
-def _norm_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _norm_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     values = [graph.filled([probe.outputs], value) for value in (1.0, 0.1 * copy, 0.0, 1.0)]
     return graph.node("BatchNormalization", [chained, *values])
 
 
-def _copy_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _copy_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     """Pads one channel on and cuts one off: two copies of the tensor."""
     rank = 1 + len(probe.kernel.in_map)
     pads = graph.integers([0, 1, *[0] * (rank - 1), 0, 0, *[0] * (rank - 1)])
@@ -270,7 +238,7 @@ def _copy_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Forma
     return graph.node("Slice", [wide, *bounds])
 
 
-def _pool_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _pool_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     kernel = probe.kernel
     fed = graph.node("Add", [chained, x])
     if set(kernel.out_map) <= {1}:
@@ -284,21 +252,24 @@ def _pool_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Forma
     return fed
 
 
-def _to_blocked_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _to_blocked_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     fed = graph.node("Add", [chained, x])
     _end(graph, fed, probe.kernel.out_map, "blocked", copy)
     return fed
 
 
-def _to_plain_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+def _to_plain_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
     thin = _thin(probe.kernel.out_map, probe.outputs, formats)
     y = _convolve(graph, x, Probe(thin.kernel, 1, probe.outputs), thin.kernel.kernel, copy)
     _end(graph, y, probe.kernel.out_map, "plain", copy)
     return chained
 
 
-def _sink_cell(graph: _Graph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
-    _end(graph, x, probe.kernel.out_map, _format(probe.kernel), copy)
+def _sink_cell(graph: OnnxGraph, x: str, chained: str, probe: Probe, formats: Formats, copy: int) -> str:
+    if _is_token_sink(probe.kernel):
+        give_out(graph, x, len(probe.kernel.in_map), copy % probe.kernel.in_map[-1])
+    else:
+        _end(graph, x, probe.kernel.out_map, _format(probe.kernel), copy)
     return chained
 
 

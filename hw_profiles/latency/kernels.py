@@ -21,6 +21,10 @@ Op = Literal[
     "depthwise",
     "transposed",
     "linear",
+    "bias",
+    "scores",
+    "mix",
+    "layernorm",
     "add",
     "mul",
     "concat",
@@ -32,7 +36,10 @@ Op = Literal[
     "to_plain",
     "sink",
 ]
-"""What a kernel does; "copy" stands for whatever moves a tensor without arithmetic, "sink" ends a micro-graph."""
+"""What a kernel does; "copy" stands for whatever moves a tensor without arithmetic, "sink" ends a micro-graph.
+
+An attention core is two kernels: "scores" (queries by keys, and the softmax if `activation` says so) and "mix" (weights
+by values). "bias" adds a vector to every position, where a linear layer does not do that itself."""
 
 Mode = Literal["plain", "direct", "blocked"]
 """How a kernel meets its tensors: plain (channels one after the other), blocked (channels in blocks of a vector
@@ -51,6 +58,8 @@ ACTIVATIONS = {
     "silu": "silu",
     "hardswish": "hardswish",
     "gelu": "gelu",
+    "gelutanh": "gelutanh",
+    "softmax": "softmax",
 }
 """Function of an operator -> the activation that a kernel of its own computes; others are taken for a relu."""
 
@@ -81,12 +90,13 @@ class Kernel:
     Attributes:
         op: What it does.
         mode: How it meets its tensors.
-        add: Whether it also adds another tensor to its output (a residual connection).
+        add: Whether it also adds another tensor: a residual connection to its output (to the input of a layer norm), a
+            mask to scores.
         activation: Activation that it applies to its output, or is ("relu"); "" for none.
         kernel: Kernel size per spatial dimension, () without a kernel.
         stride: Stride per spatial dimension, () without a kernel.
         groups: Groups of a convolution (1 for a depthwise one, whose groups follow its width).
-        in_map: Size of the input without batch and channels.
+        in_map: Size of the input without batch and channels; of an attention core the positions that are attended to.
         out_map: Size of the output without batch and channels.
     """
 
@@ -103,7 +113,17 @@ class Kernel:
     @property
     def square(self) -> bool:
         """Whether input and output channels are always the same number."""
-        return self.op not in ("conv", "transposed", "linear")
+        return self.op not in ("conv", "transposed", "linear", "scores", "mix")
+
+    @property
+    def attends(self) -> bool:
+        """Whether it is a part of an attention core: its inputs are channels of a head, its outputs heads."""
+        return self.op in ("scores", "mix")
+
+    @property
+    def over_positions(self) -> bool:
+        """Whether its tensors hold channels last, behind their positions (tokens)."""
+        return self.op in ("bias", "layernorm", "scores", "mix") or (self.op == "linear" and self.in_map != ())
 
     @property
     def label(self) -> str:

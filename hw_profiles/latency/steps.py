@@ -5,7 +5,6 @@ Read off the data flow (`LayerShape.inputs`) and the functions alone; widths do 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -16,6 +15,9 @@ from hw_profiles.layers import LayerShape, Layout
 NOTHING = ("identity", "dropout", "dropout2d", "alphadropout", "contiguous", "input")
 FOLDED_NORMS = ("batchnorm1d", "batchnorm2d", "batchnorm3d")
 CONVOLVING = ("conv", "depthwise", "transposed")
+LAYER_NORMS = ("layernorm", "rmsnorm")
+SCALINGS = ("mul", "truediv", "div")
+MASKS = ("add", "maskedfill")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +38,13 @@ class Step:
 @lru_cache(maxsize=64)
 def steps_of(layout: Layout, execution: Execution) -> tuple[Step, ...]:
     """The operators of a layout after folding normalization and fusing activations."""
-    readers = [0] * len(layout.layers)
-    for layer in layout.layers:
-        for source in set(layer.inputs):
-            readers[source] += 1
-    builder = _Builder(readers, execution.fused_activations)
+    readers: list[list[int]] = [[] for _ in layout.layers]
     for index, layer in enumerate(layout.layers):
-        builder.take(index, layer, layout)
+        for source in set(layer.inputs):
+            readers[source].append(index)
+    builder = _Builder(layout, readers, execution)
+    for index in range(len(layout.layers)):
+        builder.take(index)
     return tuple(builder.steps)
 
 
@@ -50,34 +52,112 @@ def steps_of(layout: Layout, execution: Execution) -> tuple[Step, ...]:
 class _Builder:
     """Walks the operators; `step_of` says which step's output an operator's output is."""
 
-    readers: list[int]
-    fused_activations: Mapping[str, str]
+    layout: Layout
+    readers: list[list[int]]
+    execution: Execution
     steps: list[Step] = field(default_factory=list)
     step_of: list[int] = field(default_factory=list)
 
-    def take(self, index: int, layer: LayerShape, layout: Layout) -> None:
-        """Adds an operator as a step of its own or to the step before it."""
+    def take(self, index: int) -> None:
+        """Adds an operator as steps of its own or to the step before it."""
+        layer = self.layout.layers[index]
         sources = tuple(self.step_of[source] for source in layer.inputs)
         if layer.kind == "input" or layer.function in NOTHING:
             self.step_of.append(sources[0] if sources else -1)
-        elif not (len(sources) == 1 and sources[0] >= 0 and self._absorbed(sources[0], layer)):
-            before = layout.layers[layer.inputs[0]].out_map if layer.inputs else layer.in_map
+            return
+        if sources and sources[0] >= 0 and self._absorbed(index, sources):
+            self.step_of.append(sources[0])
+            return
+        if layer.kind == "attention":
+            self._attend(index, sources)
+        elif layer.kind == "product":
+            self.steps.append(Step(layer=index, shape=self._product(layer, sources), sources=sources))
+        else:
+            before = self.layout.layers[layer.inputs[0]].out_map if layer.inputs else layer.in_map
             self.steps.append(_step(index, layer, sources, before))
-            self.step_of.append(len(self.steps) - 1)
+        if self._adds_bias(index):
+            shape = Kernel(op="bias", in_map=layer.out_map, out_map=layer.out_map)
+            self.steps.append(Step(layer=index, shape=shape, sources=(len(self.steps) - 1,)))
+        self.step_of.append(len(self.steps) - 1)
 
-    def _absorbed(self, source: int, layer: LayerShape) -> bool:
+    def _absorbed(self, index: int, sources: tuple[int, ...]) -> bool:
         """Folds or fuses an operator into the step that it alone reads."""
-        step = self.steps[source]
-        alone = self.readers[layer.inputs[0]] == 1
-        activation = self.fused_activations.get(layer.function, "")
-        folds = layer.kind == "norm" and layer.function in FOLDED_NORMS and step.shape.op in CONVOLVING
-        takes = activation and step.shape.op in (*CONVOLVING, "add")
-        if not alone or step.shape.activation or not (folds or takes):
+        layer, step = self.layout.layers[index], self.steps[sources[0]]
+        if len(self.readers[layer.inputs[0]]) != 1 or step.shape.activation:
             return False
-        if takes:
-            self.steps[source] = replace(step, shape=replace(step.shape, activation=activation))
-        self.step_of.append(source)
+        if step.shape.op == "scores":
+            shape = _softened(step.shape, layer, alone=len(sources) == 1)
+        elif len(sources) == 1:
+            shape = self._fused(step.shape, layer)
+        else:
+            shape = None
+        if shape is None:
+            return False
+        moved = index if shape.op != step.shape.op else step.layer
+        self.steps[sources[0]] = replace(step, layer=moved, shape=shape)
         return True
+
+    def _fused(self, shape: Kernel, layer: LayerShape) -> Kernel | None:
+        """A kernel with an operator that it alone feeds, None where that runs by itself."""
+        if layer.kind == "norm" and layer.function in FOLDED_NORMS and shape.op in CONVOLVING:
+            return shape
+        if shape.op == "add" and layer.function in LAYER_NORMS and self._adds_in_norms:
+            return Kernel(op="layernorm", add=True, in_map=layer.out_map, out_map=layer.out_map)
+        activation = self.execution.fused_activations.get(layer.function, "")
+        return replace(shape, activation=activation) if activation and shape.op in (*CONVOLVING, "add") else None
+
+    @property
+    def _adds_in_norms(self) -> bool:
+        """Whether additions run inside the layer norms behind them: not for texts, whose length is not known before."""
+        texts = any(layer.function == "embedding" for layer in self.layout.layers)
+        return self.execution.tokens.adds_in_norms and not texts
+
+    def _adds_bias(self, index: int) -> bool:
+        """Whether the bias of a linear layer over positions is a step of its own."""
+        layers, rules = self.layout.layers, self.execution.tokens
+        layer = layers[index]
+        if layer.kind != "linear" or not (layer.bias and layer.out_map and rules.separate_bias):
+            return False
+        reader = self._only_reader(index)
+        if reader is None or layers[reader].function in rules.fused_bias:
+            return reader is None
+        after = self._only_reader(reader) if layers[reader].kind == "add" else None
+        return not (after is not None and layers[after].function in LAYER_NORMS and self._adds_in_norms)
+
+    def _only_reader(self, index: int) -> int | None:
+        """The one operator that reads another's output, behind what does nothing; None where there are several."""
+        if len(self.readers[index]) != 1:
+            return None
+        reader = self.readers[index][0]
+        return self._only_reader(reader) if self.layout.layers[reader].function in NOTHING else reader
+
+    def _attend(self, index: int, sources: tuple[int, ...]) -> None:
+        """Adds an attention core: scores of queries, keys and perhaps a mask; then the values, mixed by them."""
+        layer = self.layout.layers[index]
+        mix = Kernel(op="mix", in_map=layer.in_map, out_map=layer.out_map)
+        scores = replace(mix, op="scores", activation="softmax", add=len(sources) > 3)
+        self.steps.append(Step(layer=index, shape=scores, sources=(*sources[:2], *sources[3:])))
+        values = sources[2:3] or sources[-1:]
+        self.steps.append(Step(layer=index, shape=mix, sources=(len(self.steps) - 1, *values)))
+
+    def _product(self, layer: LayerShape, sources: tuple[int, ...]) -> Kernel:
+        """A product of tensors: of values where a softmax is multiplied, else of queries and keys."""
+        source = sources[0] if sources else -1
+        while source >= 0 and self.steps[source].shape.op == "copy":
+            source = self.steps[source].sources[0]
+        mixes = source >= 0 and "softmax" in self.steps[source].shape.activation
+        if mixes:
+            return Kernel(op="mix", in_map=(layer.in_channels // layer.groups,), out_map=layer.out_map)
+        return Kernel(op="scores", in_map=(layer.out_channels // layer.groups,), out_map=layer.out_map)
+
+
+def _softened(shape: Kernel, layer: LayerShape, *, alone: bool) -> Kernel | None:
+    """Scores with the operators up to the softmax: their scale, their mask, and itself."""
+    if layer.function == "softmax":
+        return replace(shape, activation="softmax")
+    if layer.function in SCALINGS and alone:
+        return shape
+    return replace(shape, add=True) if layer.function in MASKS else None
 
 
 def _step(index: int, layer: LayerShape, sources: tuple[int, ...], before: tuple[int, ...]) -> Step:
@@ -112,4 +192,25 @@ def _op(layer: LayerShape) -> Op:
         "activation": "activation",
         "pool": "pool",
     }
+    if layer.function in LAYER_NORMS:
+        return "layernorm"
     return kinds.get(layer.kind, "copy")
+
+
+def stand_ins(layout: Layout, execution: Execution) -> dict[str, tuple[str, ...]]:
+    """Operators without a kernel of their own, by what is timed in their place ("nothing" for products of others)."""
+    found: dict[str, dict[str, None]] = {}
+    for step in steps_of(layout, execution):
+        layer, op = layout.layers[step.layer], step.shape.op
+        place = ""
+        if layer.products and not (layer.has_weight or step.shape.attends):
+            place = "nothing"
+        elif op == "copy" and layer.kind != "reshape":
+            place = "a copy"
+        elif op == "activation" and layer.function not in ACTIVATIONS:
+            place = "a relu"
+        elif op == "norm" and layer.function not in FOLDED_NORMS:
+            place = "a batch normalization"
+        if place:
+            found.setdefault(place, {})[layer.function] = None
+    return {place: tuple(functions) for place, functions in found.items()}

@@ -23,7 +23,7 @@ from hw_profiles.cost import cost_of
 from hw_profiles.latency import runtimes as executions
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import BoolArray, Formats, Kernel
-from hw_profiles.latency.runtimes.execution import Operands
+from hw_profiles.latency.runtimes.execution import Operands, TokenRules
 from hw_profiles.latency.table import LatencyTable
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class ReluExecution:
     formats: Formats
     fused_activations: ClassVar[Mapping[str, str]] = {"relu": "relu"}
     fuses_additions: ClassVar[bool] = False
+    tokens: ClassVar[TokenRules] = TokenRules()
 
     def blocked(self, kernel: Kernel, operands: Operands) -> tuple[BoolArray, BoolArray]:
         nowhere = np.zeros(len(operands.inputs), dtype=np.bool_)

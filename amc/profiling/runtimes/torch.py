@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil
 from typing import Any
 
@@ -36,6 +36,8 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "hardswish": F.hardswish,
     "gelu": F.gelu,
+    "gelutanh": partial(F.gelu, approximate="tanh"),
+    "softmax": partial(F.softmax, dim=-1),
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -109,8 +111,9 @@ class TorchRuntime(Runtime):
 def _copies(probe: Probe, copies: int, setting: Setting) -> Callable[[], None]:
     """Runs a kernel several times, each with weights of its own."""
     kernel, inputs = probe.kernel, probe.inputs
-    channels_last = (setting.batch, *kernel.in_map, inputs)
-    x = _random(setting, *(channels_last if kernel.op == "linear" else (setting.batch, inputs, *kernel.in_map)))
+    channels_last = kernel.op == "linear" or kernel.over_positions
+    sizes = (*kernel.in_map, inputs) if channels_last else (inputs, *kernel.in_map)
+    x = _random(setting, setting.batch, *sizes)
     cells = [_cell(probe, x, setting) for _ in range(copies)]
 
     def run() -> None:
@@ -127,6 +130,11 @@ def _cell(probe: Probe, x: Tensor, setting: Setting) -> Callable[[], Tensor]:
     if kernel.op == "linear":
         weight, bias = _random(setting, outputs, inputs), _random(setting, outputs)
         return lambda: F.linear(x, weight, bias)
+    if kernel.attends:
+        return _attention(probe, setting)
+    if kernel.op == "layernorm":
+        scale, shift = _random(setting, outputs), _random(setting, outputs)
+        return lambda: F.layer_norm(x, (outputs,), scale, shift)
     if kernel.op in ("add", "mul"):
         other = _random(setting, *x.shape)
         return (lambda: x + other) if kernel.op == "add" else (lambda: x * other)
@@ -140,6 +148,26 @@ def _cell(probe: Probe, x: Tensor, setting: Setting) -> Callable[[], Tensor]:
         pools: Any = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
         return lambda: pools[len(kernel.in_map)](x, kernel.out_map)
     return lambda: x.clone()
+
+
+def _attention(probe: Probe, setting: Setting) -> Callable[[], Tensor]:
+    """Scores of queries and keys, or values mixed by them; heads are views."""
+    kernel, width, heads = probe
+    queries, keys = (
+        _random(setting, setting.batch, size[0], heads, width).transpose(1, 2)
+        for size in (kernel.out_map, kernel.in_map)
+    )
+    if kernel.op == "mix":
+        weights = _random(setting, setting.batch, heads, kernel.out_map[0], kernel.in_map[0])
+        return lambda: (weights @ keys).transpose(1, 2).flatten(2)
+    mask = _random(setting, setting.batch, 1, 1, kernel.in_map[0])
+
+    def scores() -> Tensor:
+        y = (queries * width**-0.5) @ keys.transpose(-1, -2)
+        y = y + mask if kernel.add else y
+        return F.softmax(y, dim=-1) if kernel.activation == "softmax" else y
+
+    return scores
 
 
 def _convolution(probe: Probe, x: Tensor, setting: Setting) -> Callable[[], Tensor]:

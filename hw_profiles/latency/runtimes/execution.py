@@ -26,6 +26,22 @@ class Operands(NamedTuple):
     blocked: tuple[BoolArray, ...]
 
 
+class TokenRules(NamedTuple):
+    """How a runtime executes operators over positions (tokens).
+
+    Attributes:
+        separate_bias: Whether the bias of a linear layer is added by an operator of its own.
+        fused_bias: Functions that add this bias themselves when they follow.
+        adds_in_norms: Whether a layer norm does the addition before it, with the bias of the layer before that.
+        tile: Columns of a product of matrices are computed so many at a time.
+    """
+
+    separate_bias: bool = False
+    fused_bias: tuple[str, ...] = ()
+    adds_in_norms: bool = False
+    tile: int = 1
+
+
 class Execution(Hashable, Protocol):
     """How a runtime executes operators with the tensor formats of one device; equal ones have equal hashes.
 
@@ -36,6 +52,7 @@ class Execution(Hashable, Protocol):
             formats: Formats
             fused_activations: ClassVar[Mapping[str, str]] = {}
             fuses_additions: ClassVar[bool] = False
+            tokens: ClassVar[TokenRules] = TokenRules()
 
             def blocked(self, kernel: Kernel, operands: Operands) -> tuple[BoolArray, BoolArray]:
                 nowhere = np.zeros(len(operands.inputs), dtype=np.bool_)
@@ -58,6 +75,11 @@ class Execution(Hashable, Protocol):
     @property
     def fuses_additions(self) -> bool:
         """Whether an addition runs inside a convolution before it."""
+        ...
+
+    @property
+    def tokens(self) -> TokenRules:
+        """How it executes operators over positions."""
         ...
 
     def blocked(self, kernel: Kernel, operands: Operands) -> tuple[BoolArray, BoolArray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hw_profiles.latency.graphs import Probe, parts
 from hw_profiles.latency.kernels import ACTIVATIONS, BoolArray, Formats, Kernel
-from hw_profiles.latency.runtimes.execution import Operands
+from hw_profiles.latency.runtimes.execution import Operands, TokenRules
 from hw_profiles.layers import IntArray
 
 FUSED_ACTIVATIONS: Mapping[str, str] = {
@@ -38,6 +38,13 @@ class OnnxRuntimeExecution:
     def fuses_additions(self) -> bool:
         """Convolutions add a residual to their output."""
         return self.formats.fuses
+
+    @property
+    def tokens(self) -> TokenRules:
+        """Biases apart, but in BiasGelu and SkipLayerNormalization; products in columns of a vector register."""
+        return TokenRules(
+            separate_bias=True, fused_bias=("gelu",), adds_in_norms=self.formats.fuses, tile=max(1, self.formats.block)
+        )
 
     def blocked(self, kernel: Kernel, operands: Operands) -> tuple[BoolArray, BoolArray]:
         """[K] where a kernel reads and [K] where it writes tensors in blocks."""

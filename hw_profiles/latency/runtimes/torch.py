@@ -11,7 +11,7 @@ import numpy as np
 
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import BoolArray, Formats, Kernel
-from hw_profiles.latency.runtimes.execution import Operands
+from hw_profiles.latency.runtimes.execution import Operands, TokenRules
 
 PLAIN = Formats(fuses=False)
 
@@ -23,6 +23,7 @@ class TorchExecution:
     formats: Formats = PLAIN
     fused_activations: ClassVar[Mapping[str, str]] = MappingProxyType({})
     fuses_additions: ClassVar[bool] = False
+    tokens: ClassVar[TokenRules] = TokenRules()
 
     def blocked(self, kernel: Kernel, operands: Operands) -> tuple[BoolArray, BoolArray]:
         """Nowhere."""
