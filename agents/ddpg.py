@@ -133,6 +133,12 @@ class DDPGSearcher:
         elif self._learner.episodes and self._told >= len(self._starts) + self._settings.warmup_episodes:
             self._end_warmup()
 
+    def answer(self) -> Plan:
+        """The actor without noise; before it has learned anything what is explored around."""
+        if self._learned_from is None:
+            return FixedPlan(tuple(self._center.tolist()), self._settings.algorithm)
+        return self._learner.plan(0.0, (0.5,) * self._shape[0])
+
     def state(self) -> SearcherState:
         """Everything learned, and where the schedule stands."""
         learner = self._learner.state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +15,22 @@ from amc.problem.prepare import Prepared
 from amc.problem.setup import Setup
 from amc.search.allocation.groups import alone
 from amc.search.allocation.knapsack import linearize
+from amc.search.ranges.budgets import GRID
+from amc.search.ranges.guides import KNAPSACK
 from envs.lookup import find
 from envs.observation import FEATURES
 from envs.space.assignment import Assignment, Key
+from envs.space.guide import Guide
+
+RANGED: dict[str, Any] = {
+    "step_code": False,
+    "warmup_start_sigma": 0.15,
+    "cloned_sigma": 0.15,
+    "sigma_floor": 0.05,
+    "replay_episodes": 1000,
+}
+"""Settings of an agent of many budgets that are left open: nothing tells it the number of a site, and its noise is wider, as
+an action is a change of the knapsack's."""
 
 
 def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
@@ -29,14 +43,39 @@ def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
     config, setup = prepared.config, prepared.setup
     base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
     first = next(iter(starts.values()), None)
+    learning = base.changed(warmup_episodes=config.warmup, **config.learning.model_dump(exclude_unset=True))
+    if setup.ends is not None:
+        return _made(prepared, _for_a_range(setup, learning))
     inputs = SearchInputs(
         observation_size=len(FEATURES),
         steps=len(setup.sites),
         seed=config.seed,
         starts=[(label, setup.assignment(key).actions) for label, key in starts.items()],
-        settings=base.changed(warmup_episodes=config.warmup, **config.learning.model_dump(exclude_unset=True)),
+        settings=learning,
         shares=budget_shares(setup, setup.uniform() if first is None else setup.assignment(first)),
     )
+    return _made(prepared, inputs)
+
+
+def _for_a_range(setup: Setup, learning: DDPGSettings) -> SearchInputs:
+    """Actions are changes of the knapsack's solution, whatever the budget: it is half of every action."""
+    steps = len(setup.sites)
+    own = setup.config.learning.model_fields_set
+    settings = learning.changed(**{name: value for name, value in RANGED.items() if name not in own})
+    return SearchInputs(
+        observation_size=Guide.size_for(len(setup.constraint.budgets)),
+        steps=steps,
+        seed=setup.config.seed,
+        starts=[(KNAPSACK, [0.5] * steps)] * GRID,
+        settings=settings,
+        shares=[0.0] * steps,  # what is left of the budget is spread over later sites as it is
+        sigma=settings.warmup_start_sigma,
+    )
+
+
+def _made(prepared: Prepared, inputs: SearchInputs) -> Searcher:
+    """The configured agent, or the user's own."""
+    config, setup = prepared.config, prepared.setup
     if setup.objects.searcher is not None:
         return watched_searcher(setup.objects.searcher, inputs)
     agent = "random" if config.single else config.agent  # a single policy is a start: nothing follows it
