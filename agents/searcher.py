@@ -152,6 +152,15 @@ class Answering(Protocol):
         ...
 
 
+@runtime_checkable
+class Teachable(Protocol):
+    """A searcher that can begin with what another one of the same kind has learned, of episodes of any length."""
+
+    def learn_from(self, state: SearcherState) -> None:
+        """Takes over what the other one knows, not where it stood; before the first `propose`, or the first `load`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchInputs:
     """What a searcher may be made from.

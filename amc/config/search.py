@@ -91,11 +91,10 @@ class SearchConfig(Part):
     warmup: int = Field(24, ge=0, le=MOST_EPISODES, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, le=10_000, description="episodes proposed together")
     starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
-    answer: tuple[int, ...] | None = Field(
-        None, description="choices that the search starts from too, set by `amc policy`: an agent's answer"
-    )
     agent_from: Path | None = Field(
-        None, description="run folder of a search over a range, whose agent one over another range goes on from"
+        None,
+        description="run folder of a search over a range: at one budget its agent's answer is a start, over another "
+        "range its agent learns on",
     )
     max_minutes: float | None = Field(None, gt=0, description="no new round if confirmation would end later")
     effort: int | None = Field(None, ge=1, description="no new round once this many image-forwards are paid")
@@ -178,10 +177,6 @@ class SearchConfig(Part):
     @model_validator(mode="after")
     def _ranges_fit(self) -> SearchConfig:
         if self.budget_range is None:
-            if self.agent_from is not None:
-                raise ValueError(
-                    "agent_from needs an agent of many budgets, but got one budget: write --constraint macs=0.25:0.75"
-                )
             return self
         for name, (low, high) in self.budget_range.items():
             if not low < self.constraint.get(name, 0) < high:

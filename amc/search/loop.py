@@ -18,6 +18,7 @@ from amc.search.confirm import confirm
 from amc.search.episode import Episode, Failure, Line
 from amc.search.ranges.course import course_of
 from amc.search.ranges.pose import budgets_of, pose_of
+from amc.search.ranges.taught import Taught
 from amc.search.result import SearchResult
 from amc.search.rollout import RETRIES, EvaluationFailed, Outcome, Rollout, Round
 from amc.search.searchers import make_searcher
@@ -48,6 +49,7 @@ def search(
     snapshot: Snapshot | None = None,
     pool: Pool | None = None,
     retries: int = RETRIES,
+    taught: Taught | None = None,
 ) -> SearchResult:
     """Searches a pruning policy.
 
@@ -57,6 +59,7 @@ def search(
         snapshot: Where an earlier process stopped; the result is as if nothing had happened.
         pool: Where the work is done, which changes nothing but the time; None: this process.
         retries: How often an evaluation that failed is tried again.
+        taught: An agent of many budgets to start from; a snapshot knows already what came of it.
 
     Returns:
         The confirmed best policy, reported beside the dense network, the uniform baseline and the best start.
@@ -67,11 +70,13 @@ def search(
     clock = Clock.started(snapshot)
     watcher = watcher or Silent()
     pool = pool or InProcess()
-    config, ledger = prepared.config, prepared.ledger
+    config, setup, ledger = prepared.config, prepared.setup, prepared.ledger
     tools = Tools.of(prepared, pool)
-    starts = dict(snapshot.checked(prepared).starts) if snapshot else starting_keys(prepared, pool, tools)
+    starts = dict(snapshot.checked(prepared).starts) if snapshot else starting_keys(prepared, pool, tools, taught)
     course = course_of(prepared, pool, tools, starts)
     searcher = make_searcher(prepared, starts)
+    if taught is not None and setup.ends is not None:
+        taught.teach(searcher)
     played = Progress.restored(snapshot, prepared, searcher)
     rollout = make_rollout(prepared, pool)
     while not (stopped := reason_to_stop(prepared, played, clock)):

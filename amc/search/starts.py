@@ -19,7 +19,9 @@ from amc.problem.prepare import Prepared
 from amc.scoring.draws import Role
 from amc.scoring.scorer import read
 from amc.search.allocation.curves import damage_curves
+from amc.search.ranges.course import guides_of, middle_of
 from amc.search.ranges.guides import KNAPSACK, solutions
+from amc.search.ranges.taught import Taught
 from amc.search.tools import Tools
 from envs.compression.damage import damage_named, forward, total_damage
 from envs.network.inference import inference_copy
@@ -32,8 +34,15 @@ ANSWER = "answer"
 """Label of the answer that an agent of a range gave for the budget: a candidate, but none that found is measured by."""
 
 
-def starting_keys(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, Key]:
-    """The solutions that the configured agent starts from by label, best guess first."""
+def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught | None = None) -> dict[str, Key]:
+    """The solutions that the configured agent starts from by label, best guess first.
+
+    Args:
+        prepared: Task and settings.
+        pool: Where the work is done.
+        tools: Of the search.
+        taught: An agent of many budgets, whose answer goes first where there is one budget.
+    """
     config = prepared.config
     if prepared.setup.ends is not None:
         return {KNAPSACK: best_knapsack(prepared, pool, tools).key}
@@ -41,8 +50,12 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, Key
     if config.agent == "random":
         wanted = ()
     solve = {"knapsack": lambda: best_knapsack(prepared, pool, tools), "uniform": prepared.setup.uniform}
-    answer = {ANSWER: prepared.setup.assignment(config.answer).key} if config.answer is not None else {}
-    return answer | {name: solve[name]().key for name in wanted}
+    found = {name: solve[name]().key for name in wanted}
+    if taught is None:
+        return found
+    known = found.get(KNAPSACK) or best_knapsack(prepared, pool, tools).key
+    guide = guides_of(prepared, pool, tools, {KNAPSACK: known}).at(middle_of(prepared))
+    return {ANSWER: taught.answer(prepared.setup, guide).key, **found}
 
 
 def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint | None = None) -> Assignment:
