@@ -79,6 +79,10 @@ class CMAES:
             self._optimizer.tell([(point, -reward) for point, reward in self._open[:size]])
             self._open, self._drawn = self._open[size:], 0
 
+    def answer(self) -> Plan:
+        """The mean of the distribution."""
+        return FixedPlan(tuple(np.clip(self._optimizer.mean, 0.0, 1.0).tolist()), LABEL)
+
     def state(self) -> SearcherState:
         """The rewards told (NaN: failed), round by round; what was asked for follows from them."""
         rewards = np.array(self._rewards, np.float64)
@@ -116,4 +120,4 @@ class CMAES:
 
 def cma_es(inputs: SearchInputs) -> Searcher:
     """The agent ``cmaes``: narrow around starts, wide without any."""
-    return CMAES(inputs.steps, inputs.seed, inputs.starts, sigma=0.05 if inputs.starts else 0.25)
+    return CMAES(inputs.steps, inputs.seed, inputs.starts, sigma=inputs.sigma if inputs.starts else 0.25)

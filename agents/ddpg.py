@@ -93,6 +93,7 @@ class DDPGSearcher:
         self._shares = _checked_shares(shares, steps) if settings.along_budget else None
         self._learner = Learner(observation_size, steps, settings, seed)
         self._told = 0
+        self._taught = False  # by another searcher, before the first episode
         self._learned_from: int | None = None  # the first learned episode, once warm-up has ended
         # What to explore around: before a start was played, the one that is likely to become it.
         likely = [start.actions for start in self._starts if anchor in (None, start.label)]
@@ -130,8 +131,19 @@ class DDPGSearcher:
         if self._learned_from is not None:
             self._learner.train(self._learner.steps_for(len(finished)), index=self._told)
             self._learner.imitate(index=self._told)
-        elif self._learner.episodes and self._told >= len(self._starts) + self._settings.warmup_episodes:
+        elif self._learner.episodes and self._told >= len(self._starts) + self._warmup:
             self._end_warmup()
+
+    def answer(self) -> Plan:
+        """The actor without noise; before it has learned anything what is explored around."""
+        if self._learned_from is None and not self._taught:
+            return FixedPlan(tuple(self._center.tolist()), self._settings.algorithm)
+        return self._learner.plan(0.0, (0.5,) * self._shape[0])
+
+    def learn_from(self, state: SearcherState) -> None:
+        """Begins with another searcher's actor and critic, and without a warm-up."""
+        self._learner.learn_from(_learner_state(state))
+        self._taught = True
 
     def state(self) -> SearcherState:
         """Everything learned, and where the schedule stands."""
@@ -149,18 +161,16 @@ class DDPGSearcher:
     def load(self, state: SearcherState) -> None:
         """Go on from a `state` of a searcher with the same arguments."""
         numbers = state.numbers
-        learner_numbers = numbers["learner"]
-        if not isinstance(learner_numbers, dict):
-            raise ValueError(f"'learner' of a saved state must be a mapping, but got {learner_numbers!r}")
-        learner = {
-            name.removeprefix("learner."): array for name, array in state.arrays.items() if name.startswith("learner.")
-        }
-        self._learner.load(SearcherState(learner, learner_numbers))
+        self._learner.load(_learner_state(state))
         self._center = state.arrays["center"].copy()
         self._told = number(numbers, "told", int)
         unlearned, unplayed = numbers["learned_from"] is None, numbers["center_reward"] is None
         self._learned_from = None if unlearned else number(numbers, "learned_from", int)
         self._center_reward = None if unplayed else number(numbers, "center_reward", float)
+
+    @property
+    def _warmup(self) -> int:
+        return 0 if self._taught else self._settings.warmup_episodes
 
     @property
     def _clones(self) -> bool:
@@ -190,10 +200,19 @@ class DDPGSearcher:
 
     def _end_warmup(self) -> None:
         self._learned_from = self._told
-        if self._clones:
+        if self._clones and not self._taught:
             self._learner.clone(self._center, self._settings.cloned_sigma, index=self._told)
         if self._settings.critic_first:
             self._learner.train(self._learner.steps_for(self._learner.episodes), index=self._told, freeze_actor=True)
+
+
+def _learner_state(state: SearcherState) -> SearcherState:
+    """The learner's part of a searcher's state."""
+    numbers = state.numbers.get("learner")
+    if not isinstance(numbers, dict):
+        raise ValueError(f"'learner' of a saved state must be a mapping, but got {numbers!r}")
+    arrays = {name.removeprefix("learner."): a for name, a in state.arrays.items() if name.startswith("learner.")}
+    return SearcherState(arrays, numbers)
 
 
 def _checked_shares(shares: Sequence[float] | None, steps: int) -> tuple[float, ...] | None:

@@ -187,6 +187,21 @@ class Learner:
         self._replay.pos = number(numbers, "replay_position", int)
         self._replay.full = number(numbers, "replay_full", bool)
 
+    def learn_from(self, state: SearcherState) -> None:
+        """Takes over actor, critic and targets of another learner; the replay stays empty.
+
+        Raises:
+            ValueError: If its networks have other shapes.
+        """
+        weights = {name: torch.tensor(array) for name, array in _under("policy", state.arrays).items()}
+        try:
+            self._model.policy.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                "an agent can go on from one with the same networks and observations, but theirs differ: "
+                "search with the same learning settings and as many costs"
+            ) from error
+
     @property
     def _replay(self) -> ReplayBuffer:
         assert self._model.replay_buffer is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,24 @@ class Searcher(Protocol):
         ...
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """A searcher that can be asked for the best that it knows, which an agent for many budgets must be."""
+
+    def answer(self) -> Plan:
+        """A plan without exploration."""
+        ...
+
+
+@runtime_checkable
+class Teachable(Protocol):
+    """A searcher that can begin with what another one of the same kind has learned, of episodes of any length."""
+
+    def learn_from(self, state: SearcherState) -> None:
+        """Takes over what the other one knows, not where it stood; before the first `propose`, or the first `load`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchInputs:
     """What a searcher may be made from.
@@ -154,6 +172,7 @@ class SearchInputs:
         starts: (label, actions ``[T]`` in [0, 1]) to propose first, as they are.
         settings: how a learner explores and learns; of which agent it is, each says itself.
         shares: ``[T]`` how much the budgeted cost changes per unit of each action, linearized, in any unit.
+        sigma: width of the first steps around a start, in units of the action; learners have settings for it.
     """
 
     observation_size: int
@@ -162,6 +181,7 @@ class SearchInputs:
     starts: Sequence[tuple[str, Sequence[float]]]
     settings: DDPGSettings
     shares: Sequence[float]
+    sigma: float = 0.05
 
 
 MakeSearcher: TypeAlias = Callable[[SearchInputs], Searcher]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from amc.config.own_code import KEYS, confirm_code
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
 from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
@@ -24,6 +25,7 @@ from amc.runs.ending import measured_latency
 from amc.runs.found import Result
 from amc.runs.runner import HERE, Ended, new_run, resume_run
 from amc.runs.studies.competition import run_compare
+from amc.runs.teaching import asking
 from envs.space.policy import Policy
 
 
@@ -36,6 +38,33 @@ def run_search(
     found = Result.of(run)
     found.show(console)
     return found
+
+
+def run_policy(
+    run: Path,
+    given: Mapping[str, Any],
+    refine: int,
+    out: Path,
+    console: Console,
+    *,
+    fresh: bool = False,
+    workers: WorkersConfig = HERE,
+) -> Result:
+    """Asks the agent of a range for the policy of one budget, and shows it beside the knapsack's.
+
+    Args:
+        run: Run folder of the search over the range.
+        given: The budget at `constraint`; task and reward, where they are functions of the user's.
+        refine: Episodes that improve the answer.
+        out: Run folder to write.
+        console: Where to print.
+        fresh: Move an earlier run in `out` aside.
+        workers: Where episodes are played.
+    """
+    config = asking(run, given["constraint"], refine)
+    named = {key: value for key, value in given.items() if key in KEYS}
+    confirm_code(config.model_dump(include=set(KEYS)), named, str(run))
+    return run_search(config, out, console, fresh=fresh, workers=workers)
 
 
 def run_resume(

@@ -16,7 +16,7 @@ from amc.cli.keys import config
 from amc.cli.networks import apply, check, export
 from amc.cli.options import Spread
 from amc.cli.profile import app as profile_app
-from amc.cli.searching import inspect, resume, search
+from amc.cli.searching import inspect, policy, resume, search
 from amc.cli.studying import compare, sweep
 from hw_profiles.documents import one_line
 
@@ -41,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (inspect, search, resume):
+for command in (inspect, search, policy, resume):
     app.command()(command)
 for command in (compare, sweep):
     app.command(cls=Spread)(command)

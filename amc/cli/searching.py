@@ -61,6 +61,24 @@ def search(
 
 
 @with_workers
+@configured("task", "reward", "constraint", anything=False)
+def policy(
+    overrides: Overrides,
+    workers: WorkersConfig,
+    run: Annotated[Path, typer.Argument(help="Run folder of a search over a range of budgets.")],
+    refine: Annotated[int, typer.Option(min=0, help="Episodes that improve the agent's answer.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")] = Path("runs/policy"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run in --out aside.")] = False,
+) -> None:
+    """Ask the agent of a range for the policy of one budget, confirmed beside the knapsack's and uniform widths."""
+    if "constraint" not in overrides:
+        raise ValueError("a policy needs a budget, but got none: pass for example --constraint macs=0.42")
+    from amc.cli.commands import run_policy
+
+    run_policy(run, overrides, refine, out, console, fresh=fresh, workers=workers)
+
+
+@with_workers
 @configured("task", "reward", anything=False)
 def resume(
     overrides: Overrides,

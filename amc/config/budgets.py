@@ -70,8 +70,41 @@ def with_sparsity(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def with_range(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration values in which budgets that are ranges are a key of their own, and their middles the budgets.
+
+    Args:
+        values: With a mapping at `constraint`.
+
+    Raises:
+        ValueError: If a range is no pair of ascending positive numbers, both fractions or both absolute.
+    """
+    budgets = dict(values["constraint"])
+    ranges = {name: _pair(str(name), value) for name, value in budgets.items() if isinstance(value, (str, list, tuple))}
+    if not ranges:
+        return dict(values)
+    middles = {name: round((low + high) / 2, 6) for name, (low, high) in ranges.items()}
+    named = {SYNONYMS.get(name, name): pair for name, pair in ranges.items()}
+    return {**values, "constraint": budgets | middles, "budget_range": named}
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    """Lowest and highest budget of a range."""
+    ends = value.split(":") if isinstance(value, str) else value
+    try:
+        low, high = (float(end) for end in ends)
+    except (ValueError, TypeError):
+        low = high = 0.0
+    if not 0 < low < high < float("inf") or low <= 1 < high:
+        raise ValueError(
+            f"a range of budgets must read LOW:HIGH, both fractions or both absolute, but got {name}={shown(value)}: "
+            "write for example macs=0.25:0.75"
+        )
+    return low, high
+
+
 def parse_constraints(texts: Sequence[str]) -> dict[str, Any]:
-    """Reads `NAME=VALUE` texts; the value of `sparsity` is PATTERN@RULES, all others are numbers.
+    """Reads `NAME=VALUE` texts; the value of `sparsity` is PATTERN@RULES, all others are numbers or ranges LOW:HIGH.
 
     Raises:
         ValueError: If one is no `NAME=VALUE` with a number.
@@ -83,7 +116,8 @@ def parse_constraints(texts: Sequence[str]) -> dict[str, Any]:
         if name in budgets:
             raise ValueError(f"a cost can have one budget, but {name!r} has two: keep the one that is meant")
         try:
-            budgets[name] = value.strip() if name == "sparsity" else float(value)
+            ranged = name == "sparsity" or ":" in value
+            budgets[name] = value.strip() if ranged else float(value)
         except ValueError:
             separator = ""
         if not separator:

@@ -12,7 +12,7 @@ from pydantic import Field, SerializationInfo, ValidationError, field_serializer
 
 from agents.names import AGENTS
 from agents.settings import LearningConfig
-from amc.config.budgets import COVERAGE, LATENCY, checked_budgets, with_sparsity
+from amc.config.budgets import COVERAGE, LATENCY, checked_budgets, with_range, with_sparsity
 from amc.config.keys import explain
 from amc.config.own_code import refuse_code
 from amc.config.parts import BackendConfig, KnapsackConfig, Part, SavingsConfig
@@ -26,6 +26,9 @@ from hw_profiles.documents import MAX_TOML_BYTES, parse_toml, read_text
 Start = Literal["knapsack", "uniform"]
 SINGLE = ("knapsack", "uniform")
 """Agents that compute one policy; the others search (`agents.names.AGENTS`)."""
+
+RANGED = ("ddpg", "td3", "sac", "cmaes")
+"""Agents that learn for a range of budgets: they can be asked for a policy without exploring."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -59,9 +62,13 @@ class SearchConfig(Part):
     checkpoint: Path | None = Field(None, description="weights of the task: safetensors, or a torch state dict")
     constraint: dict[str, float] = Field(
         default_factory=lambda: {"macs": 0.5},
-        description="COST=BUDGET, a fraction of dense (<= 1) or absolute; several hold together. Costs are macs "
+        description="COST=BUDGET, a fraction of dense (<= 1) or absolute, or LOW:HIGH for one agent of all budgets "
+        "between; several hold together. Costs are macs "
         "(synonym: flops), params, memory, latency (fraction), latency_ms; with patterns sparsity=2:4@RULES "
         "(multiple-of-4, cutlass-float16, ...) and coverage=SHARE",
+    )
+    budget_range: dict[str, tuple[float, float]] | None = Field(
+        None, description="lowest and highest budget by cost, where one agent learns all between; set by constraint"
     )
     choose: Annotated[str, OneOf(KINDS)] = Field(
         "channels", description="what is decided: widths, a pattern per layer, a density per layer, widths and patterns"
@@ -85,6 +92,11 @@ class SearchConfig(Part):
     warmup: int = Field(24, ge=0, le=MOST_EPISODES, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, le=10_000, description="episodes proposed together")
     starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
+    agent_from: Path | None = Field(
+        None,
+        description="run folder of a search over a range: at one budget its agent's answer is a start, over another "
+        "range its agent learns on",
+    )
     max_minutes: float | None = Field(None, gt=0, description="no new round if confirmation would end later")
     effort: int | None = Field(None, ge=1, description="no new round once this many image-forwards are paid")
     reward: str = Field(
@@ -110,7 +122,7 @@ class SearchConfig(Part):
         if not isinstance(values, dict):
             return values
         if isinstance(values.get("constraint"), Mapping):
-            values = with_sparsity(values)
+            values = with_range(with_sparsity(values))
         preset = PRESETS.get(str(values.get("preset", "default")))
         return _laid_under(values, preset) if preset else values
 
@@ -135,7 +147,7 @@ class SearchConfig(Part):
             raise ValueError(unknown(value, ("auto", *REWARDS, "package.module:function")))
         return value
 
-    @field_validator("data", "checkpoint")
+    @field_validator("data", "checkpoint", "agent_from")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.absolute()  # a run may be resumed from anywhere
@@ -161,6 +173,25 @@ class SearchConfig(Part):
             raise ValueError(
                 "reward accuracy_latency needs a latency budget, but got none: add --constraint latency=0.65"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_fit(self) -> SearchConfig:
+        if self.budget_range is None:
+            return self
+        for name, (low, high) in self.budget_range.items():
+            if not low < self.constraint.get(name, 0) < high:
+                raise ValueError(
+                    f"the budget must lie within its range {low:g}:{high:g}, but got {name}="
+                    f"{self.constraint.get(name, 0):g}: write --constraint {name}={low:g}:{high:g}"
+                )
+        if self.agent not in RANGED and not passed_in(self.agent) and ":" not in self.agent:
+            raise ValueError(
+                f"a range of budgets needs an agent that answers for each, but got {self.agent!r}: "
+                f"use {', '.join(RANGED)}"
+            )
+        if self.savings.images is not None:
+            raise ValueError("savings.images compares policies of one budget, but got a range: leave one of them out")
         return self
 
     @field_validator("patterns")

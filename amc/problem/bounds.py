@@ -82,6 +82,22 @@ def bind(
     return Constraint.create(costing, budgets)
 
 
+def bind_ends(
+    config: SearchConfig, costing: Costing, table: LatencyTable | None, objects: Objects = NO_OBJECTS
+) -> tuple[Constraint, Constraint] | None:
+    """The lowest and the highest budgets of the configured range, None without one.
+
+    Raises:
+        InfeasibleBudget: If the lowest cannot be kept.
+    """
+    if config.budget_range is None:
+        return None
+    lows = config.constraint | {name: low for name, (low, _) in config.budget_range.items()}
+    highs = config.constraint | {name: high for name, (_, high) in config.budget_range.items()}
+    low, high = (config.model_copy(update={"constraint": budgets}) for budgets in (lows, highs))
+    return bind(low, costing, table, objects), bind(high, costing, table, objects)
+
+
 def _cost(name: str, table: LatencyTable | None, objects: Objects) -> Cost:
     """The cost of a budget."""
     if table is not None and name in LATENCY:

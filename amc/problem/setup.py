@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
-from amc.problem.bounds import bind, choose_sites, recount, skipped_patterns
+from amc.problem.bounds import bind, bind_ends, choose_sites, recount, skipped_patterns
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.profiling.store import load_table
 from amc.scoring.draws import Draws
@@ -61,6 +61,7 @@ class Setup:
         shapes: Which shapes a device takes in which pattern, None without such rules.
         table: Latencies by the named profile, None without one.
         constraint: The budgets over the sites.
+        ends: The lowest and the highest budgets of a range, whose middle is the constraint; None without one.
         draws: Which images are used for what.
         scorer: Scores networks in full precision.
         reward: Turns an evaluation into a number.
@@ -78,6 +79,7 @@ class Setup:
     shapes: ShapeRules | None
     table: LatencyTable | None
     constraint: Constraint
+    ends: tuple[Constraint, Constraint] | None
     draws: Draws
     scorer: Scorer
     reward: Reward
@@ -154,7 +156,8 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     table = table.for_network(anatomy.family.dense) if table is not None else None
     if table is not None and table.correction is None:
         logger.warning("latencies of %s are uncorrected: `amc profile check` measures how true they are", task.name)
-    constraint = bind(config, Costing(anatomy.family, sites, shapes), table, objects)
+    costing = Costing(anatomy.family, sites, shapes)
+    constraint = bind(config, costing, table, objects)
     chunk = scoring_chunk(anatomy.family.dense, config.device)
     scorer = Scorer(graph=anatomy.graph, metric=task.metric, chunk=chunk, device=config.device)
     kept = outputs_fit(task)
@@ -169,6 +172,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         shapes=shapes,
         table=table,
         constraint=constraint,
+        ends=bind_ends(config, costing, table, objects),
         draws=draws,
         scorer=scorer,
         reward=reward,

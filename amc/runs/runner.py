@@ -20,6 +20,7 @@ from amc.reporting.html import write_report
 from amc.runs.ending import measured_latency, measured_layers, report_data
 from amc.runs.folder import CONFIG, EVENTS, REPORT, SEALED, RunFolder, versions
 from amc.runs.opening import begun, reopened
+from amc.runs.teaching import taught_by
 from amc.search.loop import Watcher, search
 from amc.search.result import SearchResult, stored_latency, with_measured
 from amc.search.state import Snapshot
@@ -291,7 +292,8 @@ def _run(
         screen.prepared(prepared)
         shown = _Shown(screen, prepared.config.planned_episodes)
         watcher = _All((folder, shown, last, *watchers))
-        result = search(prepared, watcher, snapshot, pool, workers.retries)
+        taught = None if setup.config.agent_from is None or snapshot else taught_by(setup.config.agent_from)
+        result = search(prepared, watcher, snapshot, pool, workers.retries, taught)
     if last.snapshot is None:
         raise ValueError("a run must have a round, but the search ended without one")
     if stored is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
@@ -25,6 +26,7 @@ class Episode:
         key: [S] values of the assignment: channels kept, ranks of patterns.
         reward: What the searcher was told.
         evaluation: What the policy achieves.
+        budgets: Cost name -> the episode's own budget in a search over a range; None where all have the same.
     """
 
     searcher: str
@@ -32,6 +34,7 @@ class Episode:
     key: Key
     reward: float
     evaluation: Evaluation
+    budgets: Mapping[str, float] | None = None
 
     def to_json(self, index: int) -> dict[str, Any]:
         """One line of `episodes.jsonl`; only what configuration and seed determine."""
@@ -47,12 +50,14 @@ class Failure:
         actions: [S] executed preserve ratios, six digits.
         key: [S] values of the assignment: channels kept, ranks of patterns.
         reason: What went wrong the last time, one line.
+        budgets: As of an episode.
     """
 
     searcher: str
     actions: tuple[float, ...]
     key: Key
     reason: str
+    budgets: Mapping[str, float] | None = None
 
     def to_json(self, index: int) -> dict[str, Any]:
         """One line of `episodes.jsonl`."""
@@ -69,6 +74,7 @@ def _decided(line: Line, index: int) -> dict[str, Any]:
         "searcher": line.searcher,
         "actions": list(line.actions),
         "choices": list(line.key),
+        **({} if line.budgets is None else {"budgets": dict(line.budgets)}),
     }
 
 
@@ -79,6 +85,7 @@ class _Decided(Strict):
     searcher: str
     actions: list[Annotated[float, Field(ge=0, le=1)]]
     choices: list[Count]
+    budgets: dict[str, float] | None = None
 
 
 class _FailureLine(_Decided):
@@ -115,6 +122,7 @@ def read_line(line: Any, where: str, measure: Measure = ACCURACY) -> Line:
     renamed = {names.get(key, key): value for key, value in line.items()} if isinstance(line, dict) else line
     validated(kind, renamed, where, "an episode")
     decided = {"searcher": line["searcher"], "actions": tuple(line["actions"]), "key": tuple(line["choices"])}
+    decided["budgets"] = line.get("budgets")
     if kind is _FailureLine:
         return Failure(**decided, reason=line["failed"])
     # As they stand in the line, not as the model has them: resume writes the same bytes again.

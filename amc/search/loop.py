@@ -16,10 +16,13 @@ from amc.problem.prepare import Prepared
 from amc.search.conclude import conclude
 from amc.search.confirm import confirm
 from amc.search.episode import Episode, Failure, Line
+from amc.search.ranges.course import course_of
+from amc.search.ranges.pose import budgets_of, pose_of
+from amc.search.ranges.taught import Taught
 from amc.search.result import SearchResult
 from amc.search.rollout import RETRIES, EvaluationFailed, Outcome, Rollout, Round
 from amc.search.searchers import make_searcher
-from amc.search.starts import starting_keys
+from amc.search.starts import ANSWER, starting_keys
 from amc.search.state import Progress, Snapshot
 from amc.search.stopping import Clock, bar_to_pass, check_success, reason_to_stop, successful
 from amc.search.tools import Tools
@@ -46,6 +49,7 @@ def search(
     snapshot: Snapshot | None = None,
     pool: Pool | None = None,
     retries: int = RETRIES,
+    taught: Taught | None = None,
 ) -> SearchResult:
     """Searches a pruning policy.
 
@@ -55,6 +59,7 @@ def search(
         snapshot: Where an earlier process stopped; the result is as if nothing had happened.
         pool: Where the work is done, which changes nothing but the time; None: this process.
         retries: How often an evaluation that failed is tried again.
+        taught: An agent of many budgets to start from; a snapshot knows already what came of it.
 
     Returns:
         The confirmed best policy, reported beside the dense network, the uniform baseline and the best start.
@@ -65,14 +70,19 @@ def search(
     clock = Clock.started(snapshot)
     watcher = watcher or Silent()
     pool = pool or InProcess()
-    config, ledger = prepared.config, prepared.ledger
+    config, setup, ledger = prepared.config, prepared.setup, prepared.ledger
     tools = Tools.of(prepared, pool)
-    starts = dict(snapshot.checked(prepared).starts) if snapshot else starting_keys(prepared, pool, tools)
+    starts = dict(snapshot.checked(prepared).starts) if snapshot else starting_keys(prepared, pool, tools, taught)
+    course = course_of(prepared, pool, tools, starts)
     searcher = make_searcher(prepared, starts)
+    if taught is not None and setup.ends is not None:
+        taught.teach(searcher)
     played = Progress.restored(snapshot, prepared, searcher)
     rollout = make_rollout(prepared, pool)
     while not (stopped := reason_to_stop(prepared, played, clock)):
-        plans = searcher.propose(min(config.round_size, config.planned_episodes - len(played.lines)))
+        wanted = min(config.round_size, config.planned_episodes - len(played.lines))
+        proposed = searcher.propose(course.next(len(played.lines), wanted))
+        plans = course.posed(proposed, played.lines)
         round_ = Round(known=ledger.known, bar=bar_to_pass(prepared, played.lines), retries=retries)
         trajectories: list[Trajectory | None] = []
         for plan, answer in zip(plans, pool.map(play, rollout, round_, plans), strict=True):
@@ -84,8 +94,9 @@ def search(
         check_success(played.lines, config.planned_episodes)
     episodes = successful(prepared, played.lines)
     dense = tools.dense_outputs(prepared)
-    labels = [] if config.single else list(starts)
-    confirmation = confirm(prepared, pool, tools, dense, labels, episodes, clock.left(config))
+    labels = [] if config.single else [label for label in starts if label != ANSWER]
+    found = course.ended(searcher, episodes)
+    confirmation = confirm(prepared, pool, tools, dense, labels, found, clock.left(config))
     return conclude(prepared, pool, tools, dense, confirmation, played, stopped, clock)
 
 
@@ -100,9 +111,9 @@ def make_rollout(prepared: Prepared, pool: Pool) -> Rollout:
 
 def play(rollout: Rollout, round_: Round, plan: Plan) -> Outcome:
     """One episode: the plan walks the environment site by site, and the policy at its end is evaluated."""
-    environment = rollout.enter(round_)
+    environment = rollout.enter(round_, pose_of(plan))
     observation, _ = environment.reset()
-    observations = []
+    observations, actions = [], []
     evaluation = None
     reward = float("nan")
     reason = ""
@@ -113,11 +124,13 @@ def play(rollout: Rollout, round_: Round, plan: Plan) -> Outcome:
             action = plan(len(observations) - 1, observation)
             # The environment bounds the action by what the budget still allows, and executes it.
             observation, reward, terminated, _, info = environment.step(np.asarray([action], dtype=np.float32))
+            actions.append(info["executed_action"])
         evaluation = info["evaluation"]
     except EvaluationFailed as error:
         reason = str(error)
     return Outcome(
         observations=np.stack(observations),
+        actions=np.asarray(actions, dtype=np.float32),
         assignment=environment.assignment,
         evaluation=evaluation,
         reward=reward,
@@ -133,12 +146,19 @@ def written_down(
     outcome = answer.value
     if outcome is None:  # no worker came back from it: its walk is repeated here
         outcome = play(rollout, Round(known={}, refused=answer.lost), plan)
-    actions = tuple(round(float(action), 6) for action in outcome.actions)
-    key = outcome.assignment.key
+    actions = tuple(round(float(np.float32(action)), 6) for action in outcome.assignment.actions)
+    key, budgets = outcome.assignment.key, budgets_of(plan, rollout.constraint)
     if outcome.evaluation is None:
-        return Failure(searcher=plan.label, actions=actions, key=key, reason=outcome.reason), None
+        return Failure(searcher=plan.label, actions=actions, key=key, reason=outcome.reason, budgets=budgets), None
     evaluation = prepared.ledger.account(key, outcome.evaluation)
-    episode = Episode(searcher=plan.label, actions=actions, key=key, reward=outcome.reward, evaluation=evaluation)
+    episode = Episode(
+        searcher=plan.label,
+        actions=actions,
+        key=key,
+        reward=outcome.reward,
+        evaluation=evaluation,
+        budgets=budgets,
+    )
     trajectory = Trajectory(
         observations=outcome.observations, actions=outcome.actions, reward=outcome.reward, label=plan.label
     )

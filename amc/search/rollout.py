@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from amc.search.ranges.pose import Pose
 from amc.tasks.plugins import describe
 from envs.observation import ObservationArray
 from envs.pruning_env import PruningEnv
@@ -68,6 +69,7 @@ class Outcome:
 
     Attributes:
         observations: [S, D] float32 before each step.
+        actions: [S] executed actions.
         assignment: What was decided.
         evaluation: What the policy achieves, None where that failed.
         reward: Its reward.
@@ -76,16 +78,12 @@ class Outcome:
     """
 
     observations: ObservationArray
+    actions: NDArray[np.float32]
     assignment: Assignment
     evaluation: Evaluation | None
     reward: float
     reason: str
     retries: int
-
-    @property
-    def actions(self) -> NDArray[np.float32]:
-        """[S] executed actions."""
-        return np.asarray(self.assignment.actions, dtype=np.float32)
 
 
 class Rollout:
@@ -94,14 +92,19 @@ class Rollout:
     def __init__(self, constraint: Constraint, evaluate: Evaluating, reward: Reward) -> None:
         """Takes what evaluates, however it fails, and the reward, which may be the user's."""
         self._evaluating, self._rewarding = evaluate, reward
+        self.constraint = constraint
         self._round = Round(known={})
+        self._pose: Pose | None = None
         self.retries = 0
         self.environment = PruningEnv(constraint, evaluate.policy, self._evaluate, self._reward)
 
-    def enter(self, round_: Round) -> PruningEnv:
-        """The environment for one episode of a round."""
-        self._round, self.retries = round_, 0
-        return self.environment
+    def enter(self, round_: Round, pose: Pose | None = None) -> PruningEnv:
+        """The environment for one episode of a round; of a range, with the episode's own budgets."""
+        self._round, self._pose, self.retries = round_, pose, 0
+        if pose is None:
+            return self.environment
+        guide = pose.guide(self.constraint)
+        return PruningEnv(guide.constraint, self._evaluating.policy, self._evaluate, self._reward, guide)
 
     def _evaluate(self, assignment: Assignment) -> Evaluation:
         """The evaluation of an assignment: known, or made, again if that fails.
@@ -130,6 +133,7 @@ class Rollout:
         """
         try:
             value = float(self._rewarding(evaluation))
+            value = value if self._pose is None else self._pose.gain(value)
         except Exception as error:  # it may be the user's
             raise EvaluationFailed(f"the reward raised {_one_line(error)}") from error
         if not math.isfinite(value):

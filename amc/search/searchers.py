@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from agents.names import AGENTS
 from agents.searcher import MakeSearcher, Searcher, SearchInputs
 from agents.settings import PAPER_SETTINGS, DDPGSettings
+from amc.config.search import SearchConfig
 from amc.problem.given.searcher import watched_searcher
 from amc.problem.prepare import Prepared
 from amc.problem.setup import Setup
 from amc.search.allocation.groups import alone
 from amc.search.allocation.knapsack import linearize
+from amc.search.ranges.budgets import GRID
+from amc.search.ranges.guides import KNAPSACK
 from envs.lookup import find
 from envs.observation import FEATURES
 from envs.space.assignment import Assignment, Key
+from envs.space.guide import Guide
+
+RANGED: dict[str, Any] = {
+    "step_code": False,
+    "warmup_start_sigma": 0.15,
+    "cloned_sigma": 0.15,
+    "sigma_floor": 0.05,
+    "replay_episodes": 1000,
+}
+"""Settings of an agent of many budgets that are left open: nothing tells it the number of a site, and its noise is
+wider, as an action is a change of the knapsack's."""
 
 
 def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
@@ -27,16 +43,49 @@ def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
         starts: Label -> assignment, proposed first.
     """
     config, setup = prepared.config, prepared.setup
-    base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
+    if setup.ends is not None:
+        return ranged_searcher(config, setup)
     first = next(iter(starts.values()), None)
     inputs = SearchInputs(
         observation_size=len(FEATURES),
         steps=len(setup.sites),
         seed=config.seed,
         starts=[(label, setup.assignment(key).actions) for label, key in starts.items()],
-        settings=base.changed(warmup_episodes=config.warmup, **config.learning.model_dump(exclude_unset=True)),
+        settings=_settings(config),
         shares=budget_shares(setup, setup.uniform() if first is None else setup.assignment(first)),
     )
+    return _made(config, setup, inputs)
+
+
+def ranged_searcher(config: SearchConfig, setup: Setup) -> Searcher:
+    """The searcher of a range of budgets: actions are changes of the knapsack's solution, which 0.5 stands for.
+
+    Args:
+        config: With a range.
+        setup: Sites and costs, of this range or one of its budgets.
+    """
+    steps = len(setup.sites)
+    settings = _settings(config, RANGED)
+    inputs = SearchInputs(
+        observation_size=Guide.size_for(len(setup.constraint.budgets)),
+        steps=steps,
+        seed=config.seed,
+        starts=[(KNAPSACK, [0.5] * steps)] * GRID,
+        settings=settings,
+        shares=[0.0] * steps,  # what is left of the budget is spread over later sites as it is
+        sigma=settings.warmup_start_sigma,
+    )
+    return _made(config, setup, inputs)
+
+
+def _settings(config: SearchConfig, defaults: Mapping[str, Any] = MappingProxyType({})) -> DDPGSettings:
+    """The preset's, changed by what the configuration sets, and by defaults where that leaves them open."""
+    base = PAPER_SETTINGS if config.preset == "paper" else DDPGSettings()
+    return base.changed(warmup_episodes=config.warmup, **{**defaults, **config.learning.model_dump(exclude_unset=True)})
+
+
+def _made(config: SearchConfig, setup: Setup, inputs: SearchInputs) -> Searcher:
+    """The configured agent, or the user's own."""
     if setup.objects.searcher is not None:
         return watched_searcher(setup.objects.searcher, inputs)
     agent = "random" if config.single else config.agent  # a single policy is a start: nothing follows it

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor, nn
 
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
 from amc.scoring.draws import Role
 from amc.scoring.scorer import read
-from amc.search.allocation.knapsack import knapsack
-from amc.search.damage import damage_curves
+from amc.search.allocation.curves import damage_curves
+from amc.search.ranges.course import guides_of, middle_of
+from amc.search.ranges.guides import KNAPSACK, solutions
+from amc.search.ranges.taught import Taught
 from amc.search.tools import Tools
 from envs.compression.damage import damage_named, forward, total_damage
 from envs.network.inference import inference_copy
@@ -28,17 +29,33 @@ from envs.network.inputs import channels_last, mapped
 from envs.parallel import map_chunks
 from envs.space.assignment import Assignment, Key
 from envs.space.constraint import Constraint
-from hw_profiles.layers import IntArray
+
+ANSWER = "answer"
+"""Label of the answer that an agent of a range gave for the budget: a candidate, but none that found is measured by."""
 
 
-def starting_keys(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, Key]:
-    """The solutions that the configured agent starts from by label, best guess first."""
+def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught | None = None) -> dict[str, Key]:
+    """The solutions that the configured agent starts from by label, best guess first.
+
+    Args:
+        prepared: Task and settings.
+        pool: Where the work is done.
+        tools: Of the search.
+        taught: An agent of many budgets, whose answer goes first where there is one budget.
+    """
     config = prepared.config
+    if prepared.setup.ends is not None:
+        return {KNAPSACK: best_knapsack(prepared, pool, tools).key}
     wanted: tuple[str, ...] = (config.agent,) if config.single else config.starts
     if config.agent == "random":
         wanted = ()
     solve = {"knapsack": lambda: best_knapsack(prepared, pool, tools), "uniform": prepared.setup.uniform}
-    return {name: solve[name]().key for name in wanted}
+    found = {name: solve[name]().key for name in wanted}
+    if taught is None:
+        return found
+    known = found.get(KNAPSACK) or best_knapsack(prepared, pool, tools).key
+    guide = guides_of(prepared, pool, tools, {KNAPSACK: known}).at(middle_of(prepared))
+    return {ANSWER: taught.answer(prepared.setup, guide).key, **found}
 
 
 def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint | None = None) -> Assignment:
@@ -53,11 +70,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
     constraint = constraint or prepared.setup.constraint
     setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
-    solutions: list[IntArray] = [knapsack(constraint, kind) for kind in curves.values()]
-    if len(solutions) > 1:
-        actions = [setup.assignment(solution).actions for solution in solutions]
-        solutions.append(constraint.scaled(np.mean(actions, axis=0)))
-    distinct = list(dict.fromkeys(setup.assignment(solution) for solution in solutions))
+    distinct = list(dict.fromkeys(setup.assignment(values) for values in solutions(constraint, curves).values()))
     if len(distinct) == 1:
         return distinct[0]
     judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)

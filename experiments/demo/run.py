@@ -40,8 +40,8 @@ from amc.runs.folder import RunFolder
 from amc.runs.found import Result
 from amc.runs.library import search
 from amc.scoring.paired import Difference, paired_difference
+from amc.search.allocation.curves import damage_curves
 from amc.search.allocation.knapsack import knapsack
-from amc.search.damage import damage_curves
 from amc.search.result import NetworkReport
 from amc.search.tools import Tools
 from amc.storage.files import write_json

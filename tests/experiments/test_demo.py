@@ -17,8 +17,8 @@ from amc.pool.pool import InProcess
 from amc.problem.prepare import prepare
 from amc.problem.setup import set_up
 from amc.profiling.timing import Timing
+from amc.search.allocation.curves import damage_curves
 from amc.search.allocation.knapsack import knapsack
-from amc.search.damage import damage_curves
 from amc.search.result import NetworkReport
 from amc.search.tools import Tools
 from envs.space.constraint import Budget, Constraint

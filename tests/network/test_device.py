@@ -32,7 +32,10 @@ READ = [
     *sorted((ROOT / "envs").rglob("*.py")),
     *sorted((ROOT / "amc" / "scoring").glob("*.py")),
     *sorted((ROOT / "amc" / "problem").glob("*.py")),
-    *(ROOT / "amc" / f"{name}.py" for name in ("pool/parcel", "search/damage", "search/starts", "search/tools")),
+    *(
+        ROOT / "amc" / f"{name}.py"
+        for name in ("pool/parcel", "search/allocation/curves", "search/starts", "search/tools")
+    ),
 ]
 CONSTRUCTORS = {
     "arange",

@@ -124,7 +124,7 @@ def test_the_second_budget_finds_sensitivities_on_disk_and_pays_the_same(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("damage was measured again")
 
-    monkeypatch.setattr("amc.search.damage.measure_damage", never)
+    monkeypatch.setattr("amc.search.allocation.curves.measure_damage", never)
     remembered = searched(other)
     assert remembered.image_forwards == computed.image_forwards
     assert remembered.policy == computed.policy

@@ -1,0 +1,57 @@
+"""What another run has learned, read from its folder; and the configuration that asks it for a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from amc.config.search import SearchConfig, load_config
+from amc.runs.folder import RunFolder
+from amc.search.ranges.taught import Taught
+
+STARTS = 3
+"""The agent's answer, the knapsack's solution and uniform widths."""
+
+
+def taught_by(path: Path) -> Taught:
+    """The agent of a search over a range.
+
+    Raises:
+        ValueError: If there is none, or a file of it is damaged or altered.
+    """
+    folder = RunFolder.reopen(path)
+    config, snapshot = folder.config(), folder.snapshot()
+    if config.budget_range is None:
+        raise ValueError(
+            f"only a search over a range has an agent for other budgets, but {str(path)!r} has one budget: "
+            "search with --constraint macs=0.25:0.75"
+        )
+    if snapshot is None:
+        raise ValueError(f"an agent must have learned a round, but {str(path)!r} has none yet: `amc resume` it first")
+    return Taught(config=config, state=snapshot.searcher)
+
+
+def asking(path: Path, constraint: Mapping[str, Any], refine: int) -> SearchConfig:
+    """The configuration of a search that begins, and without refinement ends, with an agent's answer for one budget.
+
+    Args:
+        path: Run folder of a search over a range.
+        constraint: Cost -> budget within it.
+        refine: Episodes to spend on improving the answer.
+
+    Raises:
+        ValueError: If the folder has no such agent, or its range does not hold the budget.
+    """
+    taught = taught_by(path)
+    values = taught.config.model_dump(mode="json", exclude_none=True, exclude={"budget_range", "effort", "max_minutes"})
+    own = {
+        "constraint": {**taught.config.constraint, **constraint},
+        "agent": "swap",
+        "starts": ("knapsack", "uniform"),
+        "agent_from": str(path),
+        "episodes": STARTS + refine,
+    }
+    config = load_config(None, {**values, **own})
+    taught.check(config)
+    return config

@@ -1,0 +1,87 @@
+"""What a plan of a range is sent with: the budgets, the knapsack's solution, and the reward to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.searcher import FloatArray, Plan
+from amc.search.ranges.baseline import Level
+from amc.search.ranges.budgets import Limits
+from envs.space.constraint import Budget, Constraint
+from envs.space.guide import Guide
+from hw_profiles.layers import IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pose:
+    """One episode's problem, without what all episodes have in common.
+
+    Attributes:
+        limits: The budgets.
+        fallback: [S] feasible completion.
+        solution: [S] the knapsack's.
+        damages: [S, 4] as in `Guide`.
+        level: The knapsack's reward; None for the knapsack's own solutions, whose gain is 0.
+    """
+
+    limits: Limits
+    fallback: IntArray
+    solution: IntArray
+    damages: NDArray[np.float64]
+    level: Level | None
+
+    @classmethod
+    def of(cls, limits: Limits, guide: Guide, level: Level | None) -> Pose:
+        """From a guide."""
+        return cls(
+            limits=limits,
+            fallback=guide.constraint.fallback,
+            solution=guide.solution,
+            damages=guide.damages,
+            level=level,
+        )
+
+    def guide(self, constraint: Constraint) -> Guide:
+        """The guide again, given any constraint over the same costs and sites."""
+        pairs = zip(constraint.budgets, self.limits, strict=True)
+        budgets = tuple(Budget(cost, limit) for (cost, _), limit in pairs)
+        own = replace(constraint, budgets=budgets, fallback=self.fallback)
+        return Guide(own, self.solution, self.damages)
+
+    def gain(self, reward: float) -> float:
+        """What the agent is told of a reward."""
+        return 0.0 if self.level is None else self.level.gain(reward)
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A plan and the problem that it is for."""
+
+    plan: Plan
+    pose: Pose
+
+    @property
+    def label(self) -> str:
+        """The plan's own."""
+        return self.plan.label
+
+    def __call__(self, step: int, observation: FloatArray) -> float:
+        """The plan's action."""
+        return self.plan(step, observation)
+
+
+def budgets_of(plan: Any, constraint: Constraint) -> dict[str, float] | None:
+    """Cost name -> the budget of a plan's own problem, None where there is one for all."""
+    pose = pose_of(plan)
+    if pose is None:
+        return None
+    return {cost.name: limit for (cost, _), limit in zip(constraint.budgets, pose.limits, strict=True)}
+
+
+def pose_of(plan: Any) -> Pose | None:
+    """The problem that a plan was sent with, None where there is one budget for all."""
+    return plan.pose if isinstance(plan, Posed) else None

@@ -1,0 +1,74 @@
+"""An agent of an earlier search over a range: its answer for one budget, or where an agent of another range starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agents.searcher import Searcher, SearcherState, Teachable
+from amc.config.search import SearchConfig
+from amc.problem.setup import Setup
+from amc.search.ranges.course import answer_of
+from amc.search.searchers import ranged_searcher
+from envs.space.assignment import Assignment
+from envs.space.guide import Guide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Taught:
+    """What an earlier run has learned.
+
+    Attributes:
+        config: Its configuration.
+        state: Of its searcher.
+    """
+
+    config: SearchConfig
+    state: SearcherState
+
+    def answer(self, setup: Setup, guide: Guide) -> Assignment:
+        """The agent's answer for the setup's own budget.
+
+        Args:
+            setup: What is asked about; its network may be another one than the agent has seen.
+            guide: Of its budget.
+
+        Raises:
+            ValueError: If the budgets are of other costs, or outside of the agent's range.
+        """
+        self.check(setup.config)
+        searcher = ranged_searcher(self.config, setup)
+        self.teach(searcher)
+        return answer_of(searcher, guide)
+
+    def teach(self, searcher: Searcher) -> None:
+        """Lets a searcher that has not begun go on with what was learned.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        if not isinstance(searcher, Teachable):
+            raise ValueError("only an agent that walks by observations can go on from another run's: use ddpg")
+        searcher.learn_from(self.state)
+
+    def check(self, config: SearchConfig) -> None:
+        """Refuses budgets that the agent has not learned.
+
+        Raises:
+            ValueError: If a cost or a budget is outside.
+        """
+        known = {name: (value, value) for name, value in self.config.constraint.items()}
+        known |= self.config.budget_range or {}
+        if list(config.constraint) != list(known):
+            raise ValueError(
+                f"an agent answers for the costs that it has learned ({', '.join(known)}), but was asked for "
+                f"{', '.join(config.constraint)}: name the same ones"
+            )
+        if config.budget_range is not None:
+            return
+        for name, value in config.constraint.items():
+            low, high = known[name]
+            if not low <= value <= high:
+                raise ValueError(
+                    f"an agent answers for budgets within its range {name}={low:g}:{high:g}, but was asked for "
+                    f"{value:g}: search with a wider range"
+                )
