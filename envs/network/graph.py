@@ -21,7 +21,9 @@ from envs.network.counting import counting, separate_products
 from envs.network.inputs import Inputs, call, sizes
 from envs.network.interpreter import Interpreter, run
 from envs.network.kinds import function_kind, module_kind, plain_name
-from envs.network.tracing import constant, symbolic
+from envs.network.tracing.exported import exported
+from envs.network.tracing.leaves import constant
+from envs.network.tracing.symbolic import symbolic
 from hw_profiles.layers import Kind
 
 logger = logging.getLogger(__name__)
@@ -145,22 +147,42 @@ def trace(network: nn.Module, example_input: Inputs, samples: Inputs | None = No
         expected = _output(twin, example_input)
         macs = counter.take()
     fast = runs_channels_last(twin, example_input, expected)
-    try:
-        program = symbolic(twin, example_input)
-        values, multiplied = _run_counted(program, twin, example_input)
-        traced = values[next(node for node in program.nodes if node.op == "output")]
-        if not same_output(expected, traced, tolerance=1e-4):
-            raise ValueError("its traced operators do not reproduce its output")
-        if samples is not None and not _reproduced(program, twin, samples):
-            raise ValueError(f"what it computes for inputs of shape {sizes(samples)} is not what was traced")
-        if (found := sum(multiplied.values())) != macs:
-            raise ValueError(f"its traced operators multiply {found:,} times, but its forward {macs:,} times")
-    except Exception as error:  # torch.fx raises whatever the traced code raises
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        logger.info("torch.fx cannot trace %s (%s): module order only", type(network).__name__, reason)
-        return Graph(_nodes_by_hooks(twin, example_input), None, fast, reason)
-    _erase_unheard(program, values, multiplied)
-    return Graph(_nodes_of(program, values, multiplied, twin), program, fast)
+    reason = ""
+    for tracer in (symbolic, exported):
+        try:
+            program = tracer(twin, example_input)
+            values, multiplied = _run_counted(program, twin, example_input)
+            _confirm(program, twin, samples, values, expected, sum(multiplied.values()), macs)
+        except Exception as error:  # whatever the traced code raises
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            logger.info("%s cannot trace %s (%s)", tracer.__module__, type(network).__name__, reason)
+            continue
+        _erase_unheard(program, values, multiplied)
+        return Graph(_nodes_of(program, values, multiplied, twin), program, fast)
+    return Graph(_nodes_by_hooks(twin, example_input), None, fast, reason)
+
+
+def _confirm(
+    program: fx.Graph,
+    network: nn.Module,
+    samples: Inputs | None,
+    values: dict[fx.Node, Any],
+    expected: Any,
+    found: int,
+    macs: int,
+) -> None:
+    """Checks that a program computes and multiplies what its network does.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    traced = values[next(node for node in program.nodes if node.op == "output")]
+    if not same_output(expected, traced, tolerance=1e-4):
+        raise ValueError("its traced operators do not reproduce its output")
+    if samples is not None and not _reproduced(program, network, samples):
+        raise ValueError(f"what it computes for inputs of shape {sizes(samples)} is not what was traced")
+    if found != macs:
+        raise ValueError(f"its traced operators multiply {found:,} times, but its forward {macs:,} times")
 
 
 def _reproduced(program: fx.Graph, network: nn.Module, samples: Inputs) -> bool:

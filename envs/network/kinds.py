@@ -88,5 +88,9 @@ def module_kind(module: nn.Module, same_shape: bool) -> Kind:
 
 
 def plain_name(called: Any) -> str:
-    """Name of a class, function or method, without case and underscores: nn.ReLU6 and F.relu6 are both "relu6"."""
+    """Name of a class, function or method, without case and underscores: nn.ReLU6 and F.relu6 are both "relu6".
+
+    An operator of torch.ops is called as its function is: aten.relu6.default is "relu6", too.
+    """
+    called = getattr(called, "overloadpacket", called)
     return str(getattr(called, "__name__", called)).lower().replace("_", "")

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from envs.network.copies import functional_copy
 from envs.network.inputs import Inputs
 from envs.network.interpreter import START, Checkpoints, Interpreter
-from envs.network.tracing import symbolic
+from envs.network.tracing.symbolic import symbolic
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from envs.network.counting import separate_products
 from envs.network.inputs import Inputs, argument_names, call
-from envs.network.kinds import is_layer
+from envs.network.tracing.leaves import constant, is_leaf
 
 _IN_PLACE_TWINS: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -113,11 +113,6 @@ def _recorded(factory: Callable[..., Tensor]) -> Callable[..., Any]:
     return made
 
 
-def constant(value: Tensor) -> Tensor:
-    """A tensor that forward makes from nothing."""
-    return value
-
-
 class _Tracer(fx.Tracer):
     """Traces into whatever is not one operator; encoders and decoders of torch's are run layer by layer."""
 
@@ -133,9 +128,7 @@ class _Tracer(fx.Tracer):
         return partial(call, partial(root_fn, self.root), inputs), []
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        if type(module).__module__ == "torch.nn.modules.transformer":
-            return False
-        return is_layer(module) or super().is_leaf_module(module, name)
+        return is_leaf(module, name)
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if type(module) in (nn.TransformerEncoder, nn.TransformerDecoder):
