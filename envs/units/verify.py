@@ -83,11 +83,10 @@ class Trial:
         return ""
 
     def draw(self, unit: Unit) -> list[int]:
-        """Random channels of a unit, at least one granule and at most half of them."""
-        count = len(unit.granules)
-        order = torch.randperm(count, generator=self.generator).tolist()
-        number = 1 + int(torch.randint(0, max(1, count // 2), (1,), generator=self.generator))
-        return sorted(channel for g in order[:number] for channel in unit.granules[g])
+        """Random channels of a unit, at least one step and at most half of them."""
+        order = torch.randperm(len(unit.granules), generator=self.generator).tolist()
+        number = 1 + int(torch.randint(0, max(1, unit.steps // 2), (1,), generator=self.generator))
+        return sorted(unit.in_steps(unit.granules[g] for g in order)[: number * unit.granule])
 
 
 def verify_units(

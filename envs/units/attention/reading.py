@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -11,11 +13,12 @@ from torch import nn
 from envs.network.copies import same_output
 from envs.network.graph import Graph, trace
 from envs.network.inputs import Inputs, call
+from envs.units.attention.attributes import with_attributes
 from envs.units.attention.explicit import Form, made_explicit
 from envs.units.attention.found import find_attention
 from envs.units.attention.heads import attention_units
 from envs.units.attention.trial import form_of, multihead_forms
-from envs.units.units import Fixed, Unit
+from envs.units.units import Attribute, Fixed, Unit
 from envs.units.verify import Removal, verify_units
 
 TOLERANCE = 1e-4
@@ -61,16 +64,43 @@ def read_attention(network: nn.Module, example_input: Inputs, samples: Inputs | 
         whole = not stuck.isdisjoint({found.q, found.k, found.v}) or not attention_units(network, found)
         form = form_of(network, found, example_input) if whole else None
         forms += [form] if form is not None else []
-    explicit = made_explicit(network, forms)
-    if not forms or not _same(network, explicit, example_input if samples is None else samples):
-        return own
-    again = _read(explicit, trace(explicit, example_input, samples), example_input, samples)
-    return replace(again, forms=tuple(forms)) if len(again.units) > len(own.units) else own
+    best, explicit = own, made_explicit(network, forms)
+    if forms and _same(network, explicit, example_input if samples is None else samples):
+        again = _read(explicit, trace(explicit, example_input, samples), example_input, samples)
+        best = replace(again, forms=tuple(forms)) if len(again.units) > len(own.units) else own
+    return _with_attributes(best, example_input, samples)
 
 
-def _read(network: nn.Module, graph: Graph, example_input: Inputs, samples: Inputs | None) -> ReadAttention:
+def _with_attributes(read: ReadAttention, example_input: Inputs, samples: Inputs | None) -> ReadAttention:
+    """The same with attention whose class runs once numbers and tables that it holds are changed, too."""
+    held = {member.module for unit in read.units for member in unit.members}
+    needed: dict[str, tuple[Attribute, ...]] = {}
+    for found in find_attention(read.network, read.graph, example_input):
+        proposed = (unit for some in attention_units(read.network, found) for unit in some if found.q not in held)
+        whole = (with_attributes(read.network, found, unit, example_input) for unit in proposed)
+        needed |= {unit.name: unit.attributes for unit in [next(filter(None, whole), None)] if unit is not None}
+    if not needed:
+        return read
+    numbers = [one.name for attributes in needed.values() for one in attributes if one.axis is None]
+    graph = trace(read.network, example_input, samples, numbers)
+    if not graph.traced:
+        return read
+    again = _read(read.network, graph, example_input, samples, needed)
+    return replace(again, forms=read.forms) if len(again.units) > len(read.units) else read
+
+
+def _read(
+    network: nn.Module,
+    graph: Graph,
+    example_input: Inputs,
+    samples: Inputs | None,
+    attributes: Mapping[str, tuple[Attribute, ...]] = MappingProxyType({}),
+) -> ReadAttention:
     found = find_attention(network, graph, example_input)
-    tried = [attention_units(network, one) for one in found]
+    tried = [
+        [[replace(unit, attributes=attributes.get(unit.name, ())) for unit in some] for some in alternatives]
+        for alternatives in (attention_units(network, one) for one in found)
+    ]
     units: list[Unit] = []
     fixed: dict[str, Fixed] = {}
     removals: list[Removal] = []
