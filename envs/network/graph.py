@@ -128,7 +128,7 @@ class Graph:
 
 
 def trace(
-    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, numbers: Collection[str] = ()
+    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, attributes: Collection[str] = ()
 ) -> Graph:
     """Traces `network`; falls back to module order when torch.fx cannot.
 
@@ -136,7 +136,7 @@ def trace(
         network: Any module that maps tensors to a tensor (or a structure of tensors).
         example_input: Input of batch 1.
         samples: A few real inputs, which may be longer or shorter: what is traced must hold for them, too.
-        numbers: Whole numbers of its modules that the program reads off the network that it runs on (`symbolic`).
+        attributes: Numbers and buffers of its modules that the program reads off the network that it runs on.
 
     Raises:
         ValueError: If the network does not run on the example input, or is scripted.
@@ -149,7 +149,7 @@ def trace(
         macs = counter.take()
     fast = runs_channels_last(twin, example_input, expected)
     try:
-        program = symbolic(twin, example_input, numbers)
+        program = symbolic(twin, example_input, attributes)
         values, multiplied = _run_counted(program, twin, example_input)
         traced = values[next(node for node in program.nodes if node.op == "output")]
         if not same_output(expected, traced, tolerance=1e-4):

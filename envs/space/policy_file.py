@@ -144,6 +144,8 @@ class FormEntry(Strict):
     v: str
     out: str
     head_width: Size | None
+    heads: Size = 1
+    groups: Size = 1
     scale: float
     causal: bool
     interleaved: bool

@@ -28,12 +28,15 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What all operators did with `dropped` channels of one unit gone, and the parameters left."""
+    """What all operators did with `dropped` channels of one unit gone, as many of each of its `shares`, and the
+    parameters left.
+    """
 
     unit: str
     dropped: int
     calls: tuple[Call, ...]
     params: int
+    shares: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ def verify_units(
         try:
             for part in (trial, *[trial.shorter()] * (DRAWS - 1)):
                 dropped = trial.draw(unit)
-                found.append(Removal(unit.name, len(dropped), *remove(part, {unit.name: dropped}, [unit])))
+                found.append(Removal(unit.name, len(dropped), *remove(part, {unit.name: dropped}, [unit]), len(unit.shares)))
         except ValueError as error:
             fixed += [Fixed(name, str(error)) for name in weighted_outputs(unit, network)]
             continue

@@ -51,8 +51,16 @@ def with_attributes(network: nn.Module, found: Found, unit: Unit, example_input:
         for chosen in combinations(candidates, count):
             whole = replace(unit, attributes=tuple(chosen))
             if all(_runs(network, found.owner, whole, gone, given) for gone in _drops(whole)):
-                return whole
+                return replace(whole, attributes=(*chosen, *_told(network, chosen)))
     return None
+
+
+def _told(network: nn.Module, tables: Sequence[Attribute]) -> Iterator[Attribute]:
+    """The numbers by which embeddings say how wide they are."""
+    for table in tables:
+        owner = table.name.rpartition(".")[0]
+        if isinstance(network.get_submodule(owner), nn.Embedding):
+            yield Attribute(name=f"{owner}.embedding_dim")
 
 
 def _candidates(network: nn.Module, found: Found, unit: Unit) -> Iterator[Attribute]:
