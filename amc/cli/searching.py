@@ -16,7 +16,7 @@ from amc.config.search import load_config, recipe_config
 console = Console()
 
 TASK = ("task", "data", "checkpoint")
-RULES = ("rules.round_to", "rules.min_ratio", "rules.max_ratio", "rules.skip")
+RULES = ("rules.round_to", "rules.min_ratio", "rules.max_ratio", "rules.attention", "rules.skip")
 AGENT = ("agent", "preset", "episodes", "warmup", "round_size", "max_minutes", "reward", "device", "seed")
 COMPRESSION = ("compression.importance", "compression.repair", "compression.selection")
 

@@ -22,7 +22,7 @@ from envs.space.pattern_sites import PatternSite
 from envs.space.rules import Rules
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect
-from envs.units.units import Fixed, Unit, weighted_outputs
+from envs.units.units import Attribute, Fixed, Unit, weighted_outputs
 from hw_profiles.cost import COSTS, CountedCost, Macs, cost_of
 from hw_profiles.layers import Layout
 from hw_profiles.shape_rules import ShapeRules, load_rules
@@ -64,7 +64,8 @@ class InspectedUnit:
         macs: Share of the dense network's MACs in operators that the unit touches, in [0, 1].
         kind: What one of them is: "channels", attention "heads", or "head groups".
         writes: Layers whose outputs they are, in execution order: `name` is the first.
-        carries: Layers that map each channel to itself (normalization, depthwise convolution, PReLU).
+        carries: Layers that map each channel to itself (normalization, depthwise convolution, PReLU), and tables of
+            biases per head.
         reads: Layers whose inputs they are.
     """
 
@@ -166,9 +167,8 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
     Raises:
         ValueError: If the rules leave a unit without a width, or match nothing.
     """
-    anatomy = dissect(
-        task.network, task.example_input, verification_samples(task.calibration), branches=config.branches
-    )
+    samples = verification_samples(task.calibration)
+    anatomy = dissect(task.network, task.example_input, samples, config.rules.attention, branches=config.branches)
     network = anatomy.network
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     widths, skipped = Rules.of(config.rules, profiled=config.profile is not None).sites(anatomy.units)
@@ -216,7 +216,10 @@ def _units(anatomy: Anatomy, sites: Sequence[Site]) -> tuple[InspectedUnit, ...]
                 lightest=lightest[unit.name],
                 macs=cost_of(Macs(), touched) / total if total else 0.0,
                 writes=tuple(member.module for member in members if member.role in ("producer", "factor")),
-                carries=tuple(member.module for member in members if member.role == "carrier"),
+                carries=(
+                    *(member.module for member in members if member.role == "carrier"),
+                    *(one.name.rpartition(".")[0] for one in unit.attributes if _is_weight(anatomy.network, one)),
+                ),
                 reads=tuple(member.module for member in members if member.role == "consumer"),
                 kind=unit.kind,
             )
@@ -239,6 +242,12 @@ def _branches(anatomy: Anatomy, sites: Sequence[Site], fixed: Sequence[Fixed]) -
     known = {one.name for one in anatomy.branches}
     stay = (*anatomy.whole, *(entry for entry in fixed if entry.name in known))
     return (*found, *(InspectedBranch(name=entry.name, reason=entry.reason) for entry in stay))
+
+
+def _is_weight(network: nn.Module, attribute: Attribute) -> bool:
+    """Whether an attribute is the weight of a layer (an embedding of positions), and no table of the module itself."""
+    owner, _, name = attribute.name.rpartition(".")
+    return name == "weight" and isinstance(network.get_submodule(owner), UNPRUNED)
 
 
 def _spread(skipped: Sequence[Fixed], units: Sequence[Unit], network: nn.Module) -> list[Fixed]:

@@ -144,9 +144,8 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     if table is None and config.profile is not None:
         table = load_table(config.profile, logger.warning)
     progress("finding units", 0, 1)
-    anatomy = dissect(
-        task.network, task.example_input, verification_samples(task.calibration), branches=config.branches
-    )
+    samples = verification_samples(task.calibration)
+    anatomy = dissect(task.network, task.example_input, samples, config.rules.attention, branches=config.branches)
     task = task.of_network(anatomy.network)
     return_memory()
     progress("finding units", 1, 1)

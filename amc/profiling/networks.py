@@ -68,10 +68,7 @@ def network_at(network: nn.Module, anatomy: Anatomy, widths: Mapping[str, int]) 
         anatomy: Its units.
         widths: Name of each unit -> channels kept.
     """
-    channels = {
-        unit.name: sorted(c for granule in unit.granules[: widths[unit.name] // unit.granule] for c in granule)
-        for unit in anatomy.units
-    }
+    channels = {unit.name: sorted(unit.in_steps(unit.granules)[: widths[unit.name]]) for unit in anatomy.units}
     return slice_network(network, anatomy.units, channels)
 
 

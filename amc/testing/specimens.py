@@ -57,10 +57,7 @@ class Specimen:
     def channels(self, kept: IntArray) -> dict[str, list[int]]:
         """Unit -> channels, of [S] widths: the first ones."""
         widths = {site.name: int(width) for site, width in zip(self.costing().sites, kept, strict=True)}
-        return {
-            unit.name: sorted(c for granule in unit.granules[: widths[unit.name] // unit.granule] for c in granule)
-            for unit in self.anatomy.units
-        }
+        return {unit.name: sorted(unit.in_steps(unit.granules)[: widths[unit.name]]) for unit in self.anatomy.units}
 
     def compressor(self, **settings: object) -> Compressor:
         """Makes smaller networks."""
@@ -71,7 +68,7 @@ class Specimen:
 
 def halved(compressor: Compressor) -> Policy:
     """Half of every unit's channels."""
-    return compressor.policy({unit.name: unit.granule * (len(unit.granules) // 2 or 1) for unit in compressor.units})
+    return compressor.policy({unit.name: unit.granule * (unit.steps // 2 or 1) for unit in compressor.units})
 
 
 def _norm(inputs: int, outputs: int, kernel: int = 3, groups: int = 1) -> list[nn.Module]:

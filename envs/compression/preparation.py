@@ -116,7 +116,7 @@ class Preparation:
     def orders(self, moments: Moments) -> dict[str, list[int]]:
         """Channels of each unit by descending importance."""
         settings, score = self.settings, self._importance
-        units = [[unit.name, unit.channels, unit.granule] for unit in self.units]
+        units = [[one.name, one.channels, one.granule, *([one.shares] if one.shares else [])] for one in self.units]
 
         def compute() -> dict[str, Tensor]:
             evidence = self._evidence(moments)
@@ -139,7 +139,7 @@ class Preparation:
             if names and all(name in moments and moments[name][0].xx is not None for name in names):
                 first, second = names
                 layers = self.network.get_submodule(first), self.network.get_submodule(second)
-                found[unit.name] = Factors.of(*layers, moments[first], moments[second])
+                found[unit.name] = Factors.of(*layers, moments[first], moments[second], max(len(unit.shares), 1))
         return found
 
     def _evidence(self, moments: Moments) -> Evidence:

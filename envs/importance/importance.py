@@ -72,8 +72,10 @@ Score: TypeAlias = Callable[[Unit, Evidence], Tensor]
 
 
 def channel_order(unit: Unit, scores: Tensor) -> list[int]:
-    """Channels by descending score, whole granules at a time (a granule scores the sum of its channels)."""
+    """Channels by descending score, whole granules at a time (a granule scores the sum of its channels); where
+    equally many stay of several shares, the best of each, then the second of each, and so on.
+    """
     scores = scores.cpu()  # one transfer, and the same order among equals on every device
     totals = torch.stack([scores[list(granule)].double().sum() for granule in unit.granules])
     ranked = torch.sort(totals, descending=True, stable=True).indices.tolist()
-    return [channel for granule in ranked for channel in unit.granules[granule]]
+    return unit.in_steps(unit.granules[granule] for granule in ranked)

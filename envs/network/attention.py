@@ -18,16 +18,26 @@ class AttentionCore(nn.Module):
     The scale is a constant: heads that become narrower keep the one that they were trained with.
 
     Attributes:
-        head_width: Channels of q and k per head; None: one head, however wide.
+        head_width: Channels of q and k per head, by which heads are counted; None: a fixed number of heads, however wide.
+        fixed: Heads of q, and of k and v, where their number is fixed.
         scale: What the products of queries and keys are multiplied by.
         causal: Whether a position sees no later ones.
         dropout: Probability that a weight is dropped in training.
     """
 
-    def __init__(self, head_width: int | None, scale: float, *, causal: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        head_width: int | None,
+        scale: float,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        fixed: tuple[int, int] = (1, 1),
+    ) -> None:
         """Holds no parameters."""
         super().__init__()
         self.head_width, self.scale, self.causal, self.dropout = head_width, scale, causal, dropout
+        self.fixed = fixed
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, N, H x value width] float from q [B, N, H x width], k [B, M, K x width] and v [B, M, K x value width].
@@ -41,7 +51,7 @@ class AttentionCore(nn.Module):
             v: Values.
             mask: Added to the products, or boolean with False where nothing is seen; broadcast to [B, H, N, M].
         """
-        heads, shared = self.heads(q), self.heads(k)
+        heads, shared = self.fixed if self.head_width is None else (self.heads(q), self.heads(k))
         queries, keys, values = _split(q, heads), _split(k, shared), _split(v, shared)
         if shared < heads:
             keys, values = (x.repeat_interleave(heads // shared, dim=1) for x in (keys, values))
@@ -52,12 +62,13 @@ class AttentionCore(nn.Module):
         return mixed.transpose(1, 2).flatten(2)
 
     def heads(self, projected: Tensor) -> int:
-        """How many heads some queries or keys [B, N, heads x width] have."""
-        return 1 if self.head_width is None else projected.shape[-1] // self.head_width
+        """How many heads some queries [B, N, heads x width] have."""
+        return self.fixed[0] if self.head_width is None else projected.shape[-1] // self.head_width
 
     def extra_repr(self) -> str:
         """What it is made with."""
-        return f"head_width={self.head_width}, scale={self.scale:g}, causal={self.causal}"
+        made = f"head_width={self.head_width}, scale={self.scale:g}, causal={self.causal}"
+        return made if self.fixed == (1, 1) else f"{made}, fixed={self.fixed}"
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -89,7 +100,7 @@ class Attention(nn.Module):
     def num_heads(self) -> int:
         """Query heads that there are now."""
         width = self.core.head_width
-        return 1 if width is None else self.q_proj.out_features // width
+        return self.core.fixed[0] if width is None else self.q_proj.out_features // width
 
     def forward(self, x: Tensor, *unset: None, **unset_by_name: None) -> Tensor:
         """[B, N, D] float from [B, N, D].

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,13 +130,16 @@ class Graph:
         return pairs
 
 
-def trace(network: nn.Module, example_input: Inputs, samples: Inputs | None = None) -> Graph:
+def trace(
+    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, attributes: Collection[str] = ()
+) -> Graph:
     """Traces `network`; falls back to module order when torch.fx cannot.
 
     Args:
         network: Any module that maps tensors to a tensor (or a structure of tensors).
         example_input: Input of batch 1.
         samples: A few real inputs, which may be longer or shorter: what is traced must hold for them, too.
+        attributes: Numbers and buffers of its modules that the program reads off the network that it runs on.
 
     Raises:
         ValueError: If the network does not run on the example input, or is scripted.
@@ -148,14 +152,18 @@ def trace(network: nn.Module, example_input: Inputs, samples: Inputs | None = No
         macs = counter.take()
     fast = runs_channels_last(twin, example_input, expected)
     reason = ""
-    for tracer in (symbolic, exported):
+    tracers: dict[str, Callable[[nn.Module, Inputs], fx.Graph]] = {
+        "torch.fx": partial(symbolic, attributes=attributes),
+        "torch.export": exported,
+    }
+    for kind, tracer in tracers.items():
         try:
             program = tracer(twin, example_input)
             values, multiplied = _run_counted(program, twin, example_input)
             _confirm(program, twin, samples, values, expected, sum(multiplied.values()), macs)
         except Exception as error:  # whatever the traced code raises
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            logger.info("%s cannot trace %s (%s)", tracer.__module__, type(network).__name__, reason)
+            logger.info("%s cannot trace %s (%s)", kind, type(network).__name__, reason)
             continue
         _erase_unheard(program, values, multiplied)
         return Graph(_nodes_of(program, values, multiplied, twin), program, fast)

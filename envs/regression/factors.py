@@ -3,7 +3,8 @@
 The product of a query and a key is a sum over channels, q k'. Without some of them the best that queries can do, q A,
 is the regression of keys on the keys that stay: A depends on the keys' moments alone, and the error left is a quadratic
 form in the queries' moments, as that of a linear layer with inputs k and weights Q^(1/2), where Q = E[q' q]. Keys count
-without their mean: softmax does not hear what all keys share.
+without their mean: softmax does not hear what all keys share. Several heads are that many regressions side by side: what
+channels of different heads have in common counts as nothing.
 
 Deviation: queries and keys of one image depend on each other; here they count as independent.
 """
@@ -11,7 +12,7 @@ Deviation: queries and keys of one image depend on each other; here they count a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,17 @@ class Factors:
     Attributes:
         weights: [1, C, C] float64 square root of the queries' second moment.
         keys: Sums over keys, by folds of calibration images.
+        heads: Heads of equal width that share the channels, one after the other.
     """
 
     weights: Tensor
     keys: tuple[Sums, ...]
+    heads: int = 1
 
     @classmethod
-    def of(cls, first: nn.Module, second: nn.Module, queries: Sequence[Sums], keys: Sequence[Sums]) -> Factors:
+    def of(
+        cls, first: nn.Module, second: nn.Module, queries: Sequence[Sums], keys: Sequence[Sums], heads: int = 1
+    ) -> Factors:
         """From the moments of what the two layers read.
 
         Args:
@@ -42,24 +47,31 @@ class Factors:
             second: The one that writes keys.
             queries: Sums over the inputs of `first`, by folds, with Gram matrices.
             keys: The same of `second`.
+            heads: Heads that share the channels.
         """
         total = _projected(add(queries), first)
-        values, vectors = torch.linalg.eigh(products_of(total)[0][0] / total.count)
+        values, vectors = torch.linalg.eigh(_within(products_of(total)[0][0], heads) / total.count)
         root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-        return cls(weights=root[None], keys=tuple(_projected(sums, second) for sums in keys))
+        return cls(weights=root[None], keys=tuple(_projected(sums, second) for sums in keys), heads=heads)
 
     def gram(self) -> Tensor:
         """[1, C, C] float64 covariance of keys."""
         total = add(self.keys)
         mean = total.x / total.count
-        return products_of(total)[0] / total.count - mean[:, :, None] * mean[:, None, :]
+        return _within(products_of(total)[0] / total.count - mean[:, :, None] * mean[:, None, :], self.heads)
 
     def mix(self, kept: Tensor) -> Tensor:
         """[C, k] float64 A: queries of the kept channels are the dense queries times it.
 
         Args:
-            kept: [k] channels that stay, ascending.
+            kept: [k] channels that stay, ascending; as many of each head.
         """
+        if self.heads > 1:
+            width = self.weights.shape[1] // self.heads
+            mixes = [
+                self._head(head, width).mix(kept[kept // width == head] - head * width) for head in range(self.heads)
+            ]
+            return torch.block_diag(*mixes)
         gram = self.gram()
         inner = gram[:, kept[:, None], kept]
         ridge = UNDIVIDED_RIDGE
@@ -69,6 +81,24 @@ class Factors:
         lacking = gram[0, kept] - inner[0] @ chosen.T  # [k, C]: what the others say that those do not yet
         lower, _ = factor(inner, penalty_of(gram, ridge))
         return chosen + torch.cholesky_solve(lacking, lower[0]).T
+
+    def _head(self, head: int, width: int) -> Factors:
+        """Those of one head alone."""
+        own = slice(head * width, (head + 1) * width)
+        keys = []
+        for sums in self.keys:
+            xx, xr = products_of(sums)
+            keys.append(replace(sums, x=sums.x[:, own], xx=xx[:, own, own], xr=xr[:, own]))
+        return Factors(weights=self.weights[:, own, own], keys=tuple(keys))
+
+
+def _within(products: Tensor, heads: int) -> Tensor:
+    """Products [..., C, C] of channels with those of another head zeroed."""
+    if heads == 1:
+        return products
+    width = products.shape[-1] // heads
+    head = torch.arange(products.shape[-1], device=products.device) // width
+    return products * (head[:, None] == head)
 
 
 def _projected(sums: Sums, layer: nn.Module) -> Sums:

@@ -122,6 +122,6 @@ class SequentialRepair(Repair):
         return self._ridges
 
     def _halves(self) -> dict[str, list[int]]:
-        """The better half of every unit's channels, in whole granules."""
-        counts = {unit.name: -(-len(unit.granules) // 2) * unit.granule for unit in self.dense.units}
+        """The better half of every unit's channels, in whole steps."""
+        counts = {unit.name: -(-unit.steps // 2) * unit.granule for unit in self.dense.units}
         return {name: sorted(self.dense.orders[name][:count]) for name, count in counts.items()}

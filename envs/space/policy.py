@@ -19,7 +19,7 @@ from envs.space.patterns import mask_by_magnitude
 from envs.space.policy_file import SCHEMA_VERSION, digest_of, read_policy_file, unit_entry
 from envs.units.attention.explicit import Form, made_explicit
 from envs.units.branches.branch import Branch, without_branches
-from envs.units.slicing import axis_size, slice_network
+from envs.units.slicing import axis_size, fits_attribute, slice_network
 from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern
 
@@ -41,7 +41,9 @@ class UnitPolicy:
     indices: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuses indices that are no ascending subset of the channels, or that split a granule."""
+        """Refuses indices that are no ascending subset of the channels, that split a granule, or that keep more of one
+        share than of another.
+        """
         kept = set(self.indices)
         if not kept or list(self.indices) != sorted(kept) or self.indices[0] < 0:
             raise ValueError(f"kept indices must be ascending and not empty, but {self.unit.name!r} has {self.indices}")
@@ -51,6 +53,8 @@ class UnitPolicy:
             )
         if any(0 < len(kept.intersection(granule)) < len(granule) for granule in self.unit.granules):
             raise ValueError(f"channels of a grouped convolution must stay together in {self.unit.name!r}")
+        if len({len(kept.intersection(share)) for share in self.unit.shares}) > 1:
+            raise ValueError(f"equally many channels must stay of every share of {self.unit.name!r}, but not all do")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +157,13 @@ class Policy:
                     f"a policy must name modules and positions of the network, but member {member.module!r} does not "
                     "fit: take the file as it was written"
                 )
+        for entry in self.units:
+            for attribute in entry.unit.attributes:
+                if not fits_attribute(network, attribute, entry.unit.channels):
+                    raise PolicyMismatch(
+                        f"a policy must name numbers and tables of the network, but {attribute.name!r} does not fit: "
+                        "use the network that it was made for"
+                    )
 
     def save(self, path: Path | str) -> None:
         """Writes `policy.json`, atomically.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from envs.units.attention.explicit import Form
 from envs.units.branches.branch import ACTIVATIONS, Block, Branch, Skip
-from envs.units.units import Kind, Member, Positions, Role, Unit
+from envs.units.units import Attribute, Kind, Member, Positions, Role, Unit
 from hw_profiles.documents import Strict, validated
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -61,6 +62,17 @@ class MemberEntry(Strict):
     positions: Run | Rows
 
 
+class AttributeEntry(Strict):
+    """A number or table of a module, as in `envs.units.units.Attribute`."""
+
+    name: str
+    axis: Place | None = None
+
+    def attribute(self) -> Attribute:
+        """The attribute."""
+        return Attribute(name=self.name, axis=self.axis)
+
+
 class UnitEntry(Strict):
     """What stays of one unit."""
 
@@ -70,6 +82,8 @@ class UnitEntry(Strict):
     kept: Size
     indices: list[int]
     granule: Run | Rows
+    shares: Run | Rows | None = None
+    attributes: list[AttributeEntry] = Field(default_factory=list)
     members: list[MemberEntry]
 
     @model_validator(mode="after")
@@ -82,8 +96,9 @@ class UnitEntry(Strict):
         for member in self.members:
             if _count(member.positions) != self.channels:
                 raise ValueError(f"every member of unit {self.name!r} must place all its {self.channels} channels")
-        if _places(self.granule) != self.channels:
-            raise ValueError(f"the granules of unit {self.name!r} must hold each of its {self.channels} channels once")
+        for sets in (self.granule, self.shares):
+            if sets is not None and _places(sets) != self.channels:
+                raise ValueError(_not_once(self.name, self.channels))
         return self
 
     @property
@@ -95,16 +110,26 @@ class UnitEntry(Strict):
         """The unit, with every position.
 
         Raises:
-            ValueError: If the granules do not hold each channel once.
+            ValueError: If the granules, or the shares, do not hold each channel once.
         """
         granules = _expanded(self.granule)
-        if sorted(channel for granule in granules for channel in granule) != list(range(self.channels)):
-            raise ValueError(f"the granules of unit {self.name!r} must hold each of its {self.channels} channels once")
+        shares = _expanded(self.shares) if self.shares is not None else ()
+        for sets in (granules, shares) if shares else (granules,):
+            if sorted(channel for some in sets for channel in some) != list(range(self.channels)):
+                raise ValueError(_not_once(self.name, self.channels))
         members = (
             Member(module=member.module, role=member.role, positions=_expanded(member.positions))
             for member in self.members
         )
-        return Unit(name=self.name, channels=self.channels, granules=granules, members=tuple(members), kind=self.kind)
+        return Unit(
+            name=self.name,
+            channels=self.channels,
+            granules=granules,
+            members=tuple(members),
+            kind=self.kind,
+            shares=shares,
+            attributes=tuple(entry.attribute() for entry in self.attributes),
+        )
 
 
 class LayerEntry(Strict):
@@ -123,6 +148,8 @@ class FormEntry(Strict):
     v: str
     out: str
     head_width: Size | None
+    heads: Size = 1
+    groups: Size = 1
     scale: float
     causal: bool
     interleaved: bool
@@ -261,11 +288,17 @@ def unit_entry(unit: Unit, indices: Sequence[int]) -> dict[str, Any]:
         "kept": len(indices),
         "indices": list(indices),
         "granule": _runs(unit.granules),
+        **({"shares": _runs(unit.shares)} if unit.shares else {}),
+        **({"attributes": [asdict(attribute) for attribute in unit.attributes]} if unit.attributes else {}),
         "members": [
             {"module": member.module, "role": member.role, "positions": _runs(member.positions)}
             for member in unit.members
         ],
     }
+
+
+def _not_once(unit: str, channels: int) -> str:
+    return f"the granules and shares of unit {unit!r} must hold each of its {channels} channels once"
 
 
 def _runs(rows: Positions) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,14 +11,16 @@ from envs.network.graph import Graph
 from envs.network.inputs import Inputs
 from envs.network.recount import confirm_macs, independent_macs
 from envs.parallel import single_threaded
+from envs.units.attention.decided import Decided
 from envs.units.attention.explicit import Form
 from envs.units.attention.reading import read_attention
 from envs.units.branches.trial import VerifiedBranch, read_branches
 from envs.units.fates import left_over
+from envs.units.gates import gated_units
 from envs.units.layout import LayoutFamily, measure_family
 from envs.units.together import verify_together
 from envs.units.units import Fixed, Unit, propose_units, weighted_outputs
-from envs.units.verify import verify_units
+from envs.units.verify import Removal, verify_units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,12 @@ class Anatomy:
 
 
 def dissect(
-    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, *, branches: bool = False
+    network: nn.Module,
+    example_input: Inputs,
+    samples: Inputs | None = None,
+    attention: Decided = "heads",
+    *,
+    branches: bool = False,
 ) -> Anatomy:
     """Traces a network, finds its units, verifies them, and has its multiply-accumulates counted independently.
 
@@ -58,17 +65,20 @@ def dissect(
         network: The network; it is not changed.
         example_input: Input of batch 1.
         samples: A few real inputs on which units are verified; None for random ones.
+        attention: What is decided about attention with several heads.
         branches: Whether to look for residual branches, too.
 
     Raises:
         CountMismatch: If the layouts count other multiply-accumulates than the network's own forward runs.
     """
     single_threaded()
-    read = read_attention(network, example_input, samples)
+    read = read_attention(network, example_input, samples, attention)
     network, graph = read.network, read.graph
-    proposed, fixed = propose_units(network, example_input, graph, read.layers)
+    gates, gate_removals = _verified_gates(network, example_input, graph, read.layers, samples)
+    proposed, fixed = propose_units(network, example_input, graph, {*read.layers, *(unit.name for unit in gates)})
     verified, rejected, removals = verify_units(network, example_input, graph, proposed, samples=samples)
-    verified, removals = _in_order([*read.units, *verified], graph), [*read.removals, *removals]
+    verified = _in_order([*read.units, *gates, *verified], graph)
+    removals = [*read.removals, *gate_removals, *removals]
     fixed += read.fixed
     family, refused = measure_family(network, graph, example_input, verified, removals)
     units = [unit for unit in verified if unit.name not in refused]
@@ -95,6 +105,20 @@ def dissect(
         whole=tuple(whole),
         fixed=(*reasons, *(Fixed(*pair) for pair in left_over(network, graph, _known(reasons, units)))),
     )
+
+
+def _verified_gates(
+    network: nn.Module, example_input: Inputs, graph: Graph, taken: Collection[str], samples: Inputs | None
+) -> tuple[list[Unit], list[Removal]]:
+    """Units of layers that write a gate and what it is multiplied with, and the recorded removals."""
+    units: list[Unit] = []
+    removals: list[Removal] = []
+    for proposed in gated_units(network, graph, taken):
+        left = [unit for unit in proposed if unit.name not in {known.name for known in units}]
+        if left:
+            verified, _, recorded = verify_units(network, example_input, graph, left, samples=samples)
+            units, removals = [*units, *verified], [*removals, *recorded]
+    return units, removals
 
 
 def _in_order(units: Sequence[Unit], graph: Graph) -> list[Unit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -112,10 +113,12 @@ def measure_family(
     calls = record(graph, functional_copy(network), example_input)[1]
     refused = _nonlinear(graph, calls, removals)
     units = [unit for unit in units if unit.name not in refused]
-    axes = _channel_axes(_first_axes(network, graph, calls), calls, [r for r in removals if r.unit not in refused])
+    first = _first_axes(network, graph, calls)
+    axes = _channel_axes(first, calls, [r for r in removals if r.unit not in refused])
     sizes = products_of(network, graph, calls, removals)
     dense = _layout(network, graph, calls, axes, sizes)
     family = _family(network, graph, dense, calls, axes, sizes, units, removals)
+    family = replace(family, dense=_with_tables(network, graph, family, units))
     products, curved = _product_slopes(graph, family, removals)
     family = replace(family, products=products)
     return family.only([unit.name for unit in units if unit.name not in curved]), refused | curved
@@ -126,7 +129,7 @@ def _family(
     graph: Graph,
     dense: Layout,
     calls: Sequence[Call],
-    axes: Sequence[int],
+    axes: Sequence[Shape],
     sizes: Sequence[ProductSizes | None],
     units: Sequence[Unit],
     removals: Sequence[Removal],
@@ -138,7 +141,8 @@ def _family(
     for column, unit in enumerate(units):
         removal = first[unit.name]
         for row, (before, after) in enumerate(zip(calls, removal.calls, strict=True)):
-            outputs[row, column] = (before.after[axes[row]] - after.after[axes[row]]) // removal.dropped
+            gone = _channels(before.after, axes[row]) - _channels(after.after, axes[row])
+            outputs[row, column] = gone // removal.dropped
         _weighted_inputs(network, graph, unit, inputs, column)
     weightless = np.asarray([not layer.has_weight for layer in dense.layers])
     inputs[weightless] = outputs[weightless]
@@ -154,6 +158,36 @@ def _family(
         groups=np.where(depthwise[:, None], outputs, heads),
         products=np.zeros_like(inputs),
     )
+
+
+def _with_tables(network: nn.Module, graph: Graph, family: LayoutFamily, units: Sequence[Unit]) -> Layout:
+    """The dense layout with the parameters of tables that units cut counted where they are first read by channel."""
+    layers, extra = list(family.dense.layers), family.dense.extra_params
+    for column, unit in enumerate(units):
+        for attribute in unit.attributes:
+            table = operator.attrgetter(attribute.name)(network)
+            if not isinstance(table, nn.Parameter):
+                continue
+            whole = family.outputs[:, column] * unit.channels
+            for row in (row for row in _readers(graph, attribute.name) if layers[row].out_channels == whole[row]):
+                own = table.numel() // layers[row].out_channels
+                layers[row] = replace(layers[row], channel_params=layers[row].channel_params + own)
+                extra -= table.numel()
+                break
+    return replace(family.dense, layers=tuple(layers), extra_params=extra)
+
+
+def _readers(graph: Graph, tensor: str) -> list[int]:
+    """The operators that depend on a parameter, by what it is called or by the layer that holds it."""
+    rows = {node.source: row for row, node in enumerate(graph.nodes)}
+    reached: set[Any] = set()
+    found = []
+    for node in graph.program.nodes if graph.program is not None else ():
+        holds = node.op in ("get_attr", "call_module") and node.target in (tensor, tensor.rpartition(".")[0])
+        if holds or any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+            found += [rows[node.name]] if node.name in rows else []
+    return found
 
 
 def _product_slopes(graph: Graph, family: LayoutFamily, removals: Sequence[Removal]) -> tuple[IntArray, dict[str, str]]:
@@ -192,7 +226,8 @@ def _nonlinear(graph: Graph, dense: Sequence[Call], removals: Sequence[Removal])
             changed = _changed(before.after, after.after)
             if len(changed) > 1:
                 refused.setdefault(removal.unit, f"more than one axis of what {graph.nodes[row]} gives depends on them")
-            slope = sum(before.after[axis] - after.after[axis] for axis in changed) / removal.dropped
+            axes = _axes(before.after, after.after, removal)
+            slope = (_channels(before.after, axes) - _channels(after.after, axes)) / removal.dropped if axes else 0
             if slopes.setdefault((removal.unit, row), slope) != slope or slope % 1:
                 refused.setdefault(removal.unit, f"the size of what {graph.nodes[row]} gives is not linear in them")
     return refused
@@ -202,21 +237,38 @@ def _changed(before: Shape, after: Shape) -> list[int]:
     return [axis for axis, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
 
 
-def _first_axes(network: nn.Module, graph: Graph, calls: Sequence[Call]) -> list[int]:
+def _first_axes(network: nn.Module, graph: Graph, calls: Sequence[Call]) -> list[Shape]:
     """For each operator the axis of its output that holds channels: the second one, of a layer norm the last."""
     last = [
         node.module is not None and isinstance(network.get_submodule(node.module), nn.LayerNorm) for node in graph.nodes
     ]
     sizes = [len(call.after) for call in calls]
-    return [size - 1 if final else min(1, max(0, size - 1)) for size, final in zip(sizes, last, strict=True)]
+    return [(size - 1 if final else min(1, size - 1),) if size else () for size, final in zip(sizes, last, strict=True)]
 
 
-def _channel_axes(axes: list[int], dense: Sequence[Call], removals: Sequence[Removal]) -> list[int]:
-    """For each operator the axis of its output that units change, that of `axes` where none does."""
+def _axes(before: Shape, after: Shape, removal: Removal) -> Shape:
+    """The axis that a removal changed, () where none; with another one where its channels lie on both.
+
+    Query heads beside keys that were expanded lie on an axis of groups and one of heads within their group.
+    """
+    axis = next(iter(_changed(before, after)), None)
+    if axis is None:
+        return ()
+    split = (before[axis] - after[axis]) * removal.shares == removal.dropped
+    beside = [place for place, size in enumerate(before) if place not in (0, axis) and size == removal.shares]
+    return (axis, *beside[:1]) if split and removal.shares > 1 else (axis,)
+
+
+def _channels(shape: Shape, axes: Shape) -> int:
+    return prod(shape[axis] for axis in axes)
+
+
+def _channel_axes(axes: Sequence[Shape], dense: Sequence[Call], removals: Sequence[Removal]) -> list[Shape]:
+    """For each operator the axes of its output that units change, those of `axes` where none does."""
     axes = list(axes)
     for removal in removals:
         for row, (before, after) in enumerate(zip(dense, removal.calls, strict=True)):
-            axes[row] = next(iter(_changed(before.after, after.after)), axes[row])
+            axes[row] = _axes(before.after, after.after, removal) or axes[row]
     return axes
 
 
@@ -240,13 +292,13 @@ def _layout(
     network: nn.Module,
     graph: Graph,
     calls: Sequence[Call],
-    axes: Sequence[int],
+    axes: Sequence[Shape],
     products: Sequence[ProductSizes | None],
 ) -> Layout:
     layers: list[LayerShape] = []
-    for node, call, axis, sizes in zip(graph.nodes, calls, axes, products, strict=True):
+    for node, call, held, sizes in zip(graph.nodes, calls, axes, products, strict=True):
         module = network.get_submodule(node.module) if node.module is not None else None
-        layers.append(_layer(node, module, call, axis) if sizes is None else multiplied(node, sizes))
+        layers.append(_layer(node, module, call, held) if sizes is None else multiplied(node, sizes))
     # A weight that several calls share is counted with each of them, and taken back here: its widths never change.
     total = sum(parameter.numel() for parameter in network.parameters())
     extra = total - sum(_own_params(layer) for layer in layers)
@@ -261,12 +313,12 @@ def _own_params(layer: LayerShape) -> int:
     return weight + layer.out_channels * (int(layer.bias) + layer.channel_params)
 
 
-def _layer(node: Node, module: nn.Module | None, call: Call, axis: int) -> LayerShape:
+def _layer(node: Node, module: nn.Module | None, call: Call, axes: Shape) -> LayerShape:
     before, after, _ = call
     kind = "other" if node.kind in ("attention", "product") else node.kind
     common: dict[str, Any] = {"name": node.name, "kind": kind, "inputs": node.inputs, "function": node.function}
     if node.kind == "linear" and isinstance(module, nn.Linear):
-        out_map = _positions(after, len(after) - 1)
+        out_map = _positions(after, (len(after) - 1,))
         return LayerShape(
             in_channels=module.in_features,
             out_channels=module.out_features,
@@ -288,26 +340,26 @@ def _layer(node: Node, module: nn.Module | None, call: Call, axis: int) -> Layer
             out_map=after[2:],
             **common,
         )
-    channels = after[axis] if after else 1
-    rest = _positions(after, axis)
+    channels = _channels(after, axes)
+    rest = _positions(after, axes)
     return LayerShape(
         in_channels=channels,
         out_channels=channels,
         in_map=rest,
         out_map=rest,
-        channel_params=0 if _normalizes_others(module, after, axis) else _channel_params(module, channels),
+        channel_params=0 if _normalizes_others(module, after, axes) else _channel_params(module, channels),
         **common,
     )
 
 
-def _positions(shape: Shape, axis: int) -> Shape:
+def _positions(shape: Shape, axes: Shape) -> Shape:
     """Sizes of all axes but the channels' and the batch's; windows or frames may stand in the place of the batch."""
-    return tuple(size for k, size in enumerate(shape) if k != axis and (k > 0 or size > 1))
+    return tuple(size for k, size in enumerate(shape) if k not in axes and (k > 0 or size > 1))
 
 
-def _normalizes_others(module: nn.Module | None, after: Shape, axis: int) -> bool:
+def _normalizes_others(module: nn.Module | None, after: Shape, axes: Shape) -> bool:
     """Whether the parameters of a normalization belong to another axis than the one that units change (heads)."""
-    return isinstance(module, nn.LayerNorm) and axis < len(after) - len(module.normalized_shape)
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) and axes[0] < len(after) - len(module.normalized_shape)
 
 
 def _channel_params(module: nn.Module | None, channels: int) -> int:

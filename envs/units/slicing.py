@@ -6,14 +6,15 @@ Torch-Pruning is the oracle in tests. Parameters that no removed channel touches
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from envs.network.copies import copy_network
 from envs.network.kinds import TRANSPOSED
-from envs.units.units import Member, Unit, is_depthwise
+from envs.units.units import Attribute, Member, Unit, is_depthwise
 
 Kept = Mapping[str, Sequence[int]]
 """Unit name -> kept channel indices, ascending."""
@@ -27,11 +28,13 @@ class Axes:
         inputs: Kept positions on the input axis, None for all of them.
         outputs: The same on the output axis.
         mix: [O, o] what dense outputs are multiplied by in the place of taking some of them, None: they are taken.
+        attributes: What numbers and tables that the module holds become, by name.
     """
 
     inputs: Tensor | None = None
     outputs: Tensor | None = None
     mix: Tensor | None = None
+    attributes: Mapping[str, int | Tensor] = field(default_factory=dict)
 
 
 def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str, Axes]:
@@ -43,6 +46,7 @@ def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str
         kept: Kept channels; units that are not named keep all.
     """
     masks: dict[tuple[str, str], Tensor] = {}
+    units = list(units)
     for unit in units:
         dropped = sorted(set(range(unit.channels)).difference(kept.get(unit.name, range(unit.channels))))
         if not dropped:
@@ -57,8 +61,33 @@ def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str
             mask[[position for channel in dropped for position in member.positions[channel]]] = False
     device = next((parameter.device for parameter in network.parameters()), "cpu")
     positions = {key: mask.nonzero().flatten().to(device) for key, mask in masks.items()}
-    names = dict.fromkeys(name for name, _ in positions)
-    return {name: Axes(positions.get((name, "in")), positions.get((name, "out"))) for name in names}
+    attributes = _kept_attributes(network, units, kept)
+    names = dict.fromkeys([*(name for name, _ in positions), *attributes])
+    return {
+        name: Axes(positions.get((name, "in")), positions.get((name, "out")), attributes=attributes.get(name, {}))
+        for name in names
+    }
+
+
+def _kept_attributes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str, dict[str, int | Tensor]]:
+    """Module name -> what the numbers and tables that it holds become."""
+    found: dict[str, dict[str, int | Tensor]] = {}
+    for unit in units:
+        stays = kept.get(unit.name, range(unit.channels))
+        for attribute in unit.attributes if len(stays) < unit.channels else ():
+            owner, _, name = attribute.name.rpartition(".")
+            before = getattr(network.get_submodule(owner), name)
+            found.setdefault(owner, {})[name] = _kept_attribute(before, attribute.axis, stays, unit.channels)
+    return found
+
+
+def _kept_attribute(before: Any, axis: int | None, stays: Sequence[int], channels: int) -> int | Tensor:
+    if axis is None:
+        return int(before) * len(stays) // channels
+    size = before.shape[axis] // channels
+    places = [channel * size + place for channel in stays for place in range(size)]
+    cut: Tensor = before.detach().index_select(axis, torch.tensor(places, device=before.device))
+    return cut
 
 
 def slice_network(network: nn.Module, units: Iterable[Unit], kept: Kept) -> nn.Module:
@@ -82,6 +111,10 @@ def slice_axes(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
 
 def slice_module(module: nn.Module, axes: Axes) -> None:
     """Cuts one module (of a copied network) to its kept positions, in place."""
+    for name, value in axes.attributes.items():
+        _assign(module, name, value)
+    if axes.inputs is None and axes.outputs is None:
+        return
     if isinstance(module, nn.Linear):
         _assign(module, "weight", _take(_outputs(module.weight, axes), 1, axes.inputs))
         if isinstance(module.bias, Tensor):
@@ -132,6 +165,17 @@ def _zero_inputs(module: nn.Module, places: Sequence[int]) -> None:
         for position in places:
             weight[group_of_row == position // per_group, position % per_group] = 0
     _assign(module, "weight", weight)
+
+
+def fits_attribute(network: nn.Module, attribute: Attribute, channels: int) -> bool:
+    """Whether a network holds such a number or table, of a size that so many channels can share."""
+    owner, _, name = attribute.name.rpartition(".")
+    module = dict(network.named_modules()).get(owner)
+    value = getattr(module, name, None)
+    if attribute.axis is None:
+        return isinstance(value, int) and not isinstance(value, bool)
+    fits = isinstance(value, Tensor) and attribute.axis < value.ndim
+    return fits and value.shape[attribute.axis] % channels == 0
 
 
 def axis_size(module: nn.Module, role: str) -> int:
@@ -203,10 +247,10 @@ def _take(tensor: Tensor, axis: int, positions: Tensor | None) -> Tensor:
     return tensor if positions is None else tensor.detach().index_select(axis, positions.to(tensor.device))
 
 
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a new tensor where `name` stands, as a parameter if it was one."""
+def _assign(module: nn.Module, name: str, value: int | Tensor) -> None:
+    """Puts a new value where `name` stands, as a parameter if it was one."""
     old = getattr(module, name)
-    if tensor is old:
+    if value is old:
         return
-    fresh = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    setattr(module, name, fresh)
+    is_parameter = isinstance(old, nn.Parameter) and isinstance(value, Tensor)
+    setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)

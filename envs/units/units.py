@@ -7,7 +7,7 @@ input weights and removing its channels give the same output (`envs/units/verify
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -43,6 +43,20 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attribute:
+    """What a module holds beside the weights of its layers and what changes with a unit's channels.
+
+    Attributes:
+        name: Its place in the network ("blocks.0.attention.heads").
+        axis: Of a tensor, the axis on which every channel has an equal share of the places, in order; None for a whole
+            number, which changes in proportion to the channels.
+    """
+
+    name: str
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """Channels that are kept or dropped together.
 
@@ -52,6 +66,8 @@ class Unit:
         granules: Sets of channels that only go together (size 1 unless a grouped convolution is a member).
         members: The modules that hold them.
         kind: What one channel is: "channels" of layers, attention "heads", or "head groups" that share keys and values.
+        shares: Sets of equal size of which equally many channels stay (query heads of each group), () without that law.
+        attributes: Numbers and tables of modules that change with the channels.
     """
 
     name: str
@@ -59,11 +75,36 @@ class Unit:
     granules: Positions
     members: tuple[Member, ...]
     kind: Kind = "channels"
+    shares: Positions = ()
+    attributes: tuple[Attribute, ...] = ()
 
     @property
     def granule(self) -> int:
-        """Channels per granule."""
-        return len(self.granules[0])
+        """Channels by which the width changes: those of a granule, in each share."""
+        return len(self.granules[0]) * max(len(self.shares), 1)
+
+    @property
+    def steps(self) -> int:
+        """How many widths there are."""
+        return self.channels // self.granule
+
+    def in_steps(self, granules: Iterable[Sequence[int]]) -> list[int]:
+        """Channels in the order of their granules, share by share in turns: every `granule` of them are one step.
+
+        Args:
+            granules: All granules of the unit in any order, or some with equally many in every share.
+        """
+        ranked = [list(granule) for granule in granules]
+        if self.shares:
+            share = {channel: place for place, channels in enumerate(self.shares) for channel in channels}
+            turns = Counter[int]()
+            placed = []
+            for granule in ranked:
+                place = share[granule[0]]
+                placed.append((turns[place], place, granule))
+                turns[place] += 1
+            ranked = [granule for _, _, granule in sorted(placed)]
+        return [channel for granule in ranked for channel in granule]
 
     def role(self, role: Role) -> tuple[Member, ...]:
         """The members with that role."""

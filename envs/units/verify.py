@@ -28,12 +28,15 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What all operators did with `dropped` channels of one unit gone, and the parameters left."""
+    """What all operators did with `dropped` channels of one unit gone, as many of each of its `shares`, and the
+    parameters left.
+    """
 
     unit: str
     dropped: int
     calls: tuple[Call, ...]
     params: int
+    shares: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +86,10 @@ class Trial:
         return ""
 
     def draw(self, unit: Unit) -> list[int]:
-        """Random channels of a unit, at least one granule and at most half of them."""
-        count = len(unit.granules)
-        order = torch.randperm(count, generator=self.generator).tolist()
-        number = 1 + int(torch.randint(0, max(1, count // 2), (1,), generator=self.generator))
-        return sorted(channel for g in order[:number] for channel in unit.granules[g])
+        """Random channels of a unit, at least one step and at most half of them."""
+        order = torch.randperm(len(unit.granules), generator=self.generator).tolist()
+        number = 1 + int(torch.randint(0, max(1, unit.steps // 2), (1,), generator=self.generator))
+        return sorted(unit.in_steps(unit.granules[g] for g in order)[: number * unit.granule])
 
 
 def verify_units(
@@ -124,7 +126,8 @@ def verify_units(
         try:
             for part in (trial, *[trial.shorter()] * (DRAWS - 1)):
                 dropped = trial.draw(unit)
-                found.append(Removal(unit.name, len(dropped), *remove(part, {unit.name: dropped}, [unit])))
+                calls, parameters = remove(part, {unit.name: dropped}, [unit])
+                found.append(Removal(unit.name, len(dropped), calls, parameters, len(unit.shares)))
         except ValueError as error:
             fixed += [Fixed(name, str(error)) for name in weighted_outputs(unit, network)]
             continue

@@ -115,6 +115,97 @@ class Single(nn.Module):
         return out
 
 
+class Rotary(nn.Module):
+    """Neighbouring heads share keys and values; queries are normalized, rotated by their positions; causal (Llama)."""
+
+    def __init__(self, width: int, heads: int, groups: int = 2) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size, self.repeats = heads, groups, width // heads, heads // groups
+        self.q, self.out = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.k, self.v = (nn.Linear(width, groups * self.size, bias=False) for _ in range(2))
+        self.norm = nn.RMSNorm(self.size)
+        self.register_buffer("rates", 100 ** -torch.linspace(0, 1, self.size // 2))
+
+    def rotated(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2])[:, None] * self.rates
+        cos, sin, even, odd = angles.cos(), angles.sin(), x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+    def repeated(self, x: Tensor) -> Tensor:
+        if self.repeats == 1:
+            return x
+        b, groups, n, size = x.shape
+        return x[:, :, None].expand(b, groups, self.repeats, n, size).reshape(b, groups * self.repeats, n, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q = self.rotated(self.norm(self.q(x).view(b, n, self.heads, self.size)).transpose(1, 2))
+        k, v = (y.view(b, n, self.groups, self.size).transpose(1, 2) for y in (self.k(x), self.v(x)))
+        y = F.scaled_dot_product_attention(q, self.repeated(self.rotated(k)), self.repeated(v), is_causal=True)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, n, self.heads * self.size))
+        return out
+
+
+class Sloped(Summed):
+    """Products fall with the distance, by a slope per head (ALiBi)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.register_buffer("slopes", 2.0 ** -torch.arange(heads))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        places = torch.arange(x.shape[1])
+        bias = -(places[:, None] - places).abs() * self.slopes[:, None, None]
+        out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+        return out
+
+
+class Relative(Summed):
+    """An embedding of distances holds a bias for each head (T5)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.bias = nn.Embedding(7, heads)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        places = torch.arange(x.shape[1])
+        bias = self.bias((places[:, None] - places).clamp(-3, 3) + 3).permute(2, 0, 1)
+        out: Tensor = self.out(((q @ k.transpose(-1, -2) + bias).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return out
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is [inputs, outputs] (as in Hugging Face's GPT-2)."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) / 4), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.addmm(self.bias, x.reshape(-1, x.size(-1)), self.weight)
+        return flat.view(x.size()[:-1] + (self.weight.shape[1],))
+
+
+class Transposed(nn.Module):
+    """One layer for queries, keys and values of that kind, taken apart by its size."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.size, self.split, self.scale = width // heads, width, 0.7
+        self.qkv, self.proj = Conv1D(3 * width, width), Conv1D(width, width)
+        self.bias = nn.Parameter(torch.randn(heads, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (x.shape[0], x.shape[1], -1, self.size)
+        q, k, v = self.qkv(x).split(self.split, dim=2)
+        q, k, v = (y.view(shape).transpose(1, 2) for y in (q, k, v))
+        y = F.scaled_dot_product_attention(q * self.bias, k, v, scale=self.scale, is_causal=True)
+        out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
+        return out
+
+
 class Block(nn.Module):
     """Attention and a gated pair of linear layers, each added; normalized before or after."""
 
@@ -137,13 +228,29 @@ class Block(nn.Module):
         return out
 
 
+class FusedBlock(Block):
+    """One layer writes the gate and what is gated (Phi-3)."""
+
+    def __init__(self, width: int, attention: nn.Module, first: bool) -> None:
+        super().__init__(width, attention, first)
+        del self.gate, self.up
+        self.gate_up = nn.Linear(width, 48)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
+
+
 class Transformer(nn.Module):
     """Embedded frames, positions, blocks; the mean is classified."""
 
-    def __init__(self, attention: Callable[[int, int], nn.Module], first: bool = True) -> None:
+    def __init__(
+        self, attention: Callable[[int, int], nn.Module], first: bool = True, block: type[Block] = Block
+    ) -> None:
         super().__init__()
         self.embed, self.positions = nn.Linear(5, 16), nn.Parameter(torch.randn(1, 6, 16))
-        self.blocks = nn.Sequential(*(Block(16, attention(16, 4), first) for _ in range(2)))
+        self.blocks = nn.Sequential(*(block(16, attention(16, 4), first) for _ in range(2)))
         self.head = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,5 +282,9 @@ NETWORKS: dict[str, tuple[Builder, tuple[int, ...]]] = {
     "attention_shared": (lambda: Transformer(lambda width, heads: Grouped(width, heads, 1)), (6, 5)),
     "attention_flexible": (lambda: Transformer(Flexible), (6, 5)),
     "attention_single": (lambda: Transformer(Single), (6, 5)),
+    "attention_rotary": (lambda: Transformer(Rotary), (6, 5)),
+    "attention_sloped": (lambda: Transformer(Sloped), (6, 5)),
+    "attention_relative": (lambda: Transformer(Relative), (6, 5)),
+    "attention_transposed": (lambda: Transformer(Transposed, block=FusedBlock), (6, 5)),
     "attention_crossed": (CrossAttention, (6, 5)),
 }

@@ -74,9 +74,8 @@ def softly_kept(network: nn.Module, policy: Policy) -> dict[str, tuple[int, ...]
     """
     kept = {}
     for entry in policy.units:
-        size = len(entry.unit.granules[0])
-        granules = _order(network, entry.unit)[: len(entry.indices) // size]
-        kept[entry.unit.name] = tuple(sorted(channel for granule in granules for channel in granule))
+        order = entry.unit.in_steps(_order(network, entry.unit))
+        kept[entry.unit.name] = tuple(sorted(order[: len(entry.indices)]))
     return kept
 
 
@@ -133,10 +132,11 @@ def _order(network: nn.Module, unit: Unit) -> list[tuple[int, ...]]:
 
 def _kept(target: tuple[int, ...], order: list[tuple[int, ...]], unit: Unit, share: float) -> tuple[int, ...]:
     """The policy's channels and the best of the others."""
-    size, wanted = len(unit.granules[0]), set(target)
-    others = [granule for granule in order if not wanted.issuperset(granule)]
-    stay = len(others) - round(share * len(others)) if size else 0
-    return tuple(sorted([*target, *(channel for granule in others[:stay] for channel in granule)]))
+    wanted = set(target)
+    others = unit.in_steps(granule for granule in order if not wanted.issuperset(granule))
+    steps = len(others) // unit.granule
+    stay = (steps - round(share * steps)) * unit.granule
+    return tuple(sorted([*target, *others[:stay]]))
 
 
 def _eased(pattern: str, share: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from envs.network.counting import separate_products
 from envs.network.inputs import Inputs, argument_names, call
+from envs.network.interpreter import execute
 from envs.network.tracing.leaves import constant, is_leaf
 
 _IN_PLACE_TWINS: dict[Any, Any] = {
@@ -32,20 +33,22 @@ _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "tril_indice
 """Functions that make tensors from sizes: torch.fx does not see sizes that are still unknown among their arguments."""
 
 
-def symbolic(network: nn.Module, example_input: Inputs) -> fx.Graph:
+def symbolic(network: nn.Module, example_input: Inputs, attributes: Collection[str] = ()) -> fx.Graph:
     """The program of a network's forward, layers whole; it holds for inputs of other sizes, too.
 
     Args:
         network: The network.
         example_input: Tells with which arguments forward is called: one placeholder each, named as the keyword where
             it is one. Other arguments keep their defaults.
+        attributes: Numbers and buffers that its modules hold ("blocks.0.attention.heads"), which the program reads off
+            the network that it runs on; all others stand in it as they are.
 
     Raises:
         Exception: Whatever torch.fx raises where the forward depends on values.
     """
     before = set(vars(network))
     with separate_products(), _recorded_len(network), _recorded_factories():
-        program = _functional(_traced(network, example_input))
+        program = _functional(_traced(network, example_input, attributes))
     for name in vars(network).keys() - before:  # torch.fx puts tensors that forward makes there
         value = vars(network).pop(name)
         for node in program.nodes:
@@ -54,12 +57,13 @@ def symbolic(network: nn.Module, example_input: Inputs) -> fx.Graph:
     return program
 
 
-def _traced(network: nn.Module, example_input: Inputs) -> fx.Graph:
+def _traced(network: nn.Module, example_input: Inputs, attributes: Collection[str]) -> fx.Graph:
     """The program as torch.fx records it; buffers are recorded only where one is cut to a size of the inputs."""
+    held = {name: operator.attrgetter(name)(network) for name in attributes}
     try:
-        return _Tracer(example_input).trace(network)
+        return _Tracer(example_input, held).trace(network)
     except TypeError:
-        tracer = _Tracer(example_input)
+        tracer = _Tracer(example_input, held)
         tracer.proxy_buffer_attributes = True
         return tracer.trace(network)
 
@@ -116,16 +120,16 @@ def _recorded(factory: Callable[..., Tensor]) -> Callable[..., Any]:
 class _Tracer(fx.Tracer):
     """Traces into whatever is not one operator; encoders and decoders of torch's are run layer by layer."""
 
-    def __init__(self, example_input: Inputs) -> None:
+    def __init__(self, example_input: Inputs, attributes: Mapping[str, Any]) -> None:
         super().__init__(autowrap_modules=(math,))
-        self._example = example_input
+        self._example, self._attributes = example_input, attributes
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One placeholder for each tensor that the network is called with; forward's defaults do the rest."""
         example, names = self._example, argument_names(root_fn, self._example)
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
         inputs: Any = dict(zip(names, proxies, strict=True)) if isinstance(example, dict) else tuple(proxies)
-        return partial(call, partial(root_fn, self.root), inputs), []
+        return partial(self._with_attributes, "", partial(call, partial(root_fn, self.root), inputs)), []
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return is_leaf(module, name)
@@ -133,7 +137,36 @@ class _Tracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if type(module) in (nn.TransformerEncoder, nn.TransformerDecoder):
             forward = partial(_layer_by_layer, module)
+        forward = partial(self._with_attributes, self.path_of_module(module), forward)
         return super().call_module(module, forward, args, kwargs)
+
+    def _with_attributes(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs a module's forward with records in the place of those attributes of its own that are read off."""
+        held = vars(self.root.get_submodule(path))
+        names = [leaf for owner, _, leaf in (name.rpartition(".") for name in self._attributes) if owner == path]
+        before = {name: held[name] for name in names if name in held}  # buffers are held elsewhere, and hidden
+        held.update({name: self.create_proxy("get_attr", f"{path}.{name}".lstrip("."), (), {}) for name in names})
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            for name in names:
+                del held[name]
+            held.update(before)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """What follows from attributes that are read off alone is decided as they stand."""
+        return bool(self._value(obj.node)) if self._follows(obj.node) else super().to_bool(obj)
+
+    def _follows(self, node: fx.Node) -> bool:
+        """Whether a value depends on attributes that are read off, and on nothing else."""
+        if node.op == "get_attr":
+            return node.target in self._attributes
+        return bool(node.all_input_nodes) and all(map(self._follows, node.all_input_nodes))
+
+    def _value(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return self._attributes[str(node.target)]
+        return execute(node, self.root, {source: self._value(source) for source in node.all_input_nodes})
 
 
 def _layer_by_layer(stack: Any, x: Any, *args: Any, **kwargs: Any) -> Any:

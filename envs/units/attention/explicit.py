@@ -1,4 +1,5 @@
-"""Explicit attention in the place of modules whose forward demands the widths that they were made with.
+"""Explicit attention in the place of modules whose forward demands the widths that they were made with, and torch's
+linear layers in the place of others.
 
 A `Form` says how; it is data, so that a policy can hold it and make the same module again on fresh weights.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from envs.network.attention import Attention, AttentionCore, MultiheadAttention
 from envs.network.copies import copy_network
+from envs.units.attention.linear import as_linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +23,14 @@ class Form:
 
     Attributes:
         module: Its name.
-        q: Name inside of it of the linear layer that writes queries ("" in an nn.MultiheadAttention).
+        q: Name inside of it of the linear layer that writes queries ("" in an nn.MultiheadAttention, and in a linear
+            layer of another class).
         k: The one that writes keys; the same name where one layer writes several.
         v: The one that writes values.
         out: The one that reads what the heads give.
-        head_width: Channels of q and k per head, None for a single head.
+        head_width: Channels of q and k per head, None for a fixed number of heads.
+        heads: Query heads where their number is fixed.
+        groups: Key and value heads where their number is fixed.
         scale: What products of queries and keys are multiplied by.
         causal: Whether a position sees no later ones.
         interleaved: Whether a layer that writes several writes them head by head, rather than one after the other.
@@ -39,6 +44,8 @@ class Form:
     v: str = ""
     out: str = ""
     head_width: int | None = None
+    heads: int = 1
+    groups: int = 1
     scale: float = 1.0
     causal: bool = False
     interleaved: bool = False
@@ -46,8 +53,11 @@ class Form:
     out_dropout: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready dictionary."""
-        return asdict(self)
+        """JSON-ready dictionary; heads that follow from widths are left out."""
+        counts = () if (self.heads, self.groups) == (1, 1) else ("heads", "groups")
+        return {
+            name: value for name, value in asdict(self).items() if name not in ("heads", "groups") or name in counts
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Form:
@@ -56,7 +66,8 @@ class Form:
         Raises:
             KeyError: If a field is missing.
         """
-        return cls(**{name: data[name] for name in cls.__slots__})
+        counts = {"heads": 1, "groups": 1}
+        return cls(**{name: (counts | dict(data))[name] for name in cls.__slots__})
 
 
 def made_explicit(network: nn.Module, forms: Iterable[Form]) -> nn.Module:
@@ -78,7 +89,7 @@ def made_explicit(network: nn.Module, forms: Iterable[Form]) -> nn.Module:
     for form in chosen:
         try:
             module = twin.get_submodule(form.module)
-            if not isinstance(module, Attention):
+            if not isinstance(module, (Attention, nn.Linear)):
                 twin.set_submodule(form.module, explicit(module, form))
         except (AttributeError, RuntimeError) as error:
             raise ValueError(
@@ -91,30 +102,33 @@ def made_explicit(network: nn.Module, forms: Iterable[Form]) -> nn.Module:
     return twin.train(network.training)
 
 
-def explicit(module: nn.Module, form: Form) -> Attention:
-    """What stands in the place of one module.
+def explicit(module: nn.Module, form: Form) -> nn.Module:
+    """What stands in the place of one module: attention, or a linear layer of torch's class.
 
     Args:
         module: The module; it is not changed.
         form: How it is made explicit.
     """
     if isinstance(module, nn.MultiheadAttention):
-        return _of_multihead(module)
-    core = AttentionCore(form.head_width, form.scale, causal=form.causal, dropout=form.dropout)
+        return _of_multihead(module, form)
+    if not form.q:
+        return as_linear(module)
+    fixed = (form.heads, form.groups)
+    core = AttentionCore(form.head_width, form.scale, causal=form.causal, dropout=form.dropout, fixed=fixed)
     names = (form.q, form.k, form.v)
     q, k, v = (_projection(module, names, place, form) for place in range(3))
     return Attention(q, k, v, _plain(module.get_submodule(form.out)), core, form.out_dropout)
 
 
-def _of_multihead(module: nn.MultiheadAttention) -> MultiheadAttention:
+def _of_multihead(module: nn.MultiheadAttention, form: Form) -> MultiheadAttention:
     weights: Sequence[Any] = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
     if module.in_proj_weight is not None:
         weights = module.in_proj_weight.chunk(3)
     biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
     q, k, v = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
     width = module.embed_dim // module.num_heads
-    head_width = None if module.num_heads == 1 else width
-    core = AttentionCore(head_width, width**-0.5, dropout=module.dropout)
+    head_width = None if module.num_heads == 1 or form.heads > 1 else width
+    core = AttentionCore(head_width, width**-0.5, dropout=module.dropout, fixed=(form.heads, form.groups))
     return MultiheadAttention(q, k, v, _plain(module.out_proj), core, bool(module.batch_first))
 
 
@@ -131,9 +145,10 @@ def _projection(module: nn.Module, names: tuple[str, ...], place: int, form: For
 
 def _part(rows: Tensor, part: int, count: int, form: Form) -> Tensor:
     """The rows of queries, keys or values among those of a layer that writes several."""
-    if not form.interleaved or form.head_width is None:
+    if not form.interleaved:
         return rows.chunk(count)[part]
-    by_head = rows.reshape(-1, count, form.head_width, *rows.shape[1:])
+    width = form.head_width or len(rows) // (count * form.heads)
+    by_head = rows.reshape(-1, count, width, *rows.shape[1:])
     return by_head[:, part].flatten(0, 1)
 
 

@@ -137,8 +137,10 @@ def _ends(network: nn.Module, node: fx.Node, sizes: Sizes) -> _Ends | None:
             return None
         q, k, v = operands
         core = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        width = core.head_width if isinstance(core, AttentionCore) else None
-        return _Ends(q=q, k=k, v=v, result=node, summed=width or sizes[q].shape[-1])
+        summed = sizes[q].shape[-1]
+        if isinstance(core, AttentionCore):
+            summed = core.head_width or summed // core.fixed[0]
+        return _Ends(q=q, k=k, v=v, result=node, summed=summed)
     if _function(network, node) != "softmax":
         return None
 

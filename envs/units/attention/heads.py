@@ -1,9 +1,9 @@
 """Units of attention: heads of networks with several, inner channels of a single head. Proposed here, verified as all.
 
 One channel of a unit of heads is a head: its channels of queries, keys and values, and the columns of the layer that
-reads what it gives. Where several query heads share keys and values they go together, as one group; where all share
-one pair of these, queries go alone. A single head has two units: channels over which queries and keys are multiplied
-and summed, and channels of values.
+reads what it gives. Where several query heads share keys and values they go together, as one group, or query heads
+alone, as many of each group; where all share one pair of these, queries go alone. A single head has two units: channels
+over which queries and keys are multiplied and summed, and channels of values. Of several heads these are the widths.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from envs.units.attention.decided import Decided
 from envs.units.attention.found import Found
-from envs.units.units import Kind, Member, Positions, Role, Unit
+from envs.units.units import Member, Positions, Role, Unit
 
 
-def attention_units(network: nn.Module, found: Found) -> list[list[Unit]]:
+def attention_units(network: nn.Module, found: Found, decided: Decided = "heads") -> list[list[Unit]]:
     """The unverified units of one attention, in each order in which its channels may lie; the likeliest first.
 
     Args:
         network: The network.
         found: The attention.
+        decided: What is decided where it has several heads.
     """
-    if found.heads == 1:
+    if found.heads == 1 or decided == "widths":
         return [_inner_units(network, found)] if found.separate else []
+    if decided == "queries" and 1 < found.groups < found.heads:
+        orders = (False, True) if found.q not in (found.k, found.v) else ()
+        return [[_queries(network, found, interleaved=interleaved)] for interleaved in orders]
     layers = (found.q, found.k, found.v) if found.groups > 1 else (found.q,)
     if found.groups == 1 and found.q in (found.k, found.v):
         return []
@@ -33,24 +38,81 @@ def attention_units(network: nn.Module, found: Found) -> list[list[Unit]]:
 
 
 def _inner_units(network: nn.Module, found: Found) -> list[Unit]:
-    """Channels that queries and keys share, and channels that values and the output projection share."""
+    """Channels that queries and keys share, and channels that values and the output projection share.
+
+    As many of them stay in every head. Where heads share keys, queries of several would go with one channel of keys;
+    those stay.
+    """
     summed, mixed = _size(network, found.q, "out"), _size(network, found.v, "out")
-    units = [
-        _unit(found.q, summed, "channels", [(found.q, "factor"), (found.k, "factor")]),
-        _unit(found.v, mixed, "channels", [(found.v, "producer"), (found.out, "consumer")]),
+    each = mixed // found.groups
+    read = [
+        tuple(head * each + place for head in range(found.heads) if head * found.groups // found.heads == group)
+        for group in range(found.groups)
+        for place in range(each)
     ]
-    return [unit for unit in units if unit.channels > 1]
+    units = [
+        _unit(found.q, summed, found.heads, [(found.q, _each(summed)), (found.k, _each(summed))], ("factor", "factor")),
+        _unit(
+            found.v, mixed, found.groups, [(found.v, _each(mixed)), (found.out, tuple(read))], ("producer", "consumer")
+        ),
+    ]
+    wanted = units if found.heads == found.groups else units[1:]
+    return [unit for unit in wanted if unit.steps > 1]
 
 
-def _unit(name: str, channels: int, kind: Kind, members: Sequence[tuple[str, Role]]) -> Unit:
-    """A unit each of whose channels has one place in every member."""
-    places: Positions = tuple((channel,) for channel in range(channels))
+def _queries(network: nn.Module, found: Found, *, interleaved: bool) -> Unit:
+    """Query heads: as many go from each group that shares keys and values, neighbours or (interleaved) every n-th."""
+    heads, groups = found.heads, found.groups
+    width = _size(network, found.out, "in") // heads
+    written = tuple(tuple(range(h * found.head_width, (h + 1) * found.head_width)) for h in range(heads))
+    read = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))
+    size = heads // groups
+    return Unit(
+        name=found.q,
+        channels=heads,
+        granules=_each(heads),
+        members=(
+            Member(module=found.q, role="producer", positions=written),
+            Member(module=found.out, role="consumer", positions=read),
+        ),
+        kind="heads",
+        shares=tuple(
+            tuple(range(g, heads, groups)) if interleaved else tuple(range(g * size, (g + 1) * size))
+            for g in range(groups)
+        ),
+    )
+
+
+def undecided(found: Found, decided: Decided) -> dict[str, str]:
+    """Layer -> why it stays, of those that write queries, keys or values and that no unit is proposed for."""
+    if found.groups == found.heads:
+        return {}
+    if decided == "widths":
+        return dict.fromkeys((found.q, found.k), "several query heads are multiplied with the same channels of keys")
+    if decided == "queries" or found.groups == 1:
+        return dict.fromkeys((found.k, found.v), "query heads share what it writes, and go without it")
+    return {}
+
+
+def _each(channels: int) -> Positions:
+    """One place per channel."""
+    return tuple((channel,) for channel in range(channels))
+
+
+def _unit(
+    name: str, channels: int, heads: int, members: Sequence[tuple[str, Positions]], roles: Sequence[Role]
+) -> Unit:
+    """A unit of the channels of some heads."""
+    each = channels // heads
     return Unit(
         name=name,
         channels=channels,
-        granules=places,
-        members=tuple(Member(module=module, role=role, positions=places) for module, role in members),
-        kind=kind,
+        granules=_each(channels),
+        members=tuple(
+            Member(module=module, role=role, positions=positions)
+            for (module, positions), role in zip(members, roles, strict=True)
+        ),
+        shares=tuple(tuple(range(h * each, (h + 1) * each)) for h in range(heads)) if heads > 1 else (),
     )
 
 

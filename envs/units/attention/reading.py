@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -11,11 +13,14 @@ from torch import nn
 from envs.network.copies import same_output
 from envs.network.graph import Graph, trace
 from envs.network.inputs import Inputs, call
+from envs.units.attention.attributes import with_attributes
+from envs.units.attention.decided import Decided
 from envs.units.attention.explicit import Form, made_explicit
 from envs.units.attention.found import find_attention
-from envs.units.attention.heads import attention_units
+from envs.units.attention.heads import attention_units, undecided
+from envs.units.attention.linear import transposed_layers
 from envs.units.attention.trial import form_of, multihead_forms
-from envs.units.units import Fixed, Unit
+from envs.units.units import Attribute, Fixed, Unit
 from envs.units.verify import Removal, verify_units
 
 TOLERANCE = 1e-4
@@ -45,32 +50,71 @@ class ReadAttention:
     layers: frozenset[str] = frozenset()
 
 
-def read_attention(network: nn.Module, example_input: Inputs, samples: Inputs | None = None) -> ReadAttention:
+def read_attention(
+    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, decided: Decided = "heads"
+) -> ReadAttention:
     """Traces a network and finds the units of its attention.
 
     Args:
         network: The network; it is not changed.
         example_input: Input of batch 1.
         samples: Real inputs on which units are verified, None for random ones.
+        decided: What is decided where there are several heads.
     """
+    layers = [Form(module=name) for name in transposed_layers(network)]
+    network = made_explicit(network, layers)
     graph = trace(network, example_input, samples)
-    own = _read(network, graph, example_input, samples)
-    stuck = {entry.name for entry in own.fixed}
-    forms = multihead_forms(network, graph)
+    own = replace(_read(network, graph, example_input, samples, decided), forms=tuple(layers))
+    known = {unit.name for unit in own.units}
+    fixed = decided == "widths"
+    forms = multihead_forms(network, graph, fixed=fixed)
     for found in find_attention(network, graph, example_input):
-        whole = not stuck.isdisjoint({found.q, found.k, found.v}) or not attention_units(network, found)
-        form = form_of(network, found, example_input) if whole else None
+        proposed = {unit.name for some in attention_units(network, found, decided) for unit in some}
+        runs = proposed and proposed <= known
+        form = None if runs else form_of(network, found, example_input, fixed=fixed)
         forms += [form] if form is not None else []
-    explicit = made_explicit(network, forms)
-    if not forms or not _same(network, explicit, example_input if samples is None else samples):
-        return own
-    again = _read(explicit, trace(explicit, example_input, samples), example_input, samples)
-    return replace(again, forms=tuple(forms)) if len(again.units) > len(own.units) else own
+    best, explicit = own, made_explicit(network, forms)
+    if forms and _same(network, explicit, example_input if samples is None else samples):
+        again = _read(explicit, trace(explicit, example_input, samples), example_input, samples, decided)
+        best = replace(again, forms=(*layers, *forms)) if len(again.units) > len(own.units) else own
+    return best if fixed else _with_attributes(best, example_input, samples, decided)
 
 
-def _read(network: nn.Module, graph: Graph, example_input: Inputs, samples: Inputs | None) -> ReadAttention:
+def _with_attributes(
+    read: ReadAttention, example_input: Inputs, samples: Inputs | None, decided: Decided
+) -> ReadAttention:
+    """The same with attention whose class runs once numbers and tables that it holds are changed, too."""
+    held = {member.module for unit in read.units for member in unit.members}
+    needed: dict[str, tuple[Attribute, ...]] = {}
+    for found in find_attention(read.network, read.graph, example_input):
+        alternatives = attention_units(read.network, found, decided) if found.q not in held else []
+        proposed = (unit for some in alternatives for unit in some)
+        whole = (with_attributes(read.network, found, unit, example_input) for unit in proposed)
+        needed |= {unit.name: unit.attributes for unit in [next(filter(None, whole), None)] if unit is not None}
+    if not needed:
+        return read
+    names = [one.name for attributes in needed.values() for one in attributes]
+    parameters = dict(read.network.named_parameters())  # a program reads them off in any case
+    graph = trace(read.network, example_input, samples, [name for name in names if name not in parameters])
+    if not graph.traced:
+        return read
+    again = _read(read.network, graph, example_input, samples, decided, needed)
+    return replace(again, forms=read.forms) if len(again.units) > len(read.units) else read
+
+
+def _read(
+    network: nn.Module,
+    graph: Graph,
+    example_input: Inputs,
+    samples: Inputs | None,
+    decided: Decided,
+    attributes: Mapping[str, tuple[Attribute, ...]] = MappingProxyType({}),
+) -> ReadAttention:
     found = find_attention(network, graph, example_input)
-    tried = [attention_units(network, one) for one in found]
+    tried = [
+        [[replace(unit, attributes=attributes.get(unit.name, ())) for unit in some] for some in alternatives]
+        for alternatives in (attention_units(network, one, decided) for one in found)
+    ]
     units: list[Unit] = []
     fixed: dict[str, Fixed] = {}
     removals: list[Removal] = []
@@ -81,6 +125,7 @@ def _read(network: nn.Module, graph: Graph, example_input: Inputs, samples: Inpu
         units += verified
         removals += recorded
         fixed |= {entry.name: entry for entry in rejected}
+    fixed = {name: Fixed(name, reason) for one in found for name, reason in undecided(one, decided).items()} | fixed
     held = {member.module for unit in units for member in unit.members if member.role != "consumer"}
     return ReadAttention(
         network=network,

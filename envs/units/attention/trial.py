@@ -20,18 +20,23 @@ TOLERANCE = 1e-4
 """Largest accepted difference relative to the output's largest value; other formulas differ by a tenth and more."""
 
 
-def multihead_forms(network: nn.Module, graph: Graph) -> list[Form]:
+def multihead_forms(network: nn.Module, graph: Graph, *, fixed: bool = False) -> list[Form]:
     """The nn.MultiheadAttention modules that an explicit one can stand for: nobody reads their attention weights.
 
     Args:
         network: The network.
         graph: Its operator graph.
+        fixed: Whether the number of heads stays, and not their width.
     """
     if graph.program is None:
         return []
     calls = graph.calls()
+
+    def heads(node: fx.Node) -> int:
+        return int(network.get_submodule(str(node.target)).num_heads) if fixed else 1  # type: ignore[arg-type]
+
     return [
-        Form(module=str(node.target))
+        Form(module=str(node.target), heads=heads(node), groups=heads(node))
         for node in graph.program.nodes
         if node.op == "call_module" and calls.get(str(node.target)) == 1 and _is_simple(network, node)
     ]
@@ -44,13 +49,14 @@ def _is_simple(network: nn.Module, node: fx.Node) -> bool:
     return all(len(user.args) == 2 and user.args[1] == 0 for user in node.users)
 
 
-def form_of(network: nn.Module, found: Found, example_input: Inputs) -> Form | None:
+def form_of(network: nn.Module, found: Found, example_input: Inputs, *, fixed: bool = False) -> Form | None:
     """How the module around an attention is made explicit, None where no formula gives what it computes.
 
     Args:
         network: The network; it is not changed.
         found: The attention.
         example_input: Input of batch 1, which tells what the module is given.
+        fixed: Whether the number of heads stays, and not their width.
     """
     module = network.get_submodule(found.owner)
     given = _given(network, module, example_input)
@@ -71,6 +77,8 @@ def form_of(network: nn.Module, found: Found, example_input: Inputs) -> Form | N
     if form is None:
         return None
     within, behind = _dropouts(twin, form.out, inputs)
+    if fixed and found.heads > 1:
+        form = replace(form, head_width=None, heads=found.heads, groups=found.groups)
     return replace(form, dropout=within, out_dropout=behind)
 
 

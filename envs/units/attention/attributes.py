@@ -1,0 +1,127 @@
+"""Numbers and tables that an attention's module holds and that go with its heads: found by size, chosen by behaviour.
+
+A class that splits channels into `self.heads` runs with fewer of them once that number is right; tables that hold a row
+or a column for each head (biases of positions, slopes) are cut with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from envs.network.copies import copy_network, same_output
+from envs.network.inputs import Inputs, call
+from envs.units.attention.found import Found
+from envs.units.slicing import silence, slice_network
+from envs.units.units import Attribute, Unit
+
+TOLERANCE = 1e-3
+"""Largest accepted difference of what the module gives; real mistakes are of order 1."""
+
+MAX_CANDIDATES = 8
+"""Numbers and tables of one module among which is chosen; those known hold four."""
+
+
+class _Given(NamedTuple):
+    """What a module is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def with_attributes(network: nn.Module, found: Found, unit: Unit, example_input: Inputs) -> Unit | None:
+    """The unit with the fewest attributes that must change for the module to run, None where no choice makes it run.
+
+    Args:
+        network: The network; it is not changed.
+        found: The attention.
+        unit: A unit of it.
+        example_input: Input of batch 1.
+    """
+    given = _given(network, found.owner, example_input)
+    candidates = list(_candidates(network, found, unit))
+    if given is None or not 0 < len(candidates) <= MAX_CANDIDATES:
+        return None
+    for count in range(1, len(candidates) + 1):
+        for chosen in combinations(candidates, count):
+            whole = replace(unit, attributes=tuple(chosen))
+            if all(_runs(network, found.owner, whole, gone, given) for gone in _drops(whole)):
+                return replace(whole, attributes=(*chosen, *_told(network, chosen)))
+    return None
+
+
+def _told(network: nn.Module, tables: Sequence[Attribute]) -> Iterator[Attribute]:
+    """The numbers by which embeddings say how wide they are."""
+    for table in tables:
+        owner = table.name.rpartition(".")[0]
+        if isinstance(network.get_submodule(owner), nn.Embedding):
+            yield Attribute(name=f"{owner}.embedding_dim")
+
+
+def _candidates(network: nn.Module, found: Found, unit: Unit) -> Iterator[Attribute]:
+    """Numbers that count heads or their channels, and tables with an axis of heads."""
+    owner = network.get_submodule(found.owner)
+    prefix = f"{found.owner}." if found.owner else ""
+    counts = _counts(found)
+    for name, value in vars(owner).items():
+        if type(value) is int and value in counts and value % unit.steps == 0:
+            yield Attribute(name=prefix + name)
+    own = (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
+    for name, tensor in own:
+        axes = [axis for axis, size in enumerate(tensor.shape) if size == found.heads]
+        yield from (Attribute(name=prefix + name, axis=axis) for axis in axes)
+    for name, child in owner.named_children():
+        if isinstance(child, nn.Embedding) and child.embedding_dim == found.heads:
+            yield Attribute(name=f"{prefix}{name}.weight", axis=1)
+
+
+def _counts(found: Found) -> set[int]:
+    """Numbers of heads, and of channels of all heads, of a module of this shape."""
+    heads, groups = found.heads, found.groups
+    numbers = {heads, groups, heads // groups, heads + 2 * groups}
+    return {*numbers, *(number * found.head_width for number in (heads, groups, heads + 2 * groups))} - {1}
+
+
+def _drops(unit: Unit) -> list[list[int]]:
+    """One step, and all but one."""
+    order = unit.in_steps(unit.granules)
+    return [sorted(order[: unit.granule]), sorted(order[unit.granule :])]
+
+
+def _given(network: nn.Module, name: str, example_input: Inputs) -> _Given | None:
+    """What a module is called with, None where it is not called once."""
+    twin = copy_network(network).eval()
+    taken: list[_Given] = []
+    twin.get_submodule(name).register_forward_pre_hook(
+        lambda module, args, kwargs: taken.append(_Given(args, kwargs)), with_kwargs=True
+    )
+    with torch.no_grad():
+        call(twin, example_input)
+    return taken[0] if len(taken) == 1 else None
+
+
+def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given) -> bool:
+    """Whether the module without some channels gives what it gives where they are silent."""
+    silent = copy_network(network).eval()
+    silence(silent, unit, gone)
+    stays = {unit.name: sorted(set(range(unit.channels)) - set(gone))}
+    small = slice_network(network, [unit], stays).eval()
+    with torch.no_grad():
+        expected = silent.get_submodule(owner)(*given.args, **given.kwargs)
+        try:
+            got = small.get_submodule(owner)(*given.args, **given.kwargs)
+        except Exception:  # whatever the module's own code raises
+            return False
+    return same_output(_tensors(expected), _tensors(got), TOLERANCE)
+
+
+def _tensors(value: Any) -> Any:
+    """The first tensor that a module gives: attention weights beside it have as many heads as there are."""
+    if isinstance(value, (tuple, list)):
+        return next(one for one in value if isinstance(one, Tensor))
+    return value
