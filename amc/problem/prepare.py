@@ -111,6 +111,7 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
         cached_tensors,
         [site.layer for site in setup.sites if isinstance(site, PatternSite)],
         anatomy.forms,
+        setup.task.counts,
     )
     progress("calibrating", 1, 1)
     return compressor

@@ -2,7 +2,8 @@
 
 Command: amc search --task experiments.transformers.minilm:stsb --data DIR --constraint macs=0.5
 DIR holds model_fp16.safetensors (all-MiniLM-L6-v2), stsb_train.npz and stsb_dev.npz: `ids1`, `ids2` [N, T] words, 0 is
-padding, and `score` [N] from 0 to 5. Calibration and the reward see pairs of the training set; all dev pairs are the test.
+padding, and `score` [N] from 0 to 5. Calibration and the reward see pairs of the training set; all dev pairs are the
+test.
 """
 
 from __future__ import annotations
