@@ -1,6 +1,7 @@
 """Padding is computed like all else, but enters no statistic, no fit, no gradient and no damage."""
 
 from collections.abc import Iterator
+from operator import itemgetter
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def repaired(network: Reader, padding: int, *, counted: bool) -> Tensor:
     anatomy = dissected(network)
     chunks: list[Inputs] = [texts(padding, seed) for seed in range(4)]
     settings = CompressionSettings(positions=4, quick_images=16)
-    counts = (lambda inputs: inputs["mask"]) if counted else None
+    counts = itemgetter("mask") if counted else None
     compressor = Compressor(
         anatomy.network, anatomy.graph, anatomy.family, anatomy.units, chunks, settings, counts=counts
     )
@@ -90,8 +91,8 @@ def test_no_gradient_comes_from_outputs_at_padding() -> None:
     units = dissected(network).units
 
     def found(padding: int) -> list[Tensor]:
-        counts = lambda inputs: inputs["mask"]
-        scores = gate_sensitivities(network, units, [texts(padding, 0)], at_once=8, seed=0, counts=counts)
+        chunks: list[Inputs] = [texts(padding, 0)]
+        scores = gate_sensitivities(network, units, chunks, at_once=8, seed=0, counts=itemgetter("mask"))
         return list(scores.values())
 
     for first, second in zip(found(0), found(7), strict=True):
