@@ -114,6 +114,7 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
         [site.layer for site in setup.sites if isinstance(site, PatternSite)],
         anatomy.forms,
         _removable(setup),
+        setup.task.counts,
     )
     progress("calibrating", 1, 1)
     return compressor

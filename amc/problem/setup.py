@@ -158,7 +158,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     costing = Costing(anatomy.family, sites, shapes)
     constraint = bind(config, costing, table, objects)
     chunk = scoring_chunk(anatomy.family.dense, config.device)
-    scorer = Scorer(graph=anatomy.graph, metric=task.metric, chunk=chunk, device=config.device)
+    scorer = Scorer(graph=anatomy.graph, metric=task.metric, counts=task.counts, chunk=chunk, device=config.device)
     kept = outputs_fit(task)
     reward = objects.reward or _reward(config, task, constraint, kept)
     dense_reward = _dense_reward(config.reward, reward, task, scorer, constraint, kept)

@@ -17,12 +17,13 @@ from amc.tasks.metric import Metric, Statistics
 from amc.tasks.metrics import accuracy
 from amc.tasks.plugins import describe
 from amc.tasks.splits import Split
-from envs.compression.damage import output_error
+from envs.compression.damage import damage_of, output_error
 from envs.network.copies import functional_copy
 from envs.network.graph import Graph
 from envs.network.inference import converted, inference_copy
 from envs.network.inputs import call, channels_last, mapped, narrowed
 from envs.parallel import map_chunks
+from envs.regression.counted import Counts, mask_of
 from envs.reward import Block, Evaluation
 from hw_profiles.layers import IntArray, Layout
 
@@ -123,6 +124,7 @@ class Scorer:
     Attributes:
         graph: Operator graph of the dense network, for folding.
         metric: The task's.
+        counts: Which tokens of a batch count, None: all.
         chunk: Images per forward pass.
         device: "cpu" or "cuda".
         backend: The arithmetic, see `amc.scoring.backend`.
@@ -130,6 +132,7 @@ class Scorer:
 
     graph: Graph
     metric: Metric
+    counts: Counts | None = None
     chunk: int = 250
     device: str = "cpu"
     backend: Backend = "fp32"
@@ -144,8 +147,8 @@ class Scorer:
             dense: Outputs of the dense network on them, as `outputs` gives them.
         """
 
-        def one(part: range, outputs: Tensor, targets: Tensor) -> ChunkScore:
-            return self._chunk(outputs, targets, None if dense is None else dense[part.start // self.chunk])
+        def one(part: range, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> ChunkScore:
+            return self._chunk(outputs, targets, None if dense is None else dense[part.start // self.chunk], mask)
 
         return _score_of(self._over(network, split, indices, one), self.metric)
 
@@ -158,18 +161,24 @@ class Scorer:
         )
         return _score_of(chunks, self.metric)
 
-    def _chunk(self, outputs: Tensor, targets: Tensor, dense: Tensor | None) -> ChunkScore:
-        error = None if dense is None else output_error(outputs, dense, targets).nan_to_num(nan=WORST, posinf=WORST)
+    def _chunk(self, outputs: Tensor, targets: Tensor, dense: Tensor | None, mask: Tensor | None = None) -> ChunkScore:
+        error = None
+        if dense is not None:
+            error = damage_of(output_error, outputs, dense, targets, mask).nan_to_num(nan=WORST, posinf=WORST)
         return self.metric.statistics(outputs, targets), _cross_entropy(outputs, targets), error
 
     def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> list[Tensor]:
         """[B, ...] outputs of each chunk of the chosen images; other axes may differ between chunks."""
-        return list(self._over(network, split, indices, lambda part, outputs, targets: outputs))
+        return list(self._over(network, split, indices, lambda part, outputs, *rest: outputs))
 
     def _over(
-        self, network: nn.Module, split: Split, indices: Sequence[int], take: Callable[[range, Tensor, Tensor], Taken]
+        self,
+        network: nn.Module,
+        split: Split,
+        indices: Sequence[int],
+        take: Callable[[range, Tensor, Tensor, Tensor | None], Taken],
     ) -> Iterator[Taken]:
-        """What `take(positions in indices, outputs, targets)` says of each chunk, in order."""
+        """What `take(positions in indices, outputs, targets, mask of tokens)` says of each chunk, in order."""
         plain, narrow = self.backend == "eager", torch.bfloat16 if self.backend == "bf16" else None
         fast = functional_copy(network) if plain else inference_copy(network, self.graph)
         if narrow is not None or self.device != "cpu":
@@ -178,12 +187,13 @@ class Scorer:
         def one(start: int) -> Taken:
             part = range(start, min(start + self.chunk, len(indices)))
             inputs, targets = read(split, indices[part.start : part.stop])
+            mask = mask_of(self.counts, inputs)
             inputs = mapped(lambda tensor: tensor.to(self.device), inputs)
             if narrow is not None:
                 inputs = narrowed(inputs, narrow)
             with torch.no_grad():
                 outputs: Tensor = call(fast, inputs if plain else channels_last(inputs)).cpu()
-            return take(part, outputs if narrow is None else outputs.float(), targets)
+            return take(part, outputs if narrow is None else outputs.float(), targets, mask)
 
         return map_chunks(one, range(0, len(indices), self.chunk))
 

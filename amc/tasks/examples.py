@@ -1,14 +1,20 @@
-"""The example input of a task: what it must be, and that the network can be called with it."""
+"""The example input of a task: what it must be, that the network takes it, and which of its tokens count."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from envs.network.inputs import Inputs, sizes, tensors
+from amc.tasks.plugins import describe
+from envs.network.inputs import Inputs, named, sizes, tensors
+from envs.regression.counted import Counts
+
+MASKS = ("attention_mask", "mask")
+"""Inputs that are taken for a mask of the tokens, where nothing else is said."""
 
 
 def checked_example(network: nn.Module, example: Any) -> Inputs:
@@ -56,3 +62,66 @@ def _kind(example: Any) -> str:
         held = ", ".join(str(list(one.shape)) if isinstance(one, Tensor) else type(one).__name__ for one in values)
         return f"a {type(example).__name__} of {held or 'nothing'}"
     return type(example).__name__
+
+
+def as_counts(given: object, example: Inputs) -> Counts | None:
+    """What gives the mask of a batch: a function as it is, the input of a name; None where all tokens count.
+
+    Args:
+        given: What the task was given.
+        example: The example input.
+
+    Raises:
+        ValueError: If the example has no such input, or what it gives is no mask.
+    """
+    if given is None:
+        name = next((name for name in MASKS if isinstance(example, dict) and _is_mask(example, name)), None)
+        return None if name is None else partial(_input, name)
+    if isinstance(given, str):
+        if given not in named(example):
+            raise ValueError(
+                f"counts must name an input, but there is no {given!r} in {sizes(example)}: write one of these names, "
+                "or a function of the inputs"
+            )
+        counts: Counts = partial(_input, given)
+    elif callable(given):
+        counts = given
+    else:
+        raise ValueError(
+            f"counts must be the name of an input or a function of the inputs, but got {type(given).__name__}: "
+            "leave it out where all tokens count"
+        )
+    _check_counts(counts, example)
+    return counts
+
+
+def _input(name: str, inputs: Inputs) -> Tensor:
+    return named(inputs)[name]
+
+
+def _is_mask(example: dict[str, Tensor], name: str) -> bool:
+    """Whether an input is a mask of another one's places: integers or truth values, 0 or 1, not all 0."""
+    mask = example.get(name)
+    if mask is None or mask.is_floating_point() or mask.ndim < 2 or not _is_binary(mask):
+        return False
+    return any(one.shape[: mask.ndim] == mask.shape for other, one in example.items() if other != name)
+
+
+def _is_binary(mask: Tensor) -> bool:
+    return bool(((mask == 0) | (mask == 1)).all()) and bool((mask == 1).any())
+
+
+def _check_counts(counts: Counts, example: Inputs) -> None:
+    try:
+        mask: object = counts(example)
+    except Exception as error:  # it may be the user's code
+        raise ValueError(
+            f"counts must make a mask of inputs {sizes(example)}, but raised {describe(error)}: correct it"
+        ) from error
+    if not isinstance(mask, Tensor) or mask.ndim < 2 or len(mask) != 1 or not _is_binary(mask):
+        found = f"{list(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"counts must give a mask [B, T] that is 1 where a token counts and 0 elsewhere, but of the example "
+            f"it gave {found}: "
+            "give the example input tokens that count"
+        )

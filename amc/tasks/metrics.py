@@ -85,6 +85,16 @@ def token_losses(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return finite.view(targets.shape), targets != IGNORED
 
 
+def right_tokens(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """1 for every token whose largest output is the target's class, else 0, `[B, T]`, and which of them count.
+
+    Args:
+        outputs: `[B, T, K]` scores of the classes.
+        targets: `[B, T]` integer classes; -100 where nothing is asked.
+    """
+    return (outputs.argmax(dim=-1) == targets).float(), targets != IGNORED
+
+
 def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
     """Squared difference of every element, of the shape of the outputs `[B, ...]`."""
     return (outputs.float() - targets.reshape(outputs.shape).float()).square()
@@ -129,6 +139,8 @@ accuracy = Metric(
     fraction=ACCURACY.fraction,
 )
 """Share of samples whose largest output is the target's class: what a task without a metric is judged by."""
+token_accuracy = Metric("token accuracy", right_tokens, per="element", unit="%", fraction=True)
+"""Share of all tokens of all samples whose largest output is the target's class."""
 perplexity = Metric("perplexity", token_losses, per="element", transform=math.exp, higher_is_better=False)
 """exp of the mean cross-entropy over all tokens of all samples."""
 mean_squared_error = Metric("mean squared error", squared_errors, per="element", higher_is_better=False)

@@ -15,7 +15,7 @@ from amc.tasks.batches import Collate
 from amc.tasks.checkpoint import load_checkpoint
 from amc.tasks.cifar10 import load_cifar10
 from amc.tasks.cluttered import cluttered_digits
-from amc.tasks.examples import checked_example
+from amc.tasks.examples import as_counts, checked_example
 from amc.tasks.metric import Metric
 from amc.tasks.metrics import accuracy, as_metric
 from amc.tasks.models import cluttered, digits, resnet_cifar
@@ -23,6 +23,7 @@ from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split, load_digits, typed
 from envs.network.inputs import Inputs
 from envs.network.outputs import Output, selecting
+from envs.regression.counted import Counts
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs `[B, ...]` and targets `[B, ...]` to a scalar that training minimizes."""
@@ -47,6 +48,7 @@ class Task:
         test: samples for the final report only.
         metric: by which networks are judged. A function given for it scores each sample in [0, 1], higher being better.
         output: which tensor counts of what the network returns: an attribute or key, an index, or a function.
+        counts: which tokens of a batch count, None: all. Others, such as padding, enter no statistic, fit or damage.
         training: samples that fine-tuning trains on; nothing else needs them.
         loss: what training minimizes; None: cross-entropy or squared error, as the targets are.
         augment: changes inputs while training, None: nothing does.
@@ -60,6 +62,7 @@ class Task:
     test: Split
     metric: Metric = accuracy
     output: Output | None = None
+    counts: Counts | None = None
     training: Split | None = None
     loss: Loss | None = None
     augment: Augment | None = None
@@ -79,10 +82,13 @@ class Task:
         name: str | None = None,
         output: Output | None = None,
         collate: Collate | None = None,
+        counts: str | Counts | None = None,
     ) -> None:
         """Takes anything for the splits that `as_split` takes; a task without a name is called after its network.
 
-        `collate` makes a batch (inputs, targets) of a list of a dataset's items, where their shapes differ.
+        `collate` makes a batch (inputs, targets) of a list of a dataset's items, where their shapes differ. `counts`
+        names the input that holds a mask of the tokens (`[B, T]` of 0 and 1, or bool), or makes such a mask of the
+        inputs; left out, it is the input `attention_mask` or `mask` of integers or truth values, if there is one.
 
         Raises:
             ValueError: if the network is no module, the example is not one input of it, a split is no data, or the
@@ -102,6 +108,7 @@ class Task:
         fields["training"] = None if training is None else typed(as_split(training, collate), example)
         fields |= {"name": name, "network": selecting(network.eval(), output), "example_input": example}
         fields |= {"metric": as_metric(metric), "output": output, "loss": loss, "augment": augment}
+        fields["counts"] = as_counts(counts, example)
         for field, value in fields.items():
             object.__setattr__(self, field, value)
 
@@ -109,7 +116,18 @@ class Task:
         """The same task of another network, or itself if that is its own."""
         if network is self.network:
             return self
-        kept = ("name", "calibration", "validation", "test", "metric", "output", "training", "loss", "augment")
+        kept = (
+            "name",
+            "calibration",
+            "validation",
+            "test",
+            "metric",
+            "output",
+            "counts",
+            "training",
+            "loss",
+            "augment",
+        )
         fields = {name: getattr(self, name) for name in kept}
         return Task(network=network, example_input=self.example_input, **fields)
 

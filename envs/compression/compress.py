@@ -24,6 +24,7 @@ from envs.importance.scores import importance_named
 from envs.network.graph import Graph
 from envs.network.inference import placed
 from envs.network.inputs import Inputs, batch_size, mapped, tensors
+from envs.regression.counted import Counts
 from envs.regression.heard import heard_positions
 from envs.regression.statistics import first_chunks
 from envs.repair.bank import Banks, LayerwiseBank
@@ -69,6 +70,7 @@ class Compressor:
         branches: The residual branches that may go.
         settings: How to compress.
         orders: Channels of each unit by descending importance.
+        counts: Which tokens of a batch count, None: all.
         dense: What repairs are given.
         preparation_forwards: Image-forwards of statistics and of recording what sequential repair aims at.
         calibration_fingerprint: SHA-256 of the calibration inputs.
@@ -86,6 +88,7 @@ class Compressor:
         sparse: Sequence[str] = (),
         forms: Sequence[Form] = (),
         branches: Sequence[VerifiedBranch] = (),
+        counts: Counts | None = None,
     ) -> None:
         """Computes channel orders (and moments where importance or repair need them).
 
@@ -100,6 +103,7 @@ class Compressor:
             sparse: Layers that may take a pattern.
             forms: Attention that was made explicit in the network; policies say so.
             branches: Residual branches that may go.
+            counts: Which tokens of a batch count, None: all.
         """
         self.network = placed(network, settings.device)
         self.graph = graph
@@ -108,6 +112,7 @@ class Compressor:
         self._family = family
         self._forms = tuple(forms)
         self.branches = tuple(branches)
+        self.counts = counts
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
         self.calibration_fingerprint = tensors_fingerprint(one for chunk in chunks for one in tensors(chunk))
         self._repairs: dict[str | type[Repair], Repair] = {}
@@ -120,7 +125,7 @@ class Compressor:
         quick_chunks = first_chunks(chunks, self.settings.quick_images)
         same_length = len({tuple(one.shape[1:] for one in tensors(chunk)) for chunk in chunks}) == 1
         heard = heard_positions(self.network, self.graph, chunks[0]) if same_length else {}
-        sampling, quick_sampling = samplings(settings, chunks, quick_chunks, heard)
+        sampling, quick_sampling = samplings(settings, chunks, quick_chunks, heard, self.counts)
         preparation = Preparation(
             network=self.network,
             family=self._family,
@@ -131,6 +136,7 @@ class Compressor:
             folds=self.graph.folds(),
             remember=remember,
             key=(*self._fingerprints, self.calibration_fingerprint),
+            counts=self.counts,
         )
         moments = preparation.moments(sparse)
         self.orders = preparation.orders(moments)

@@ -21,6 +21,7 @@ from envs.network.inference import Twins, inference_copy
 from envs.network.inputs import Inputs, batch_size, call, channels_last, mapped
 from envs.network.interpreter import Checkpoints, Interpreter
 from envs.parallel import map_chunks
+from envs.regression.counted import each_sample, mask_of
 from envs.regression.shrinkage import FOLDS
 from envs.space.assignment import Assignment
 from envs.space.sites import Site
@@ -135,7 +136,9 @@ def measure_damage(
         def one(index: int, site: Site = site, variants: list[list[nn.Module]] = variants) -> list[list[float]]:
             batch = batches[index]
             found = runner.outputs(variants[batch.fold], site.name, index)
-            return [[total_damage(d, new, outputs[index], batch.targets) for d in damages.values()] for new in found]
+            mask = mask_of(compressor.counts, batch.inputs)
+            old, targets = outputs[index], batch.targets
+            return [[total_damage(d, new, old, targets, mask) for d in damages.values()] for new in found]
 
         sums = np.asarray(list(map_chunks(one, range(len(batches))))).sum(axis=0).reshape(-1, len(damages))
         means = np.clip(sums / sum(batch_size(batch.inputs) for batch in batches), 0.0, MAX_DAMAGE)
@@ -166,10 +169,29 @@ def damage_named(name: str) -> Damage:
     return damage
 
 
-def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor) -> float:
+def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor, mask: Tensor | None = None) -> float:
     """Sum over the images of a batch; a network that overflows is as bad as it gets."""
-    value = float(damage(new.double(), old.double(), targets).sum())
+    value = float(damage_of(damage, new.double(), old.double(), targets, mask).sum())
     return value if np.isfinite(value) else MAX_DAMAGE * len(new)
+
+
+def damage_of(damage: Damage, new: Tensor, old: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[B] damage per image; where there is an output for every token, the mean over those that count.
+
+    Args:
+        damage: What is measured.
+        new: [B, ...] outputs.
+        old: [B, ...] the dense network's.
+        targets: [B, ...].
+        mask: [B, ...] bool, which tokens count; None: all.
+    """
+    rows = tuple(new.shape[:-1])
+    if mask is None and _scores_tokens(new, targets):
+        mask = torch.ones(rows, dtype=torch.bool, device=new.device)
+    if mask is None or tuple(mask.shape) != rows:
+        return damage(new, old, targets)
+    each = targets if targets.shape == mask.shape else torch.zeros(rows, device=new.device)
+    return each_sample(lambda counted: damage(new[counted], old[counted], each[counted]), mask)
 
 
 def forward(network: nn.Module, inputs: Inputs) -> Tensor:
@@ -216,6 +238,12 @@ def _scores_classes(outputs: Tensor, targets: Tensor) -> bool:
     """Whether outputs are scores [B, K, ...] of K > 1 classes; others are compared by squared difference."""
     fits = outputs.ndim >= 2 and outputs.shape[1] > 1
     return fits and not targets.is_floating_point() and targets.shape == (len(outputs), *outputs.shape[2:])
+
+
+def _scores_tokens(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether outputs are scores [B, T, K] of the classes of tokens, with targets [B, T]."""
+    apart = outputs.ndim > 2 and targets.shape == outputs.shape[:-1]
+    return apart and not targets.is_floating_point() and not _scores_classes(outputs, targets)
 
 
 def _per_image(values: Tensor) -> Tensor:

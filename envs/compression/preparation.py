@@ -14,10 +14,12 @@ from envs.importance.importance import Evidence, Importance, channel_order
 from envs.importance.scores import importance_named
 from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
 from envs.network.inputs import Inputs, batch_size, divided
+from envs.regression.counted import Counts
 from envs.regression.factors import Factors
 from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import repair_class
+from envs.space.policy import tensors_fingerprint
 from envs.units.layout import LayoutFamily
 from envs.units.units import Unit
 
@@ -44,6 +46,7 @@ def samplings(
     chunks: Sequence[Inputs],
     quick_chunks: Sequence[Inputs],
     heard: Mapping[str, Tensor],
+    counts: Counts | None = None,
 ) -> tuple[Sampling, Sampling]:
     """How rows are drawn for statistics and full repair, and for quick repair.
 
@@ -52,10 +55,12 @@ def samplings(
         chunks: Calibration inputs of statistics and full repair.
         quick_chunks: Those of quick repair.
         heard: Positions that count, of layers of which not all do.
+        counts: Which tokens of a batch count, None: all.
     """
     positions = settings.positions or positions_for(sum(map(batch_size, chunks)))
     quick = settings.quick_positions or positions_for(sum(map(batch_size, quick_chunks)), QUICK_ROWS)
-    full = Sampling(positions=positions, seed=settings.seed, heard=heard)
+    counted = () if counts is None else tuple(counts(chunk).bool() for chunk in chunks)
+    full = Sampling(positions=positions, seed=settings.seed, heard=heard, counted=counted)
     return full, replace(full, positions=min(positions, quick))
 
 
@@ -73,6 +78,7 @@ class Preparation:
         folds: Layer -> the module that alone reads it.
         remember: Gives back earlier results of the same (kind, key), or computes them.
         key: Fingerprints of structure, weights and calibration images.
+        counts: Which tokens of a batch count, None: all.
     """
 
     network: nn.Module
@@ -84,6 +90,7 @@ class Preparation:
     folds: Mapping[str, str]
     remember: Remember
     key: tuple[str, str, str]
+    counts: Counts | None = None
 
     @property
     def _importance(self) -> Importance:
@@ -147,7 +154,9 @@ class Preparation:
         sensitivities = dict[str, Tensor]()
         if self._importance.reads_gradients:
             size = images_at_once(self.family.dense, settings.memory_gb)
-            sensitivities = gate_sensitivities(self.network, self.units, self.chunks, at_once=size, seed=settings.seed)
+            sensitivities = gate_sensitivities(
+                self.network, self.units, self.chunks, at_once=size, seed=settings.seed, counts=self.counts
+            )
         return Evidence(
             network=self.network,
             moments=totals(moments),
@@ -169,5 +178,6 @@ class Preparation:
             "positions": self.sampling.positions,
             "seed": self.settings.seed,
             **({"heard": heard} if (heard := {name: at.tolist() for name, at in self.sampling.heard.items()}) else {}),
+            **({"counted": tensors_fingerprint(counted)} if (counted := self.sampling.counted) else {}),
             **({} if self.settings.device == "cpu" else {"device": self.settings.device}),
         }

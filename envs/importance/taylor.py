@@ -26,6 +26,7 @@ from envs.importance.importance import Evidence, Importance
 from envs.network.copies import functional_copy
 from envs.network.inputs import Inputs, batch_size, call, divided, tensors
 from envs.parallel import map_chunks
+from envs.regression.counted import Counts, counted_rows, mask_of
 from envs.regression.statistics import Sampling
 from envs.units.units import Unit
 from hw_profiles.layers import Layout
@@ -53,7 +54,13 @@ def images_at_once(layout: Layout, memory_gb: float) -> int:
 
 
 def gate_sensitivities(
-    network: nn.Module, units: Sequence[Unit], chunks: Sequence[Inputs], *, at_once: int, seed: int
+    network: nn.Module,
+    units: Sequence[Unit],
+    chunks: Sequence[Inputs],
+    *,
+    at_once: int,
+    seed: int,
+    counts: Counts | None = None,
 ) -> dict[str, Tensor]:
     """[C] float64 mean over images of the squared gradient by each channel's gate, by unit.
 
@@ -63,6 +70,7 @@ def gate_sensitivities(
         chunks: Calibration inputs.
         at_once: Images per backward pass.
         seed: Seed of the targets.
+        counts: Which tokens count, None: all; outputs at others have no targets.
 
     Raises:
         ValueError: If no finite gradient reaches the consumers.
@@ -81,7 +89,7 @@ def gate_sensitivities(
         inputs, device = chunks[index], tensors(chunks[index])[0].device
         totals = {unit.name: torch.zeros(unit.channels, dtype=torch.float64, device=device) for unit in units}
         for batch in divided(inputs, at_once):
-            changes = _changes(twin, batch, taken, generator)
+            changes = _changes(twin, batch, taken, generator, mask_of(counts, batch))
             for unit in units:
                 totals[unit.name] += _gate_gradients(unit, changes, batch_size(batch)).square().sum(dim=0)
         return totals
@@ -121,7 +129,7 @@ def _take_output(name: str, taken: dict[str, Tensor]) -> Callable[..., Tensor]:
 
 
 def _changes(
-    twin: nn.Module, batch: Inputs, taken: dict[str, Tensor], generator: torch.Generator
+    twin: nn.Module, batch: Inputs, taken: dict[str, Tensor], generator: torch.Generator, mask: Tensor | None
 ) -> dict[str, tuple[Tensor, int]]:
     """What was taken times gradient by it, of every layer, and the axis of its channels."""
     taken.clear()
@@ -129,6 +137,8 @@ def _changes(
         with torch.enable_grad():
             outputs: Tensor = call(twin, batch)
         signs = torch.randint(0, 2, outputs.shape, generator=generator, device="cpu").to(outputs) * 2 - 1
+        counted = None if mask is None else counted_rows(mask, tuple(outputs.shape[:-1]))
+        signs = signs if counted is None else signs * counted[..., None]
         found = torch.autograd.grad(outputs, list(taken.values()), signs, allow_unused=True)
     except RuntimeError as error:  # no gradient flows, or an operator in place has overwritten what it needs
         raise ValueError(_refusal(str(error).splitlines()[0])) from error

@@ -28,7 +28,12 @@ def can_gather(module: nn.Module) -> bool:
 
 
 def draw_positions(
-    images: int, places: int, per_image: int, generator: torch.Generator, device: torch.device | str = "cpu"
+    images: int,
+    places: int,
+    per_image: int,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    counted: Tensor | None = None,
 ) -> Positions:
     """`per_image` distinct positions in each image (all of them if there are fewer), in random order.
 
@@ -40,10 +45,16 @@ def draw_positions(
         per_image: Positions wanted per image.
         generator: Source of randomness on the CPU, so that the draw is the same for every device.
         device: Where the positions go.
+        counted: [images, places] bool, among which is drawn; None: among all.
     """
     count = min(per_image, places)
-    place = torch.rand(images, places, generator=generator, device="cpu").topk(count, dim=1).indices.to(device)
-    return Positions(torch.arange(images, device=device).repeat_interleave(count), place.flatten())
+    keys = torch.rand(images, places, generator=generator, device="cpu")
+    image = torch.arange(images, device=device).repeat_interleave(count)
+    if counted is None:
+        return Positions(image, keys.topk(count, dim=1).indices.to(device).flatten())
+    drawn = keys.masked_fill(~counted.cpu(), -1.0).topk(count, dim=1)
+    kept = (drawn.values >= 0).flatten().to(device)
+    return Positions(image[kept], drawn.indices.to(device).flatten()[kept])
 
 
 def output_places(module: nn.Module, output_shape: tuple[int, ...]) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from envs.network.copies import copy_network
 from envs.network.inputs import Inputs, batch_size, call
 from envs.parallel import map_chunks
+from envs.regression.counted import counted_outputs
 from envs.regression.ridge import Sums, add, sums_of
 from envs.regression.rows import Positions, can_gather, draw_positions, gather_inputs, output_places
 from envs.regression.shrinkage import FOLDS
@@ -32,11 +33,13 @@ class Sampling:
         positions: Output positions per image.
         seed: Seed of the draw.
         heard: [P] positions among which is drawn, for layers of which not all count (`heard_positions`).
+        counted: [N, ...] bool of each chunk, which of its tokens count; empty where all do.
     """
 
     positions: int = 48
     seed: int = 0
     heard: Mapping[str, Tensor] = field(default_factory=dict)
+    counted: tuple[Tensor, ...] = ()
 
     def generator(self, layer: int, chunk: int) -> torch.Generator:
         """The generator of one layer's positions in one chunk: keyed, so order of work cannot matter."""
@@ -55,7 +58,11 @@ class Sampling:
         """
         heard = self.heard.get(name)
         places = output_places(module, tuple(outputs.shape)) if heard is None else len(heard)
-        drawn = draw_positions(len(outputs), places, self.positions, self.generator(layer, chunk), outputs.device)
+        counted = counted_outputs(self.counted[chunk], module, outputs) if self.counted else None
+        if counted is not None and heard is not None:
+            counted = counted[:, heard.to(counted.device)]
+        generator = self.generator(layer, chunk)
+        drawn = draw_positions(len(outputs), places, self.positions, generator, outputs.device, counted)
         return drawn if heard is None else Positions(drawn.image, heard.to(drawn.place.device)[drawn.place])
 
 

@@ -47,7 +47,7 @@ class Target:
         at: The sampled output positions.
         own: [m, O] the layer's output in the dense network.
         other: [m, O] the other addend there, None without an addition (or if it is of another shape).
-        images: Images in the chunk; each has m / images positions.
+        images: Images in the chunk; the positions of each follow one another.
     """
 
     at: Positions
@@ -57,21 +57,22 @@ class Target:
 
     def count(self, per_image: int | None) -> int:
         """Rows, of at most so many positions of each image."""
-        own = len(self.own)
-        return own if per_image is None else min(own, per_image * self.images)
+        return len(self.own) if per_image is None else int(self._per_image().clamp(max=per_image).sum())
 
     def first(self, per_image: int) -> Target:
         """The same at the first positions of each image."""
-        count = len(self.own) // self.images
-        if per_image >= count:
+        counts = self._per_image()
+        if per_image >= int(counts.max()):
             return self
+        place = torch.arange(len(self.own), device=counts.device) - (counts.cumsum(0) - counts)[self.at.image]
+        kept = place < per_image
+        at = Positions(self.at.image[kept], self.at.place[kept])
+        other = None if self.other is None else self.other[kept]
+        return Target(at=at, own=self.own[kept], other=other, images=self.images)
 
-        def cut(rows: Tensor) -> Tensor:
-            return rows.reshape(self.images, count, *rows.shape[1:])[:, :per_image].flatten(0, 1)
-
-        at = Positions(cut(self.at.image), cut(self.at.place))
-        other = self.other
-        return Target(at=at, own=cut(self.own), other=None if other is None else cut(other), images=self.images)
+    def _per_image(self) -> Tensor:
+        """[images] positions of each image: not all have as many that count."""
+        return torch.bincount(self.at.image, minlength=self.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -298,6 +298,49 @@ def test_inputs_that_do_not_fit_are_refused(changes: dict[str, Any], law: str) -
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "counts", "taken"),
+    [
+        ("attention_mask", torch.int64, None, True),
+        ("mask", torch.bool, None, True),
+        ("mask", torch.float32, None, False),
+        ("kept", torch.int64, None, False),
+        ("kept", torch.int64, "kept", True),
+        ("kept", torch.int64, lambda inputs: inputs["kept"] > 0, True),
+    ],
+)
+def test_tokens_that_count_are_said_by_an_input_or_a_function(
+    name: str, dtype: torch.dtype, counts: Any, taken: bool
+) -> None:
+    class Named(nn.Module):
+        def forward(self, ids: Tensor, **kept: Tensor) -> Tensor:
+            return ids.float()
+
+    mask = torch.tensor([[1, 1, 0]]).to(dtype)
+    data = ({"ids": np.ones((16, 3), np.int64), name: mask.repeat(16, 1)}, np.zeros(16))
+    example = {"ids": torch.ones(1, 3, dtype=torch.int64), name: mask}
+    splits = dict.fromkeys(("calibration", "validation", "test"), data)
+    task = amc.Task(network=Named(), example_input=example, counts=counts, metric=close, **splits)
+    assert (task.counts is not None) == taken
+    assert task.counts is None or task.counts(example).tolist() == [[1, 1, 0]]
+    assert task.of_network(Named()).counts is task.counts
+
+
+@pytest.mark.parametrize(
+    ("counts", "law"),
+    [
+        ("length", "counts must name an input, but there is no 'length'"),
+        (lambda inputs: inputs["mask"].sum(), r"counts must give a mask \[B, T\]"),
+        (lambda inputs: 2 * inputs["mask"], "1 where a token counts and 0 elsewhere"),
+        (lambda inputs: inputs["nothing"], "counts must make a mask of inputs .*, but raised KeyError"),
+        (3, "counts must be the name of an input or a function"),
+    ],
+)
+def test_what_says_no_tokens_is_refused(counts: Any, law: str) -> None:
+    with pytest.raises(ValueError, match=law):
+        reading(counts=counts)
+
+
 def test_a_network_of_one_length_is_refused_for_texts_of_many() -> None:
     class Fixed(Reader):
         def forward(self, ids: Tensor, mask: Tensor | None = None, places: Tensor | None = None) -> Read:

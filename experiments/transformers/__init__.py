@@ -1,0 +1,1 @@
+"""Transformers as tasks, their rivals, and what they reach."""
