@@ -26,6 +26,7 @@ from amc.runs.ending import measured_latency
 from amc.runs.finetuning.run import finetune_run
 from amc.runs.folder import REPORT, RESULT
 from amc.runs.found import Result
+from amc.runs.result_file import read_result
 from amc.runs.runner import HERE, Ended, new_run, resume_run
 from amc.runs.studies.competition import run_compare
 from envs.space.policy import Policy
@@ -141,11 +142,13 @@ def run_export(
     """
     if not out.parent.is_dir():
         raise ValueError(f"the folder of the exported file must exist, but {str(out.parent)!r} does not: make it first")
-    policy = read_policy(run / POLICY if run.is_dir() else run)
-    if not again and is_stored(run) and made_with(policy, overrides, str(run)):
+    policy_file = run / POLICY if run.is_dir() else run
+    if not again and is_stored(run) and made_with(read_policy(policy_file), overrides, str(run)):
         console.out(read_stored(run, which).write(out), highlight=False)
+        if (result := policy_file.with_name(RESULT)).is_file():
+            console.print(stored_comparison(read_result(result)))
         return
-    policy, setup, small = _rebuild(run / POLICY if run.is_dir() else run, overrides, console)
+    policy, setup, small = _rebuild(policy_file, overrides, console)
     difference = export_onnx(small, out, setup.task, policy.patterns())
     _side_by_side(setup, policy, small, console)
     console.out(

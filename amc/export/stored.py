@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,11 +14,9 @@ from amc.export.program import write_program
 from amc.export.rebuild import load_network
 from amc.export.structure import STRUCTURE
 from amc.export.timm_string import timm_string
-from amc.storage.files import read_json, write_text
+from amc.storage.files import write_text
 from envs.network.outputs import selecting
 from envs.space.policy import Policy
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,14 +28,12 @@ class Stored:
         network: It, in eval mode, returning the one tensor that counts.
         policy: Its policy.
         interface: How it is called.
-        latency: Network name -> milliseconds, as timed side by side at the end of the search; {} if they were not.
     """
 
     name: str
     network: nn.Module
     policy: Policy
     interface: Interface
-    latency: Mapping[str, float]
 
     def write(self, path: Path) -> str:
         """Writes the network in the form that the file's name says, and what is to be said of it.
@@ -53,13 +47,7 @@ class Stored:
                 f"a network is exported to a file NAME.onnx, NAME.pt2 or NAME.txt, but got {str(path)!r}: call it so"
             )
         said = _FORMS[path.suffix](self, path)
-        return "\n".join([f"wrote {path}: the network {self.name}; {said}", *self._timed()])
-
-    def _timed(self) -> list[str]:
-        if not {"dense", "found"} <= self.latency.keys():
-            return []
-        dense, found = self.latency["dense"], self.latency["found"]
-        return [f"onnxruntime, timed side by side when the search ended: dense {dense:.3f} ms, pruned {found:.3f} ms"]
+        return f"wrote {path}: the network {self.name}; {said}"
 
     def _onnx(self, path: Path) -> str:
         example = self.interface.example
@@ -104,11 +92,9 @@ def read_stored(run: Path, which: Which = "newest") -> Stored:
     folder = run if run.is_dir() else run.parent
     home = network_folder(folder, which)
     interface = read_interface(home)
-    result: Any = read_json(folder / RESULT, "a result") if (folder / RESULT).is_file() else {}
     return Stored(
         name="fine-tuned" if home.name == FINETUNING else "found",
         network=selecting(load_network(home).eval(), interface.output),
         policy=read_policy(home / POLICY),
         interface=interface,
-        latency=result.get("measured", {}).get("latency_ms", {}),
     )

@@ -80,7 +80,7 @@ class FinetuneConfig(Part):
         return {"iterative": self.steps, "gradual": 2, "soft": 2}.get(self.schedule, 1)
 
 
-ENOUGH_STEPS, MOST_EPOCHS = 400, 100
+ENOUGH_STEPS, MOST_EPOCHS = 100, 100
 """Steps that training takes at least where epochs are left open, and the epochs that these may become at most."""
 
 
