@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amc.export.rebuild import load
     from amc.runs.applying import apply
     from amc.runs.found import Result
-    from amc.runs.library import resume, search
+    from amc.runs.library import finetune, resume, search
     from amc.runs.studies.library import compare, sweep, tune
     from amc.tasks.metric import Metric
     from amc.tasks.task import Task
@@ -38,6 +38,7 @@ __all__ = [
     "apply",
     "compare",
     "export_onnx",
+    "finetune",
     "load",
     "resume",
     "save_program",
@@ -55,6 +56,7 @@ _PLACES = {
     "apply": "amc.runs.applying",
     "compare": "amc.runs.studies.library",
     "export_onnx": "amc.export.onnx",
+    "finetune": "amc.runs.library",
     "load": "amc.export.rebuild",
     "resume": "amc.runs.library",
     "save_program": "amc.export.program",

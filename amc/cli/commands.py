@@ -13,16 +13,21 @@ from torch import nn
 from amc.config.own_code import KEYS, confirm_code
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.export.applied import POLICY, WEIGHTS, read_policy, write_applied
+from amc.export.applied import FINETUNING, POLICY, WEIGHTS, Which, read_policy, write_applied
+from amc.export.interface import write_interface
 from amc.export.onnx import CHECKED_IMAGES, export_onnx
+from amc.export.stored import is_stored, read_stored
 from amc.problem.setup import Setup
 from amc.profiling.timing import rounds_in_words
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
 from amc.reporting.tables import remarks_below, stored_comparison
-from amc.runs.applying import rebuild
+from amc.runs.applying import made_with, rebuild
 from amc.runs.ending import measured_latency
+from amc.runs.finetuning.run import finetune_run
+from amc.runs.folder import REPORT, RESULT
 from amc.runs.found import Result
+from amc.runs.result_file import read_result
 from amc.runs.runner import HERE, Ended, new_run, resume_run
 from amc.runs.studies.competition import run_compare
 from amc.runs.teaching import asking
@@ -99,6 +104,24 @@ def run_resume(
     Result.of(run).show(console)
 
 
+def run_finetune(
+    path: Path, settings: Mapping[str, Any], console: Console, *, given: Mapping[str, Any], fresh: bool
+) -> None:
+    """Trains the network that a run has found, and shows it beside the others.
+
+    Args:
+        path: The run folder.
+        settings: Settings of training that were given.
+        console: Where to print.
+        given: The task as the command line names it, which a function of the user's has to be.
+        fresh: Begin again.
+    """
+    with live(console) as region:
+        record = finetune_run(path, settings, ConsoleScreen(console, region), given=given, fresh=fresh)
+    console.print(stored_comparison(record))
+    console.out(f"wrote {path / FINETUNING / WEIGHTS}, {path / RESULT} and {path / REPORT}", highlight=False)
+
+
 def run_comparison(config: SearchConfig, agents: Sequence[str], seeds: int, out: Path, console: Console) -> None:
     """Runs every agent with every seed at the same effort, shows and writes what they say together."""
 
@@ -121,22 +144,39 @@ def run_apply(policy_file: Path, overrides: Mapping[str, Any], out: Path, consol
     """
     policy, setup, small = _rebuild(policy_file, overrides, console)
     write_applied(policy, small, out)
+    write_interface(setup.task, out)
     _side_by_side(setup, policy, small, console)
     console.out(f"wrote {out / WEIGHTS} and {out / POLICY}", highlight=False)
     return small
 
 
-def run_export(policy_file: Path, overrides: Mapping[str, Any], out: Path, console: Console) -> None:
-    """Makes the smaller network of a policy and writes it as ONNX, compared with torch on real images.
+def run_export(
+    run: Path,
+    overrides: Mapping[str, Any],
+    out: Path,
+    console: Console,
+    *,
+    which: Which = "newest",
+    again: bool = False,
+) -> None:
+    """Writes a run's network in another form, compared with torch: the stored one, else one repaired anew.
 
     Args:
-        policy_file: `policy.json` of a run.
+        run: A run folder, what `amc apply` wrote, or `policy.json`.
         overrides: As for `run_apply`.
-        out: File to write.
+        out: File to write; its name says in which form.
         console: Where to print.
+        which: Network of the run.
+        again: Repair from policy and data, whatever is stored.
     """
     if not out.parent.is_dir():
-        raise ValueError(f"the folder of the ONNX file must exist, but {str(out.parent)!r} does not: make it first")
+        raise ValueError(f"the folder of the exported file must exist, but {str(out.parent)!r} does not: make it first")
+    policy_file = run / POLICY if run.is_dir() else run
+    if not again and is_stored(run) and made_with(read_policy(policy_file), overrides, str(run)):
+        console.out(read_stored(run, which).write(out), highlight=False)
+        if (result := policy_file.with_name(RESULT)).is_file():
+            console.print(stored_comparison(read_result(result)))
+        return
     policy, setup, small = _rebuild(policy_file, overrides, console)
     difference = export_onnx(small, out, setup.task, policy.patterns())
     _side_by_side(setup, policy, small, console)

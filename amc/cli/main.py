@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from amc.cli.finetuning import finetune
 from amc.cli.interrupts import NOTHING_LOST
 from amc.cli.keys import config
 from amc.cli.networks import apply, check, export
@@ -45,7 +46,7 @@ for command in (inspect, search, policy, resume):
     app.command()(command)
 for command in (compare, sweep):
     app.command(cls=Spread)(command)
-for command in (apply, export, check, config):
+for command in (finetune, apply, export, check, config):
     app.command()(command)
 app.add_typer(profile_app)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -30,13 +30,26 @@ def apply(
 @configured("task", "data", "checkpoint", anything=False)
 def export(
     overrides: Overrides,
-    policy: PolicyArgument,
-    out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, what `amc apply` wrote, or a policy.json.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="File to write: NAME.onnx, NAME.pt2 (torch.export) or NAME.txt (timm's sizes)."),
+    ],
+    which: Annotated[
+        Literal["newest", "found", "fine-tuned"],
+        typer.Option("--which", help="Network of the run: newest (fine-tuned, if it was), found or fine-tuned."),
+    ] = "newest",
+    repair_again: Annotated[
+        bool, typer.Option("--repair-again", help="From policy and data, in place of the stored weights.")
+    ] = False,
 ) -> None:
-    """Write the smaller network as ONNX, verified on real images against torch."""
+    """Write the smaller network as ONNX (or another form, by the file's name), verified against torch.
+
+    Weights are those stored beside the policy: no data is needed. Other data or weights are repaired anew.
+    """
     from amc.cli.commands import run_export
 
-    run_export(policy, overrides, out, console)
+    run_export(run, overrides, out, console, which=which, again=repair_again)
 
 
 def check(

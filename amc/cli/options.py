@@ -16,6 +16,7 @@ from amc.config.budgets import parse_constraints
 from amc.config.keys import Key, choices_of, explain, fields_of, key_of, plain_type
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, parse_override
+from amc.runs.finetuning.settings import FinetuneConfig
 
 Command = Callable[..., None]
 Overrides = Mapping[str, Any]
@@ -67,6 +68,16 @@ def with_workers(command: Command) -> Command:
 
     options = [option(WorkersConfig, name, flag) for name, flag in WORKER_FLAGS.items()]
     return _expanded(command, "workers", options, collect)
+
+
+def with_finetuning(command: Command) -> Command:
+    """Gives a command the options of fine-tuning; its parameter `settings` gets those that were given."""
+
+    def collect(given: dict[str, Any]) -> Overrides:
+        return {name: value for name, value in given.items() if value is not None}
+
+    options = [option(FinetuneConfig, name) for name, _ in fields_of(FinetuneConfig)]
+    return _expanded(command, "settings", options, collect)
 
 
 def option(model: type[BaseModel], name: str, flag: str = "") -> inspect.Parameter:

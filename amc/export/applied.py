@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import safetensors
 import safetensors.torch
@@ -17,6 +18,25 @@ from hw_profiles.documents import one_line
 
 POLICY, WEIGHTS = "policy.json", "network.safetensors"
 """File names of an applied policy."""
+FINETUNING = "finetuned"
+"""Folder within a run's: the same files of the network found as training has left it, and where training stands."""
+Which = Literal["newest", "found", "fine-tuned"]
+"""Which network of a run; the newest is the fine-tuned one, once there is one."""
+
+
+def network_folder(folder: Path, which: Which = "newest") -> Path:
+    """Where the files of one of a run's networks are.
+
+    Raises:
+        ValueError: If the fine-tuned one is asked for, and there is none.
+    """
+    trained = folder / FINETUNING
+    if which == "fine-tuned" and not (trained / WEIGHTS).is_file():
+        raise ValueError(
+            f"a fine-tuned network is there once training has ended, but {str(folder)!r} has none: "
+            f"`amc finetune {folder}` first"
+        )
+    return trained if which != "found" and (trained / WEIGHTS).is_file() else folder
 
 
 def write_applied(policy: Policy, network: nn.Module, folder: Path) -> None:
@@ -31,13 +51,23 @@ def write_applied(policy: Policy, network: nn.Module, folder: Path) -> None:
         ValueError: If the folder already holds one of the files.
         OSError: If it cannot be written; neither of the files is left behind then.
     """
-    verify_network(network, policy.patterns())
     held = [name for name in (WEIGHTS, POLICY) if (folder / name).exists()]
     if held:
         raise ValueError(
             f"an applied policy needs a folder without {WEIGHTS} and {POLICY}, but {str(folder)!r} holds {held[0]}: "
             "choose another folder"
         )
+    write_network(policy, network, folder)
+
+
+def write_network(policy: Policy, network: nn.Module, folder: Path) -> None:
+    """As `write_applied`; files that are there are replaced.
+
+    Raises:
+        PatternMismatch: If weights break the policy's patterns.
+        OSError: If it cannot be written.
+    """
+    verify_network(network, policy.patterns())
     folder.mkdir(parents=True, exist_ok=True)
     # safetensors refuses memory that two tensors share
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}

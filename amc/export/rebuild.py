@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from amc.export.applied import WEIGHTS, load_applied
+from amc.export.applied import WEIGHTS, Which, load_applied, network_folder
 from amc.export.structure import SCHEMA_VERSION, STRUCTURE, source_digest
 from hw_profiles.documents import one_line
 
@@ -30,21 +30,21 @@ class OtherCode(ValueError):
     """The code of a network is missing, or is not the one that it was written with."""
 
 
-def load(folder: Path | str, network: nn.Module | None = None) -> nn.Module:
+def load(folder: Path | str, network: nn.Module | None = None, *, which: Which = "newest") -> nn.Module:
     """The network of a finished run, or of an applied policy: plain, trainable, on the CPU.
 
     Args:
         folder: A run folder, or what `amc apply` wrote.
         network: The dense network with any weights, where the found one's own code cannot be imported by its name;
             it is not changed.
+        which: "newest": fine-tuned once that has ended, found before; or one of these two.
 
     Raises:
         OtherCode: If its code cannot be imported, or has changed since; says what helps.
         ValueError: If a file is missing or damaged, or belongs to another network.
     """
-    if network is not None:
-        return load_applied(network, Path(folder))
-    return load_network(Path(folder))
+    home = network_folder(Path(folder), which)
+    return load_network(home) if network is None else load_applied(network, home)
 
 
 def load_network(folder: Path) -> nn.Module:

@@ -12,7 +12,7 @@ from amc.profiling.layer_times import LayerTime
 from amc.profiling.runtimes.runtime import COUNTED_RUNS
 from amc.profiling.timing import Timing
 from amc.search.episode import Episode
-from amc.search.result import NETWORKS, stored_latency, stored_layers
+from amc.search.result import FINETUNED, NETWORKS, stored_latency, stored_layers
 from envs.measure import ACCURACY, Measure
 from envs.space.assignment import Assignment
 from envs.space.branch_sites import BranchSite
@@ -72,6 +72,7 @@ class ReportData:
         remarks: What a reader of the table has to know, one sentence each.
         measure: Name, direction and unit of the metric.
         standard_errors: Split -> standard error of found's metric on it.
+        finetuned: The network found after training, None where it was not trained.
     """
 
     task: str
@@ -95,6 +96,12 @@ class ReportData:
     measure: Measure = ACCURACY
     standard_errors: Mapping[str, float] = field(default_factory=dict)
     branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    finetuned: NetworkFacts | None = None
+
+    @property
+    def compared(self) -> dict[str, NetworkFacts]:
+        """The networks shown, and after them the network found as training has left it."""
+        return {**self.shown, **({FINETUNED: self.finetuned} if self.finetuned else {})}
 
     @property
     def shown(self) -> dict[str, NetworkFacts]:
@@ -171,7 +178,7 @@ def gather(
     units = tuple(site.name for site in sites if isinstance(site, WidthSite))
     latency, measure = stored_latency(document), Measure.from_json(document.get("metric"))
     networks = {}
-    for name in (name for name in NETWORKS if name in document):
+    for name in (name for name in (*NETWORKS, FINETUNED) if name in document):
         decided = Assignment.of(sites, document[name]["choices"]).decisions
         removed = [site for site in sites if isinstance(site, BranchSite) and site.name in decided.removed]
         inside = {inner for site in removed for inner in site.inner}
@@ -186,6 +193,7 @@ def gather(
             removed=tuple(decided.removed),
         )
     return ReportData(
+        finetuned=networks.pop(FINETUNED, None),
         task=document["task"],
         agent=agent,
         budgets=document["budgets"],

@@ -16,6 +16,7 @@ MEANING = {
     "uniform": "one preserve ratio for all units, the largest that keeps the budget",
     "start": "the best solution that the search started from",
     "found": "the policy of this run",
+    "fine-tuned": "found, trained afterwards",
 }
 
 REMOVED = "removed"
@@ -60,7 +61,7 @@ def comparison_table(data: ReportData) -> Table:
     dense = data.networks["dense"].costs
     headings = ("network", "validation", "test", *(cost_label(cost) for cost in dense), "measured")
     rows = []
-    for name, facts in data.shown.items():
+    for name, facts in data.compared.items():
         values = [Cell(data.measure.text(facts.metric[split])) for split in ("validation", "test")]
         costs = [
             Cell(amount(value, cost), exact=f"{value:,.0f}", share=f"{value / dense[cost]:.1%}")

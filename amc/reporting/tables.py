@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from amc.profiling.timing import Timing, rounds_in_words
-from amc.search.result import NETWORKS, SearchResult
+from amc.search.result import FINETUNED, NETWORKS, SearchResult
 from envs.measure import Measure
 
 
@@ -24,7 +24,8 @@ def stored_comparison(result: Mapping[str, Any]) -> RenderableType:
     """The same from the content of `result.json`; one of an older version shows times without spread."""
     measure = Measure.from_json(result.get("metric"))
     direction = "" if measure.higher_is_better else f" ({measure.better})"
-    title = f"{result['task']}: {measure.name}{direction}, no fine-tuning, test samples seen once"
+    tuned = "all but the last without fine-tuning" if FINETUNED in result else "no fine-tuning"
+    title = f"{result['task']}: {measure.name}{direction}, {tuned}, test samples seen once"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network")
     for heading in ("validation", "test"):
@@ -34,7 +35,7 @@ def stored_comparison(result: Mapping[str, Any]) -> RenderableType:
     for cost in dense:
         table.add_column(Text(cost), justify="right")
     table.add_column("measured, ms", justify="right")
-    for name in (name for name in NETWORKS if name in result):
+    for name in (name for name in (*NETWORKS, FINETUNED) if name in result):
         values = [measure.text(result[name][measure.name][split]) for split in ("validation", "test")]
         costs = [f"{value:{_digits(cost)}} {value / dense[cost]:4.0%}" for cost, value in result[name]["costs"].items()]
         latency = f"{latency_ms[name]:.3f}" if name in latency_ms else "-"

@@ -78,6 +78,17 @@ def rebuild(
     return Rebuilt(setup, small, policy.weights == weights_fingerprint(setup.task.network))
 
 
+def made_with(policy: Policy, overrides: Mapping[str, Any], source: str) -> bool:
+    """Whether no other task, data or weights are asked for than a policy was made with.
+
+    Raises:
+        ValueError: If the policy names code that is not given: the network's module is imported by it.
+    """
+    stored = _stored_config(policy, source)
+    refuse_code(stored, overrides, source)
+    return all(str(value) == str(stored.get(key)) for key, value in overrides.items())
+
+
 def _stored_config(policy: Policy, source: str) -> dict[str, Any]:
     """The configuration that a policy was made with, as far as compression needs it: no reward is computed."""
     stored = policy.provenance.get("config", {})

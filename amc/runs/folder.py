@@ -16,16 +16,16 @@ import safetensors.torch
 from numpy.typing import NDArray
 
 from amc.config.search import SearchConfig, load_config
-from amc.export.applied import POLICY, WEIGHTS
+from amc.export.applied import FINETUNING, POLICY, WEIGHTS
 from amc.export.structure import STRUCTURE, write_structure
 from amc.runs.events import Events
 from amc.runs.result_file import read_result
 from amc.runs.snapshot import Altered, read_snapshot, write_snapshot
 from amc.search.episode import Line
-from amc.search.result import SearchResult
+from amc.search.result import FINETUNED, SearchResult
 from amc.search.state import Snapshot
 from amc.storage.digests import digest, digest_of
-from amc.storage.files import append_text, json_text, write_bytes, write_json, write_text
+from amc.storage.files import append_text, json_text, move_aside, write_bytes, write_json, write_text
 from envs.network.outputs import unselected
 
 CONFIG, RESULT, SNAPSHOT, SCORES = "config.toml", "result.json", "snapshot.safetensors", "scores.safetensors"
@@ -262,6 +262,8 @@ class RunFolder:
             self._check_again(digests, document["digests"])
         else:
             (self.path / RESULT).unlink(missing_ok=True)  # it says that all of this is there
+            if (self.path / FINETUNING).exists():  # of what was found before
+                move_aside(self.path / FINETUNING)
             digests[EPISODES] = self._played.hexdigest()
             document = json.loads(json.dumps({**document, "digests": digests}))
             document["digests"][RESULT] = _digest_of_result(document)
@@ -272,6 +274,18 @@ class RunFolder:
         if not (self.path / RESULT).exists():
             write_json(self.path / RESULT, document)
         return document
+
+    def add_finetuned(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Adds what training came to; the report, which lacks it, goes. Returns the content of the result.
+
+        Raises:
+            OSError: If it cannot be written; the earlier result still stands then.
+        """
+        document = json.loads(json.dumps({**(self.result() or {}), FINETUNED: entry}))
+        document["digests"][RESULT] = _digest_of_result(document)
+        (self.path / REPORT).unlink(missing_ok=True)
+        write_json(self.path / RESULT, document)
+        return document  # type: ignore[no-any-return]
 
     def _check_again(self, digests: Mapping[str, str], stored: Mapping[str, str]) -> None:
         for name, value in digests.items():

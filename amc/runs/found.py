@@ -12,14 +12,14 @@ from rich.console import Console
 from torch import nn
 
 from amc.config.own_code import refuse_code
-from amc.export.applied import POLICY, load_applied, read_policy
+from amc.export.applied import FINETUNING, POLICY, load_applied, read_policy
 from amc.problem.given.objects import Objects
 from amc.reporting.notebook import as_html
 from amc.reporting.tables import stored_comparison
 from amc.runs.folder import SCORES, RunFolder, versions
 from amc.runs.runner import Run
 from amc.runs.showing import show_files
-from amc.search.result import NETWORKS, NetworkReport
+from amc.search.result import FINETUNED, NETWORKS, NetworkReport
 from amc.tasks.task import Task, load_task
 from envs.measure import Measure
 from envs.network.outputs import unselected
@@ -33,7 +33,8 @@ class Result:
     Attributes:
         record: The content of `result.json` (docs/run_folder.md).
         policy: The pruning policy; `policy.apply(network)` makes the widths again on any weights.
-        networks: dense and found; uniform and start (where there was one) too if the search ended just now.
+        networks: dense, found and, once it was trained, fine-tuned; uniform and start (where there was one) too if the
+            search ended just now.
         reports: Network name -> accuracies and recounted costs.
         folder: The run folder, None where none was asked for.
     """
@@ -110,8 +111,10 @@ def reopened(path: Path, objects: Objects, given: Mapping[str, str] | None = Non
             key=(),
             each={split: scores[f"{name}|{split}"] for split in ("validation", "test") if f"{name}|{split}" in scores},
         )
-        for name in NETWORKS
+        for name in (*NETWORKS, FINETUNED)
         if name in record
     }
     networks = {"dense": unselected(task.network), "found": unselected(load_applied(task.network, path))}
+    if FINETUNED in record:
+        networks[FINETUNED] = unselected(load_applied(task.network, path / FINETUNING))
     return Result(record=record, policy=read_policy(path / POLICY), networks=networks, reports=reports, folder=path)

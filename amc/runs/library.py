@@ -15,6 +15,7 @@ from amc.config.parts import WorkersConfig
 from amc.problem.given.door import passed, taken
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
+from amc.runs.finetuning.run import finetune_run
 from amc.runs.found import Result, reopened
 from amc.runs.runner import Ended, NoScreen, Screen, nothing_left, resume_run, run_on
 from amc.tasks.task import Task
@@ -119,6 +120,54 @@ def resume(
         except Ended:
             return reopened(Path(run), objects, named)
     return Result.of(found)
+
+
+def finetune(
+    run: Result | Path | str,
+    *,
+    fresh: bool = False,
+    task: Task | str | None = None,
+    searcher: Searcher | MakeSearcher | None = None,
+    reward: Reward | None = None,
+    importance: Importance | Score | None = None,
+    repair: type[Repair] | None = None,
+    costs: Sequence[Cost] = (),
+    profile: Profile | LatencyTable | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Result:
+    """Trains the network that a run has found, on the task's training samples; repeated, it goes on where it stopped.
+
+    The epoch is chosen on validation samples; test samples are looked at once, at the end. The trained network is
+    `result.networks["fine-tuned"]`.
+
+    Args:
+        run: A result, or its run folder.
+        fresh: Move an earlier training aside, and begin again.
+        task: As for `resume`; so are the objects below.
+        searcher: As for `search`.
+        reward: As for `search`.
+        importance: As for `search`.
+        repair: As for `search`.
+        costs: As for `search`.
+        profile: As for `search`.
+        progress: Show bars.
+        settings: Fields of `amc.runs.finetuning.settings.FinetuneConfig` (`epochs=30, init="scratch"`).
+
+    Raises:
+        ValueError: If the run has no folder, has not ended, or cannot be trained; before any long work.
+    """
+    folder = run.folder if isinstance(run, Result) else Path(run)
+    if folder is None:
+        raise ValueError("fine-tuning needs a run folder to be written to, but the search kept none: give it out=...")
+    named = {"task": task} if isinstance(task, str) else {}
+    own = None if isinstance(task, str) else task
+    given = {"task": own, "searcher": searcher, "reward": reward, "importance": importance, "repair": repair}
+    objects = taken(costs=costs, profile=profile, **given)
+    trusted = None if isinstance(run, Result) or own is not None else named
+    with shown(progress) as screen:
+        finetune_run(folder, settings, screen, objects, given=trusted, fresh=fresh)
+    return reopened(folder, objects)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from amc.config.search import SearchConfig
 from amc.runs.folder import CONFIG, EPISODES, RESULT, RunFolder
+from amc.storage.files import move_aside
 from amc.storage.locks import LOCK, held
 
 
@@ -32,7 +33,7 @@ def begun(path: Path, config: SearchConfig, *, fresh: bool = False, seconds: flo
                     f"a run needs a folder of its own, but {str(path)!r} already holds one: "
                     f"go on with it by `amc resume {path}`, choose another --out, or move it aside with --fresh"
                 )
-            _move_aside(path)
+            (move_aside(path) / LOCK).unlink(missing_ok=True)
             stack.enter_context(held(path))
         yield stack.enter_context(closing(RunFolder.create(path, config)))
 
@@ -47,10 +48,3 @@ def reopened(path: Path, seconds: float = 0.0) -> Iterator[RunFolder]:
     RunFolder.reopen(path)  # nothing is made where there is none
     with held(path, seconds), closing(RunFolder.reopen(path)) as folder:
         yield folder
-
-
-def _move_aside(path: Path) -> None:
-    number = next(k for k in range(1, 10_000) if not path.with_name(f"{path.name}.{k}").exists())
-    aside = path.with_name(f"{path.name}.{number}")
-    path.rename(aside)
-    (aside / LOCK).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from amc.search.result import NETWORKS, Stopped
+from amc.search.result import FINETUNED, NETWORKS, Stopped
 from amc.storage.files import read_json
 from envs.measure import ACCURACY
 from hw_profiles.documents import Open, validated
@@ -63,6 +63,7 @@ class ResultFile(Open):
     uniform: NetworkEntry
     found: NetworkEntry
     start: NetworkEntry | None = None
+    finetuned: NetworkEntry | None = Field(None, alias=FINETUNED)
     episodes: Count
     stopped: Stopped
     image_forwards: Count
@@ -72,7 +73,7 @@ class ResultFile(Open):
     @model_validator(mode="after")
     def _comparable(self) -> ResultFile:
         costs = self.dense.costs
-        for network in (self.uniform, self.found, self.start or self.found):
+        for network in (self.uniform, self.found, self.start or self.found, self.finetuned or self.found):
             if network.costs.keys() != costs.keys():
                 raise ValueError(f"every network must have the costs {', '.join(costs)}, but one has others")
         if not all(costs.values()):
@@ -89,7 +90,7 @@ def read_result(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = read_json(path, "a result")
     file = validated(ResultFile, data, str(path), "a result")
     name = file.metric.name if file.metric else ACCURACY.name
-    for network in (network for network in NETWORKS if data.get(network) is not None):
+    for network in (network for network in (*NETWORKS, FINETUNED) if data.get(network) is not None):
         value = validated(SplitEntry, data[network].get(name), str(path), f"{name} of {network} in a result")
         if (file.metric is None or file.metric.fraction) and not 0 <= value.validation <= 1 >= value.test >= 0:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from amc.config.own_code import KEYS, confirm_code
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
+from amc.export.interface import write_interface
 from amc.pool.opening import open_pool
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.problem.prepare import LIMITS, Prepared, prepare
@@ -303,6 +304,7 @@ def _run(
         latency, remarks = measured_latency(result.networks, setup, "found")
         result = replace(result, remarks=(*result.remarks, *remarks))
         document = folder.finish(result, result.to_json(versions(), latency, measured_layers(result, setup)))
+        write_interface(setup.task, folder.path)
         owed: tuple[str, ...] = (REPORT,)
         screen.step("timing networks", 1, 1)
     else:

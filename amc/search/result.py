@@ -22,6 +22,8 @@ from envs.space.policy import Policy
 SCHEMA_VERSION = 1
 NETWORKS = ("dense", "uniform", "start", "found")
 """What is reported, in the order in which it is shown; start only where there was one."""
+FINETUNED = "fine-tuned"
+"""The network found after training, in a result to which training has added it."""
 Stopped = Literal["episodes", "effort", "time", "patience"]
 
 

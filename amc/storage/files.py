@@ -117,6 +117,12 @@ def explained(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"{str(path)!r} must be written, but cannot be ({what}): {cure}") from error
 
 
+def move_aside(path: Path) -> Path:
+    """Renames a file or folder to PATH.1, PATH.2, ...; its new place."""
+    number = next(k for k in range(1, 10_000) if not path.with_name(f"{path.name}.{k}").exists())
+    return path.rename(path.with_name(f"{path.name}.{number}"))
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a text file atomically."""
     write_bytes(path, text.encode("utf-8"))

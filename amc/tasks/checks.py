@@ -54,6 +54,26 @@ def check_task(task: Task) -> None:
         task.metric.value(tuple(rows.numpy() for rows in statistics))
 
 
+def check_training(task: Task) -> None:
+    """Refuses training samples that are NaN or infinite, or of classes that the network has no score for.
+
+    Their shapes may differ from the example input's, where `augment` makes inputs of them.
+
+    Raises:
+        ValueError: naming the sample or the class.
+    """
+    split = task.training
+    if split is None:
+        return
+    whole = isinstance(split, ArraySplit) and _is_float(split) and _bytes(split) <= _READ_WHOLE
+    few = range(min(_MIN_SAMPLES, len(split)))
+    for part in chunks(len(split), 1024) if whole else [few]:
+        _read("training", split, part)
+    if task.metric is accuracy:
+        outputs = _run(task, task.example_input, "its example input", "correct the example input or the network")
+        _check_targets("training", split, _read("training", split, few)[1], outputs.shape[-1])
+
+
 def _check_layers(task: str, network: nn.Module) -> None:
     """Refuses networks whose layers cannot be sliced, or could not be loaded into a fresh one afterwards."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):

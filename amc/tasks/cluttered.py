@@ -35,6 +35,17 @@ def cluttered_digits(seed: int = 0) -> tuple[ArraySplit, ArraySplit, ArraySplit]
     return first, second, third
 
 
+def training_digits() -> ArraySplit:
+    """The digits that calibration images are made of, without clutter: [600, 1, 16, 16]; see `cluttered_anew`."""
+    (digits, classes), _, _ = load_digits()
+    return ArraySplit(digits, classes, transform=enlarged)
+
+
+def cluttered_anew(digits: Tensor, generator: torch.Generator) -> Tensor:
+    """Images [B, 1, 32, 32] of digits [B, 1, 16, 16], each at another place and among other fragments, for training."""
+    return clutter(digits, torch.arange(len(digits)), generator)
+
+
 def scaled(images: Tensor) -> Tensor:
     """Pixels 0..255 as float32 in [0, 1]."""
     return images.to(torch.float32) / 255.0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from amc.tasks.batches import Collate
 from amc.tasks.checkpoint import load_checkpoint
 from amc.tasks.cifar10 import load_cifar10
-from amc.tasks.cluttered import cluttered_digits
+from amc.tasks.cluttered import cluttered_anew, cluttered_digits, training_digits
 from amc.tasks.examples import as_counts, checked_example
 from amc.tasks.metric import Metric
 from amc.tasks.metrics import accuracy, as_metric
@@ -189,6 +189,8 @@ def _cluttered_digits_task(data: Path | None, checkpoint: Path | None) -> Task:
         calibration=calibration,
         validation=validation,
         test=test,
+        training=training_digits(),
+        augment=cluttered_anew,
     )
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from amc.runs.finetuning.settings import FinetuneConfig
-from amc.runs.finetuning.trainer import Finetuned, Subject, finetune
+from amc.runs.finetuning.subject import Finetuned, Subject
+from amc.runs.finetuning.trainer import finetune
 from amc.runs.finetuning.workers import finetune_on_workers
 from amc.tasks.models.digits import DigitsNet
 from amc.tasks.splits import ArraySplit, subset

@@ -41,3 +41,17 @@ def _fit(classifier: nn.Linear, features: Tensor, targets: Tensor) -> None:
     solution = torch.linalg.solve(x.T @ x + ridge, x.T @ y).float()
     classifier.weight.copy_(solution[:-1].T)
     classifier.bias.copy_(solution[-1])
+
+
+def make_trainable() -> Task:
+    """The same with training samples, for fine-tuning."""
+    small = make_task()
+    return Task(
+        name="small",
+        network=small.network,
+        example_input=small.example_input,
+        calibration=small.calibration,
+        validation=small.validation,
+        test=small.test,
+        training=small.calibration,
+    )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
 
+from amc.config.keys import explain
 from amc.config.parts import Part
+from hw_profiles.documents import MAX_TOML_BYTES, parse_toml, read_text
 
 Init = Literal["inherited", "scratch", "rewind"]
 Parameters = Literal["all", "norms", "lora"]
@@ -16,11 +21,14 @@ Schedule = Literal["one-shot", "iterative", "gradual", "soft"]
 class FinetuneConfig(Part):
     """How the found network is trained."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training split")
+    epochs: int = Field(
+        10, ge=1, description="passes over the training split; by default more than 10 where they make few steps"
+    )
     init: Init = Field(
         "inherited",
         description="weights to begin with: the found network's, random ones, or those of an early checkpoint",
     )
+    early: Path | None = Field(None, description="checkpoint of the dense network to rewind to")
     parameters: Parameters = Field(
         "all", description="what is trained: everything, normalization and biases, or low-rank updates beside them"
     )
@@ -40,7 +48,7 @@ class FinetuneConfig(Part):
     temperature: float = Field(4.0, gt=0, description="temperature of distillation between class scores")
     average: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights per step, 0: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="arithmetic of forward and backward; auto: bf16 on a GPU, fp32 on a CPU"
+        "auto", description="arithmetic of forward and backward; auto: bf16 where the device has instructions for it"
     )
     seed: int = Field(0, ge=0, description="seed of order, augmentation and random weights")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it trains")
@@ -62,7 +70,50 @@ class FinetuneConfig(Part):
             )
         return self
 
+    def to_toml(self) -> str:
+        """All settings as TOML; reading them back gives equal ones."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
     @property
     def stages_needed(self) -> int:
         """Epochs that the schedule takes at least."""
         return {"iterative": self.steps, "gradual": 2, "soft": 2}.get(self.schedule, 1)
+
+
+ENOUGH_STEPS, MOST_EPOCHS = 100, 100
+"""Steps that training takes at least where epochs are left open, and the epochs that these may become at most."""
+
+
+def finetune_config(given: Mapping[str, Any], samples: int) -> FinetuneConfig:
+    """The complete settings.
+
+    Args:
+        given: Those that were set.
+        samples: In the training split; the fewer, the more epochs, where their number is left open.
+
+    Raises:
+        ValueError: If one is not allowed; one line.
+    """
+    config = _checked(given)
+    if "epochs" in given:
+        return config
+    steps = max(1, samples // config.batch)
+    epochs = min(MOST_EPOCHS, max(config.epochs, -(-ENOUGH_STEPS // steps)))
+    return config.model_copy(update={"epochs": epochs})
+
+
+def read_settings(path: Path) -> FinetuneConfig:
+    """Reads the settings that a training was begun with.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    text = read_text(path, "settings of fine-tuning", "TOML file", MAX_TOML_BYTES)
+    return _checked(parse_toml(text, str(path), "settings of fine-tuning"))
+
+
+def _checked(values: Mapping[str, Any]) -> FinetuneConfig:
+    try:
+        return FinetuneConfig(**values)
+    except ValidationError as error:
+        raise ValueError(explain(error, FinetuneConfig)) from error

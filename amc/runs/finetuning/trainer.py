@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -26,79 +27,17 @@ from amc.runs.finetuning.schedule import softly_kept, stages, zero_softly
 from amc.runs.finetuning.settings import FinetuneConfig
 from amc.runs.finetuning.start import initialized, rewound, sliced
 from amc.runs.finetuning.state import State, load_optimizer, optimizer_tensors, read_state
-from amc.tasks.splits import Split
-from amc.tasks.task import Task
-from envs.network.inputs import Inputs, call, mapped, tensors
+from amc.runs.finetuning.subject import Finetuned, Subject
+from amc.scoring.backend import native_bf16
+from envs.network.inputs import Inputs, call, channels_last, mapped, tensors
 from envs.space.policy import Policy, UnitPolicy, tensors_fingerprint, weights_fingerprint
 
-Score = Callable[[nn.Module], float]
-"""A network's score on the validation split, higher is better."""
 Told = Callable[[int, int, Mapping[str, Any]], None]
 """Called after each epoch with (epochs done, epochs in all, what the epoch came to)."""
 Wrap = Callable[[nn.Module], nn.Module]
 """Makes a module that averages gradients over processes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Subject:
-    """What is trained.
-
-    Attributes:
-        task: With a training split; its network is the dense one, the teacher.
-        policy: What was found.
-        network: The network found, repaired.
-        score: Of a network on validation.
-        early: The dense network with the weights of an early checkpoint, for init rewind.
-    """
-
-    task: Task
-    policy: Policy
-    network: nn.Module
-    score: Score
-    early: nn.Module | None = None
-
-    @property
-    def training(self) -> Split:
-        """The samples that are trained on.
-
-        Raises:
-            ValueError: If the task has none.
-        """
-        if self.task.training is None:
-            raise ValueError(
-                f"fine-tuning needs training samples, but task {self.task.name!r} has none: give it training=(x, y)"
-            )
-        return self.task.training
-
-    def check(self, config: FinetuneConfig) -> None:
-        """Refuses what cannot be trained, before work starts.
-
-        Raises:
-            ValueError: Without training samples, or without an early checkpoint to rewind to.
-        """
-        _ = self.training
-        if (config.init == "rewind") != (self.early is not None):
-            raise ValueError(
-                f"an early checkpoint belongs to init rewind and to it alone, but init is {config.init!r} and "
-                f"{'one' if self.early is not None else 'none'} was given: add --early FILE or choose another init"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Finetuned:
-    """What training came to.
-
-    Attributes:
-        network: The best epoch's network, plain, on the CPU.
-        policy: Its channels; another one than before only after the soft schedule.
-        lines: What every epoch came to.
-        best: The epoch that was chosen, from 1.
-    """
-
-    network: nn.Module
-    policy: Policy
-    lines: tuple[dict[str, Any], ...]
-    best: int
+SCORINGS = 20
+"""Networks of a training that are scored on validation at most: of short epochs not every one is."""
 
 
 def alone(network: nn.Module) -> nn.Module:
@@ -181,7 +120,8 @@ class _Training:
 
     def __post_init__(self) -> None:
         task, config = self.subject.task, self.config
-        self.dense = copy.deepcopy(task.network).to(config.device).eval()
+        self.dense = copy.deepcopy(task.network).eval()
+        self.dense.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = Batches.of(config, self.subject.training, task.augment, self.world)
         self.policy = self.subject.policy
         self.stages = stages(config, self.policy, task.network)
@@ -197,7 +137,7 @@ class _Training:
         if state.fingerprint != self.fingerprint:
             raise ValueError(
                 f"training goes on with its own settings and data, but {str(self.path)!r} was written by another one: "
-                "put them back, or name another folder"
+                "put them back, or begin again with --fresh"
             )
         self.epoch, self.lines, self.best = state.epoch, state.lines, state.best
         self._choose_channels(state.kept)
@@ -267,7 +207,7 @@ class _Training:
         config, stage = self.config, self.stages[number]
         impose(network, stage.patterns)
         masks, plain = masks_of(network, stage.patterns), copy.deepcopy(network)
-        network = network.to(config.device)
+        network = network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         masks = {name: mask.to(config.device) for name, mask in masks.items()}
         generator = torch.Generator().manual_seed(keyed_seed(config.seed, "finetune updates", number))
         parameters = choose(network, config, generator)
@@ -290,6 +230,7 @@ class _Training:
             for group in at.optimizer.param_groups:
                 group["lr"] = self._rate(step)
             inputs, targets = mapped(lambda tensor: tensor.to(config.device), inputs), targets.to(config.device)
+            inputs = channels_last(inputs)
             with self._arithmetic():
                 outputs = call(at.wrapped, inputs)
                 teacher = self._teacher(inputs)
@@ -322,7 +263,8 @@ class _Training:
         )
 
     def _arithmetic(self) -> Any:
-        narrow = self.config.precision == "bf16" or (self.config.precision == "auto" and self.config.device == "cuda")
+        auto = self.config.precision == "auto" and native_bf16(self.config.device)
+        narrow = auto or self.config.precision == "bf16"
         return torch.autocast(self.config.device, dtype=torch.bfloat16) if narrow else nullcontext()
 
     def _teacher(self, inputs: Inputs) -> Tensor | None:
@@ -343,7 +285,8 @@ class _Training:
         if self.world.rank != 0:
             return
         line: dict[str, Any] = {"epoch": self.epoch, "loss": loss}
-        if self.stages[self.at.stage].last:
+        due = self.epoch % math.ceil(self.config.epochs / SCORINGS) == 0 or self.epoch == self.config.epochs
+        if self.stages[self.at.stage].last and due:
             network = self._candidate()
             line["score"] = self.subject.score(network)
             earlier = [one["score"] for one in self.lines if "score" in one]
