@@ -19,6 +19,7 @@ class Interrupting:
         if name == {module!r}:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupting())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 sys.argv = ["amc", "search", "--task", "digits", "--out", {out!r}]
 from amc.cli.__main__ import main
 main()
