@@ -1,4 +1,4 @@
-"""Residual branches: found by structure, gone as if silent, counted exactly, kept in files, in networks of every kind."""
+"""Residual branches: found by structure, gone as if silent, counted exactly, kept in files."""
 
 from __future__ import annotations
 
@@ -296,9 +296,9 @@ def test_a_network_without_branches_is_exported_trained_saved_and_made_again(nam
         expected = small(inputs)
     model = onnx_bytes(small, example)
     verify_onnx(model, small, inputs)
-    before, after = (_weighted(data) for data in (onnx_bytes(network, example), model))
-    assert after < before
-    assert after == sum(isinstance(one, nn.Conv2d | nn.Linear) for one in small.modules()) + 2 * ("norm" in name)
+    assert _weighted(model) == sum(isinstance(one, nn.Conv2d | nn.Linear) for one in small.modules()) + 2 * (
+        "norm" in name
+    )
     write_applied(policy, small, tmp_path)
     again = amc.load(tmp_path)
     fresh = policy.apply(network)
@@ -327,13 +327,13 @@ def test_a_policy_with_branches_is_checked_as_it_is_read_and_applied() -> None:
         ("axis", 9, "axis < rank"),
         ("block", {"shortcut": "", "tail": "", "function": "exec"}, "must be one of relu"),
         ("outputs", 99, "less than or equal to 16"),
-        ("code", "x", "not allowed"),
+        ("code", "x", "not permitted"),
     ):
         broken = copy.deepcopy(content)
         broken["branches"][0][field] = value
         with pytest.raises(ValueError, match=law):
             Policy.from_json(broken)
-    with pytest.raises(PolicyMismatch, match="names? modules of the network"):
+    with pytest.raises(PolicyMismatch, match="must name modules"):
         with_branch(policy, module="4.nowhere").apply(network)
     with pytest.raises(PolicyMismatch, match="may only remove branches"):
         compressor.compress(with_branch(policy, layer="4.conv1"))
