@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ import amc
 from agents.names import AGENTS
 from amc.config.search import SINGLE, load_config
 from amc.problem.inspection import inspection
+from amc.runs.finetuning.settings import FinetuneConfig
+from amc.runs.finetuning.trainer import Subject, finetune
 from amc.search.allocation.groups import MAX_OPTIONS, thinned, together
 from amc.search.allocation.knapsack import knapsack
 from envs.compression.damage import Curve
 from envs.space.branch_sites import BranchSite, with_branches
 from envs.space.constraint import Budget, Constraint, Costing
+from envs.space.policy import Policy, UnitPolicy, structure_fingerprint, weights_fingerprint
 from envs.space.rules import Rules
 from envs.units.anatomy import dissect
 from hw_profiles.cost import COSTS, Macs
@@ -154,6 +158,26 @@ def test_every_searcher_keeps_a_budget_that_needs_a_branch_to_go(searcher: str, 
     image = task.example_input
     with torch.no_grad():
         assert torch.allclose(again(image), result.network(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["one-shot", "gradual", pytest.param("soft", marks=pytest.mark.slow)])
+def test_a_network_without_branches_is_trained_on_every_schedule(schedule: str, tmp_path: Path) -> None:
+    task = replace(make_task(), training=make_task().calibration)
+    anatomy = dissect(task.network, task.example_input, branches=True)
+    policy = Policy(
+        structure=structure_fingerprint(task.network),
+        weights=weights_fingerprint(task.network),
+        units=tuple(UnitPolicy(unit=unit, indices=tuple(range(unit.channels - 1))) for unit in anatomy.units),
+        branches=(anatomy.branches[1].branch,),
+    )
+    small = policy.apply(task.network)
+    subject = Subject(task=task, policy=policy, network=small, score=lambda network: 0.0)
+    config = FinetuneConfig.model_validate({"epochs": 3, "learning_rate": 0.02, "schedule": schedule})
+    trained = finetune(subject, config, tmp_path / "state").network
+    shapes = {name: value.shape for name, value in trained.state_dict().items()}
+    assert shapes == {name: value.shape for name, value in small.state_dict().items()}
+    constant = next(value for name, value in trained.state_dict().items() if name.endswith("value"))
+    assert float(constant.abs().max()) > 0
 
 
 def test_inspection_lists_branches_where_they_are_asked_for() -> None:
