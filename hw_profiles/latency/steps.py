@@ -40,7 +40,7 @@ def steps_of(layout: Layout, execution: Execution) -> tuple[Step, ...]:
     for layer in layout.layers:
         for source in set(layer.inputs):
             readers[source] += 1
-    builder = _Builder(readers, execution.fused_activations, folds_constants=execution.fuses_additions)
+    builder = _Builder(readers, execution.fused_activations)
     for index, layer in enumerate(layout.layers):
         builder.take(index, layer, layout)
     return tuple(builder.steps)
@@ -52,7 +52,6 @@ class _Builder:
 
     readers: list[int]
     fused_activations: Mapping[str, str]
-    folds_constants: bool
     steps: list[Step] = field(default_factory=list)
     step_of: list[int] = field(default_factory=list)
 
@@ -73,8 +72,7 @@ class _Builder:
         activation = self.fused_activations.get(layer.function, "")
         folds = layer.kind == "norm" and layer.function in FOLDED_NORMS and step.shape.op in CONVOLVING
         takes = activation and step.shape.op in (*CONVOLVING, "add")
-        shifts = self.folds_constants and layer.kind == "add" and step.shape.op in CONVOLVING  # a constant is a bias
-        if not alone or step.shape.activation or not (folds or takes or shifts):
+        if not alone or step.shape.activation or not (folds or takes):
             return False
         if takes:
             self.steps[source] = replace(step, shape=replace(step.shape, activation=activation))
