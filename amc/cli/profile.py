@@ -52,6 +52,10 @@ def measure(
     round_to: Annotated[
         int, typer.Option(min=1, help="Only multiples of this: all that a search with this --round-to needs.")
     ] = 1,
+    branches: Annotated[
+        bool,
+        typer.Option("--branches", help="What is left without a residual branch, too: for a search that removes some."),
+    ] = False,
     again_minutes: AgainOption = None,
     keep_disturbed: KeepOption = False,
 ) -> None:
@@ -66,7 +70,7 @@ def measure(
     careful = COARSE if coarse else MeasureOptions()
     options = replace(careful, again_minutes=_again(again_minutes), keep_disturbed=keep_disturbed)
     with live(console) as screen:
-        _, anatomy = _network(task, overrides)
+        _, anatomy = _network(task, overrides, branches=branches)
         profile = measure_profile(anatomy, setting, options, out, screen.step, round_to=round_to)
     if (found := profile.sessions[-1].disturbed) is not None:
         console.out(found.in_words(), highlight=False)
@@ -200,13 +204,14 @@ def check(
     console.out(f"stored in {path}: whole = {c.intercept_ms:.4f} ms + {c.slope:.3f} x sum of kernels", highlight=False)
 
 
-def _network(task: str, overrides: Overrides) -> tuple[Task, Anatomy]:
+def _network(task: str, overrides: Overrides, *, branches: bool = False) -> tuple[Task, Anatomy]:
     from amc.tasks.splits import verification_samples
     from amc.tasks.task import load_task
     from envs.units.anatomy import dissect
 
     loaded = load_task(task, **overrides)
-    anatomy = dissect(loaded.network, loaded.example_input, verification_samples(loaded.calibration))
+    samples = verification_samples(loaded.calibration)
+    anatomy = dissect(loaded.network, loaded.example_input, samples, branches=branches)
     return loaded.of_network(anatomy.network), anatomy
 
 

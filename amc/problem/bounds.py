@@ -15,7 +15,7 @@ from envs.lookup import passed_in
 from envs.network.graph import trace
 from envs.network.inputs import Inputs
 from envs.network.recount import CountMismatch, confirm_macs, independent_macs
-from envs.space.branch_sites import with_branches
+from envs.space.branch_sites import KEPT, REMOVED, BranchSite, with_branches
 from envs.space.constraint import Budget, Constraint, Costing, resolve_budget
 from envs.space.finders import Wanted
 from envs.space.kinds import finder_named
@@ -26,6 +26,7 @@ from envs.units.anatomy import Anatomy
 from envs.units.layout import read_layout
 from envs.units.units import Fixed
 from hw_profiles.cost import COSTS, LATENCY, Cost, Macs, cost_of
+from hw_profiles.latency.surface import MissingProfileEntry
 from hw_profiles.latency.table import LatencyTable
 from hw_profiles.layers import IntArray
 from hw_profiles.shape_rules import ShapeRules, Uncovered
@@ -53,6 +54,25 @@ def choose_sites(
         sites, whole = with_branches(sites, anatomy.branches, anatomy.units, dense, skip)
         fixed = [*fixed, *whole]
     return tuple(sites), tuple(fixed)
+
+
+def measured_only(
+    sites: Sequence[Site], anatomy: Anatomy, table: LatencyTable
+) -> tuple[tuple[Site, ...], tuple[Fixed, ...]]:
+    """The sites without branches whose removal leaves kernels that a profile lacks, and those with the reason."""
+    costing = Costing(anatomy.family, tuple(sites))
+    fixed = dict[str, Fixed]()
+    for step, site in enumerate(sites):
+        if not isinstance(site, BranchSite):
+            continue
+        kept = np.stack([costing.dense(), costing.heaviest(), costing.lightest()])
+        kept[:, [k for k, other in enumerate(sites) if isinstance(other, BranchSite)]] = KEPT
+        kept[:, step] = REMOVED
+        try:
+            costing.many(table, kept)
+        except MissingProfileEntry as error:
+            fixed[site.name] = Fixed(site.name, f"{error} with --branches")
+    return tuple(site for site in sites if site.name not in fixed), tuple(fixed.values())
 
 
 def bind(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
-from amc.problem.bounds import bind, bind_ends, choose_sites, recount, skipped_patterns
+from amc.problem.bounds import bind, bind_ends, choose_sites, measured_only, recount, skipped_patterns
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.profiling.store import load_table
 from amc.scoring.draws import Draws
@@ -151,6 +151,10 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     progress("finding units", 1, 1)
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     sites, skipped = choose_sites(config, task.network, anatomy, shapes)
+    if table is not None:
+        sites, unmeasured = measured_only(sites, anatomy, table)
+        skipped = (*skipped, *unmeasured)
+        _say_unmeasured(unmeasured)
     _check_decidable(sites, (*anatomy.fixed, *skipped))
     table = table.for_network(anatomy.family.dense) if table is not None else None
     if table is not None and table.correction is None:
@@ -179,6 +183,12 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         objects=objects,
         dense_reward=dense_reward,
     )
+
+
+def _say_unmeasured(branches: Sequence[Fixed]) -> None:
+    """Warns of branches that stay because of the profile."""
+    if branches:
+        logger.warning("%d residual branches stay: %s", len(branches), branches[0].reason)
 
 
 def _check_decidable(sites: Sequence[Site], fixed: Sequence[Fixed]) -> None:

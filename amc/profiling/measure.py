@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from amc.profiling.networks import sample_widths
+from amc.profiling.networks import reaches_of
 from amc.profiling.runtimes import make_runtime
 from amc.profiling.runtimes.runtime import Runtime
 from amc.profiling.setting import Setting
@@ -24,7 +24,6 @@ from hw_profiles.bench.bundle import (
     write_bundle,
 )
 from hw_profiles.bench.measure import MeasureOptions, TableBuilder
-from hw_profiles.bench.plan import reachable
 from hw_profiles.device import now
 from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Kernel
@@ -68,7 +67,7 @@ def measure_profile(
     old = read_profile(out) if out.exists() else None
     if old is not None:
         check_same(old, device, setting, runtime, out)
-    reaches = reachable(anatomy.family.dense, sample_widths(anatomy, round_to), runtime.execution)
+    reaches = reaches_of(anatomy, round_to, runtime.execution)
     journal = Journal(out.with_name(out.name + ".partial"), _header(device, setting, runtime, options, old))
     remembered = {_probe(row): row["raw"] for row in journal.records if not row.get("again")}
     earlier = [(_probe(row), row["raw"]) for row in journal.records if row.get("again")]
@@ -174,11 +173,10 @@ def bundle_for(anatomy: Anatomy, setting: Setting, max_entries: int = MAX_ENTRIE
             f"a bundle measures {BUNDLED_RUNTIME} only, but got {setting.runtime}: run `amc profile measure` on the "
             "device"
         )
-    widths = sample_widths(anatomy)
     plans = {}
     for formats in KNOWN_FORMATS:
         execution = EXECUTIONS[BUNDLED_RUNTIME](formats)
-        plans[formats] = fixed_grid(reachable(anatomy.family.dense, widths, execution), execution, max_entries)
+        plans[formats] = fixed_grid(reaches_of(anatomy, 1, execution), execution, max_entries)
     return write_bundle(plans, setting.batch, setting.dtype)
 
 

@@ -9,6 +9,9 @@ from torch import nn
 
 from envs.units.anatomy import Anatomy
 from envs.units.slicing import slice_network
+from hw_profiles.bench.plan import Reach, reachable
+from hw_profiles.latency.kernels import Kernel
+from hw_profiles.latency.runtimes.execution import Execution
 from hw_profiles.latency.table import LatencyTable
 from hw_profiles.layers import IntArray, Widths
 
@@ -38,6 +41,25 @@ def sample_widths(anatomy: Anatomy, round_to: int = 1) -> Widths:
             rows.extend(block)
     rows.extend(generator.integers(1, counts + 1, size=(MIXED, len(counts))))
     return anatomy.family.widths(np.stack(rows) * steps)
+
+
+def reaches_of(anatomy: Anatomy, round_to: int, execution: Execution) -> dict[Kernel, Reach]:
+    """Every kernel that some variant of the network executes, without each of its branches too, and its widths.
+
+    Args:
+        anatomy: The network's units and branches.
+        round_to: As in `sample_widths`.
+        execution: Of the runtime.
+    """
+    dense, widths = anatomy.family.dense, sample_widths(anatomy, round_to)
+    reaches = reachable(dense, widths, execution)
+    without = [set(one.found.rows) for one in anatomy.branches]
+    for gone in [*without, set[int]().union(*without)] if without else []:
+        rows = np.asarray([row for row in range(len(dense.layers)) if row not in gone])
+        left = widths.part(np.arange(len(widths.outputs)), rows)
+        for kernel, reach in reachable(dense.without(gone), left, execution).items():
+            reaches[kernel] = reaches[kernel] | reach if kernel in reaches else reach
+    return reaches
 
 
 def spread_networks(table: LatencyTable, anatomy: Anatomy, count: int, seed: int) -> IntArray:

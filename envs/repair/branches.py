@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,10 +25,17 @@ from envs.units.branches.branch import Branch, constant_of
 from envs.units.branches.trial import VerifiedBranch
 
 
-class BranchSums(NamedTuple):
-    """One branch of the dense network in one chunk: rows that were looked at, and [C] float64 sums over them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchSums:
+    """One branch of the dense network in one chunk.
 
-    count: int
+    Attributes:
+        rows: Positions that were looked at.
+        own: [C] float64 sum of what the branch gives there.
+        shortcut: [C] float64 sum of what it is added to.
+    """
+
+    rows: int
     own: Tensor
     shortcut: Tensor
 
@@ -71,7 +78,7 @@ class BranchMeans:
         """[C] float64 mean of what a branch gives, without one fold of the chunks; of a single fold all the same."""
         chunks = self.sums[name]
         seen = [one for index, one in enumerate(chunks) if len(chunks) < FOLDS or index % FOLDS != unseen]
-        return torch.stack([one.own for one in seen]).sum(dim=0) / sum(one.count for one in seen)
+        return torch.stack([one.own for one in seen]).sum(dim=0) / sum(one.rows for one in seen)
 
 
 NO_BRANCHES = BranchMeans(lookouts={}, sums={})
@@ -141,7 +148,7 @@ def branch_means(
 
 def _sums(one: VerifiedBranch, lookout: Lookout, values: Mapping[fx.Node, Any], chunk: int) -> BranchSums:
     own, shortcut = (lookout.rows(values[node], chunk).double() for node in (one.found.exit, one.found.other))
-    return BranchSums(len(own), own.sum(dim=0), shortcut.sum(dim=0))
+    return BranchSums(rows=len(own), own=own.sum(dim=0), shortcut=shortcut.sum(dim=0))
 
 
 def write_constant(network: nn.Module, branch: Branch, values: Tensor) -> None:

@@ -147,7 +147,7 @@ class RepairWalk:
         chunks = range(len(self.targets.chunks))
         lacking = torch.stack(list(map_chunks(one, chunks))).sum(dim=0)
         for network in (walked, small):
-            write_constant(network, gone.branch, lacking / sum(sums[index].count for index in chunks))
+            write_constant(network, gone.branch, lacking / sum(sums[index].rows for index in chunks))
 
     def _ridge(self, refit: Refit, folds: Sequence[Sums], intercept: bool) -> float:
         """The penalty of one fit: the one asked for, the known one, or that which serves unseen images best."""

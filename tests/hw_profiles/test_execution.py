@@ -11,6 +11,8 @@ import pytest
 
 from amc.export.onnx import onnx_bytes
 from amc.profiling.networks import network_at, sample_widths
+from envs.units.anatomy import dissect
+from envs.units.branches.branch import without_branches
 from hw_profiles.bench.bundle import FORMAT_CHANNELS, fixed_grid, format_probe
 from hw_profiles.bench.device_script import TimedSession, detect_formats, recorded
 from hw_profiles.bench.plan import reachable
@@ -78,6 +80,20 @@ def test_the_executed_kernels_are_those_that_onnxruntime_reports(
         network = network_at(specimen.network, specimen.anatomy, dict(zip(family.units, kept.tolist(), strict=True)))
         model = onnx_bytes(network, specimen.example)
         assert counted(formats, family.at(kept)) == reported(model, specimen.example.numpy()), kept
+
+
+@pytest.mark.parametrize("name", ["residual", "mobile_v2"])  # mobile_v2: a convolution takes the constant as its bias
+def test_a_constant_in_the_place_of_a_branch_is_added_as_onnxruntime_does(
+    name: str, zoo: Callable[[str], Specimen], formats: Formats
+) -> None:
+    specimen = zoo(name)
+    anatomy = dissect(specimen.network, specimen.example, branches=True)
+    for one in anatomy.branches:
+        small = without_branches(specimen.network, [one.branch])
+        layout = anatomy.family.dense.without(one.found.rows)
+        ours, theirs = counted(formats, layout), reported(onnx_bytes(small, specimen.example), specimen.example.numpy())
+        assert not theirs - ours
+        assert ours - theirs == ({"add": 1} if name == "mobile_v2" else {})
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amc.problem.bounds import measured_only, recount
 from amc.profiling.correction import fit_correction, judge
-from amc.profiling.networks import sample_widths, spread_networks
+from amc.profiling.networks import reaches_of, sample_widths, spread_networks
 from envs.network.graph import trace
 from envs.reward import Evaluation, accuracy_latency
+from envs.space.assignment import Assignment
+from envs.space.branch_sites import BranchSite, with_branches
 from envs.space.constraint import Budget, Constraint, Costing
+from envs.space.rules import Rules
+from envs.units.anatomy import dissect
+from envs.units.branches.branch import without_branches
 from envs.units.layout import read_layout
 from envs.units.slicing import slice_network
 from hw_profiles.bench.measure import MeasureOptions, TableBuilder
@@ -41,11 +47,8 @@ BLOCKED = Formats(4, 2)
 
 def whole_table(specimen: Specimen, time: Callable[[Probe], float], formats: Formats = BLOCKED) -> LatencyTable:
     """A table with an entry for every width that the network can reach."""
-    family = specimen.anatomy.family
     entries = {}
-    for kernel, reach in reachable(
-        family.dense, sample_widths(specimen.anatomy), OnnxRuntimeExecution(formats)
-    ).items():
+    for kernel, reach in reaches_of(specimen.anatomy, 1, OnnxRuntimeExecution(formats)).items():
         for probe in probes(kernel, reach):
             ms = time(probe)
             entries[probe] = Entry(
@@ -313,3 +316,32 @@ def test_the_latency_reward_needs_a_latency() -> None:
     evaluation = Evaluation(metric=0.8, loss=None, costs={"macs": 2.0}, images=1, image_forwards=0)
     with pytest.raises(ValueError, match="needs a latency budget"):
         accuracy_latency(evaluation)
+
+
+# Branches
+
+
+def test_a_removed_branch_costs_no_time_where_what_is_left_was_measured(zoo: Callable[[str], Specimen]) -> None:
+    plain = zoo("residual")
+    anatomy = dissect(plain.network, plain.example, branches=True)
+    sites = with_branches(Rules().sites(anatomy.units)[0], anatomy.branches, anatomy.units, anatomy.family.dense, ())[0]
+    table = whole_table(replace(plain, anatomy=anatomy), lambda probe: float(probe.outputs + probe.inputs))
+    assert measured_only(sites, anatomy, table) == (tuple(sites), ())
+    costing, generator = Costing(anatomy.family, tuple(sites)), np.random.default_rng(0)
+    for _ in range(4):
+        kept = costing.settled(np.asarray([generator.choice(site.values()) for site in sites]))
+        decided = Assignment.of(sites, kept).decisions
+        counts = {unit.name: range(decided.kept[unit.name]) for unit in anatomy.units}
+        gone = [one.branch for one in anatomy.branches if one.name in decided.removed]
+        small = without_branches(slice_network(plain.network, anatomy.units, counts), gone)
+        assert recount(small, plain.example, [table], {}) == {"latency_ms": pytest.approx(costing.one(table, kept))}
+
+
+def test_branches_stay_where_a_profile_lacks_what_would_be_left(zoo: Callable[[str], Specimen]) -> None:
+    plain = zoo("residual")
+    anatomy = dissect(plain.network, plain.example, branches=True)
+    sites = with_branches(Rules().sites(anatomy.units)[0], anatomy.branches, anatomy.units, anatomy.family.dense, ())[0]
+    left, fixed = measured_only(sites, anatomy, whole_table(plain, lambda probe: 1.0))
+    assert [site.name for site in left] == [site.name for site in sites if not isinstance(site, BranchSite)]
+    assert all("--branches" in entry.reason for entry in fixed)
+    assert len(fixed) == len(anatomy.branches)

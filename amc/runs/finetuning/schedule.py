@@ -14,6 +14,7 @@ from torch import nn
 
 from amc.runs.finetuning.settings import FinetuneConfig
 from envs.space.policy import Policy
+from envs.units.branches.branch import is_gone
 from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern
 
@@ -85,7 +86,7 @@ def zero_softly(network: nn.Module, policy: Policy) -> None:
     for entry in policy.units:
         gone = sorted(set(range(entry.unit.channels)) - set(kept[entry.unit.name]))
         for member in entry.unit.members:
-            if member.role != "consumer":
+            if member.role != "consumer" and not is_gone(network, member.module):
                 places = [place for channel in gone for place in member.positions[channel]]
                 _silence(network.get_submodule(member.module), places, scale=member.role == "producer")
 
@@ -121,7 +122,7 @@ def _shares(config: FinetuneConfig) -> list[tuple[int, float]]:
 def _order(network: nn.Module, unit: Unit) -> list[tuple[int, ...]]:
     """The unit's granules, that with the largest weights (sum of squares of what makes them) first."""
     energy = torch.zeros(unit.channels, dtype=torch.float64, device="cpu")
-    for member in unit.role("producer"):
+    for member in (one for one in unit.role("producer") if not is_gone(network, one.module)):
         weight = network.get_submodule(member.module).get_parameter("weight").detach().double().cpu()
         axis = 1 if getattr(network.get_submodule(member.module), "transposed", False) else 0
         rows = weight.transpose(0, axis).flatten(1).square().sum(dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from agents.searcher import keyed_seed
 from envs.space.policy import Policy
+from envs.units.branches.branch import constant_of, cut_constants, is_gone, without_branches
 from envs.units.slicing import Axes, kept_axes, slice_axes
 
 
@@ -47,7 +48,7 @@ def sliced(
     before: Mapping[str, tuple[int, ...]],
     after: Mapping[str, tuple[int, ...]],
 ) -> nn.Module:
-    """A network of one stage with the channels of a later stage.
+    """A network of one stage with the channels of a later stage; the policy's branches are gone from the first one on.
 
     Args:
         network: With the channels `before`; it is not changed.
@@ -64,7 +65,10 @@ def sliced(
         )
         for name, axes in new.items()
     }
-    return copy.deepcopy(slice_axes(network, relative))
+    there = [branch for branch in policy.branches if constant_of(network, branch) is None]
+    small = slice_axes(network, {name: axes for name, axes in relative.items() if not is_gone(network, name)})
+    cut_constants(small, policy.branches, relative)
+    return copy.deepcopy(without_branches(small, there))
 
 
 def _places(held: Tensor | None, stays: Tensor | None) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from envs.network.copies import copy_network
 from envs.units.branches.modules import Constant, ConstantTuple, Shortcut, Skipped
+from envs.units.slicing import Axes
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -132,6 +133,21 @@ def constant_of(network: nn.Module, branch: Branch) -> Constant | None:
     except AttributeError:
         return None
     return found if isinstance(found, Constant) else None
+
+
+def cut_constants(network: nn.Module, branches: Iterable[Branch], axes: Mapping[str, Axes]) -> None:
+    """Cuts the constants of removed branches to the channels that stay, in place (with new tensors).
+
+    Args:
+        network: Without the branches, or with them: then nothing is cut.
+        branches: What was removed.
+        axes: What stays of each layer of the dense network.
+    """
+    for branch in branches:
+        constant, kept = constant_of(network, branch), axes.get(branch.layer, Axes()).outputs
+        if constant is not None and kept is not None:
+            cut = constant.value.detach().index_select(branch.axis, kept.to(constant.value.device))
+            constant.value = nn.Parameter(cut, requires_grad=constant.value.requires_grad)
 
 
 def is_gone(network: nn.Module, name: str) -> bool:

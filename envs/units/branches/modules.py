@@ -29,6 +29,10 @@ class Constant(nn.Module):
         super().__init__()
         self.value = nn.Parameter(torch.zeros([channels if place == axis else 1 for place in range(rank)]))
 
+    def reset_parameters(self) -> None:
+        """Zeros, as for a network that is trained anew."""
+        nn.init.zeros_(self.value)
+
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         """[1, ..., C, ..., 1]."""
         return self.value

@@ -203,7 +203,7 @@ class _Trial:
     def _filled(self, small: nn.Module, branches: Sequence[VerifiedBranch]) -> dict[fx.Node, Tensor]:
         """Gives every constant random values; exit of a branch -> its constant."""
         generator = torch.Generator().manual_seed(0)
-        filled = {}
+        filled: dict[fx.Node, Tensor] = {}
         for one in branches:
             constant = constant_of(small, one.branch)
             if constant is None:

@@ -58,6 +58,8 @@ class OnnxRuntimeExecution:
         if kernel.op == "pool":
             whole_map = set(kernel.out_map) <= {1}
             runs = whole_blocks & every_input if whole_map else whole_blocks
+        elif kernel.op == "add" and len(operands.blocked) == 1:
+            runs = nowhere  # its other operand is a constant, which is never in blocks
         elif kernel.op in ("add", "activation", "norm"):
             runs = every_input
         elif kernel.op == "concat":
