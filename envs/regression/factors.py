@@ -3,8 +3,8 @@
 The product of a query and a key is a sum over channels, q k'. Without some of them the best that queries can do, q A,
 is the regression of keys on the keys that stay: A depends on the keys' moments alone, and the error left is a quadratic
 form in the queries' moments, as that of a linear layer with inputs k and weights Q^(1/2), where Q = E[q' q]. Keys count
-without their mean: softmax does not hear what all keys share. Several heads are that many regressions side by side: what
-channels of different heads have in common counts as nothing.
+without their mean: softmax does not hear what all keys share. Several heads are that many regressions side by side:
+what channels of two heads have in common counts as nothing.
 
 Deviation: queries and keys of one image depend on each other; here they count as independent.
 """

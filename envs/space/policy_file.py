@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from envs.network.attention import Mask
 from envs.units.attention.explicit import Form
 from envs.units.units import Attribute, Kind, Member, Positions, Role, Unit
 from hw_profiles.documents import Strict, validated
@@ -151,6 +152,7 @@ class FormEntry(Strict):
     interleaved: bool
     dropout: float
     out_dropout: float
+    mask: Mask = ""
 
     def form(self) -> Form:
         """The form."""

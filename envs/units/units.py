@@ -204,6 +204,10 @@ def _parts(members: tuple[Member, ...]) -> list[tuple[Member, ...]]:
 def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int]) -> str:
     """Why a group cannot become a unit, or ''."""
     owners = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
+    modules = ((item.name, network.get_submodule(item.name)) for item in items if item.axis != "parameter")
+    words = next(((name, module) for name, module in modules if isinstance(module, nn.Embedding)), None)
+    if words is not None:  # the first of all reasons: it is why a language model's width stays
+        return _foreign(*words, owners)
     for name, axis, _, _ in items:
         if axis == "parameter":
             return f"the parameter {name!r}, which belongs to no layer that can be sliced, depends on its channels"

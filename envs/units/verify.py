@@ -126,7 +126,9 @@ def verify_units(
         try:
             for part in (trial, *[trial.shorter()] * (DRAWS - 1)):
                 dropped = trial.draw(unit)
-                found.append(Removal(unit.name, len(dropped), *remove(part, {unit.name: dropped}, [unit]), len(unit.shares)))
+                found.append(
+                    Removal(unit.name, len(dropped), *remove(part, {unit.name: dropped}, [unit]), len(unit.shares))
+                )
         except ValueError as error:
             fixed += [Fixed(name, str(error)) for name in weighted_outputs(unit, network)]
             continue

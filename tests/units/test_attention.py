@@ -172,6 +172,51 @@ def test_explicit_attention_refuses_a_mask_that_it_was_not_found_with() -> None:
         attention(x, mask=torch.ones(6, 6))
 
 
+class Masked(nn.Module):
+    """Head counts are sizes of its own, and a mask says what is seen."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__()
+        self.says, self.heads, self.embed = says, 4, nn.Linear(5, 16)
+        self.attention, self.head = ZOO.Summed(16, 4), nn.Linear(16, 5)
+        self.attention.forward = self.attend
+
+    def attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        attention: Any = self.attention
+        b, n, c = x.shape
+        q, k, v = (
+            layer(x).reshape(b, n, self.heads, c // self.heads).transpose(1, 2)
+            for layer in (attention.q, attention.k, attention.v)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=SAYS[self.says][1](mask))
+        out: Tensor = attention.out(y.transpose(1, 2).flatten(2))
+        return out
+
+    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+        y = self.embed(x)
+        logits: Tensor = self.head((y + self.attention(y, mask=SAYS[self.says][0](keys))).mean(dim=1))
+        return logits
+
+
+SAYS: dict[str, tuple[Any, Any]] = {
+    "seen": (lambda keys: (keys > 0)[:, None, None], lambda mask: mask),
+    "hidden": (lambda keys: (keys == 0)[:, None, None], lambda mask: ~mask),
+    "keys": (lambda keys: keys, lambda mask: (mask > 0)[:, None, None]),
+}
+
+
+@pytest.mark.parametrize("says", SAYS)
+def test_masks_are_passed_through(says: str) -> None:
+    torch.manual_seed(0)
+    network, keys = Masked(says).eval(), torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])
+    anatomy = dissect(network, (inputs()[:1], keys[:1]), (inputs(), keys))
+    assert [form.mask for form in anatomy.forms] == [says]
+    assert [unit.name for unit in anatomy.units if unit.kind == "heads"] == ["attention.q_proj"]
+    assert torch.allclose(anatomy.network(inputs(), keys), network(inputs(), keys), atol=1e-6)
+    again = Form.from_json(anatomy.forms[0].to_json())
+    assert again == anatomy.forms[0]
+
+
 class Divided(ZOO.Rotary):  # type: ignore[misc, name-defined]
     """Takes the width of a head from that of the tokens, which stays; no explicit attention rotates."""
 
@@ -301,7 +346,7 @@ def test_a_policy_refuses_a_network_without_its_numbers() -> None:
     policy = compressor(read("attention_sloped")).policy({})
     other = built("attention_sloped")
     del other.blocks[0].attention.heads  # type: ignore[index, union-attr]
-    with pytest.raises(PolicyMismatch, match="'blocks.0.attention.heads' does not fit"):
+    with pytest.raises(PolicyMismatch, match=r"'blocks\.0\.attention\.heads' does not fit"):
         policy.apply(other)
 
 

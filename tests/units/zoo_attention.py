@@ -185,7 +185,7 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = torch.addmm(self.bias, x.reshape(-1, x.size(-1)), self.weight)
-        return flat.view(x.size()[:-1] + (self.weight.shape[1],))
+        return flat.view(x.shape[0], x.shape[1], self.weight.shape[1])
 
 
 class Transposed(nn.Module):

@@ -18,8 +18,8 @@ from envs.units.attention.decided import Decided
 from envs.units.attention.explicit import Form, made_explicit
 from envs.units.attention.found import find_attention
 from envs.units.attention.heads import attention_units, undecided
-from envs.units.attention.trial import form_of, multihead_forms
 from envs.units.attention.linear import transposed_layers
+from envs.units.attention.trial import form_of, multihead_forms
 from envs.units.units import Attribute, Fixed, Unit
 from envs.units.verify import Removal, verify_units
 
