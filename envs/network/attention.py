@@ -7,7 +7,7 @@ Which networks need them, and that they compute the same, is found out in the ro
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +117,7 @@ class Attention(nn.Module):
         width = self.core.head_width
         return self.core.fixed[0] if width is None else self.q_proj.out_features // width
 
-    def forward(self, x: Tensor, *further: Tensor | None, **named: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *further: Any, **named: Any) -> Tensor:
         """[B, N, D] float from [B, N, D].
 
         Args:

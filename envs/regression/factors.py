@@ -68,10 +68,11 @@ class Factors:
         """
         if self.heads > 1:
             width = self.weights.shape[1] // self.heads
-            mixes = [
-                self._head(head, width).mix(kept[kept // width == head] - head * width) for head in range(self.heads)
-            ]
-            return torch.block_diag(*mixes)
+            whole = torch.zeros(self.weights.shape[1], len(kept), dtype=torch.float64, device=kept.device)
+            for head in range(self.heads):
+                own = kept // width == head
+                whole[head * width : (head + 1) * width, own] = self._head(head, width).mix(kept[own] - head * width)
+            return whole
         gram = self.gram()
         inner = gram[:, kept[:, None], kept]
         ridge = UNDIVIDED_RIDGE

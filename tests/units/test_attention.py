@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.export.applied import load_applied, write_applied
+from amc.runs.finetuning.start import sliced
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.importance.scores import IMPORTANCES
@@ -237,7 +238,7 @@ def test_attention_of_another_formula_stays_with_the_reason() -> None:
     assert "does not run without its channels" in reasons["blocks.0.attention.q"]
 
 
-ATTRIBUTES = {
+ATTRIBUTES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "attention_rotary": ("head groups", 2, {"heads": 2, "groups": 1, "repeats": 2}),
     "attention_sloped": ("heads", 4, {"heads": 2, "slopes": (2,)}),
     "attention_relative": ("heads", 4, {"heads": 2, "bias.weight": (7, 2), "bias.embedding_dim": 2}),
@@ -340,6 +341,19 @@ def test_a_layer_that_computes_something_else_is_not_made_linear() -> None:
 def test_a_layer_that_writes_a_gate_and_what_is_gated_is_one_unit() -> None:
     unit = next(unit for unit in read("attention_transposed").units if unit.name == "blocks.0.gate_up")
     assert (unit.channels, [member.positions[1] for member in unit.members]) == (24, [(1, 25), (1,)])
+
+
+def test_stages_of_pruning_cut_the_tables_that_were_trained() -> None:
+    anatomy = read("attention_relative")
+    policy = compressor(anatomy).policy({})
+    before, after = ({unit.name: kept for unit in anatomy.units} for kept in ((0, 2, 3), (0, 3)))
+    stage: Any = copy.deepcopy(slice_network(anatomy.network, anatomy.units, before))
+    with torch.no_grad():
+        stage.blocks[0].attention.bias.weight += 1
+    small: Any = sliced(stage, anatomy.network, policy, before, after)
+    assert torch.equal(small.blocks[0].attention.bias.weight, stage.blocks[0].attention.bias.weight[:, [0, 2]])
+    assert small.blocks[0].attention.heads == 2
+    assert small(inputs()).shape == (3, 5)
 
 
 def test_a_policy_refuses_a_network_without_its_numbers() -> None:

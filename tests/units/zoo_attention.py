@@ -118,6 +118,8 @@ class Single(nn.Module):
 class Rotary(nn.Module):
     """Neighbouring heads share keys and values; queries are normalized, rotated by their positions; causal (Llama)."""
 
+    rates: Tensor
+
     def __init__(self, width: int, heads: int, groups: int = 2) -> None:
         super().__init__()
         self.heads, self.groups, self.size, self.repeats = heads, groups, width // heads, heads // groups
@@ -148,6 +150,8 @@ class Rotary(nn.Module):
 
 class Sloped(Summed):
     """Products fall with the distance, by a slope per head (ALiBi)."""
+
+    slopes: Tensor
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)

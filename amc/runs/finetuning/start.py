@@ -58,13 +58,18 @@ def sliced(
     """
     units = [entry.unit for entry in policy.units]
     old, new = kept_axes(dense, units, before), kept_axes(dense, units, after)
-    relative = {
-        name: Axes(
-            *(_places(getattr(old.get(name), axis, None), getattr(axes, axis)) for axis in ("inputs", "outputs"))
-        )
-        for name, axes in new.items()
-    }
+    relative = {name: _relative(old.get(name, Axes()), axes) for name, axes in new.items()}
     return copy.deepcopy(slice_axes(network, relative))
+
+
+def _relative(held: Axes, stays: Axes) -> Axes:
+    """What stays of a module, in the numbering of what it holds."""
+    tables = dict(stays.tables)
+    for name, (axis, kept) in held.tables.items():
+        tables[name] = (axis, torch.searchsorted(kept, tables[name][1]))
+    return Axes(
+        _places(held.inputs, stays.inputs), _places(held.outputs, stays.outputs), numbers=stays.numbers, tables=tables
+    )
 
 
 def _places(held: Tensor | None, stays: Tensor | None) -> Tensor | None:
