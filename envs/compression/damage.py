@@ -25,6 +25,7 @@ from envs.regression.counted import each_sample, mask_of
 from envs.regression.shrinkage import FOLDS
 from envs.space.assignment import Assignment
 from envs.space.sites import Site
+from envs.units.units import Unit
 from hw_profiles.cost import Macs, cost_of
 from hw_profiles.layers import Layout
 
@@ -262,6 +263,13 @@ class _Whole:
             yield forward(variant, self._inputs[index])
 
 
+def _start(unit: Unit, first: Mapping[str, int]) -> int:
+    """Where the program first runs or reads something that a unit changes."""
+    members = [first.get(member.module, 0) for member in unit.members]
+    changed = [name for one in unit.attributes for name in (one.name, one.name.rpartition(".")[0])]
+    return min([*members, *(first[name] for name in changed if name in first)])
+
+
 class _Prefix:
     """Runs variants from their unit's first layer on; in front of it the dense network's values serve all of them."""
 
@@ -273,11 +281,10 @@ class _Prefix:
         self._checkpoints = Checkpoints(self._interpreter, inputs, held_bytes)
         first: dict[str, int] = {}
         for index, node in enumerate(self._interpreter.order):
-            if node.op == "call_module":
+            if node.op in ("call_module", "get_attr"):
                 first.setdefault(str(node.target), index)
-        self._starts = {
-            unit.name: min(first.get(member.module, 0) for member in unit.members) for unit in compressor.units
-        } | {f"{name}.weight": index for name, index in first.items()}
+        self._starts = {unit.name: _start(unit, first) for unit in compressor.units}
+        self._starts |= {f"{name}.weight": index for name, index in first.items()}
 
     def outputs(self, variants: Sequence[nn.Module], unit: str, index: int) -> Iterator[Tensor]:
         """Each variant's output for one batch; units must come in execution order, or the walk begins again.

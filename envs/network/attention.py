@@ -7,9 +7,15 @@ Which networks need them, and that they compute the same, is found out in the ro
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Mask = Literal["", "seen", "hidden", "keys"]
+"""What a mask says: nothing; added to the products, or True where something is seen; True where nothing is; [B, M]
+above 0 at keys that are seen."""
 
 
 class AttentionCore(nn.Module):
@@ -18,7 +24,7 @@ class AttentionCore(nn.Module):
     The scale is a constant: heads that become narrower keep the one that they were trained with.
 
     Attributes:
-        head_width: Channels of q and k per head, by which heads are counted; None: a fixed number of heads, however wide.
+        head_width: Channels of q and k per head, by which heads are counted; None: the number of heads is fixed.
         fixed: Heads of q, and of k and v, where their number is fixed.
         scale: What the products of queries and keys are multiplied by.
         causal: Whether a position sees no later ones.
@@ -43,7 +49,7 @@ class AttentionCore(nn.Module):
         """[B, N, H x value width] float from q [B, N, H x width], k [B, M, K x width] and v [B, M, K x value width].
 
         Query heads share key and value heads where there are fewer of those (K < H): each of them serves H / K
-        neighbours.
+        neighbours. There may be several axes of batches.
 
         Args:
             q: Queries.
@@ -54,12 +60,12 @@ class AttentionCore(nn.Module):
         heads, shared = self.fixed if self.head_width is None else (self.heads(q), self.heads(k))
         queries, keys, values = _split(q, heads), _split(k, shared), _split(v, shared)
         if shared < heads:
-            keys, values = (x.repeat_interleave(heads // shared, dim=1) for x in (keys, values))
+            keys, values = (x.repeat_interleave(heads // shared, dim=-3) for x in (keys, values))
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=self.causal, scale=self.scale
         )
-        return mixed.transpose(1, 2).flatten(2)
+        return mixed.transpose(-3, -2).flatten(-2)
 
     def heads(self, projected: Tensor) -> int:
         """How many heads some queries [B, N, heads x width] have."""
@@ -73,7 +79,7 @@ class AttentionCore(nn.Module):
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """[B, heads, N, width] of [B, N, heads x width]."""
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(-3, -2)
 
 
 class Attention(nn.Module):
@@ -86,15 +92,24 @@ class Attention(nn.Module):
         core: What has no weights.
         out_proj: Linear layer from what the heads give.
         dropout: Of the result, in training.
+        mask: What a further argument says, "" where there is none.
     """
 
     def __init__(
-        self, q: nn.Linear, k: nn.Linear, v: nn.Linear, out: nn.Linear, core: AttentionCore, dropout: float = 0.0
+        self,
+        q: nn.Linear,
+        k: nn.Linear,
+        v: nn.Linear,
+        out: nn.Linear,
+        core: AttentionCore,
+        dropout: float = 0.0,
+        mask: Mask = "",
     ) -> None:
         """Takes the layers as they are."""
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.core, self.out_proj = q, k, v, core, out
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.mask = mask
 
     @property
     def num_heads(self) -> int:
@@ -102,24 +117,37 @@ class Attention(nn.Module):
         width = self.core.head_width
         return self.core.fixed[0] if width is None else self.q_proj.out_features // width
 
-    def forward(self, x: Tensor, *unset: None, **unset_by_name: None) -> Tensor:
+    def forward(self, x: Tensor, *further: Any, **named: Any) -> Tensor:
         """[B, N, D] float from [B, N, D].
 
         Args:
             x: Tokens.
-            unset: Further arguments that the module in whose place this one stands was given as None or False.
-            unset_by_name: The same.
+            further: What else the module in whose place this one stands was given: a mask, None or False.
+            named: The same.
 
         Raises:
-            ValueError: If one of them says something, such as a mask.
+            ValueError: If more is said than when the module was found.
         """
-        if any(value is not None and value is not False for value in (*unset, *unset_by_name.values())):
+        said = [value for value in (*further, *named.values()) if value is not None and value is not False]
+        if len(said) > bool(self.mask):
             raise ValueError(
                 "explicit attention takes the arguments that it was found with, but got a further one: give the "
                 "example input of the task what the network is to be used with"
             )
-        out: Tensor = self.dropout(self.out_proj(self.core(self.q_proj(x), self.k_proj(x), self.v_proj(x))))
+        mask = _seen(said[0], self.mask) if said else None
+        out: Tensor = self.dropout(self.out_proj(self.core(self.q_proj(x), self.k_proj(x), self.v_proj(x), mask)))
         return out
+
+    def extra_repr(self) -> str:
+        """What it is made with."""
+        return f"mask={self.mask}" if self.mask else ""
+
+
+def _seen(mask: Tensor, says: Mask) -> Tensor:
+    """A mask as what `AttentionCore` takes."""
+    if says == "hidden":
+        return ~mask
+    return (mask > 0)[..., None, None, :] if says == "keys" else mask
 
 
 class MultiheadAttention(Attention):

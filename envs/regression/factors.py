@@ -3,8 +3,8 @@
 The product of a query and a key is a sum over channels, q k'. Without some of them the best that queries can do, q A,
 is the regression of keys on the keys that stay: A depends on the keys' moments alone, and the error left is a quadratic
 form in the queries' moments, as that of a linear layer with inputs k and weights Q^(1/2), where Q = E[q' q]. Keys count
-without their mean: softmax does not hear what all keys share. Several heads are that many regressions side by side: what
-channels of different heads have in common counts as nothing.
+without their mean: softmax does not hear what all keys share. Several heads are that many regressions side by side:
+what channels of two heads have in common counts as nothing.
 
 Deviation: queries and keys of one image depend on each other; here they count as independent.
 """
@@ -68,10 +68,11 @@ class Factors:
         """
         if self.heads > 1:
             width = self.weights.shape[1] // self.heads
-            mixes = [
-                self._head(head, width).mix(kept[kept // width == head] - head * width) for head in range(self.heads)
-            ]
-            return torch.block_diag(*mixes)
+            whole = torch.zeros(self.weights.shape[1], len(kept), dtype=torch.float64, device=kept.device)
+            for head in range(self.heads):
+                own = kept // width == head
+                whole[head * width : (head + 1) * width, own] = self._head(head, width).mix(kept[own] - head * width)
+            return whole
         gram = self.gram()
         inner = gram[:, kept[:, None], kept]
         ridge = UNDIVIDED_RIDGE

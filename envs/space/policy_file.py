@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from envs.network.attention import Mask
 from envs.units.attention.explicit import Form
 from envs.units.branches.branch import ACTIVATIONS, Block, Branch, Skip
 from envs.units.units import Attribute, Kind, Member, Positions, Role, Unit
@@ -155,6 +156,7 @@ class FormEntry(Strict):
     interleaved: bool
     dropout: float
     out_dropout: float
+    mask: Mask = ""
 
     def form(self) -> Form:
         """The form."""

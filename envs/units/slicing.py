@@ -6,8 +6,7 @@ Torch-Pruning is the oracle in tests. Parameters that no removed channel touches
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +27,15 @@ class Axes:
         inputs: Kept positions on the input axis, None for all of them.
         outputs: The same on the output axis.
         mix: [O, o] what dense outputs are multiplied by in the place of taking some of them, None: they are taken.
-        attributes: What numbers and tables that the module holds become, by name.
+        numbers: What whole numbers that the module holds become, by name.
+        tables: The axis and the kept positions on it of tables that it holds, by name.
     """
 
     inputs: Tensor | None = None
     outputs: Tensor | None = None
     mix: Tensor | None = None
-    attributes: Mapping[str, int | Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, tuple[int, Tensor]] = field(default_factory=dict)
 
 
 def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str, Axes]:
@@ -61,33 +62,28 @@ def kept_axes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str
             mask[[position for channel in dropped for position in member.positions[channel]]] = False
     device = next((parameter.device for parameter in network.parameters()), "cpu")
     positions = {key: mask.nonzero().flatten().to(device) for key, mask in masks.items()}
-    attributes = _kept_attributes(network, units, kept)
-    names = dict.fromkeys([*(name for name, _ in positions), *attributes])
-    return {
-        name: Axes(positions.get((name, "in")), positions.get((name, "out")), attributes=attributes.get(name, {}))
-        for name in names
+    found = {
+        name: Axes(positions.get((name, "in")), positions.get((name, "out")))
+        for name in dict.fromkeys(name for name, _ in positions)
     }
-
-
-def _kept_attributes(network: nn.Module, units: Iterable[Unit], kept: Kept) -> dict[str, dict[str, int | Tensor]]:
-    """Module name -> what the numbers and tables that it holds become."""
-    found: dict[str, dict[str, int | Tensor]] = {}
     for unit in units:
-        stays = kept.get(unit.name, range(unit.channels))
-        for attribute in unit.attributes if len(stays) < unit.channels else ():
-            owner, _, name = attribute.name.rpartition(".")
-            before = getattr(network.get_submodule(owner), name)
-            found.setdefault(owner, {})[name] = _kept_attribute(before, attribute.axis, stays, unit.channels)
+        if len(stays := kept.get(unit.name, range(unit.channels))) < unit.channels:
+            _keep_attributes(network, unit, stays, found)
     return found
 
 
-def _kept_attribute(before: Any, axis: int | None, stays: Sequence[int], channels: int) -> int | Tensor:
-    if axis is None:
-        return int(before) * len(stays) // channels
-    size = before.shape[axis] // channels
-    places = [channel * size + place for channel in stays for place in range(size)]
-    cut: Tensor = before.detach().index_select(axis, torch.tensor(places, device=before.device))
-    return cut
+def _keep_attributes(network: nn.Module, unit: Unit, stays: Sequence[int], found: dict[str, Axes]) -> None:
+    """Adds what numbers and tables that modules hold become with some channels of a unit."""
+    for attribute in unit.attributes:
+        owner, _, name = attribute.name.rpartition(".")
+        before, axes = getattr(network.get_submodule(owner), name), found.get(owner, Axes())
+        if attribute.axis is None:
+            found[owner] = replace(axes, numbers={**axes.numbers, name: int(before) * len(stays) // unit.channels})
+            continue
+        size = before.shape[attribute.axis] // unit.channels
+        places = [channel * size + place for channel in stays for place in range(size)]
+        table = (attribute.axis, torch.tensor(places, device=before.device))
+        found[owner] = replace(axes, tables={**axes.tables, name: table})
 
 
 def slice_network(network: nn.Module, units: Iterable[Unit], kept: Kept) -> nn.Module:
@@ -111,8 +107,10 @@ def slice_axes(network: nn.Module, axes: Mapping[str, Axes]) -> nn.Module:
 
 def slice_module(module: nn.Module, axes: Axes) -> None:
     """Cuts one module (of a copied network) to its kept positions, in place."""
-    for name, value in axes.attributes.items():
-        _assign(module, name, value)
+    for name, number in axes.numbers.items():
+        setattr(module, name, number)
+    for name, (axis, places) in axes.tables.items():
+        _assign(module, name, _take(getattr(module, name), axis, places))
     if axes.inputs is None and axes.outputs is None:
         return
     if isinstance(module, nn.Linear):
@@ -174,8 +172,7 @@ def fits_attribute(network: nn.Module, attribute: Attribute, channels: int) -> b
     value = getattr(module, name, None)
     if attribute.axis is None:
         return isinstance(value, int) and not isinstance(value, bool)
-    fits = isinstance(value, Tensor) and attribute.axis < value.ndim
-    return fits and value.shape[attribute.axis] % channels == 0
+    return isinstance(value, Tensor) and attribute.axis < value.ndim and value.shape[attribute.axis] % channels == 0
 
 
 def axis_size(module: nn.Module, role: str) -> int:
@@ -247,10 +244,10 @@ def _take(tensor: Tensor, axis: int, positions: Tensor | None) -> Tensor:
     return tensor if positions is None else tensor.detach().index_select(axis, positions.to(tensor.device))
 
 
-def _assign(module: nn.Module, name: str, value: int | Tensor) -> None:
-    """Puts a new value where `name` stands, as a parameter if it was one."""
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a new tensor where `name` stands, as a parameter if it was one."""
     old = getattr(module, name)
-    if value is old:
+    if tensor is old:
         return
-    is_parameter = isinstance(old, nn.Parameter) and isinstance(value, Tensor)
-    setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
+    fresh = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    setattr(module, name, fresh)

@@ -204,7 +204,7 @@ def _parts(members: tuple[Member, ...]) -> list[tuple[Member, ...]]:
 def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int]) -> str:
     """Why a group cannot become a unit, or ''."""
     owners = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
-    for name, axis, _, _ in items:
+    for name, axis, _, _ in _embeddings_first(items, network):
         if axis == "parameter":
             return f"the parameter {name!r}, which belongs to no layer that can be sliced, depends on its channels"
         module = network.get_submodule(name)
@@ -224,6 +224,12 @@ def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int
         if name not in calls:
             return f"{name!r} is a part of another layer, or is used without being called"
     return ""
+
+
+def _embeddings_first(items: Sequence[Item], network: nn.Module) -> list[Item]:
+    """An embedding is the first of all reasons: it is why the width of a language model stays."""
+    modules = dict(network.named_modules())
+    return sorted(items, key=lambda item: not isinstance(modules.get(item.name), nn.Embedding))
 
 
 def _foreign(name: str, module: nn.Module, owners: Counter[int]) -> str:

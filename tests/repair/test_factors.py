@@ -61,6 +61,21 @@ def test_mixed_queries_lose_the_least_of_their_products(bias: bool) -> None:
     assert mixed < 1.1 * least
 
 
+def test_several_heads_are_mixed_side_by_side() -> None:
+    first, second = layers()
+    both = Factors.of(first, second, folds(rows()), folds(rows()), heads=2)
+    mix = both.mix(torch.tensor([0, 2, 4, 5]))
+    assert not mix[3:, :2].any()
+    assert not mix[:3, 2:].any()
+    for head, kept in enumerate(([0, 2], [1, 2])):
+        own = slice(3 * head, 3 * head + 3)
+        alone = layers()
+        for layer, whole in zip(alone, (first, second), strict=True):
+            layer.weight, layer.bias = nn.Parameter(whole.weight[own]), nn.Parameter(whole.bias[own])
+        expected = Factors.of(*alone, folds(rows()), folds(rows())).mix(torch.tensor(kept))
+        assert torch.allclose(mix[own, 2 * head : 2 * head + 2], expected, atol=1e-6)
+
+
 def test_channels_that_others_can_stand_for_cost_nothing() -> None:
     first, second = layers()
     with torch.no_grad():

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import pickle
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.export.applied import load_applied, write_applied
+from amc.runs.finetuning.start import sliced
 from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.importance.scores import IMPORTANCES
@@ -22,10 +24,12 @@ from envs.network.attention import Attention
 from envs.network.graph import trace
 from envs.regression.heard import heard_positions
 from envs.regression.statistics import Sampling
-from envs.space.policy import Policy, PolicyMismatch
+from envs.space.policy import Policy, PolicyMismatch, UnitPolicy
 from envs.space.rules import Rules
 from envs.units.anatomy import Anatomy, dissect
+from envs.units.attention.decided import Decided
 from envs.units.attention.explicit import Form, explicit, made_explicit
+from envs.units.attention.linear import transposed_layers
 from envs.units.slicing import slice_network
 
 
@@ -56,8 +60,8 @@ def inputs(count: int = 3) -> Tensor:
 
 
 @cache
-def read(name: str) -> Anatomy:
-    return dissect(built(name), inputs()[:1], inputs())
+def read(name: str, attention: Decided = "heads") -> Anatomy:
+    return dissect(built(name), inputs()[:1], inputs(), attention)
 
 
 def compressor(anatomy: Anatomy, repair: str = "none", importance: str = "obs") -> Compressor:
@@ -169,27 +173,195 @@ def test_explicit_attention_refuses_a_mask_that_it_was_not_found_with() -> None:
         attention(x, mask=torch.ones(6, 6))
 
 
-class Biased(ZOO.Summed):  # type: ignore[misc, name-defined]
-    """Adds a learned number to every product, which no explicit attention has."""
+class Masked(nn.Module):
+    """Head counts are sizes of its own, and a mask says what is seen."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads)
-        self.table = nn.Parameter(torch.zeros(heads, 6, 6))
+    def __init__(self, says: str) -> None:
+        super().__init__()
+        self.says, self.heads, self.embed = says, 4, nn.Linear(5, 16)
+        self.attention, self.head = ZOO.Summed(16, 4), nn.Linear(16, 5)
+        self.attention.forward = self.attend
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
-        weights = (torch.einsum("bnhd,bmhd->bhnm", q, k) * 0.5 + self.table).softmax(-1)
-        out: Tensor = self.out(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))
+    def attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        attention: Any = self.attention
+        b, n, c = x.shape
+        q, k, v = (
+            layer(x).reshape(b, n, self.heads, c // self.heads).transpose(1, 2)
+            for layer in (attention.q, attention.k, attention.v)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=SAYS[self.says][1](mask))
+        out: Tensor = attention.out(y.transpose(1, 2).flatten(2))
+        return out
+
+    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+        y = self.embed(x)
+        logits: Tensor = self.head((y + self.attention(y, mask=SAYS[self.says][0](keys))).mean(dim=1))
+        return logits
+
+
+SAYS: dict[str, tuple[Any, Any]] = {
+    "seen": (lambda keys: (keys > 0)[:, None, None], lambda mask: mask),
+    "hidden": (lambda keys: (keys == 0)[:, None, None], lambda mask: ~mask),
+    "keys": (lambda keys: keys, lambda mask: (mask > 0)[:, None, None]),
+}
+
+
+@pytest.mark.parametrize("says", SAYS)
+def test_masks_are_passed_through(says: str) -> None:
+    torch.manual_seed(0)
+    network, keys = Masked(says).eval(), torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])
+    anatomy = dissect(network, (inputs()[:1], keys[:1]), (inputs(), keys))
+    assert [form.mask for form in anatomy.forms] == [says]
+    assert [unit.name for unit in anatomy.units if unit.kind == "heads"] == ["attention.q_proj"]
+    assert torch.allclose(anatomy.network(inputs(), keys), network(inputs(), keys), atol=1e-6)
+    again = Form.from_json(anatomy.forms[0].to_json())
+    assert again == anatomy.forms[0]
+
+
+class Divided(ZOO.Rotary):  # type: ignore[misc, name-defined]
+    """Takes the width of a head from that of the tokens, which stays; no explicit attention rotates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (layer(x).view(b, n, self.heads, c // self.heads) for layer in (self.q, self.k, self.v))
+        q, k, v = self.rotated(q.transpose(1, 2)), self.rotated(k.transpose(1, 2)), v.transpose(1, 2)
+        out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
 
 
 def test_attention_of_another_formula_stays_with_the_reason() -> None:
     torch.manual_seed(0)
-    anatomy = dissect(ZOO.Transformer(Biased).eval(), inputs()[:1])
+    anatomy = dissect(ZOO.Transformer(lambda width, heads: Divided(width, heads, heads)).eval(), inputs()[:1])
     assert not anatomy.forms
     assert not any(unit.kind != "channels" for unit in anatomy.units)
     reasons = {entry.name: entry.reason for entry in anatomy.fixed}
-    assert "is not the same as silencing them" in reasons["blocks.0.attention.q"]
+    assert "does not run without its channels" in reasons["blocks.0.attention.q"]
+
+
+ATTRIBUTES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "attention_rotary": ("head groups", 2, {"heads": 2, "groups": 1, "repeats": 2}),
+    "attention_sloped": ("heads", 4, {"heads": 2, "slopes": (2,)}),
+    "attention_relative": ("heads", 4, {"heads": 2, "bias.weight": (7, 2), "bias.embedding_dim": 2}),
+    "attention_transposed": ("heads", 4, {"split": 8, "bias": (2, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_numbers_and_tables_of_a_class_go_with_its_heads(name: str) -> None:
+    anatomy = read(name)
+    kind, count, expected = ATTRIBUTES[name]
+    heads = [unit for unit in anatomy.units if unit.kind == kind]
+    assert [unit.channels for unit in heads] == [count, count]
+    small = slice_network(anatomy.network, anatomy.units, {unit.name: [0, 1][: count // 2] for unit in heads})
+    attention = small.blocks[1].attention  # type: ignore[index, union-attr]
+    assert type(attention) is type(built(name).blocks[1].attention)  # type: ignore[index, union-attr]
+    found = {path: attrgetter(path)(attention) for path in expected}
+    assert {path: tuple(one.shape) if isinstance(one, Tensor) else one for path, one in found.items()} == expected
+    assert small(inputs()).shape == (3, 5)
+
+
+def test_as_many_query_heads_go_from_each_group() -> None:
+    anatomy = read("attention_rotary", "queries")
+    unit = anatomy.units[0]
+    assert (unit.kind, unit.channels, unit.granule, unit.shares) == ("heads", 4, 2, ((0, 1), (2, 3)))
+    assert Rules().widths(unit) == [2, 4]
+    policy = compressor(anatomy).policy({unit.name: 2})
+    attention: Any = policy.apply(built("attention_rotary")).blocks[0].attention  # type: ignore[index, union-attr]
+    assert (attention.heads, attention.groups, attention.repeats) == (2, 2, 1)
+    assert Policy.from_json(policy.to_json()) == policy
+    with pytest.raises(ValueError, match="equally many channels must stay of every share"):
+        UnitPolicy(unit=unit, indices=(0, 1))
+    assert {entry.name for entry in anatomy.fixed if "query heads share" in entry.reason} == {
+        f"blocks.{block}.attention.{layer}" for block in range(2) for layer in "kv"
+    }
+
+
+def test_query_heads_that_share_keys_in_turns_are_found_by_behaviour() -> None:
+    torch.manual_seed(0)
+    network = ZOO.Transformer(InTurns).eval()
+    unit = dissect(network, inputs()[:1], inputs(), "queries").units[0]
+    assert unit.shares == ((0, 2), (1, 3))
+
+
+class InTurns(ZOO.Rotary):  # type: ignore[misc, name-defined]
+    """Every second query head reads the same keys."""
+
+    def repeated(self, x: Tensor) -> Tensor:
+        return x.repeat(1, self.repeats, 1, 1)
+
+
+def test_widths_of_several_heads_keep_their_scale_and_their_number() -> None:
+    anatomy = read("attention_summed", "widths")
+    queries, values = anatomy.units[:2]
+    assert [(unit.channels, unit.granule) for unit in (queries, values)] == [(16, 4), (16, 4)]
+    policy = compressor(anatomy).policy({queries.name: 8, values.name: 4})
+    again = Policy.from_json(policy.to_json())
+    dense: Any = built("attention_summed").blocks[0].attention  # type: ignore[index, union-attr]
+    small: Any = again.apply(built("attention_summed")).blocks[0].attention  # type: ignore[index, union-attr]
+    assert (small.num_heads, small.q_proj.out_features, small.v_proj.out_features) == (4, 8, 4)
+    x = torch.randn(2, 6, 16)
+    q, k, v = (layer(x) for layer in (dense.q, dense.k, dense.v))
+    kept = policy.kept()
+    q, k = (one[..., kept[queries.name]].unflatten(-1, (4, -1)).transpose(1, 2) for one in (q, k))
+    v = v[..., kept[values.name]].unflatten(-1, (4, -1)).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2)
+    expected = mixed @ dense.out.weight[:, kept[values.name]].T + dense.out.bias
+    assert torch.allclose(small(x), expected, atol=1e-6)
+
+
+def test_rotated_widths_stay_with_the_reason() -> None:
+    anatomy = read("attention_rotary", "widths")
+    assert {unit.name for unit in anatomy.units} == {"blocks.0.gate", "blocks.1.gate"}
+    reasons = {entry.name: entry.reason for entry in anatomy.fixed}
+    assert "the same channels of keys" in reasons["blocks.0.attention.q"]
+    assert "does not run without its channels" in reasons["blocks.0.attention.v"]
+
+
+def test_layers_whose_weight_lies_the_other_way_round_become_linear(tmp_path: Path) -> None:
+    anatomy, dense = read("attention_transposed"), built("attention_transposed")
+    layer: Any = anatomy.network.get_submodule("blocks.0.attention.qkv")
+    assert type(layer) is nn.Linear
+    assert torch.equal(layer.weight, dense.blocks[0].attention.qkv.weight.T)  # type: ignore[index, union-attr]
+    made = compressor(anatomy, "layerwise")
+    policy = made.policy({unit.name: -(-unit.channels // 2) for unit in made.units})
+    small = made.compress(policy).network
+    write_applied(policy, small, tmp_path)
+    again = load_applied(built("attention_transposed", seed=1), tmp_path)
+    assert torch.equal(again(inputs()), small(inputs()))
+    small.train()(inputs()).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def test_a_layer_that_computes_something_else_is_not_made_linear() -> None:
+    layer = ZOO.Conv1D(4, 4)
+    layer.forward = lambda x: x @ layer.weight.T + layer.bias
+    assert transposed_layers(nn.Sequential(ZOO.Conv1D(4, 3), layer)) == ["0"]
+
+
+def test_a_layer_that_writes_a_gate_and_what_is_gated_is_one_unit() -> None:
+    unit = next(unit for unit in read("attention_transposed").units if unit.name == "blocks.0.gate_up")
+    assert (unit.channels, [member.positions[1] for member in unit.members]) == (24, [(1, 25), (1,)])
+
+
+def test_stages_of_pruning_cut_the_tables_that_were_trained() -> None:
+    anatomy = read("attention_relative")
+    policy = compressor(anatomy).policy({})
+    before, after = ({unit.name: kept for unit in anatomy.units} for kept in ((0, 2, 3), (0, 3)))
+    stage: Any = copy.deepcopy(slice_network(anatomy.network, anatomy.units, before))
+    with torch.no_grad():
+        stage.blocks[0].attention.bias.weight += 1
+    small: Any = sliced(stage, anatomy.network, policy, before, after)
+    assert torch.equal(small.blocks[0].attention.bias.weight, stage.blocks[0].attention.bias.weight[:, [0, 2]])
+    assert small.blocks[0].attention.heads == 2
+    assert small(inputs()).shape == (3, 5)
+
+
+def test_a_policy_refuses_a_network_without_its_numbers() -> None:
+    policy = compressor(read("attention_sloped")).policy({})
+    other = built("attention_sloped")
+    del other.blocks[0].attention.heads  # type: ignore[index, union-attr]
+    with pytest.raises(PolicyMismatch, match=r"'blocks\.0\.attention\.heads' does not fit"):
+        policy.apply(other)
 
 
 def test_rounding_counts_the_channels_of_heads() -> None:
@@ -199,10 +371,13 @@ def test_rounding_counts_the_channels_of_heads() -> None:
     assert Rules(round_to=4).widths(unit) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("name", ["attention_single", "attention_grouped"])
-def test_repair_brings_attention_closer_to_the_dense_network(name: str) -> None:
-    anatomy = read(name)
-    kept = {unit.name: -(-unit.channels // 2) for unit in anatomy.units if "attention" in unit.name}
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("attention_single", "heads"), ("attention_grouped", "heads"), ("attention_summed", "widths")],
+)
+def test_repair_brings_attention_closer_to_the_dense_network(name: str, attention: Decided) -> None:
+    anatomy = read(name, attention)
+    kept = {unit.name: -(-unit.steps // 2) * unit.granule for unit in anatomy.units if "attention" in unit.name}
     errors = {}
     for repair in ("none", "layerwise", "sequential"):
         made = compressor(anatomy, repair)

@@ -35,6 +35,7 @@ from amc.tasks.metrics import top1
 from amc.tasks.task import Task
 from envs.network.copies import copy_network
 from envs.units.anatomy import dissect
+from envs.units.attention.decided import Decided
 from envs.units.slicing import Kept, silence, slice_network
 
 SAMPLES, BUDGETS = 24, (0.7, 0.3)
@@ -102,6 +103,9 @@ VARIANTS = {
     "attention_interleaved": "vit_fused",
     "attention_crossed": "vit_encoder",
     "attention_shared": "attention_grouped",
+    "attention_sloped": "attention_rotary",
+    "attention_relative": "attention_rotary",
+    "attention_transposed": "attention_rotary",
 }
 """Networks that only the slow tests play -> the one of their kind that the quick suite plays."""
 
@@ -245,6 +249,7 @@ def writes_outputs(network: nn.Module, layer: str, example: Tensor) -> bool:
 def check_silence(setup: Setup, kept: Kept, inputs: Tensor) -> None:
     """Removing the channels gives what the network's own forward gives without reading them."""
     units = [unit for unit in setup.anatomy.units if unit.name in kept]
+    assert all(len({len(set(share).intersection(kept[unit.name])) for share in unit.shares}) <= 1 for unit in units)
     silent = copy_network(setup.task.network)
     for unit in units:
         silence(silent, unit, sorted(set(range(unit.channels)) - set(kept[unit.name])))
@@ -272,8 +277,23 @@ def test_any_network_at_every_budget_and_in_onnx(name: str, tmp_path: Path, monk
     write_onnx(small, task.example_input, task.test.batch(range(4))[0], tmp_path / "found.onnx")
 
 
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("attention_rotary", "queries"), pytest.param("attention_batched", "widths", marks=pytest.mark.slow)],
+)
+def test_what_is_decided_about_attention(
+    name: str, attention: Decided, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, task = check_network(name, BUDGETS[-1:], tmp_path, monkeypatch, attention)
+    write_onnx(small, task.example_input, task.test.batch(range(4))[0], tmp_path / "found.onnx")
+
+
 def check_network(
-    name: str, budgets: Sequence[float], folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    budgets: Sequence[float],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    attention: Decided = "heads",
 ) -> tuple[nn.Module, Task]:
     """Inspects a network and searches it at some budgets; the network found at the last of them, and its task."""
     task = task_of(name)
@@ -281,10 +301,10 @@ def check_network(
     assert isinstance(example, Tensor)
     monkeypatch.setenv("AMC_CACHE", str(folder))
     monkeypatch.setitem(sys.modules, "specimens", SimpleNamespace(make_task=lambda: task))
-    anatomy = dissect(task.network, example)
+    anatomy = dissect(task.network, example, None, attention)
     for module in ("amc.problem.inspection", "amc.problem.setup"):  # half of the time: once is enough
         monkeypatch.setattr(f"{module}.dissect", lambda *_: anatomy)
-    values = {"task": "specimens:make_task"}
+    values = {"task": "specimens:make_task", "rules.attention": attention}
     found = inspection(task, load_config(None, values))
     check_inspection(found, anatomy.network, example)
     assert len(found.stays) == 1 or name not in WHOLE

@@ -118,6 +118,8 @@ class Single(nn.Module):
 class Rotary(nn.Module):
     """Neighbouring heads share keys and values; queries are normalized, rotated by their positions; causal (Llama)."""
 
+    rates: Tensor
+
     def __init__(self, width: int, heads: int, groups: int = 2) -> None:
         super().__init__()
         self.heads, self.groups, self.size, self.repeats = heads, groups, width // heads, heads // groups
@@ -148,6 +150,8 @@ class Rotary(nn.Module):
 
 class Sloped(Summed):
     """Products fall with the distance, by a slope per head (ALiBi)."""
+
+    slopes: Tensor
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
@@ -185,7 +189,7 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = torch.addmm(self.bias, x.reshape(-1, x.size(-1)), self.weight)
-        return flat.view(x.size()[:-1] + (self.weight.shape[1],))
+        return flat.view(x.shape[0], x.shape[1], self.weight.shape[1])
 
 
 class Transposed(nn.Module):

@@ -59,16 +59,21 @@ def sliced(
     """
     units = [entry.unit for entry in policy.units]
     old, new = kept_axes(dense, units, before), kept_axes(dense, units, after)
-    relative = {
-        name: Axes(
-            *(_places(getattr(old.get(name), axis, None), getattr(axes, axis)) for axis in ("inputs", "outputs"))
-        )
-        for name, axes in new.items()
-    }
+    relative = {name: _relative(old.get(name, Axes()), axes) for name, axes in new.items()}
     there = [branch for branch in policy.branches if constant_of(network, branch) is None]
     small = slice_axes(network, {name: axes for name, axes in relative.items() if not is_gone(network, name)})
     cut_constants(small, policy.branches, relative)
     return copy.deepcopy(without_branches(small, there))
+
+
+def _relative(held: Axes, stays: Axes) -> Axes:
+    """What stays of a module, in the numbering of what it holds."""
+    tables = dict(stays.tables)
+    for name, (axis, kept) in held.tables.items():
+        tables[name] = (axis, torch.searchsorted(kept, tables[name][1]))
+    return Axes(
+        _places(held.inputs, stays.inputs), _places(held.outputs, stays.outputs), numbers=stays.numbers, tables=tables
+    )
 
 
 def _places(held: Tensor | None, stays: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from envs.network.attention import Attention, AttentionCore, MultiheadAttention
+from envs.network.attention import Attention, AttentionCore, Mask, MultiheadAttention
 from envs.network.copies import copy_network
 from envs.units.attention.linear import as_linear
 
@@ -36,6 +36,7 @@ class Form:
         interleaved: Whether a layer that writes several writes them head by head, rather than one after the other.
         dropout: Probability that a weight of the attention is dropped in training.
         out_dropout: Probability that a channel of the result is.
+        mask: What a further argument of the module says, "" where it has none.
     """
 
     module: str
@@ -51,13 +52,11 @@ class Form:
     interleaved: bool = False
     dropout: float = 0.0
     out_dropout: float = 0.0
+    mask: Mask = ""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready dictionary; heads that follow from widths are left out."""
-        counts = () if (self.heads, self.groups) == (1, 1) else ("heads", "groups")
-        return {
-            name: value for name, value in asdict(self).items() if name not in ("heads", "groups") or name in counts
-        }
+        """JSON-ready dictionary; `_LATER` fields only where they say something."""
+        return {name: value for name, value in asdict(self).items() if (name, value) not in _LATER.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Form:
@@ -66,8 +65,11 @@ class Form:
         Raises:
             KeyError: If a field is missing.
         """
-        counts = {"heads": 1, "groups": 1}
-        return cls(**{name: (counts | dict(data))[name] for name in cls.__slots__})
+        return cls(**{name: (_LATER | dict(data))[name] for name in cls.__slots__})
+
+
+_LATER: dict[str, Any] = {"heads": 1, "groups": 1, "mask": ""}
+"""Fields that older files do not have, and what they mean there."""
 
 
 def made_explicit(network: nn.Module, forms: Iterable[Form]) -> nn.Module:
@@ -117,7 +119,7 @@ def explicit(module: nn.Module, form: Form) -> nn.Module:
     core = AttentionCore(form.head_width, form.scale, causal=form.causal, dropout=form.dropout, fixed=fixed)
     names = (form.q, form.k, form.v)
     q, k, v = (_projection(module, names, place, form) for place in range(3))
-    return Attention(q, k, v, _plain(module.get_submodule(form.out)), core, form.out_dropout)
+    return Attention(q, k, v, _plain(module.get_submodule(form.out)), core, form.out_dropout, form.mask)
 
 
 def _of_multihead(module: nn.MultiheadAttention, form: Form) -> MultiheadAttention:

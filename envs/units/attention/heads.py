@@ -28,8 +28,8 @@ def attention_units(network: nn.Module, found: Found, decided: Decided = "heads"
     if found.heads == 1 or decided == "widths":
         return [_inner_units(network, found)] if found.separate else []
     if decided == "queries" and 1 < found.groups < found.heads:
-        orders = (False, True) if found.q not in (found.k, found.v) else ()
-        return [[_queries(network, found, interleaved=interleaved)] for interleaved in orders]
+        alone = found.q not in (found.k, found.v)
+        return [[_queries(network, found, interleaved=interleaved)] for interleaved in (False, True) if alone]
     layers = (found.q, found.k, found.v) if found.groups > 1 else (found.q,)
     if found.groups == 1 and found.q in (found.k, found.v):
         return []

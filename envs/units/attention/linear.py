@@ -62,7 +62,7 @@ def as_linear(module: nn.Module) -> nn.Linear:
         module: One that `transposed_layers` names; it is not changed.
     """
     weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
-    layer = nn.Linear(*weight.shape, bias=bias is not None, device="meta")
+    layer = nn.Linear(weight.shape[0], weight.shape[1], bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().t().contiguous(), requires_grad=weight.requires_grad)
     if isinstance(bias, Tensor):
         layer.bias = nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from envs.network.attention import Mask
 from envs.network.copies import copy_network, same_output
 from envs.network.graph import Graph
 from envs.network.inputs import Inputs, call
@@ -66,30 +67,30 @@ def form_of(network: nn.Module, found: Found, example_input: Inputs, *, fixed: b
         return None
     generator = torch.Generator().manual_seed(0)
     twin = _shaken(module, generator)
-    inputs = torch.randn((2, *given.shape[1:]), generator=generator, device="cpu").to(given)
+    drawn = given.drawn(generator)
     with torch.no_grad():
         try:
-            expected = twin(inputs)
+            expected = drawn.call(twin)
         except Exception:  # whatever the module's own code raises on other batches
             return None
-        fitting = (form for form in _candidates(module, found) if _gives(twin, form, inputs, expected))
+        fitting = (form for form in _candidates(module, found, drawn) if _gives(twin, form, drawn, expected))
         form = next(fitting, None)
     if form is None:
         return None
-    within, behind = _dropouts(twin, form.out, inputs)
+    within, behind = _dropouts(twin, form.out, drawn)
     if fixed and found.heads > 1:
         form = replace(form, head_width=None, heads=found.heads, groups=found.groups)
     return replace(form, dropout=within, out_dropout=behind)
 
 
-def _dropouts(module: nn.Module, out: str, inputs: Tensor) -> tuple[float, float]:
+def _dropouts(module: nn.Module, out: str, drawn: _Given) -> tuple[float, float]:
     """Probabilities of dropout of the weights, and of the result: of what is called behind the last linear layer."""
     called: list[nn.Module] = []
     dropouts = [one for one in module.modules() if isinstance(one, nn.Dropout) and one.p > 0]
     last = module.get_submodule(out)
     handles = [one.register_forward_hook(lambda one, *_: called.append(one)) for one in (*dropouts, last)]
     with torch.no_grad():
-        module(inputs)
+        drawn.call(module)
     for handle in handles:
         handle.remove()
     behind = called[called.index(last) + 1 :] if last in called else []
@@ -98,8 +99,48 @@ def _dropouts(module: nn.Module, out: str, inputs: Tensor) -> tuple[float, float
     return first, second
 
 
-def _given(network: nn.Module, module: nn.Module, example_input: Inputs) -> Tensor | None:
-    """What a module reads, if that is one tensor [B, N, D] in one call, and nothing else that says something."""
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a module is called with.
+
+    Attributes:
+        args: Tokens [B, N, D] first.
+        kwargs: The rest.
+        mask: The further tensor among them, None without one.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    mask: Tensor | None
+
+    def call(self, module: nn.Module) -> Any:
+        """What a module gives."""
+        return module(*self.args, **self.kwargs)
+
+    def drawn(self, generator: torch.Generator) -> _Given:
+        """Random tokens of two samples, and a random mask in which everybody sees something."""
+        x = self.args[0]
+        tokens = torch.randn((2, *x.shape[1:]), generator=generator, device="cpu").to(x)
+        mask = None if self.mask is None else _drawn_mask(self.mask, generator)
+        args, kwargs = (
+            [mask if one is self.mask else one for one in some] for some in (self.args[1:], self.kwargs.values())
+        )
+        return _Given((tokens, *args), dict(zip(self.kwargs, kwargs, strict=True)), mask)
+
+
+def _drawn_mask(given: Tensor, generator: torch.Generator) -> Tensor:
+    """A mask of the kind of a given one; that of keys [1, M] becomes [2, M]."""
+    shape = (2, *given.shape[1:]) if len(given) == 1 else given.shape
+    noise = torch.randn(shape, generator=generator, device="cpu")
+    if given.is_floating_point() and not bool((given == 1).any()):
+        return noise.to(given)
+    chosen = noise > 0
+    chosen[..., 0], chosen[..., -1] = True, False
+    return chosen.to(given)
+
+
+def _given(network: nn.Module, module: nn.Module, example_input: Inputs) -> _Given | None:
+    """What a module reads, if that is tokens [B, N, D] in one call, and at most one mask that says something."""
     twin = copy_network(network).eval()
     name = next(name for name, one in network.named_modules() if one is module)
     taken: list[Any] = []
@@ -111,12 +152,24 @@ def _given(network: nn.Module, module: nn.Module, example_input: Inputs) -> Tens
     if len(taken) != 1 or not taken[0][0]:
         return None
     (value, *others), named = taken[0]
-    if any(other is not None and other is not False for other in (*others, *named.values())):
+    said = [other for other in (*others, *named.values()) if other is not None and other is not False]
+    if not isinstance(value, Tensor) or value.ndim < 3 or not value.is_floating_point():
         return None
-    return value if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point() else None
+    if len(said) > 1 or not all(isinstance(one, Tensor) and one.ndim > 1 for one in said):
+        return None
+    return _Given((value, *others), named, said[0] if said else None)
 
 
-def _candidates(module: nn.Module, found: Found) -> Iterator[Form]:
+def _masks(mask: Tensor | None) -> tuple[Mask, ...]:
+    """What a mask may say, by its kind."""
+    if mask is None:
+        return ("",)
+    if mask.dtype == torch.bool:
+        return ("seen", "hidden", "keys")
+    return ("seen", "keys") if mask.is_floating_point() else ("keys",)
+
+
+def _candidates(module: nn.Module, found: Found, given: _Given) -> Iterator[Form]:
     """Likely formulas first."""
     q, k, v, out = (name.removeprefix(f"{found.owner}.") for name in (found.q, found.k, found.v, found.out))
     width = found.head_width
@@ -124,7 +177,8 @@ def _candidates(module: nn.Module, found: Found) -> Iterator[Form]:
     scales = dict.fromkeys([width**-0.5, 1.0, (found.heads * width) ** -0.5, *own])
     orders = [(q, k), (k, q)] if found.separate and found.heads == found.groups else [(q, k)]
     layouts = (False, True) if not found.separate and found.heads > 1 else (False,)
-    for causal, (first, second), interleaved, scale in product((False, True), orders, layouts, scales):
+    choices = product((False, True), orders, layouts, scales, _masks(given.mask))
+    for causal, (first, second), interleaved, scale, mask in choices:
         yield Form(
             module=found.owner,
             q=first,
@@ -135,13 +189,14 @@ def _candidates(module: nn.Module, found: Found) -> Iterator[Form]:
             scale=scale,
             causal=causal,
             interleaved=interleaved,
+            mask=mask,
         )
 
 
-def _gives(twin: nn.Module, form: Form, inputs: Tensor, expected: Any) -> bool:
+def _gives(twin: nn.Module, form: Form, given: _Given, expected: Any) -> bool:
     try:
-        got = explicit(twin, form)(inputs)
-    except RuntimeError:  # widths do not fit
+        got = given.call(explicit(twin, form))
+    except RuntimeError:  # widths or masks do not fit
         return False
     return same_output(expected, got, TOLERANCE)
 
