@@ -129,7 +129,7 @@ def changed(name: str, unit: str) -> set[tuple[str, str]]:
     anatomy = find(name).anatomy
     family, execution = anatomy.family, OnnxRuntimeExecution(Formats())
     kept = np.stack([family.channels, family.channels - (np.asarray(family.units) == unit)])
-    found = set()
+    found: set[tuple[str, str]] = set()
     for work in executed(family.dense, family.widths(kept), execution):
         for side, widths in (("in", work.inputs), ("out", work.outputs)):
             if widths[0] != widths[1]:
