@@ -60,8 +60,8 @@ class SearchConfig(Part):
     constraint: dict[str, float] = Field(
         default_factory=lambda: {"macs": 0.5},
         description="COST=BUDGET, a fraction of dense (<= 1) or absolute; several hold together. Costs are macs "
-        "(synonym: flops), params, memory, latency (fraction), latency_ms; with patterns sparsity=2:4@RULES "
-        "(multiple-of-4, cutlass-float16, ...) and coverage=SHARE",
+        "(synonym: flops), params, memory, memory_cached (with keys and values kept), latency (fraction), latency_ms; "
+        "with patterns sparsity=2:4@RULES (multiple-of-4, cutlass-float16, ...) and coverage=SHARE",
     )
     choose: Annotated[str, OneOf(KINDS)] = Field(
         "channels", description="what is decided: widths, a pattern per layer, a density per layer, widths and patterns"
