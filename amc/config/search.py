@@ -64,8 +64,8 @@ class SearchConfig(Part):
         default_factory=lambda: {"macs": 0.5},
         description="COST=BUDGET, a fraction of dense (<= 1) or absolute, or LOW:HIGH for one agent of all budgets "
         "between; several hold together. Costs are macs "
-        "(synonym: flops), params, memory, latency (fraction), latency_ms; with patterns sparsity=2:4@RULES "
-        "(multiple-of-4, cutlass-float16, ...) and coverage=SHARE",
+        "(synonym: flops), params, memory, memory_cached (with keys and values kept), latency (fraction), latency_ms; "
+        "with patterns sparsity=2:4@RULES (multiple-of-4, cutlass-float16, ...) and coverage=SHARE",
     )
     budget_range: dict[str, tuple[float, float]] | None = Field(
         None, description="lowest and highest budget by cost, where one agent learns all between; set by constraint"

@@ -195,6 +195,8 @@ def _costs(anatomy: Anatomy, sites: Sequence[Site], shapes: ShapeRules | None) -
     for cost in (cost for cost in known.values() if dense.edges_known or not cost.needs_edges):
         full, least = cost_of(cost, dense), costing.one(cost, lightest)
         share = least / full if full else 1.0
+        if any((span.unit, span.dense, span.lowest) == (cost.unit, full, least) for span in spans):
+            continue  # it says what another one does: there are no keys and values to keep
         spans.append(CostSpan(name=cost.name, unit=cost.unit, dense=full, lowest=least, share=share))
     return tuple(spans)
 

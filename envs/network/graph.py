@@ -47,7 +47,7 @@ class Node:
         kind: What it does.
         module: Name of the module it calls, None for a function.
         inputs: Indices of the operators that it reads.
-        function: What is computed, by `plain_name` ("relu", "maxpool2d"), and how it is approximated ("gelutanh").
+        function: What is computed, by `plain_name` ("relu", "maxpool2d"), and in which variant ("gelutanh").
         owner: Name of the module whose forward runs it ("" is the network itself).
         source: Name of its node in the program, "" without one.
     """
@@ -263,15 +263,17 @@ def _nodes_of(
 def _function(node: fx.Node, network: nn.Module) -> str:
     """What a node computes, by name."""
     if node.op != "call_module":
-        return plain_name(node.target) + _approximation(node.kwargs)
+        return plain_name(node.target) + _variant(node.kwargs)
     module = network.get_submodule(str(node.target))
-    return plain_name(type(module)) + _approximation(vars(module))
+    return plain_name(type(module)) + _variant(vars(module))
 
 
-def _approximation(settings: Mapping[str, Any]) -> str:
-    """How a function is approximated, "" where it is not."""
-    value = settings.get("approximate", "none")
-    return value if isinstance(value, str) and value != "none" else ""
+def _variant(settings: Mapping[str, Any]) -> str:
+    """What of a function's settings changes which operators run: an approximation, a causal mask."""
+    approximate = settings.get("approximate", "none")
+    if isinstance(approximate, str) and approximate != "none":
+        return approximate
+    return "causal" if settings.get("is_causal") is True or settings.get("causal") is True else ""
 
 
 def _owner(node: fx.Node) -> str:

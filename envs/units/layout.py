@@ -238,12 +238,25 @@ def _changed(before: Shape, after: Shape) -> list[int]:
 
 
 def _first_axes(network: nn.Module, graph: Graph, calls: Sequence[Call]) -> list[Shape]:
-    """For each operator the axis of its output that holds channels: the second one, of a layer norm the last."""
-    last = [
-        node.module is not None and isinstance(network.get_submodule(node.module), nn.LayerNorm) for node in graph.nodes
-    ]
-    sizes = [len(call.after) for call in calls]
-    return [(size - 1 if final else min(1, size - 1),) if size else () for size, final in zip(sizes, last, strict=True)]
+    """For each operator the axis of its output that holds channels: the last behind a linear layer, else the second."""
+    axes: list[Shape] = []
+    for node, call in zip(graph.nodes, calls, strict=True):
+        last = len(call.after) - 1
+        alike = [source for source in node.inputs if calls[source].after == call.after]
+        heads = last > 2 and any(graph.nodes[source].kind == "reshape" for source in alike)
+        if last < 0:
+            axes.append(())
+        elif node.kind == "linear" or (_is_layer_norm(network, node) and not heads):
+            axes.append((last,))
+        elif alike and node.kind in ("activation", "add", "mul"):
+            axes.append(axes[alike[0]])
+        else:
+            axes.append((min(1, last),))
+    return axes
+
+
+def _is_layer_norm(network: nn.Module, node: Node) -> bool:
+    return node.module is not None and isinstance(network.get_submodule(node.module), nn.LayerNorm)
 
 
 def _axes(before: Shape, after: Shape, removal: Removal) -> Shape:

@@ -16,6 +16,8 @@ NOTHING = ("identity", "dropout", "dropout2d", "alphadropout", "contiguous", "in
 FOLDED_NORMS = ("batchnorm1d", "batchnorm2d", "batchnorm3d")
 CONVOLVING = ("conv", "depthwise", "transposed")
 LAYER_NORMS = ("layernorm", "rmsnorm")
+UNSIZED = ("embedding", "reshape", "view", "unflatten", "attentioncore", "attentioncorecausal")
+"""Behind these an exported network's sizes are known only when it runs: texts have any length, sizes are computed."""
 SCALINGS = ("mul", "truediv", "div")
 MASKS = ("add", "maskedfill")
 
@@ -42,10 +44,18 @@ def steps_of(layout: Layout, execution: Execution) -> tuple[Step, ...]:
     for index, layer in enumerate(layout.layers):
         for source in set(layer.inputs):
             readers[source].append(index)
-    builder = _Builder(layout, readers, execution)
+    builder = _Builder(layout, readers, _unsized(layout), execution)
     for index in range(len(layout.layers)):
         builder.take(index)
     return tuple(builder.steps)
+
+
+def _unsized(layout: Layout) -> list[bool]:
+    """Of each operator, whether the size of what it gives is not known before it runs."""
+    found: list[bool] = []
+    for layer in layout.layers:
+        found.append(layer.function in UNSIZED or any(found[source] for source in layer.inputs))
+    return found
 
 
 @dataclass(slots=True)
@@ -54,6 +64,7 @@ class _Builder:
 
     layout: Layout
     readers: list[list[int]]
+    unsized: list[bool]
     execution: Execution
     steps: list[Step] = field(default_factory=list)
     step_of: list[int] = field(default_factory=list)
@@ -88,7 +99,7 @@ class _Builder:
         if step.shape.op == "scores":
             shape = _softened(step.shape, layer, alone=len(sources) == 1)
         elif len(sources) == 1:
-            shape = self._fused(step.shape, layer)
+            shape = self._fused(step, layer)
         else:
             shape = None
         if shape is None:
@@ -97,20 +108,19 @@ class _Builder:
         self.steps[sources[0]] = replace(step, layer=moved, shape=shape)
         return True
 
-    def _fused(self, shape: Kernel, layer: LayerShape) -> Kernel | None:
-        """A kernel with an operator that it alone feeds, None where that runs by itself."""
+    def _fused(self, step: Step, layer: LayerShape) -> Kernel | None:
+        """A step's kernel with an operator that it alone feeds, None where that runs by itself."""
+        shape = step.shape
         if layer.kind == "norm" and layer.function in FOLDED_NORMS and shape.op in CONVOLVING:
             return shape
-        if shape.op == "add" and layer.function in LAYER_NORMS and self._adds_in_norms:
+        if shape.op == "add" and layer.function in LAYER_NORMS and self._added_in_norm(step.layer):
             return Kernel(op="layernorm", add=True, in_map=layer.out_map, out_map=layer.out_map)
         activation = self.execution.fused_activations.get(layer.function, "")
         return replace(shape, activation=activation) if activation and shape.op in (*CONVOLVING, "add") else None
 
-    @property
-    def _adds_in_norms(self) -> bool:
-        """Whether additions run inside the layer norms behind them: not for texts, whose length is not known before."""
-        texts = any(layer.function == "embedding" for layer in self.layout.layers)
-        return self.execution.tokens.adds_in_norms and not texts
+    def _added_in_norm(self, index: int) -> bool:
+        """Whether an addition runs inside a layer norm behind it: only where the sizes of both addends are known."""
+        return self.execution.tokens.adds_in_norms and not self.unsized[index]
 
     def _adds_bias(self, index: int) -> bool:
         """Whether the bias of a linear layer over positions is a step of its own."""
@@ -122,7 +132,8 @@ class _Builder:
         if reader is None or layers[reader].function in rules.fused_bias:
             return reader is None
         after = self._only_reader(reader) if layers[reader].kind == "add" else None
-        return not (after is not None and layers[after].function in LAYER_NORMS and self._adds_in_norms)
+        normed = after is not None and layers[after].function in LAYER_NORMS
+        return not (normed and self._added_in_norm(reader))
 
     def _only_reader(self, index: int) -> int | None:
         """The one operator that reads another's output, behind what does nothing; None where there are several."""
@@ -135,7 +146,8 @@ class _Builder:
         """Adds an attention core: scores of queries, keys and perhaps a mask; then the values, mixed by them."""
         layer = self.layout.layers[index]
         mix = Kernel(op="mix", in_map=layer.in_map, out_map=layer.out_map)
-        scores = replace(mix, op="scores", activation="softmax", add=len(sources) > 3)
+        masked = len(sources) > 3 or layer.function.endswith("causal")
+        scores = replace(mix, op="scores", activation="softmax", add=masked)
         self.steps.append(Step(layer=index, shape=scores, sources=(*sources[:2], *sources[3:])))
         values = sources[2:3] or sources[-1:]
         self.steps.append(Step(layer=index, shape=mix, sources=(len(self.steps) - 1, *values)))

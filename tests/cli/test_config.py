@@ -139,7 +139,10 @@ def test_several_constraints_keep_their_order() -> None:
         ({"task": "digits", "constraint": {"macs": float("nan")}}, "positive number"),
         ({"task": "digits", "constraint": {"macs": float("inf")}}, "positive number"),
         ({"task": "digits", "constraint": {"macs": "half"}}, "positive number"),
-        ({"task": "digits", "constraint": {"joules": 1}}, "one of macs, params, memory, latency, latency_ms, flops"),
+        (
+            {"task": "digits", "constraint": {"joules": 1}},
+            "one of macs, params, memory, memory_cached, latency, latency_ms, flops",
+        ),
         ({"task": "digits", "constraint": {}}, "at least one"),
         ({"task": "digits", "episodes": 0}, "episodes"),
         ({"task": "digits", "rules.round_to": 0}, "round_to"),

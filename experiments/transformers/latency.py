@@ -1,0 +1,155 @@
+"""Latency of transformers: what a profile knows of KWT-1 and MiniLM, and KWT-1 at half of its measured latency.
+
+Command: python -m experiments.transformers.latency PART --kwt1 DIR --minilm DIR, PART one of
+  check  measures this CPU for both networks (one thread, batch 1) and compares with pruned networks timed whole
+  half   KWT-1 under `latency=0.5`, the found network and uniform widths timed beside the dense one
+  page   writes experiments/results/transformer_latency.md of what is there (every part does so at its end)
+Needs a quiet machine; a quarter of an hour. Finished pieces (JSON under runs/transformers) are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.chain import commit, processor
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUNS, TABLE = ROOT / "runs" / "transformers", ROOT / "experiments" / "results" / "transformer_latency.md"
+PROFILE = RUNS / "profile-t1-b1.json"
+TASKS = {"kwt1": "experiments.transformers.speech:kwt1", "minilm": "experiments.transformers.minilm:stsb"}
+NETWORKS = {"kwt1": 30, "minilm": 20}
+"""Pruned networks that are timed whole."""
+SEEDS = range(3)
+SETTINGS = {
+    "compression.images": 500,
+    "knapsack.images": 64,
+    "knapsack.widths": 6,
+    "knapsack.audition_images": 250,
+    "reward_images": 500,
+    "backend.name": "fp32",
+}
+"""Lighter than the defaults, as in kwt1.md."""
+
+
+def amc(*arguments: object) -> str:
+    """What the command line prints, as a person would call it."""
+    command = [sys.executable, "-m", "amc.cli.main", *map(str, arguments)]
+    return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
+
+
+def once(name: str, make: Callable[[], dict[str, Any]]) -> None:
+    """Stores the JSON of a piece that is not there yet."""
+    path = RUNS / f"{name}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(make() | {"commit": commit(), "processor": processor()}, indent=1))
+
+
+def check(folders: dict[str, Path]) -> None:
+    """Measures the profile, and compares it with whole networks."""
+    for name, task in TASKS.items():
+        options = ["--task", task, "--data", folders[name]]
+
+        def run(name: str = name, options: list[object] = options) -> dict[str, Any]:
+            said = amc("profile", "measure", *options, "--out", PROFILE)
+            found = amc("profile", "check", PROFILE, *options, "--networks", NETWORKS[name], "--json")
+            return json.loads(found) | {"measured": said.splitlines()}
+
+        once(f"check-{name}", run)
+
+
+def half(folders: dict[str, Path]) -> None:
+    """KWT-1 under half of its latency by the profile."""
+    settings = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+    for seed in SEEDS:
+
+        def run(seed: int = seed) -> dict[str, Any]:
+            out = RUNS / f"half-{seed}"
+            task = ["--task", TASKS["kwt1"], "--data", folders["kwt1"]]
+            budget = ["--constraint", "latency=0.5", "--profile", PROFILE]
+            amc("search", *task, *budget, "--agent", "knapsack", *settings, "--seed", seed, "--out", out)
+            found: dict[str, Any] = json.loads((out / "result.json").read_text())
+            return found
+
+        once(f"half-result-{seed}", run)
+
+
+def page() -> None:
+    """The committed page, of the pieces that are there."""
+    lines = [
+        "# Latency of transformers",
+        "",
+        f"`python -m experiments.transformers.latency check half`, {processor()}.",
+        "",
+    ]
+    for write in (_checks, _halves):
+        lines += write()
+    TABLE.write_text("\n".join(lines))
+
+
+def _stored(pattern: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(path.stem, json.loads(path.read_text())) for path in sorted(RUNS.glob(f"{pattern}.json"))]
+
+
+def _checks() -> list[str]:
+    rows = [
+        f"| {name.removeprefix('check-')} | {c['networks']} | {c['median_relative_error']:.1%} | "
+        f"{c['p95_relative_error']:.1%} | {c['spearman']:.3f} | {c['dense_ms']:.3f} | "
+        f"{c['disturbed']['left'] if c['disturbed'] else 0} | {c['commit']} |"
+        for name, c in _stored("check-*")
+    ]
+    head = [
+        "One thread, batch 1. Held-out errors of whole pruned networks, spread evenly over what can be reached.",
+        "Targets: median at most 5 %, rank correlation at least 0.97.",
+        "",
+        "| network | networks | median | 95 % | rank correlation | dense, ms | disturbed | commit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return [*head, *rows, ""] if rows else []
+
+
+def _halves() -> list[str]:
+    rows = []
+    for name, found in _stored("half-result-*"):
+        times = found["measured"]["latency_ms"]
+        for network in ("dense", "uniform", "found"):
+            score, costs = found[network]["accuracy"], found[network]["costs"]
+            macs = costs["macs"] / found["dense"]["costs"]["macs"]
+            rows.append(
+                f"| {name.rpartition('-')[2]} | {network} | {100 * score['validation']:.1f} | {100 * score['test']:.1f} | "
+                f"{costs['latency_ms']:.3f} | {times[network]:.3f} | {times[network] / times['dense']:.3f} | "
+                f"{macs:.0%} | {found['commit']} |"
+            )
+    head = [
+        "KWT-1, `--constraint latency=0.5`, agent knapsack, no fine-tuning; accuracy on 1,000 clips each, those of the "
+        "test unseen. Target: a loss of at most 1.0 points at half of the measured latency.",
+        "",
+        "| seed | network | validation | test | predicted, ms | measured, ms | of dense | MACs | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    return [*head, *rows, ""] if rows else []
+
+
+def main() -> None:
+    """Does some parts and rewrites the page."""
+    parts = {"check": check, "half": half}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=(*parts, "page"))
+    for name in TASKS:
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    options = parser.parse_args()
+    folders = {name: getattr(options, name).resolve() for name in TASKS}
+    for part in options.parts:
+        if part in parts:
+            parts[part](folders)
+    page()
+
+
+if __name__ == "__main__":
+    main()
