@@ -19,6 +19,7 @@ from envs.space.policy import Policy
 from hw_profiles.cost import Macs, Params
 from tests.conftest import find
 
+NO_POLICY = Policy(structure="", weights="", units=(), layers=(), provenance={})
 RANGE = BudgetRange(low=(20.0, 3.0), high=(60.0, 3.0), seed=4)
 
 
@@ -115,8 +116,7 @@ def test_what_is_observed_has_no_unit_and_fits_its_space(costing: Costing) -> No
 def test_the_environment_pays_at_the_end_for_the_policy_that_the_knapsack_made(costing: Costing) -> None:
     guide = guide_at(costing, 0.5)
     scored = Evaluation(metric=0.75, loss=None, images=1, image_forwards=1)
-    policy = Policy(kept={})
-    environment = RangedEnv(guide, lambda _: policy, lambda _: scored, accuracy)
+    environment = RangedEnv(guide, lambda _: NO_POLICY, lambda _: scored, accuracy)
     observation, _ = environment.reset()
     assert environment.observation_space.contains(observation)
     for step in range(guide.steps):
