@@ -54,7 +54,7 @@ class Part:
     options: tuple[str, ...] = ()
 
 
-PROFILE = ("--profile", "x86-amd-epyc")
+PROFILE = ("--profile", "amd-epyc-onnxruntime-t1-b1")
 PARTS = (
     Part(
         label="resnet20",
@@ -86,7 +86,7 @@ PARTS = (
         episodes=32,
     ),
 )
-"""The last two compare 20 episodes (after the 12 of the knapsack) of an agent carried over with one that starts anew."""
+"""The last two: 20 episodes, after the 12 of the knapsack, of an agent that is carried over and of a new one."""
 
 
 def amc(*arguments: str) -> None:

@@ -78,7 +78,7 @@ def test_the_result_of_a_range_is_its_middle(ended: Path) -> None:
     assert result["found"]["costs"]["macs"] <= 0.5 * dense
 
 
-@pytest.mark.parametrize("rounds", [2, 5])
+@pytest.mark.parametrize("rounds", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_a_stopped_range_ends_as_one_left_alone(
     ended: Path, rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
@@ -17,15 +20,17 @@ from envs.reward import Evaluation, accuracy
 from envs.space.constraint import Budget, Constraint, Costing
 from envs.space.policy import Policy
 from hw_profiles.cost import Macs, Params
-from tests.conftest import find
+
+if TYPE_CHECKING:
+    from tests.conftest import Specimen
 
 NO_POLICY = Policy(structure="", weights="", units=(), layers=(), provenance={})
 RANGE = BudgetRange(low=(20.0, 3.0), high=(60.0, 3.0), seed=4)
 
 
 @pytest.fixture(scope="module")
-def costing() -> Costing:
-    return find("residual").costing()
+def costing(zoo: Callable[[str], Specimen]) -> Costing:
+    return zoo("residual").costing()
 
 
 def curves(costing: Costing) -> tuple[Curve, ...]:

@@ -1,7 +1,7 @@
 """Damage curves corrected around a solution: the first-order interactions that curves of single sites leave out.
 
-Curves are measured with every other site dense. Around a solution a site may count more or less than there, because the
-others are pruned as well: each curve is multiplied so that one step of it costs what that step cost in the whole network.
+Curves are measured with every other site dense. Around a solution a site may count more or less than there, because
+the others are pruned as well: each curve is multiplied so that one step of it costs what it cost in the whole network.
 """
 
 from __future__ import annotations
