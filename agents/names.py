@@ -8,6 +8,8 @@ AGENTS = {
     "sac": "agents.ddpg:sac",
     "cmaes": "agents.cma_es:cma_es",
     "swap": "agents.swap:swap",
+    "tpe": "agents.optuna_samplers:tpe",
+    "gp": "agents.optuna_samplers:gp",
     "random": "agents.random_search:random_search",
 }
 """Name -> where the function stands that makes the searcher from `searcher.SearchInputs`: a `searcher.MakeSearcher`."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amc.export.rebuild import load
     from amc.runs.applying import apply
     from amc.runs.found import Result
-    from amc.runs.library import finetune, resume, search
+    from amc.runs.library import finetune, policy, resume, search
     from amc.runs.studies.library import compare, sweep, tune
     from amc.tasks.metric import Metric
     from amc.tasks.task import Task
@@ -40,6 +40,7 @@ __all__ = [
     "export_onnx",
     "finetune",
     "load",
+    "policy",
     "resume",
     "save_program",
     "search",
@@ -58,6 +59,7 @@ _PLACES = {
     "export_onnx": "amc.export.onnx",
     "finetune": "amc.runs.library",
     "load": "amc.export.rebuild",
+    "policy": "amc.runs.library",
     "resume": "amc.runs.library",
     "save_program": "amc.export.program",
     "sweep": "amc.runs.studies.library",

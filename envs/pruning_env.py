@@ -13,9 +13,7 @@ from envs.observation import FEATURES, ObservationArray, Observer
 from envs.reward import Evaluation, Reward
 from envs.space.assignment import Assignment
 from envs.space.constraint import Constraint
-from envs.space.guide import Guide
 from envs.space.policy import Policy
-from envs.space.sites import Choice, Site
 
 Action = NDArray[np.float32]
 
@@ -26,10 +24,9 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
     Observation: Box(0, 1, (11,)) float32, the features named in `envs.observation.FEATURES`.
     Action: Box(0, 1, (1,)) float32, the wanted preserve ratio; the nearest allowed width is executed. Where a
     layer's pattern is decided, [0, 1] is cut into equal parts, the sparsest pattern first.
-    With a guide: what `envs.space.guide.Guide` observes, and the wanted change of the knapsack's preserve ratio.
     Reward: 0 until the last site, then the reward of the evaluated policy; the episode terminates there.
-    Info: `executed_action` (the action that means the choice really taken), `site`, `choice`; at the end also
-    `assignment`, `policy` and `evaluation`.
+    Info: `executed_action` (preserve ratio really taken), `site`, `choice`; at the end also `assignment`, `policy`
+    and `evaluation`.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - the name and form are Gymnasium's
@@ -40,7 +37,6 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
         policy_of: Callable[[Assignment], Policy],
         evaluate: Callable[[Assignment], Evaluation],
         reward: Reward,
-        guide: Guide | None = None,
     ) -> None:
         """Builds spaces; evaluates nothing yet.
 
@@ -49,15 +45,12 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
             policy_of: Turns an assignment into a policy.
             evaluate: Compresses and scores an assignment's policy.
             reward: Turns an evaluation into a number.
-            guide: The knapsack's solution within the same budgets, for an agent of many budgets.
         """
         self.constraint = constraint
         self._policy_of, self._evaluate, self._reward = policy_of, evaluate, reward
-        self._guide = guide
-        self._observe = Observer(constraint) if guide is None else guide.observe
+        self._observe = Observer(constraint)
         self._prefix: list[int] = []
-        size = len(FEATURES) if guide is None else guide.size_for(len(constraint.budgets))
-        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (size,), np.float32)
+        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
 
     @property
@@ -85,7 +78,7 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
         """Starts an episode at the dense network."""
         super().reset(seed=seed, options=options)
         self._prefix = []
-        return self._observe([], 1.0 if self._guide is None else 0.5), {}
+        return self._observe([], 1.0), {}
 
     def step(self, action: Action) -> tuple[ObservationArray, float, bool, bool, dict[str, Any]]:
         """Decides one site: the allowed choice nearest to the wanted preserve ratio.
@@ -100,22 +93,13 @@ class PruningEnv(gymnasium.Env[ObservationArray, Action]):
         if not np.isfinite(wanted):
             raise ValueError(f"an action must be a finite number in [0, 1], but got {wanted}")
         site = self.constraint.costing.sites[len(self._prefix)]
-        choice, executed = self._bounded(site, wanted)
+        choice = site.choices[site.nearest(wanted, self.constraint.allowed(self._prefix))]
         self._prefix.append(choice.value)
-        observation = self._observe(self._prefix, executed)
-        info: dict[str, Any] = {"executed_action": executed, "site": site.name, "choice": choice.label}
+        observation = self._observe(self._prefix, choice.ratio)
+        info: dict[str, Any] = {"executed_action": choice.ratio, "site": site.name, "choice": choice.label}
         if len(self._prefix) < self.steps:
             return observation, 0.0, False, False, info
         assignment = self.assignment
         evaluation = self._evaluate(assignment)
         info |= {"assignment": assignment, "policy": self._policy_of(assignment), "evaluation": evaluation}
         return observation, float(self._reward(evaluation)), True, False, info
-
-    def _bounded(self, site: Site, wanted: float) -> tuple[Choice, float]:
-        """The allowed choice nearest to what an action wants, and the action that means it."""
-        guide = self._guide
-        if guide is None:
-            choice = site.choices[site.nearest(wanted, self.constraint.allowed(self._prefix))]
-            return choice, choice.ratio
-        choice = site.choices[site.nearest(guide.ratio(self._prefix, wanted), guide.allowed(self._prefix))]
-        return choice, guide.action(self._prefix, choice.ratio)

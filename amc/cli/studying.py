@@ -51,6 +51,9 @@ def sweep(
     profiles: Annotated[
         list[str] | None, typer.Option("--profiles", help="Sweep under each of these profiles: board.json phone ...")
     ] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="One search over the range of --budgets, asked for each of them.")
+    ] = False,
     tune: Annotated[
         list[str] | None,
         typer.Option("--tune", help="Tune instead: KEY=LOW..HIGH or KEY=A,B,C, such as learning.sigma=0.05..0.3"),
@@ -68,7 +71,11 @@ def sweep(
 
     several = tuple(budgets or list(config.constraint.values())[:1])
     grid = Grid(budgets=several, agents=tuple(agents or [config.agent]), seeds=seeds)
-    if len(profiles or []) > 1:
+    if shared:
+        from amc.runs.studies.shared import run_shared
+
+        run_shared(config, grid, out, _say, workers).show(console)
+    elif len(profiles or []) > 1:
         for found in run_sweeps(config, grid, profiles or [], out, _say, workers).values():
             found.show(console)
     else:

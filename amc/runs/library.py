@@ -18,6 +18,7 @@ from amc.reporting.screen import ConsoleScreen
 from amc.runs.finetuning.run import finetune_run
 from amc.runs.found import Result, reopened
 from amc.runs.runner import Ended, NoScreen, Screen, nothing_left, resume_run, run_on
+from amc.runs.teaching import asking
 from amc.tasks.task import Task
 from envs.importance.importance import Importance, Score
 from envs.repair.repair import Repair
@@ -75,6 +76,38 @@ def search(
             return reopened(folder, objects)
         run = run_on(config, folder, screen, WorkersConfig(workers=workers), objects=objects)
     return Result.of(run, kept=out is not None)
+
+
+def policy(
+    run: Result | Path | str,
+    budgets: Mapping[str, float],
+    *,
+    refine: int = 0,
+    out: Path | str | None = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Asks the agent of a search over a range for the policy of one budget, confirmed like every search's result.
+
+    Args:
+        run: The run folder of that search, or its result where the folder was kept.
+        budgets: Cost -> budget within the range; a cost that is left out has the one of the range's middle.
+        refine: Episodes to spend on improving the answer.
+        out: Run folder; as for `search`.
+        workers: Ray workers on this machine; 0: this process.
+        progress: Show bars.
+
+    Raises:
+        ValueError: If the folder holds no such agent, or its range does not hold the budget; one line.
+    """
+    path = run.folder if isinstance(run, Result) else Path(run)
+    if path is None:
+        raise ValueError("an agent is asked from its run folder, but the search kept none: search with out=")
+    config = asking(path, budgets, refine)
+    with ExitStack() as stack:
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        ended = run_on(config, folder, stack.enter_context(shown(progress)), WorkersConfig(workers=workers))
+    return Result.of(ended, kept=out is not None)
 
 
 def resume(

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from amc.search.ranges.environment import RangedEnv
 from amc.search.ranges.pose import Pose
 from amc.tasks.plugins import describe
 from envs.observation import ObservationArray
@@ -98,13 +99,12 @@ class Rollout:
         self.retries = 0
         self.environment = PruningEnv(constraint, evaluate.policy, self._evaluate, self._reward)
 
-    def enter(self, round_: Round, pose: Pose | None = None) -> PruningEnv:
+    def enter(self, round_: Round, pose: Pose | None = None) -> PruningEnv | RangedEnv:
         """The environment for one episode of a round; of a range, with the episode's own budgets."""
         self._round, self._pose, self.retries = round_, pose, 0
         if pose is None:
             return self.environment
-        guide = pose.guide(self.constraint)
-        return PruningEnv(guide.constraint, self._evaluating.policy, self._evaluate, self._reward, guide)
+        return RangedEnv(pose.guide(self.constraint), self._evaluating.policy, self._evaluate, self._reward)
 
     def _evaluate(self, assignment: Assignment) -> Evaluation:
         """The evaluation of an assignment: known, or made, again if that fails.

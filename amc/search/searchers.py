@@ -18,11 +18,10 @@ from amc.problem.setup import Setup
 from amc.search.allocation.groups import alone
 from amc.search.allocation.knapsack import linearize
 from amc.search.ranges.budgets import GRID
-from amc.search.ranges.guides import KNAPSACK
+from amc.search.ranges.guides import KNAPSACK, STILL, Guide
 from envs.lookup import find
 from envs.observation import FEATURES
 from envs.space.assignment import Assignment, Key
-from envs.space.guide import Guide
 
 RANGED: dict[str, Any] = {
     "step_code": False,
@@ -58,7 +57,7 @@ def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:
 
 
 def ranged_searcher(config: SearchConfig, setup: Setup) -> Searcher:
-    """The searcher of a range of budgets: actions are changes of the knapsack's solution, which 0.5 stands for.
+    """The searcher of a range of budgets: an action says how much a site's damage counts.
 
     Args:
         config: With a range.
@@ -67,10 +66,10 @@ def ranged_searcher(config: SearchConfig, setup: Setup) -> Searcher:
     steps = len(setup.sites)
     settings = _settings(config, RANGED)
     inputs = SearchInputs(
-        observation_size=Guide.size_for(len(setup.constraint.budgets)),
+        observation_size=Guide.size(len(setup.constraint.budgets)),
         steps=steps,
         seed=config.seed,
-        starts=[(KNAPSACK, [0.5] * steps)] * GRID,
+        starts=[(KNAPSACK, [STILL] * steps)] * GRID,
         settings=settings,
         shares=[0.0] * steps,  # what is left of the budget is spread over later sites as it is
         sigma=settings.warmup_start_sigma,

@@ -18,12 +18,14 @@ from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
 from amc.scoring.draws import Role
 from amc.scoring.scorer import read
+from amc.search.allocation.again import corrected, steps_around
 from amc.search.allocation.curves import damage_curves
+from amc.search.allocation.knapsack import knapsack
 from amc.search.ranges.course import guides_of, middle_of
 from amc.search.ranges.guides import KNAPSACK, solutions
 from amc.search.ranges.taught import Taught
 from amc.search.tools import Tools
-from envs.compression.damage import damage_named, forward, total_damage
+from envs.compression.damage import Curve, damage_named, forward, total_damage
 from envs.network.inference import inference_copy
 from envs.network.inputs import channels_last, mapped
 from envs.parallel import map_chunks
@@ -71,10 +73,30 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
     setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
     distinct = list(dict.fromkeys(setup.assignment(values) for values in solutions(constraint, curves).values()))
-    if len(distinct) == 1:
-        return distinct[0]
-    judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
-    return distinct[min(judged)[1]]
+    best = distinct[0]
+    if len(distinct) > 1:
+        judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
+        best = distinct[min(judged)[1]]
+    for _ in range(prepared.config.knapsack.rounds - 1):
+        again = _solved_again(prepared, pool, tools, constraint, next(iter(curves.values())), best)
+        if again == best:
+            break
+        best = again
+    return best
+
+
+def _solved_again(
+    prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint, curves: Sequence[Curve], best: Assignment
+) -> Assignment:
+    """The knapsack on curves corrected around a solution, or that one if the audition prefers it; charged."""
+    setup = prepared.setup
+    steps = steps_around(setup.sites, best.values)
+    tried = [best, *(setup.assignment(step) for step in steps)]
+    before, *after = audition(prepared, pool, tools, tried)
+    found = setup.assignment(knapsack(constraint, corrected(curves, best.values, steps, before, after)))
+    if found == best or audition(prepared, pool, tools, [found])[0] >= before:
+        return best
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,8 @@ def paper(inputs: SearchInputs) -> Searcher:
     return ddpg(replace(inputs, settings=PAPER_SETTINGS.changed(hidden=(16, 16), warmup_episodes=6)))
 
 
-SEARCHERS: dict[str, MakeSearcher] = {**{name: find("agent", name, AGENTS) for name in AGENTS}, "paper": paper}
+INSTALLED = [name for name in AGENTS if name not in ("tpe", "gp") or find_spec("optuna")]
+SEARCHERS: dict[str, MakeSearcher] = {**{name: find("agent", name, AGENTS) for name in INSTALLED}, "paper": paper}
 VARIANTS = {"td3", "sac", "paper"}
 """Searchers whose states, seeds and plans are kept by the same code as those of DDPG."""
 QUICK = ("a plan plays the same after pickling", "asking twice gives the same plans")

@@ -27,6 +27,7 @@ SLOW = {
     "docs/extending.md",
     "docs/guides/command_line.md",
     "docs/guides/patterns.md",
+    "docs/guides/ranges.md",
     "docs/hardware_profiles.md",
     "docs/own_task.md",
     "docs/ray.md",

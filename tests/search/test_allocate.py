@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amc.search.allocation import knapsack as allocate
+from amc.search.allocation.again import corrected, steps_around
 from amc.search.allocation.groups import Group, alone, together
 from amc.search.allocation.knapsack import exchange, is_additive, knapsack, linearize, solve_additive
 from amc.tasks.models.resnet_cifar import resnet20
@@ -279,3 +280,23 @@ def test_equal_problems_get_equal_answers(stacked: Stacked) -> None:
     costing = stacked(("dense", "conv"), 5).costing()
     constraint, curves = make_constraint(costing, ["macs", "memory"], 0.5), make_curves(costing, 1)
     assert knapsack(constraint, curves).tolist() == knapsack(constraint, curves).tolist()
+
+
+def test_a_curve_is_corrected_by_what_its_step_costs_in_the_whole_network(zoo: Callable[[str], Specimen]) -> None:
+    costing = zoo("residual").costing()
+    sites = costing.sites
+    curves = [
+        Curve(unit=s.name, kept=tuple(s.values().tolist()), damage=tuple((1 - s.ratios()).tolist())) for s in sites
+    ]
+    solution = np.asarray([site.values()[len(site.values()) // 2] for site in sites])
+    steps = steps_around(sites, solution)
+    assert all((np.flatnonzero(step != solution) == [place]).all() for place, step in enumerate(steps))
+    weights = 1.0 + np.arange(len(sites))
+
+    def damage(kept: IntArray) -> float:
+        each = [float(curve.at(kept[place : place + 1])[0]) for place, curve in enumerate(curves)]
+        return float(weights @ each)
+
+    found = corrected(curves, solution, steps, damage(solution), [damage(step) for step in steps])
+    factors = np.asarray([new.damage[0] / old.damage[0] for new, old in zip(found, curves, strict=True)])
+    np.testing.assert_allclose(factors, np.clip(weights / np.median(weights), 0.25, 4.0))

@@ -17,6 +17,7 @@ from amc.problem.given.door import competitors, passed
 from amc.runs.library import shown
 from amc.runs.studies.competition import run_compare
 from amc.runs.studies.findings import Comparison, Sweep, Tuning
+from amc.runs.studies.shared import run_shared
 from amc.runs.studies.sweep import Grid, run_sweep
 from amc.runs.studies.tuning import Range, run_tuning
 from amc.tasks.task import Task
@@ -64,6 +65,7 @@ def sweep(
     seeds: int = 3,
     out: Path | str = "runs/sweep",
     workers: int = 0,
+    shared: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> Sweep:
@@ -76,6 +78,7 @@ def sweep(
         seeds: Searches per agent and budget.
         out: Folder of all runs and of the front.
         workers: Ray workers of each search; 0: each plays its own episodes.
+        shared: One search per agent and seed over the range of all budgets, whose agent is asked for each.
         progress: Print a line whenever a search ends.
         settings: As for `search`, objects too.
 
@@ -93,7 +96,8 @@ def sweep(
     given = passed(task, {swept[0]: values[0], **fixed}, **settings)
     names, each = competitors(given.objects, agents)
     grid = Grid(budgets=tuple(values), agents=names, seeds=seeds)
-    return run_sweep(given.config, grid, Path(out), _teller(progress), WorkersConfig(workers=workers), each)
+    run = run_shared if shared else run_sweep
+    return run(given.config, grid, Path(out), _teller(progress), WorkersConfig(workers=workers), each)
 
 
 def tune(

@@ -135,10 +135,22 @@ def _swept(
     objects: Mapping[str, Objects],
 ) -> Sweep:
     claim(out, config)
-    missing = [trial for trial in trials.values() if not ended(out, trial)]
+    run_missing(list(trials.values()), out, say, workers, objects)
+    return drawn(config, grid, trials, out)
+
+
+def run_missing(
+    trials: Sequence[Trial], out: Path, say: Say, workers: WorkersConfig, objects: Mapping[str, Objects] = NOTHING
+) -> None:
+    """Runs those searches that have not ended, as `run_trials` does."""
+    missing = [trial for trial in trials if not ended(out, trial)]
     say(f"{len(trials)} searches, {len(trials) - len(missing)} of them have ended")
     if missing:
         run_trials(missing, out, say, workers, objects)
+
+
+def drawn(config: SearchConfig, grid: Grid, trials: Mapping[tuple[str, float, int], Trial], out: Path) -> Sweep:
+    """Writes the Pareto front of searches that have all ended."""
     results = {key: (out / RUNS / trial.name, _result(out, trial)) for key, trial in trials.items()}
     outcomes = [
         gather(agent, budget, [results[agent, budget, seed] for seed in range(grid.seeds)])

@@ -54,7 +54,7 @@ def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, lis
         "images": tensors_fingerprint(one for batch in batches for one in (*tensors(batch.inputs), batch.targets)),
         "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
-        "knapsack": knapsack.model_dump(mode="json"),
+        "knapsack": knapsack.model_dump(mode="json", exclude={"rounds"}),
         "sites": [[site.name, *([choice.value, choice.label] for choice in site.choices)] for site in setup.sites],
         "seed": config.seed,
         **({} if config.device == "cpu" else {"device": config.device}),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from agents.searcher import Answering, Plan, Searcher
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
@@ -14,11 +12,11 @@ from amc.search.allocation.curves import damage_curves
 from amc.search.episode import Episode, Line
 from amc.search.ranges.baseline import Baseline
 from amc.search.ranges.budgets import GRID, BudgetRange, Limits
-from amc.search.ranges.guides import KNAPSACK, Guides
+from amc.search.ranges.environment import walked
+from amc.search.ranges.guides import KNAPSACK, Guide, Guides
 from amc.search.ranges.pose import Pose, Posed
 from amc.search.tools import Tools
 from envs.space.assignment import Assignment, Key
-from envs.space.guide import Guide
 
 
 class Course(Protocol):
@@ -148,13 +146,4 @@ def answer_of(searcher: Searcher, guide: Guide) -> Assignment:
     """
     if not isinstance(searcher, Answering):
         raise ValueError("a range needs an agent that has a method `answer`, but this one has none: use ddpg")
-    plan = searcher.answer()
-    sites = guide.constraint.costing.sites
-    prefix: list[int] = []
-    action = 0.5
-    for step, site in enumerate(sites):
-        wanted = plan(step, guide.observe(prefix, action))
-        choice = site.choices[site.nearest(guide.ratio(prefix, wanted), guide.allowed(prefix))]
-        action = guide.action(prefix, choice.ratio)
-        prefix.append(choice.value)
-    return Assignment.of(sites, np.asarray(prefix))
+    return walked(guide, searcher.answer())

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from agents.searcher import FloatArray, Plan
 from amc.search.ranges.baseline import Level
 from amc.search.ranges.budgets import Limits
+from amc.search.ranges.guides import Guide
+from envs.compression.damage import Curve
 from envs.space.constraint import Budget, Constraint
-from envs.space.guide import Guide
 from hw_profiles.layers import IntArray
 
 
@@ -24,14 +22,14 @@ class Pose:
         limits: The budgets.
         fallback: [S] feasible completion.
         solution: [S] the knapsack's.
-        damages: [S, 4] as in `Guide`.
+        curves: Damage per site.
         level: The knapsack's reward; None for the knapsack's own solutions, whose gain is 0.
     """
 
     limits: Limits
     fallback: IntArray
     solution: IntArray
-    damages: NDArray[np.float64]
+    curves: tuple[Curve, ...]
     level: Level | None
 
     @classmethod
@@ -41,7 +39,7 @@ class Pose:
             limits=limits,
             fallback=guide.constraint.fallback,
             solution=guide.solution,
-            damages=guide.damages,
+            curves=guide.curves,
             level=level,
         )
 
@@ -50,7 +48,7 @@ class Pose:
         pairs = zip(constraint.budgets, self.limits, strict=True)
         budgets = tuple(Budget(cost, limit) for (cost, _), limit in pairs)
         own = replace(constraint, budgets=budgets, fallback=self.fallback)
-        return Guide(own, self.solution, self.damages)
+        return Guide(constraint=own, curves=self.curves, solution=self.solution)
 
     def gain(self, reward: float) -> float:
         """What the agent is told of a reward."""

@@ -8,9 +8,9 @@ from agents.searcher import Searcher, SearcherState, Teachable
 from amc.config.search import SearchConfig
 from amc.problem.setup import Setup
 from amc.search.ranges.course import answer_of
+from amc.search.ranges.guides import Guide
 from amc.search.searchers import ranged_searcher
 from envs.space.assignment import Assignment
-from envs.space.guide import Guide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,0 +1,103 @@
+"""The environment of one budget of a range: one step per site, the knapsack's solution and the reward at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.searcher import Plan
+from amc.search.ranges.guides import Guide
+from envs.reward import Evaluation, Reward
+from envs.space.assignment import Assignment
+from envs.space.policy import Policy
+
+Array = NDArray[np.float32]
+
+
+class RangedEnv(gymnasium.Env[Array, Array]):
+    """Walks the sites; each action says how much a site's damage counts, and the knapsack decides them all at the end.
+
+    Observation: Box(0, 1, (D,)) float32, `guides.COST_FEATURES` per budgeted cost and `guides.SITE_FEATURES`.
+    Action: Box(0, 1, (1,)) float32, a factor on the site's damage from 1 / REACH to REACH; 0.5 is 1.
+    Reward: 0 until the last site, then the reward of the evaluated policy; the episode terminates there.
+    Info: `executed_action`, `site`; at the end also `assignment`, `policy` and `evaluation`.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - the name and form are Gymnasium's
+
+    def __init__(
+        self,
+        guide: Guide,
+        policy_of: Callable[[Assignment], Policy],
+        evaluate: Callable[[Assignment], Evaluation],
+        reward: Reward,
+    ) -> None:
+        """Builds spaces; evaluates nothing yet.
+
+        Args:
+            guide: The knapsack at the episode's budgets.
+            policy_of: Turns an assignment into a policy.
+            evaluate: Compresses and scores an assignment's policy.
+            reward: Turns an evaluation into a number.
+        """
+        self._guide = guide
+        self._policy_of, self._evaluate, self._reward = policy_of, evaluate, reward
+        self._actions: list[float] = []
+        size = guide.size(len(guide.constraint.budgets))
+        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (size,), np.float32)
+        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+
+    @property
+    def assignment(self) -> Assignment:
+        """What was decided in the episode that has just ended.
+
+        Raises:
+            RuntimeError: If some site is undecided, or a budget is broken.
+        """
+        if len(self._actions) < self._guide.steps:
+            raise RuntimeError(f"an assignment needs {self._guide.steps} actions, but got {len(self._actions)}: step")
+        assignment = self._guide.assignment(self._actions)
+        if not self._guide.constraint.keeps(assignment.values).all():
+            raise RuntimeError(f"the knapsack must keep every budget, but did not: {assignment}")
+        return assignment
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Starts an episode."""
+        super().reset(seed=seed, options=options)
+        self._actions = []
+        return self._guide.observe([]), {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Says how much one site's damage counts.
+
+        Raises:
+            RuntimeError: After the last step, until `reset`.
+            ValueError: If the action is not a finite number.
+        """
+        if len(self._actions) == self._guide.steps:
+            raise RuntimeError("an episode has ended: call reset() before step()")
+        wanted = float(np.asarray(action).reshape(-1)[0])
+        if not np.isfinite(wanted):
+            raise ValueError(f"an action must be a finite number in [0, 1], but got {wanted}")
+        site = self._guide.constraint.costing.sites[len(self._actions)]
+        self._actions.append(min(max(wanted, 0.0), 1.0))
+        observation = self._guide.observe(self._actions)
+        info: dict[str, Any] = {"executed_action": self._actions[-1], "site": site.name}
+        if len(self._actions) < self._guide.steps:
+            return observation, 0.0, False, False, info
+        assignment = self.assignment
+        evaluation = self._evaluate(assignment)
+        info |= {"assignment": assignment, "policy": self._policy_of(assignment), "evaluation": evaluation}
+        return observation, float(self._reward(evaluation)), True, False, info
+
+
+def walked(guide: Guide, plan: Plan) -> Assignment:
+    """What a plan decides, without evaluating it."""
+    actions: list[float] = []
+    for step in range(guide.steps):
+        actions.append(float(plan(step, guide.observe(actions))))
+    return guide.assignment(actions)

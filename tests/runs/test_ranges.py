@@ -1,0 +1,141 @@
+"""A search over a range on disk: stopped and resumed, played by workers, asked for single budgets, learned on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+import amc
+from amc.config.parts import WorkersConfig
+from amc.config.search import SearchConfig, load_config
+from amc.runs.folder import EPISODES, RESULT, RunFolder
+from amc.runs.runner import NoScreen, new_run, resume_run
+from amc.runs.teaching import asking, taught_by
+from amc.search.ranges.budgets import GRID
+
+SETTINGS = {
+    "task": "tests.tasks.small:make_task",
+    "constraint": {"macs": "0.3:0.7"},
+    "reward_images": 100,
+    "round_size": 4,
+    "episodes": GRID + 8,
+    "warmup": 4,
+    "confirm": 1,
+    "compression": {"images": 48, "positions": 4, "quick_images": 32},
+    "knapsack": {"images": 32, "widths": 3, "damages": ["kl"]},
+    "learning": {"hidden": [16, 16]},
+}
+SAME = ("episodes.jsonl", "policy.json", "network.safetensors", "scores.safetensors")
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the search may catch it."""
+
+
+@pytest.fixture(scope="module")
+def ended() -> Iterator[Path]:
+    """The folder of a search over a range that was left alone."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMC_CACHE", f"{folder}/cache")
+        without_extras(patch)
+        new_run(SearchConfig(**SETTINGS), Path(folder, "run"), NoScreen())
+        yield Path(folder, "run")
+
+
+@pytest.fixture(autouse=True)
+def same_cache(ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(ended.parent / "cache"))
+    without_extras(monkeypatch)
+
+
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amc.runs.runner.write_report", lambda path, _: path.touch())
+    monkeypatch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})
+
+
+def equal(first: Path, second: Path) -> bool:
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in SAME)
+
+
+def test_every_episode_keeps_its_own_budget_and_the_knapsack_goes_first(ended: Path) -> None:
+    lines = [json.loads(line) for line in (ended / EPISODES).read_text().splitlines()]
+    assert all(line["costs"]["macs"] <= line["budgets"]["macs"] for line in lines)
+    assert len({line["budgets"]["macs"] for line in lines}) == len(lines) == GRID + 8
+    assert {line["searcher"] for line in lines[:GRID]} == {"knapsack"}
+    assert {line["reward"] for line in lines[:GRID]} == {0.0}
+    assert {line["searcher"] for line in lines[GRID:]} == {"ddpg"}
+
+
+def test_the_result_of_a_range_is_its_middle(ended: Path) -> None:
+    result = json.loads((ended / RESULT).read_text())
+    dense = result["dense"]["costs"]["macs"]
+    assert result["budgets"]["macs"] == pytest.approx(0.5 * dense)
+    assert result["found"]["costs"]["macs"] <= 0.5 * dense
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(2, marks=pytest.mark.slow), 5])
+def test_a_stopped_range_ends_as_one_left_alone(
+    ended: Path, rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = RunFolder.round, iter(range(1, 100))
+
+    def deadly(folder: RunFolder, snapshot: object) -> None:
+        if next(calls) == rounds:
+            raise Killed
+        original(folder, snapshot)  # type: ignore[arg-type]  # it is one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "round", deadly)
+        with pytest.raises(Killed):
+            new_run(SearchConfig(**SETTINGS), tmp_path / "stopped", NoScreen())
+    resume_run(tmp_path / "stopped", 0, NoScreen())
+    assert equal(ended, tmp_path / "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_workers_change_nothing_of_a_range(ended: Path, tmp_path: Path) -> None:
+    new_run(SearchConfig(**SETTINGS), tmp_path / "run", NoScreen(), workers=WorkersConfig(workers=2))
+    assert equal(ended, tmp_path / "run")
+
+
+def test_an_agent_answers_for_a_budget_and_is_not_worse_than_the_knapsack(ended: Path, tmp_path: Path) -> None:
+    found = amc.policy(ended, {"macs": 0.45}, refine=2, out=tmp_path / "answer", progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "answer" / EPISODES).read_text().splitlines()]
+    assert [line["searcher"] for line in lines] == ["answer", "knapsack", "uniform", "swap", "swap"]
+    dense = found.record["dense"]["costs"]["macs"]
+    assert all(line["costs"]["macs"] <= 0.45 * dense for line in lines)
+    again = amc.policy(ended, {"macs": 0.45}, refine=2, out=tmp_path / "again", progress=False)
+    assert again.record["found"]["choices"] == found.record["found"]["choices"]
+    assert equal(tmp_path / "answer", tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"), [({"macs": 0.8}, "within its range macs=0.3:0.7"), ({"params": 0.5}, "the same ones")]
+)
+def test_a_budget_that_was_not_learned_is_refused(ended: Path, budgets: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        asking(ended, budgets, 0)
+
+
+def test_a_run_of_one_budget_has_no_agent_to_ask(tmp_path: Path) -> None:
+    folder = tmp_path / "single"
+    RunFolder.create(folder, load_config(None, {"task": "digits"}))
+    with pytest.raises(ValueError, match="only a search over a range"):
+        taught_by(folder)
+
+
+def test_an_agent_learns_on_from_another_run_and_not_from_one_of_another_kind(ended: Path, tmp_path: Path) -> None:
+    further = {**SETTINGS, "constraint": {"macs": "0.4:0.6"}, "agent_from": str(ended), "episodes": GRID + 4}
+    run = new_run(SearchConfig(**further), tmp_path / "further", NoScreen())
+    begun = run.snapshot.searcher.numbers["learned_from"]
+    assert begun == GRID  # without a warm-up
+    wider = {**further, "learning": {"hidden": [8, 8]}}
+    with pytest.raises(ValueError, match="the same networks and observations"):
+        new_run(SearchConfig(**wider), tmp_path / "wider", NoScreen())
+    shutil.rmtree(tmp_path / "further")
