@@ -120,7 +120,7 @@ class Inspection:
         stays: In the order of the network's modules.
         patterns: Every layer with a counted weight, where patterns are chosen; else ().
         uncounted: Operators that no cost counts.
-        untraced: Why torch.fx could not trace the network, "" if it could.
+        untraced: Why the network could not be traced, "" if it could.
     """
 
     task: str

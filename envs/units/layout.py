@@ -136,7 +136,8 @@ def _family(
     for column, unit in enumerate(units):
         removal = first[unit.name]
         for row, (before, after) in enumerate(zip(calls, removal.calls, strict=True)):
-            outputs[row, column] = (before.after[axes[row]] - after.after[axes[row]]) // removal.dropped
+            if before.after:  # not a single number
+                outputs[row, column] = (before.after[axes[row]] - after.after[axes[row]]) // removal.dropped
         _weighted_inputs(network, graph, unit, inputs, column)
     weightless = np.asarray([not layer.has_weight for layer in dense.layers])
     inputs[weightless] = outputs[weightless]
