@@ -286,7 +286,7 @@ def _positions(shape: Shape, axis: int) -> Shape:
 
 def _normalizes_others(module: nn.Module | None, after: Shape, axis: int) -> bool:
     """Whether the parameters of a normalization belong to another axis than the one that units change (heads)."""
-    return isinstance(module, nn.LayerNorm) and axis < len(after) - len(module.normalized_shape)
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and axis < len(after) - len(module.normalized_shape)
 
 
 def _channel_params(module: nn.Module | None, channels: int) -> int:
