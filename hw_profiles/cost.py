@@ -175,7 +175,7 @@ class Memory:
         """
         if not layout.edges_known:
             raise ValueError(
-                "a `memory=` budget needs the network's data flow, but torch.fx could not trace it: "
+                "a `memory=` budget needs the network's data flow, but it could not be traced: "
                 "use macs= or params=, or make its forward traceable"
             )
         live = live_values(layout, widths).max(axis=1)

@@ -12,7 +12,7 @@ from amc.config.budgets import COVERAGE
 from amc.config.search import SearchConfig
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from envs.lookup import passed_in
-from envs.network.graph import trace
+from envs.network.graph import Graph, trace
 from envs.network.inputs import Inputs
 from envs.network.recount import CountMismatch, confirm_macs, independent_macs
 from envs.space.branch_sites import KEPT, REMOVED, BranchSite, with_branches
@@ -133,16 +133,27 @@ def skipped_patterns(shapes: ShapeRules | None, table: LatencyTable | None) -> t
 
 
 def recount(
-    network: nn.Module, example_input: Inputs, costs: Sequence[Cost], patterns: Mapping[str, str]
+    network: nn.Module,
+    example_input: Inputs,
+    costs: Sequence[Cost],
+    patterns: Mapping[str, str],
+    like: Graph | None = None,
 ) -> dict[str, float]:
     """Costs by name of a real network, traced anew; its multiply-accumulates are counted in two independent ways.
+
+    Args:
+        network: The network.
+        example_input: Input of batch 1.
+        costs: What is counted.
+        patterns: Layer name -> pattern.
+        like: The graph of the network that it was sliced from: see `trace`.
 
     Raises:
         PatternMismatch: If a weight does not keep to the pattern by which it would be counted.
         CountMismatch: If its layout counts other multiply-accumulates than its own forward runs.
     """
     verify_network(network, patterns)
-    graph = trace(network, example_input)
+    graph = trace(network, example_input, like=like)
     layout = read_layout(network, graph, example_input)
     confirm_macs(layout, graph, independent_macs(network, example_input), "the pruned network")
     layout = replace(layout, layers=tuple(replace(a, pattern=patterns.get(a.name, "dense")) for a in layout.layers))

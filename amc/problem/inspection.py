@@ -140,7 +140,7 @@ class Inspection:
         patterns: Every layer with a counted weight, where patterns are chosen; else ().
         branches: Residual branches, where whole ones may be removed; else ().
         uncounted: Operators that no cost counts.
-        untraced: Why torch.fx could not trace the network, "" if it could.
+        untraced: Why the network could not be traced, "" if it could.
     """
 
     task: str

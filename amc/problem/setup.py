@@ -118,7 +118,7 @@ class Setup:
         macs = Macs(skips=skipped_patterns(self.shapes, self.table))
         wanted: list[Cost] = [macs, Params(), *(budget.cost for budget in self.constraint.budgets)]
         wanted += [self.table] if self.table is not None else []
-        return recount(network, self.task.example_input, wanted, patterns or {})
+        return recount(network, self.task.example_input, wanted, patterns or {}, self.anatomy.graph)
 
 
 def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Objects = NO_OBJECTS) -> Setup:

@@ -24,7 +24,7 @@ def inspection_tables(found: Inspection) -> RenderableType:
     if found.untraced:
         parts.append(
             Text(
-                f"torch.fx could not trace this network ({found.untraced}): layer-wise repair is used instead of "
+                f"this network could not be traced ({found.untraced}): layer-wise repair is used instead of "
                 "sequential, and memory= budgets are not available"
             )
         )

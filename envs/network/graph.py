@@ -1,7 +1,7 @@
 """One traced operator graph per network: the only source for layouts, folding and repair.
 
-Tracing is torch.fx; a network that it cannot trace still gets a `Graph` of its modules in execution order,
-without edges. Module names are keys here, never read for meaning.
+Tracing is torch.fx, where it cannot torch.export; a network that neither can trace still gets a `Graph` of its
+modules in execution order, without edges. Module names are keys here, never read for meaning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from envs.network.inputs import Inputs, call, sizes
 from envs.network.interpreter import Interpreter, run
 from envs.network.kinds import function_kind, module_kind, plain_name
 from envs.network.tracing.exported import exported
-from envs.network.tracing.leaves import constant
+from envs.network.tracing.leaves import constant, is_leaf
 from envs.network.tracing.symbolic import symbolic
 from hw_profiles.layers import Kind
 
@@ -74,7 +74,7 @@ class Graph:
 
     Attributes:
         nodes: The tensor-valued operators.
-        program: The torch.fx graph they came from (None: not traceable), free of in-place operators.
+        program: The program they came from (None: not traceable), free of in-place operators.
         channels_last: Whether the network also runs on channels-last maps (a `view` in its code can forbid it).
         reason: Why there is no program.
     """
@@ -93,10 +93,10 @@ class Graph:
         """The program.
 
         Raises:
-            ValueError: If torch.fx could not trace the network.
+            ValueError: If the network could not be traced.
         """
         if self.program is None:
-            raise ValueError(f"this needs a network that torch.fx can trace, but it cannot: {self.reason}")
+            raise ValueError(f"this needs a network that can be traced, but it cannot: {self.reason}")
         return self.program
 
     def order(self) -> dict[str, int]:
@@ -131,15 +131,22 @@ class Graph:
 
 
 def trace(
-    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, attributes: Collection[str] = ()
+    network: nn.Module,
+    example_input: Inputs,
+    samples: Inputs | None = None,
+    attributes: Collection[str] = (),
+    *,
+    like: Graph | None = None,
 ) -> Graph:
-    """Traces `network`; falls back to module order when torch.fx cannot.
+    """Traces `network` with torch.fx, else with torch.export; falls back to module order where neither can.
 
     Args:
         network: Any module that maps tensors to a tensor (or a structure of tensors).
         example_input: Input of batch 1.
         samples: A few real inputs, which may be longer or shorter: what is traced must hold for them, too.
         attributes: Numbers and buffers of its modules that the program reads off the network that it runs on.
+        like: The graph of the network that this one was sliced from: where torch.fx cannot trace it and the program
+            there computes what it does, torch.export, which takes seconds, need not.
 
     Raises:
         ValueError: If the network does not run on the example input, or is scripted.
@@ -151,23 +158,38 @@ def trace(
         expected = _output(twin, example_input)
         macs = counter.take()
     fast = runs_channels_last(twin, example_input, expected)
-    reason = ""
-    tracers: dict[str, Callable[[nn.Module, Inputs], fx.Graph]] = {
-        "torch.fx": partial(symbolic, attributes=attributes),
-        "torch.export": exported,
-    }
-    for kind, tracer in tracers.items():
+    reasons: list[str] = []
+    for tracer in _tracers(attributes, like):
         try:
             program = tracer(twin, example_input)
             values, multiplied = _run_counted(program, twin, example_input)
             _confirm(program, twin, samples, values, expected, sum(multiplied.values()), macs)
         except Exception as error:  # whatever the traced code raises
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            logger.info("%s cannot trace %s (%s)", kind, type(network).__name__, reason)
+            reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            logger.info("%s: no program by %s (%s)", type(network).__name__, tracer, reasons[-1])
             continue
         _erase_unheard(program, values, multiplied)
         return Graph(_nodes_of(program, values, multiplied, twin), program, fast)
-    return Graph(_nodes_by_hooks(twin, example_input), None, fast, reason)
+    return Graph(_nodes_by_hooks(twin, example_input), None, fast, "; ".join(reasons))
+
+
+_Tracer = Callable[[nn.Module, Inputs], fx.Graph]
+
+
+def _tracers(attributes: Collection[str], like: Graph | None) -> list[_Tracer]:
+    """How programs are had, the quickest way first; where a network had none, what is sliced from it has none."""
+    recorded = partial(symbolic, attributes=attributes)
+    if like is None:
+        return [recorded, exported]
+    return [recorded] if like.program is None else [recorded, partial(_known, like.program), exported]
+
+
+def _known(program: fx.Graph, network: nn.Module, example_input: Inputs) -> fx.Graph:
+    """A program that is known already, if all modules that it calls are still layers."""
+    for name in {str(node.target) for node in program.nodes if node.op == "call_module"}:
+        if not is_leaf(network.get_submodule(name), name):
+            raise ValueError(f"{name!r} is no layer any more")
+    return program
 
 
 def _confirm(

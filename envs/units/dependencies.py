@@ -6,6 +6,7 @@ The graph is Torch-Pruning's; it is walked here, so that one layer whose channel
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from envs.network.kinds import WEIGHTED
 from envs.units.culprit import first_line
 from envs.units.fates import fate
 from envs.units.islands import Island
+
+ARRIVALS = 256
+"""Largest number of different sets of channels with which a walk reaches one axis: beyond, it would go on for hours."""
 
 
 class Item(NamedTuple):
@@ -152,13 +156,15 @@ def _walk(dependencies: tp.DependencyGraph, root: nn.Module, longest: int) -> li
     """All axes that depend on a layer's output channels.
 
     Raises:
-        ValueError: If a channel has more places than any layer: the walk has lost it, and might never end.
+        ValueError: If a channel has more places than any layer, or an axis is reached with ever other channels, as
+            behind halves that change places (rotary positions): the walk has lost it, and might never end.
     """
     pruner = dependencies.get_pruner_of_module(root)
     indices: Sequence[Any] = [_Index(k, k) for k in range(pruner.get_out_channels(root))]
     start = (dependencies.module2node[root], pruner.prune_out_channels)
     places: dict[tuple[Any, Any], dict[int, int]] = {start: {index.idx: index.root_idx for index in indices}}
     seen, waiting = {(*start, frozenset(indices))}, [(*start, indices)]
+    arrivals: Counter[tuple[Any, Any]] = Counter()
     while waiting:
         node, handler, here = waiting.pop()
         for step in (step for step in node.dependencies if step.is_triggered_by(handler)):
@@ -171,6 +177,9 @@ def _walk(dependencies: tp.DependencyGraph, root: nn.Module, longest: int) -> li
             if indices and (*reached, frozenset(indices)) not in seen:
                 seen.add((*reached, frozenset(indices)))
                 waiting.append((*reached, indices))
+                arrivals[reached] += 1
+                if arrivals[reached] > ARRIVALS:
+                    raise ValueError(f"{arrivals[reached]} sets of channels")
                 known = places.setdefault(reached, {})
                 for index in indices:
                     known.setdefault(index.idx, index.root_idx)

@@ -146,7 +146,7 @@ def test_a_network_that_cannot_be_traced_says_why(fresh: Callable[[str], nn.Modu
     found = inspected(fresh("branching"))
     assert found.untraced
     assert [cost.name for cost in found.costs] == ["macs", "params"]
-    assert "could not trace" in shown(found)
+    assert "could not be traced" in shown(found)
 
 
 def test_no_name_of_resnet56_is_cut_or_folded() -> None:

@@ -62,7 +62,7 @@ class WatchedCost:
         """
         if self.needs_edges and not layout.edges_known:
             raise ValueError(
-                f"the cost {self.name!r} needs the network's data flow, but torch.fx could not trace it: "
+                f"the cost {self.name!r} needs the network's data flow, but it could not be traced: "
                 "bound another cost, or make its forward traceable"
             )
         try:

@@ -6,6 +6,7 @@ dictionaries, caches, sizes in conditions.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def exported(network: nn.Module, example_input: Inputs) -> fx.Graph:
 
     Raises:
         Exception: Whatever torch.export raises where the forward depends on values.
-        ValueError: If the forward changes a buffer, or branches within the program.
+        ValueError: If the forward changes a buffer, or parts of it run under other rules (a precision, a branch).
     """
     twin = copy_network(network)
     several = repeated(example_input, 2)  # a batch of one would be taken for a constant
@@ -63,6 +64,9 @@ def _functional(network: nn.Module, given: tuple[Tensor, ...]) -> Any:
     from torch.export import Dim, export  # takes a second to import
 
     sizes = tuple(dict.fromkeys(range(tensor.ndim), Dim.AUTO) for tensor in given)
-    program = export(network, given, dynamic_shapes={"given": sizes}, strict=False)
-    schemas = (getattr(node.target, "_schema", None) for node in program.graph.nodes)
-    return program.run_decompositions({}) if any(one is not None and one.is_mutable for one in schemas) else program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own age
+        program = export(network, given, dynamic_shapes={"given": sizes}, strict=False)
+        schemas = (getattr(node.target, "_schema", None) for node in program.graph.nodes)
+        in_place = any(schema is not None and schema.is_mutable for schema in schemas)
+        return program.run_decompositions({}) if in_place else program

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._pytree import tree_unflatten
 
 from envs.network.tracing.leaves import constant
@@ -30,9 +31,6 @@ _SAME = ("alias", "detach", "lift_fresh", "lift_fresh_copy")
 
 _METHODS = {"view": "reshape", "sym_size": "size", "contiguous": "contiguous", "expand": "expand"}
 """Operators that are methods of tensors only; `view` becomes `reshape`, which also takes channels-last maps."""
-
-_CONTEXTS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
-"""Parts of a program that run without gradients, or in a precision."""
 
 _END = 2**63 - 1
 """Where a slice stops that has no stop."""
@@ -51,7 +49,7 @@ def rewritten(
         device: Where it was exported: what the program puts there will be put where the inputs are.
 
     Raises:
-        ValueError: If the forward changes a buffer, or branches within the program.
+        ValueError: If the forward changes a buffer, or parts of it run under other rules (a precision, a branch).
     """
     nodes = list(program.graph.nodes)
     given = {node.name: node for node in nodes if node.op == "placeholder"}
@@ -106,9 +104,7 @@ class _Writer:
     def add_operators(self, nodes: Iterable[fx.Node]) -> None:
         """Everything between inputs and outputs."""
         for node in nodes:
-            if node.op == "get_attr":  # a part of the program
-                self._known[node] = operator.attrgetter(str(node.target))(node.graph.owning_module)
-            elif node.op == "call_function":
+            if node.op == "call_function":
                 last = next(iter(reversed(self.graph.nodes)))
                 self._known[node] = self._written(node)
                 while last.next.op != "root":
@@ -126,10 +122,8 @@ class _Writer:
         target: Any = node.target
         if target is layer_operator():
             return self._layer(node)
-        if getattr(target, "_name", "") in _CONTEXTS:
+        if isinstance(target, HigherOrderOperator):
             return self._inlined(node)
-        if isinstance(target, torch._ops.HigherOrderOperator):
-            raise ValueError(f"its program holds a branch ({target})")
         args, kwargs = self._arguments(node.args), self._arguments(node.kwargs)
         if target is operator.getitem and isinstance(args[0], list):
             return args[0][args[1]]
@@ -173,15 +167,15 @@ class _Writer:
             module = self.graph.call_function(operator.getitem, (module, step))
         return module
 
-    def _inlined(self, node: fx.Node) -> Any:
-        """A part of the program in the place of its call."""
-        args = self._arguments(node.args)
-        place = next(place for place, one in enumerate(args) if isinstance(one, fx.GraphModule))
-        if "autocast" in str(node.target) and any(one is True for one in args[:place]):
-            raise ValueError("its forward chooses a precision by itself (torch.autocast)")
-        inner = list(args[place].graph.nodes)
+    def _inlined(self, node: fx.Node) -> list[Any]:
+        """A part that the forward runs with automatic precision switched off, in the place of its call."""
+        if str(node.target) != "wrap_with_autocast" or node.args[2] is not False:
+            raise ValueError(f"a part of its program runs under other rules ({node.target})")
+        module: Any = node.graph.owning_module
+        part, *given = node.args[4:]
+        inner = list(module.get_submodule(str(part.target)).graph.nodes)  # type: ignore[union-attr]
         ends = [one for one in inner if one.op == "placeholder"]
-        self._known |= dict(zip(ends, args[place + 1 :], strict=True))
+        self._known |= dict(zip(ends, self._arguments(given), strict=True))
         self.add_operators(inner)
         return list(self._arguments(inner[-1].args[0]))
 
@@ -198,11 +192,11 @@ def _does_nothing(node: fx.Node, name: str) -> bool:
     return False
 
 
-def _slice(source: fx.Node, axis: int = 0, start: Any = None, stop: Any = None, step: Any = 1) -> tuple[fx.Node, Any]:
-    before = () if axis < 0 else (slice(None),) * axis
+def _slice(source: fx.Node, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> tuple[fx.Node, Any]:
+    """Arguments of `getitem` for a slice of one axis."""
     cut = slice(start, None if stop == _END else stop, None if step == 1 else step)
-    after = (slice(None),) * (-1 - axis) if axis < 0 else ()
-    return source, (*(before or (Ellipsis,) if axis < 0 else before), cut, *after)
+    whole = slice(None)
+    return source, (*[whole] * axis, cut) if axis >= 0 else (Ellipsis, cut, *[whole] * (-1 - axis))
 
 
 def _function(target: Any, name: str) -> Any:
