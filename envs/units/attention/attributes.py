@@ -123,5 +123,5 @@ def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given
 def _tensors(value: Any) -> Any:
     """The first tensor that a module gives: attention weights beside it have as many heads as there are."""
     if isinstance(value, (tuple, list)):
-        return next(one for one in value if isinstance(one, Tensor))
+        return next((one for one in value if isinstance(one, Tensor)), ())
     return value
