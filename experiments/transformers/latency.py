@@ -59,7 +59,7 @@ def check(folders: dict[str, Path]) -> None:
         def run(name: str = name, options: list[object] = options) -> dict[str, Any]:
             said = amc("profile", "measure", *options, "--out", PROFILE)
             found = amc("profile", "check", PROFILE, *options, "--networks", NETWORKS[name], "--json")
-            checked: dict[str, Any] = json.loads(found)
+            checked: dict[str, Any] = json.loads(found[found.index("{") :])  # behind warnings
             return checked | {"measured": said.splitlines()}
 
         once(f"check-{name}", run)
