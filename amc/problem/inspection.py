@@ -191,7 +191,7 @@ def _costs(anatomy: Anatomy, sites: Sequence[Site], shapes: ShapeRules | None) -
     costing = Costing(anatomy.family, tuple(sites), shapes)
     lightest = costing.fitted(costing.lightest()[None, :])[0]
     known: dict[str, CountedCost] = {**COSTS, "macs": Macs(skips=skipped_patterns(shapes, None))}
-    spans = []
+    spans: list[CostSpan] = []
     for cost in (cost for cost in known.values() if dense.edges_known or not cost.needs_edges):
         full, least = cost_of(cost, dense), costing.one(cost, lightest)
         share = least / full if full else 1.0

@@ -59,7 +59,8 @@ def check(folders: dict[str, Path]) -> None:
         def run(name: str = name, options: list[object] = options) -> dict[str, Any]:
             said = amc("profile", "measure", *options, "--out", PROFILE)
             found = amc("profile", "check", PROFILE, *options, "--networks", NETWORKS[name], "--json")
-            return json.loads(found) | {"measured": said.splitlines()}
+            checked: dict[str, Any] = json.loads(found[found.index("{") :])  # behind warnings
+            return checked | {"measured": said.splitlines()}
 
         once(f"check-{name}", run)
 
@@ -119,10 +120,11 @@ def _halves() -> list[str]:
     for name, found in _stored("half-result-*"):
         times = found["measured"]["latency_ms"]
         for network in ("dense", "uniform", "found"):
-            score, costs = found[network]["accuracy"], found[network]["costs"]
+            accuracy, costs = found[network]["accuracy"], found[network]["costs"]
+            scores = " | ".join(f"{100 * accuracy[split]:.1f}" for split in ("validation", "test"))
             macs = costs["macs"] / found["dense"]["costs"]["macs"]
             rows.append(
-                f"| {name.rpartition('-')[2]} | {network} | {100 * score['validation']:.1f} | {100 * score['test']:.1f} | "
+                f"| {name.rpartition('-')[2]} | {network} | {scores} | "
                 f"{costs['latency_ms']:.3f} | {times[network]:.3f} | {times[network] / times['dense']:.3f} | "
                 f"{macs:.0%} | {found['commit']} |"
             )

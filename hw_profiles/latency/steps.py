@@ -119,8 +119,9 @@ class _Builder:
         return replace(shape, activation=activation) if activation and shape.op in (*CONVOLVING, "add") else None
 
     def _added_in_norm(self, index: int) -> bool:
-        """Whether an addition runs inside a layer norm behind it: only where the sizes of both addends are known."""
-        return self.execution.tokens.adds_in_norms and not self.unsized[index]
+        """Whether an addition runs inside a layer norm behind it: of two tensors whose sizes are known."""
+        both = len(self.layout.layers[index].inputs) == 2
+        return self.execution.tokens.adds_in_norms and both and not self.unsized[index]
 
     def _adds_bias(self, index: int) -> bool:
         """Whether the bias of a linear layer over positions is a step of its own."""
