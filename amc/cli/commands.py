@@ -25,7 +25,7 @@ from amc.runs.ending import measured_latency
 from amc.runs.found import Result
 from amc.runs.runner import HERE, Ended, new_run, resume_run
 from amc.runs.studies.competition import run_compare
-from amc.runs.teaching import asking
+from amc.runs.studies.teaching import asking
 from envs.space.policy import Policy
 
 
