@@ -77,7 +77,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
     if len(distinct) > 1:
         judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
         best = distinct[min(judged)[1]]
-    for _ in range(prepared.config.knapsack.rounds - 1):
+    for _ in range((prepared.config.knapsack.rounds or 1) - 1):
         again = _solved_again(prepared, pool, tools, constraint, next(iter(curves.values())), best)
         if again == best:
             break
@@ -119,7 +119,7 @@ def guides_of(prepared: Prepared, pool: Pool, tools: Tools, best: Key) -> Guides
     setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
     guides = Guides(setup.constraint, curves, best)
-    if prepared.config.knapsack.rounds == 1:
+    if (prepared.config.knapsack.rounds or 1) == 1:
         return guides
     around = setup.assignment(guides.at(middle_of(prepared)).solution)
     again, _ = _measured_again(prepared, pool, tools, curves[guides.kind], around)
