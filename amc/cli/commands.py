@@ -30,7 +30,7 @@ from amc.runs.found import Result
 from amc.runs.result_file import read_result
 from amc.runs.runner import HERE, Ended, new_run, resume_run
 from amc.runs.studies.competition import run_compare
-from amc.runs.teaching import asking
+from amc.runs.studies.teaching import asking
 from envs.space.policy import Policy
 
 

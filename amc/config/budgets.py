@@ -80,12 +80,16 @@ def with_range(values: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If a range is no pair of ascending positive numbers, both fractions or both absolute.
     """
     budgets = dict(values["constraint"])
-    ranges = {name: _pair(str(name), value) for name, value in budgets.items() if isinstance(value, (str, list, tuple))}
+    ranges = {name: _pair(str(name), value) for name, value in budgets.items() if _is_range(value)}
     if not ranges:
         return dict(values)
     middles = {name: round((low + high) / 2, 6) for name, (low, high) in ranges.items()}
     named = {SYNONYMS.get(name, name): pair for name, pair in ranges.items()}
     return {**values, "constraint": budgets | middles, "budget_range": named}
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, str) and ":" in value)
 
 
 def _pair(name: str, value: Any) -> tuple[float, float]:

@@ -22,6 +22,7 @@ WORDS: dict[Any, tuple[str, str]] = {
     str: ("text", "texts"),
     bool: ("true or false", "truth values"),
     Path: ("path", "paths"),
+    tuple[float, float]: ("pair of numbers", "pairs of numbers"),
 }
 """Type -> what it is called, one and many."""
 SIGNS: dict[type, tuple[str, str]] = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}

@@ -28,8 +28,11 @@ class KnapsackConfig(Part):
     )
     images: int = Field(512, ge=16, description="calibration images per variant")
     widths: int = Field(10, ge=2, le=10_000, description="widths measured per unit, others are interpolated")
-    rounds: int = Field(
-        1, ge=1, le=100, description="solutions in a row, each on curves corrected around the one before it"
+    rounds: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="solutions in a row, on curves corrected around the one before; left out: 1",
     )
     audition_images: int = Field(2000, ge=16, description="unseen calibration images that judge the solutions")
 

@@ -18,7 +18,7 @@ from amc.reporting.screen import ConsoleScreen
 from amc.runs.finetuning.run import finetune_run
 from amc.runs.found import Result, reopened
 from amc.runs.runner import Ended, NoScreen, Screen, nothing_left, resume_run, run_on
-from amc.runs.teaching import asking
+from amc.runs.studies.teaching import asking
 from amc.tasks.task import Task
 from envs.importance.importance import Importance, Score
 from envs.repair.repair import Repair

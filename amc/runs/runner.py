@@ -21,7 +21,7 @@ from amc.reporting.html import write_report
 from amc.runs.ending import measured_latency, measured_layers, report_data
 from amc.runs.folder import CONFIG, EVENTS, REPORT, SEALED, RunFolder, versions
 from amc.runs.opening import begun, reopened
-from amc.runs.teaching import taught_by
+from amc.runs.studies.teaching import taught_by
 from amc.search.loop import Watcher, search
 from amc.search.result import SearchResult, stored_latency, with_measured
 from amc.search.state import Snapshot

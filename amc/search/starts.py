@@ -21,8 +21,8 @@ from amc.scoring.scorer import read
 from amc.search.allocation.again import corrected, steps_around
 from amc.search.allocation.curves import damage_curves
 from amc.search.allocation.knapsack import knapsack
-from amc.search.ranges.course import guides_of, middle_of
-from amc.search.ranges.guides import KNAPSACK, solutions
+from amc.search.ranges.budgets import Limits
+from amc.search.ranges.guides import KNAPSACK, Guides, solutions
 from amc.search.ranges.taught import Taught
 from amc.search.tools import Tools
 from envs.compression.damage import Curve, damage_named, forward, total_damage
@@ -56,7 +56,7 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
     if taught is None:
         return found
     known = found.get(KNAPSACK) or best_knapsack(prepared, pool, tools).key
-    guide = guides_of(prepared, pool, tools, {KNAPSACK: known}).at(middle_of(prepared))
+    guide = guides_of(prepared, pool, tools, known).at(middle_of(prepared))
     return {ANSWER: taught.answer(prepared.setup, guide).key, **found}
 
 
@@ -77,7 +77,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
     if len(distinct) > 1:
         judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
         best = distinct[min(judged)[1]]
-    for _ in range(prepared.config.knapsack.rounds - 1):
+    for _ in range((prepared.config.knapsack.rounds or 1) - 1):
         again = _solved_again(prepared, pool, tools, constraint, next(iter(curves.values())), best)
         if again == best:
             break
@@ -90,13 +90,45 @@ def _solved_again(
 ) -> Assignment:
     """The knapsack on curves corrected around a solution, or that one if the audition prefers it; charged."""
     setup = prepared.setup
-    steps = steps_around(setup.sites, best.values)
-    tried = [best, *(setup.assignment(step) for step in steps)]
-    before, *after = audition(prepared, pool, tools, tried)
-    found = setup.assignment(knapsack(constraint, corrected(curves, best.values, steps, before, after)))
+    again, before = _measured_again(prepared, pool, tools, curves, best)
+    found = setup.assignment(knapsack(constraint, again))
     if found == best or audition(prepared, pool, tools, [found])[0] >= before:
         return best
     return found
+
+
+def _measured_again(
+    prepared: Prepared, pool: Pool, tools: Tools, curves: Sequence[Curve], around: Assignment
+) -> tuple[list[Curve], float]:
+    """The curves corrected around a solution, and its own damage; charged."""
+    steps = steps_around(prepared.setup.sites, around.values)
+    tried = [around, *(prepared.setup.assignment(step) for step in steps)]
+    before, *after = audition(prepared, pool, tools, tried)
+    return corrected(curves, around.values, steps, before, after), before
+
+
+def guides_of(prepared: Prepared, pool: Pool, tools: Tools, best: Key) -> Guides:
+    """The knapsack for any budgets of a range, on curves that are corrected around its middle if there are rounds.
+
+    Args:
+        prepared: Whose damage curves are used.
+        pool: Where the work is done.
+        tools: Of the search.
+        best: The best solution at the middle, whose kind of damage is taken.
+    """
+    setup = prepared.setup
+    curves = damage_curves(prepared, pool, tools)
+    guides = Guides(setup.constraint, curves, best)
+    if (prepared.config.knapsack.rounds or 1) == 1:
+        return guides
+    around = setup.assignment(guides.at(middle_of(prepared)).solution)
+    again, _ = _measured_again(prepared, pool, tools, curves[guides.kind], around)
+    return Guides(setup.constraint, {guides.kind: again}, best)
+
+
+def middle_of(prepared: Prepared) -> Limits:
+    """The budgets of the setup's own constraint: of a range, its middle."""
+    return tuple(prepared.setup.constraint.limits().values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -98,7 +98,7 @@ def test_options_say_what_the_fields_of_the_configuration_say() -> None:
         assert keys[name].meaning[1:] in options[name].help
         assert options[name].default is None
     assert "Default: ddpg." in options["--agent"].help
-    assert "(ddpg, td3, sac, cmaes, swap, random, knapsack, uniform)" in options["--agent"].help
+    assert "(ddpg, td3, sac, cmaes, swap, tpe, gp, random, knapsack, uniform)" in options["--agent"].help
     assert "Default" not in options["--round-to"].help
     assert "Default: 3600." in options["--limit"].help
     assert commands["compare"].params[0].name == "recipe"

@@ -117,7 +117,7 @@ def test_several_constraints_keep_their_order() -> None:
         ({}, "needs a task"),
         (
             {"task": "digits", "agent": "ppo"},
-            "agent must be one of ddpg, td3, sac, cmaes, swap, random, knapsack, uniform, but got 'ppo'",
+            "agent must be one of ddpg, td3, sac, cmaes, swap, tpe, gp, random, knapsack, uniform, but got 'ppo'",
         ),
         (
             {"task": "digits", "compression.importance": "l7"},

@@ -15,7 +15,7 @@ from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.runs.folder import EPISODES, RESULT, RunFolder
 from amc.runs.runner import NoScreen, new_run, resume_run
-from amc.runs.teaching import asking, taught_by
+from amc.runs.studies.teaching import asking, taught_by
 from amc.search.ranges.budgets import GRID
 
 SETTINGS = {

@@ -19,6 +19,7 @@ from amc.export.applied import POLICY, WEIGHTS
 from amc.runs.folder import REPORT
 from amc.runs.studies.findings import Sweep
 from amc.runs.studies.pareto import DATA, PAGE, PICTURE, gather, on_front, write_front
+from amc.runs.studies.shared import run_shared
 from amc.runs.studies.sweep import RUNS, Grid, Say, claim, run_sweep, run_sweeps, run_trial
 from amc.runs.studies.tuning import parse_range, run_tuning, samples
 from amc.storage.files import UNFINISHED
@@ -239,3 +240,19 @@ def test_a_sweep_on_ray_ends_in_a_front(own_ray: None, tmp_path: Path, monkeypat
     again = run_sweep(SearchConfig(**SETTINGS), grid, tmp_path / "out", quiet, WorkersConfig())
     assert again.outcomes == swept.outcomes
     assert report.read_bytes() == text
+
+
+def test_a_shared_sweep_needs_a_range(tmp_path: Path) -> None:
+    grid = Grid(budgets=(0.5,), agents=("ddpg",), seeds=1)
+    with pytest.raises(ValueError, match="at least two budgets"):
+        run_shared(SearchConfig(**SETTINGS), grid, tmp_path, quiet, WorkersConfig())
+
+
+@pytest.mark.slow
+def test_a_shared_sweep_asks_one_agent_for_every_budget(tmp_path: Path) -> None:
+    config = SearchConfig(**{**SETTINGS, "episodes": 14, "warmup": 2, "learning": {"hidden": (8,)}})
+    found = run_shared(config, Grid(budgets=(0.3, 0.6), agents=("ddpg",), seeds=1), tmp_path, quiet, WorkersConfig())
+    assert [outcome.budget for outcome in found.outcomes] == [0.3, 0.6]
+    assert {path.name for path in (tmp_path / RUNS).iterdir()} == {"ddpg-range-0", "ddpg-0.3-0", "ddpg-0.6-0"}
+    asked = load_config(tmp_path / RUNS / "ddpg-0.3-0" / "config.toml", {})
+    assert asked.agent_from == (tmp_path / RUNS / "ddpg-range-0").absolute()

@@ -61,6 +61,13 @@ def test_every_agent_ends_within_the_budget_of_the_real_network(agent: str) -> N
     assert counted == result.reports["found"].costs["params"] < result.reports["dense"].costs["params"]
 
 
+def test_a_knapsack_in_rounds_pays_for_measuring_again_and_keeps_the_budget() -> None:
+    plain = {"images": 64, "widths": 4, "damages": ("logits",)}
+    once, twice = (searched(quick(agent="knapsack", knapsack={**plain, "rounds": rounds})) for rounds in (1, 2))
+    assert twice.reports["found"].costs["macs"] <= twice.budgets["macs"]
+    assert twice.image_forwards > once.image_forwards
+
+
 TINY = {"agent": "knapsack", "compression": {"images": 48, "positions": 4}, "knapsack": {"images": 32, "widths": 2}}
 WITHOUT = f"""
 import sys

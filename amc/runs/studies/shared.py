@@ -11,7 +11,7 @@ from amc.problem.given.objects import Objects
 from amc.runs.studies.competition import NOTHING
 from amc.runs.studies.findings import Sweep
 from amc.runs.studies.sweep import RUNS, Grid, Say, Trial, claim, drawn, run_missing, standing
-from amc.runs.teaching import asking
+from amc.runs.studies.teaching import asking
 from amc.storage.locks import held
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from agents.searcher import Answering, Plan, Searcher
+from agents.searcher import Plan, Searcher
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
-from amc.search.allocation.curves import damage_curves
 from amc.search.episode import Episode, Line
 from amc.search.ranges.baseline import Baseline
-from amc.search.ranges.budgets import GRID, BudgetRange, Limits
-from amc.search.ranges.environment import walked
-from amc.search.ranges.guides import KNAPSACK, Guide, Guides
+from amc.search.ranges.budgets import GRID, BudgetRange
+from amc.search.ranges.environment import answer_of
+from amc.search.ranges.guides import KNAPSACK, Guides
 from amc.search.ranges.pose import Pose, Posed
+from amc.search.starts import guides_of, middle_of
 from amc.search.tools import Tools
-from envs.space.assignment import Assignment, Key
+from envs.space.assignment import Key
 
 
 class Course(Protocol):
@@ -111,13 +111,9 @@ def course_of(prepared: Prepared, pool: Pool, tools: Tools, starts: Mapping[str,
     if prepared.setup.ends is None:
         return OneBudget()
     dense = prepared.evaluate(prepared.setup.dense())
-    return ManyBudgets(prepared, guides_of(prepared, pool, tools, starts), float(prepared.setup.reward(dense)))
-
-
-def guides_of(prepared: Prepared, pool: Pool, tools: Tools, starts: Mapping[str, Key]) -> Guides:
-    """The knapsack for any budgets of a range, by the kind of damage that was best at its middle."""
-    curves = damage_curves(prepared, pool, tools)
-    return Guides(prepared.setup.constraint, curves, starts[KNAPSACK])
+    return ManyBudgets(
+        prepared, guides_of(prepared, pool, tools, starts[KNAPSACK]), float(prepared.setup.reward(dense))
+    )
 
 
 def budget_range(prepared: Prepared) -> BudgetRange:
@@ -131,19 +127,3 @@ def budget_range(prepared: Prepared) -> BudgetRange:
         raise ValueError("a range of budgets is needed, but the search has one budget: write macs=0.25:0.75")
     low, high = (tuple(one.limits().values()) for one in ends)
     return BudgetRange(low=low, high=high, seed=prepared.config.seed)
-
-
-def middle_of(prepared: Prepared) -> Limits:
-    """The budgets of the setup's own constraint."""
-    return tuple(prepared.setup.constraint.limits().values())
-
-
-def answer_of(searcher: Searcher, guide: Guide) -> Assignment:
-    """What an agent answers for a guide's budgets, without exploring.
-
-    Raises:
-        ValueError: If the agent cannot be asked.
-    """
-    if not isinstance(searcher, Answering):
-        raise ValueError("a range needs an agent that has a method `answer`, but this one has none: use ddpg")
-    return walked(guide, searcher.answer())

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.searcher import Plan
+from agents.searcher import Answering, Plan, Searcher
 from amc.search.ranges.guides import Guide
 from envs.reward import Evaluation, Reward
 from envs.space.assignment import Assignment
@@ -101,3 +101,14 @@ def walked(guide: Guide, plan: Plan) -> Assignment:
     for step in range(guide.steps):
         actions.append(float(plan(step, guide.observe(actions))))
     return guide.assignment(actions)
+
+
+def answer_of(searcher: Searcher, guide: Guide) -> Assignment:
+    """What an agent answers for a guide's budgets, without exploring.
+
+    Raises:
+        ValueError: If the agent cannot be asked.
+    """
+    if not isinstance(searcher, Answering):
+        raise ValueError("a range needs an agent that has a method `answer`, but this one has none: use ddpg")
+    return walked(guide, searcher.answer())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from agents.searcher import Searcher, SearcherState, Teachable
 from amc.config.search import SearchConfig
 from amc.problem.setup import Setup
-from amc.search.ranges.course import answer_of
+from amc.search.ranges.environment import answer_of
 from amc.search.ranges.guides import Guide
 from amc.search.searchers import ranged_searcher
 from envs.space.assignment import Assignment
