@@ -1,9 +1,9 @@
 """The chain on real data: runs `amc search` for each line of the table and writes experiments/results/chain.md.
 
 Command: python -m experiments.chain --data DIR --weights DIR [--photos DIR] [--only TEXT]
-DIR holds cifar10_*.npz and resnet{20,56}_cifar10.safetensors; --photos is of experiments.photos, for lite0. Every run
-is timed from outside, sensitivities, repair and test included, with an empty cache. Finished runs (a result.json under
-runs/chain) are not repeated.
+DIR holds cifar10_*.npz and resnet{20,56}_cifar10.safetensors; --photos is of experiments.vision.photos, for lite0.
+Every run is timed from outside, sensitivities, repair and test included, with an empty cache. Finished runs (a
+result.json under runs/chain) are not repeated.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LINES = (
 def task_options(network: str, options: argparse.Namespace) -> list[str]:
     """What names task, data and weights on the command line."""
     if network == "lite0":
-        return ["--task", "experiments.photos:lite0", "--data", str(options.photos.resolve())]
+        return ["--task", "experiments.vision.photos:lite0", "--data", str(options.photos.resolve())]
     weights = options.weights.resolve() / f"{network}_cifar10.safetensors"
     return ["--task", f"cifar10-{network}", "--data", str(options.data.resolve()), "--checkpoint", str(weights)]
 

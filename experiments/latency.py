@@ -40,7 +40,7 @@ from experiments.chain import commit, processor
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "latency", ROOT / "experiments" / "results" / "latency.md"
 DATA = ROOT / "hw_profiles" / "data"
-MOBILENET = "experiments.mobilenet:mobilenet_v2"
+MOBILENET = "experiments.vision.mobilenet:mobilenet_v2"
 TASKS = ("cifar10-resnet56", MOBILENET, "digits")
 SETTINGS = tuple(Setting(threads=threads, batch=batch) for batch in (1, 8) for threads in (1, 2))
 FRACTIONS = (0.65, 0.8)

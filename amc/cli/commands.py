@@ -16,7 +16,8 @@ from amc.config.search import SearchConfig
 from amc.export.applied import FINETUNING, POLICY, WEIGHTS, Which, read_policy, write_applied
 from amc.export.interface import write_interface
 from amc.export.onnx import CHECKED_IMAGES, export_onnx
-from amc.export.stored import is_stored, read_stored
+from amc.export.rebuild import OtherCode
+from amc.export.stored import Stored, is_stored, read_stored
 from amc.problem.setup import Setup
 from amc.profiling.timing import rounds_in_words
 from amc.reporting.live import live
@@ -173,7 +174,7 @@ def run_export(
         raise ValueError(f"the folder of the exported file must exist, but {str(out.parent)!r} does not: make it first")
     policy_file = run / POLICY if run.is_dir() else run
     if not again and is_stored(run) and made_with(read_policy(policy_file), overrides, str(run)):
-        console.out(read_stored(run, which).write(out), highlight=False)
+        console.out(_stored(run, which).write(out), highlight=False)
         if (result := policy_file.with_name(RESULT)).is_file():
             console.print(stored_comparison(read_result(result)))
         return
@@ -185,6 +186,15 @@ def run_export(
         f"(largest relative difference {difference:.1e})",
         highlight=False,
     )
+
+
+def _stored(run: Path, which: Which) -> Stored:
+    """The stored network; where it cannot be read for its code, the error says what does without that."""
+    try:
+        return read_stored(run, which)
+    except OtherCode as error:
+        error.add_note("--repair-again makes the network found from its policy and the task's data")
+        raise
 
 
 def _rebuild(policy_file: Path, overrides: Mapping[str, Any], console: Console) -> tuple[Policy, Setup, nn.Module]:

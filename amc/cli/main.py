@@ -19,6 +19,7 @@ from amc.cli.options import Spread
 from amc.cli.profile import app as profile_app
 from amc.cli.searching import inspect, policy, resume, search
 from amc.cli.studying import compare, sweep
+from amc.cli.zoo import app as zoo_app
 from hw_profiles.documents import one_line
 
 
@@ -49,6 +50,7 @@ for command in (compare, sweep):
 for command in (finetune, apply, export, check, config):
     app.command()(command)
 app.add_typer(profile_app)
+app.add_typer(zoo_app)
 
 LONGEST = 2000
 """Characters of an error's line."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from amc.config.own_code import refuse_code
-from amc.export.applied import FINETUNING, POLICY, load_applied, read_policy
+from amc.export.applied import FINETUNING, POLICY, WEIGHTS, load_applied, read_policy
 from amc.problem.given.objects import Objects
 from amc.reporting.notebook import as_html
 from amc.reporting.tables import stored_comparison
@@ -115,6 +115,6 @@ def reopened(path: Path, objects: Objects, given: Mapping[str, str] | None = Non
         if name in record
     }
     networks = {"dense": unselected(task.network), "found": unselected(load_applied(task.network, path))}
-    if FINETUNED in record:
+    if FINETUNED in record and (path / FINETUNING / WEIGHTS).is_file():  # not while it is trained again
         networks[FINETUNED] = unselected(load_applied(task.network, path / FINETUNING))
     return Result(record=record, policy=read_policy(path / POLICY), networks=networks, reports=reports, folder=path)

@@ -66,7 +66,7 @@ def play(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     config = load_config(
         None,
         {
-            "task": f"cifar10-{cell.network}" if cifar else "experiments.photos:lite0",
+            "task": f"cifar10-{cell.network}" if cifar else "experiments.vision.photos:lite0",
             "agent": "uniform",
             "data": options.data if cifar else options.photos,
             "checkpoint": weights if cifar else None,
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--photos", type=Path, help="folder of photos.npz (experiments.photos)")
+    parser.add_argument("--photos", type=Path, help="folder of photos.npz (experiments.vision.photos)")
     parser.add_argument("--only", default="")
     parser.add_argument("--scored", type=int, default=5000)
     options = parser.parse_args()

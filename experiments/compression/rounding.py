@@ -32,7 +32,7 @@ ROUNDINGS: dict[str, int | None] = {"every width": 1, "4": 4, "8": 8, "16": 16, 
 def setup_of(name: str, rounding: int | None, options: argparse.Namespace) -> Setup:
     """One network under one rounding."""
     cifar = name.startswith("resnet")
-    tasks = {"digits": "digits", "lite0": "experiments.photos:lite0"}
+    tasks = {"digits": "digits", "lite0": "experiments.vision.photos:lite0"}
     return set_up(
         load_config(
             None,
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--photos", type=Path, help="folder of photos.npz (experiments.photos)")
+    parser.add_argument("--photos", type=Path, help="folder of photos.npz (experiments.vision.photos)")
     options = parser.parse_args()
     RUNS.mkdir(parents=True, exist_ok=True)
     lines = [line for name in NETWORKS if options.photos or name != "lite0" for line in rows(name, options)]

@@ -26,6 +26,7 @@ SLOW = {
     "README.md",
     "docs/extending.md",
     "docs/guides/command_line.md",
+    "docs/guides/finetuning.md",
     "docs/guides/patterns.md",
     "docs/guides/ranges.md",
     "docs/hardware_profiles.md",

@@ -205,6 +205,7 @@ def test_the_stored_network_is_exported_without_the_task(trained: Path, tmp_path
         torch.testing.assert_close(torch.from_numpy(got), expected(inputs), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_program_runs_with_torch_alone(trained: Path, tmp_path: Path) -> None:
     read_stored(trained).write(tmp_path / "small.pt2")
     inputs = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -78,10 +78,12 @@ def finetune_run(
         setup = set_up(config, screen.step, objects)
         if FINETUNED not in record or stored is None or not (home / WEIGHTS).exists():
             with _standing(path):
-                record = _Finetuning(folder, setup, record, screen).run(settings, stored)
+                tuned = _Finetuning(folder, setup, record, screen).run(settings, stored)
+        else:
+            tuned = record
         if not (path / REPORT).exists():
-            _report(folder, setup, config, record)
-    return record
+            _report(folder, setup, config, tuned)
+    return tuned
 
 
 def _stored(home: Path, settings: Mapping[str, Any]) -> FinetuneConfig | None:

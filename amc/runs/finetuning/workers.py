@@ -13,7 +13,8 @@ from typing import Any
 
 from amc.runs.finetuning.batches import World
 from amc.runs.finetuning.settings import FinetuneConfig
-from amc.runs.finetuning.trainer import Finetuned, Subject, Told, finetune, train_together
+from amc.runs.finetuning.subject import Finetuned, Subject
+from amc.runs.finetuning.trainer import Told, finetune, train_together
 
 
 def finetune_on_workers(subject: Subject, config: FinetuneConfig, path: Path, told: Told | None = None) -> Finetuned:

@@ -1,9 +1,9 @@
 """MobileNets as tasks of one's own, for what costs time: random weights.
 
 `mobilenet_v2` (Sandler et al., CVPR 2018) for 32 x 32 images: `amc profile measure --task
-experiments.mobilenet:mobilenet_v2 --out FILE`. With `--data DIR` the images are CIFAR-10's (and `--checkpoint` takes
-trained weights), otherwise noise: costs do not depend on them. The strides of the stem and of the second stage are 1,
-as usual for small images. `mobilenet_v1` (Howard et al., 2017) for 224 x 224, on noise.
+experiments.vision.mobilenet:mobilenet_v2 --out FILE`. With `--data DIR` the images are CIFAR-10's (and `--checkpoint`
+takes trained weights), otherwise noise: costs do not depend on them. The strides of the stem and of the second stage
+are 1, as usual for small images. `mobilenet_v1` (Howard et al., 2017) for 224 x 224, on noise.
 """
 
 from __future__ import annotations

