@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -95,7 +96,8 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.narrow(F.gelu(self.wide(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
-        return x + (self.gamma * out).permute(0, 3, 1, 2)
+        scaled: Tensor = self.gamma * out
+        return x + scaled.permute(0, 3, 1, 2)
 
 
 class Written(nn.Module):
@@ -293,7 +295,7 @@ def test_repair_gives_a_removed_branch_what_the_sum_lacks_in_the_mean() -> None:
         for key, one in (("dense", network), ("small", small)):
             assert isinstance(one, nn.Sequential)
             x = one[:3](inputs)
-            block = one[3]
+            block: Any = one[3]
             branch = block.bn3(block.conv3(F.relu(block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x))))))))
             sums[key].append((branch + x).mean(dim=(0, 2, 3)))
     assert torch.allclose(sums["dense"][0], sums["small"][0], atol=1e-5)
