@@ -35,6 +35,9 @@ AgainOption = Annotated[
     typer.Option("--again-minutes", min=0.0, help="Minutes for timing disturbed ones again; left out: 5."),
 ]
 KeepOption = Annotated[bool, typer.Option("--keep-disturbed", help="Store it however disturbed it stays.")]
+BranchesOption = Annotated[
+    bool, typer.Option("--branches", help="What is left without a residual branch, too: for a search with --branches.")
+]
 ProfileArgument = Annotated[str, typer.Argument(help="File or name of a profile.")]
 
 
@@ -52,10 +55,7 @@ def measure(
     round_to: Annotated[
         int, typer.Option(min=1, help="Only multiples of this: all that a search with this --round-to needs.")
     ] = 1,
-    branches: Annotated[
-        bool,
-        typer.Option("--branches", help="What is left without a residual branch, too: for a search that removes some."),
-    ] = False,
+    branches: BranchesOption = False,
     again_minutes: AgainOption = None,
     keep_disturbed: KeepOption = False,
 ) -> None:
@@ -90,13 +90,14 @@ def bundle(
     batch: BatchOption = 1,
     dtype: DtypeOption = "fp32",
     entries: Annotated[int, typer.Option(min=1, help="Maximum of entries; each takes about 0.3 s.")] = 1000,
+    branches: BranchesOption = False,
 ) -> None:
     """Pack what measures another device: it needs only Python, numpy and onnxruntime there."""
     from amc.profiling.measure import bundle_for
     from amc.profiling.setting import Setting
     from amc.storage.files import write_bytes
 
-    _, anatomy = _network(task, overrides)
+    _, anatomy = _network(task, overrides, branches=branches)
     content = bundle_for(anatomy, Setting(batch=batch, dtype=dtype), entries)
     write_bytes(out, content)
     console.out(f"wrote {out} ({len(content) / 1e6:.1f} MB)", highlight=False)

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, SerializationInfo, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from agents.names import AGENTS
 from agents.settings import LearningConfig
@@ -139,6 +148,14 @@ class SearchConfig(Part):
     def _only_what_is_set(self, value: LearningConfig, info: SerializationInfo) -> dict[str, Any]:
         """What is left open is the preset's to say."""
         return value.model_dump(mode=info.mode, exclude_unset=True)
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files of searches without branches, and what they are known again by, stay as they were."""
+        values: dict[str, Any] = write(self)
+        if not self.branches:
+            values.pop("branches", None)
+        return values
 
     @field_validator("reward")
     @classmethod

@@ -48,16 +48,19 @@ class Lookout:
         layer: That layer, of the dense network.
         name: Its name.
         number: Its number, for the draw.
+        axis: Where its outputs lie in what the branch gives.
         sampling: How positions are drawn.
     """
 
     layer: nn.Module
     name: str
     number: int
+    axis: int
     sampling: Sampling
 
     def rows(self, values: Tensor, chunk: int) -> Tensor:
         """[m, C] what has the branch's shape, at the sampled positions of a chunk."""
+        values = values.movedim(self.axis, -1 if isinstance(self.layer, nn.Linear) else 1)
         at = self.sampling.draw(self.layer, self.name, values, self.number, chunk)
         return take_outputs(self.layer, values, at)
 
@@ -127,6 +130,7 @@ def branch_means(
             layer=network.get_submodule(one.branch.layer),
             name=one.branch.layer,
             number=numbers[one.branch.layer],
+            axis=one.branch.axis,
             sampling=sampling,
         )
         for one in branches

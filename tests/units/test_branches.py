@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -84,6 +85,21 @@ class Inverted(nn.Module):
         return out
 
 
+class Scaled(nn.Module):
+    """ConvNeXt's block: linear layers with channels last, and a factor for each channel in its own forward."""
+
+    def __init__(self, channels: int, wide: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(channels), nn.Linear(channels, wide), nn.Linear(wide, channels)
+        self.gamma = nn.Parameter(torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.narrow(F.gelu(self.wide(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
+        scaled: Tensor = self.gamma * out
+        return x + scaled.permute(0, 3, 1, 2)
+
+
 class Written(nn.Module):
     """A pre-norm block that attends in its own forward, and so cannot be without its attention, and its neurons."""
 
@@ -129,6 +145,7 @@ MAKERS = {
     "bottleneck": lambda: _images(Bottleneck(6, 4), Bottleneck(6, 4), width=6),
     "inverted": lambda: _images(Inverted(6, 10), Inverted(6, 10), width=6),
     "nested": lambda: _images(Nested(6), width=6),
+    "scaled": lambda: _images(Scaled(6, 10), Scaled(6, 10), width=6),
     "pre-norm": lambda: _encoder(norm_first=True),
     "post-norm": lambda: _encoder(norm_first=False),
 }
@@ -137,6 +154,7 @@ LAST = {
     "bottleneck": ["2.bn3", "3.bn3"],
     "inverted": ["2.conv.7", "3.conv.7"],
     "nested": ["2.inner.conv.7", ""],
+    "scaled": ["2.narrow", "3.narrow"],
     "pre-norm": [f"1.layers.{k}.{last}" for k in range(2) for last in ("self_attn.out_proj", "linear2")],
     "post-norm": [f"1.layers.{k}.{last}" for k in range(2) for last in ("self_attn.out_proj", "linear2")],
 }
@@ -224,7 +242,7 @@ def test_no_walk_ends_above_a_budget_and_what_is_moot_is_left_whole(seed: int, s
     costing = Costing(anatomy.family, tuple(sites_of(anatomy)))
     low, high = (costing.one(Macs(), kept) for kept in (costing.lightest(), costing.dense()))
     constraint = Constraint.create(costing, [Budget(Macs(), low + share * (high - low))])
-    kept = constraint.project(np.random.default_rng(seed).uniform(size=len(costing.sites)))
+    kept = constraint.project(np.random.default_rng(seed).uniform(size=len(costing.sites)).tolist())
     assert constraint.keeps(kept).all()
     assert np.array_equal(costing.settled(kept), kept)
 
@@ -275,8 +293,9 @@ def test_repair_gives_a_removed_branch_what_the_sum_lacks_in_the_mean() -> None:
     sums: dict[str, list[Tensor]] = {"dense": [], "small": []}
     with torch.no_grad():
         for key, one in (("dense", network), ("small", small)):
+            assert isinstance(one, nn.Sequential)
             x = one[:3](inputs)
-            block = one[3]
+            block: Any = one[3]
             branch = block.bn3(block.conv3(F.relu(block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x))))))))
             sums[key].append((branch + x).mean(dim=(0, 2, 3)))
     assert torch.allclose(sums["dense"][0], sums["small"][0], atol=1e-5)

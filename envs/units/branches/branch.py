@@ -118,7 +118,7 @@ def without_branches(network: nn.Module, branches: Iterable[Branch]) -> nn.Modul
     for branch in chosen:
         try:
             _remove(twin, network, branch)
-        except (AttributeError, RuntimeError, TypeError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"a branch needs the modules that it was found in, but {branch.name!r} has others ({error}): use the "
                 "network that it was found in"

@@ -95,17 +95,17 @@ class Shortcut(nn.Module):
 
     Attributes:
         constant: What is left of the branch.
-        shortcut: Name of the part that the shortcut runs through, "" where it adds what the block is given.
-        tail: Name of the part behind the addition, "" without one.
+        shortcut_name: Name of the part that the shortcut runs through, "" where it adds what the block is given.
+        tail_name: Name of the part behind the addition, "" without one.
     """
 
     def __init__(self, constant: Constant, shortcut: str, tail: str) -> None:
         """Takes the constant; parts are added by their names."""
         super().__init__()
-        self.constant, self.shortcut, self.tail = constant, shortcut, tail
+        self.constant, self.shortcut_name, self.tail_name = constant, shortcut, tail
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] of [B, ...]."""
-        added = self.get_submodule(self.shortcut)(x) if self.shortcut else x
+        added = self.get_submodule(self.shortcut_name)(x) if self.shortcut_name else x
         out: Tensor = added + self.constant()
-        return self.get_submodule(self.tail)(out) if self.tail else out
+        return self.get_submodule(self.tail_name)(out) if self.tail_name else out

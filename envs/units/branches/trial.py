@@ -223,8 +223,8 @@ class _Trial:
                     return values[node]
         raise ValueError("a program must have an output")
 
-    def _width(self, branch: Branch) -> int:
-        layer: Any = self.network.get_submodule(branch.layer)
+    def _width(self, name: str) -> int:
+        layer: Any = self.network.get_submodule(name)
         return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
     def _candidates(self, found: FoundBranch) -> Iterator[Branch]:
@@ -233,9 +233,8 @@ class _Trial:
         shape = self.values[found.exit].shape
         if layer is None:
             return
-        linear = isinstance(self.network.get_submodule(layer), nn.Linear)
-        axis = len(shape) - 1 if linear else 1
-        if self._width(Branch(module="", layer=layer, axis=axis, rank=len(shape))) != shape[axis]:
+        axis = self._axis(layer, shape)
+        if axis is None:
             return
         inside = list(modules_inside(self.network, self.graph, found))
         owner = self._exit_owner(found)
@@ -260,6 +259,15 @@ class _Trial:
         block = self._block(found)
         if block is not None:
             yield Branch(module=self.graph.nodes[found.row].owner, layer=layer, axis=axis, rank=len(shape), block=block)
+
+    def _axis(self, layer: str, shape: Sequence[int]) -> int | None:
+        """The axis on which a branch has the outputs of its last layer, None where that cannot be told."""
+        width = self._width(layer)
+        usual = len(shape) - 1 if isinstance(self.network.get_submodule(layer), nn.Linear) else 1
+        others = [axis for axis in range(1, len(shape)) if shape[axis] == width]
+        if shape[usual] == width:
+            return usual
+        return others[0] if len(others) == 1 else None
 
     def _last_layer(self, found: FoundBranch) -> str | None:
         """The layer whose outputs are the branch's channels: that nearest to its exit, if all nearest are of a kind."""
