@@ -1,6 +1,6 @@
 """KWT-1, a keyword spotter that attends with a single head, as a task.
 
-Command: amc search --task experiments.speech:kwt1 --data DIR --constraint macs=0.4
+Command: amc search --task experiments.transformers.speech:kwt1 --data DIR --constraint macs=0.4
 DIR holds model.safetensors (the network of Berg et al., Keyword Transformer, Interspeech 2021, as published by ARM) and
 mfcc_words.npz: `x` [N, 98, 40] coefficients of one-second clips, `y` [N] classes.
 """
