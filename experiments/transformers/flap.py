@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -35,7 +36,7 @@ def standardized(network: nn.Module, units: Sequence[Unit], moments: Mapping[str
         sums = moments[reader.module]
         variance = (energy_of(sums) - (sums.x.double() / sums.count).square()).clamp_min(0)[0]
         squares = weight_rows(network.get_submodule(reader.module)).double().square().sum(dim=2)[0]
-        scores = (variance * squares)[list(reader.positions)].mean(dim=1).numpy()
+        scores = (variance * squares)[torch.tensor(reader.positions)].mean(dim=1).numpy()
         found[unit.name] = (scores - scores.mean()) / scores.std()
     return found
 

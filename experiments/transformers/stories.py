@@ -27,10 +27,11 @@ from amc.tasks.task import Task
 
 WIDTH, LAYERS, HEAD_WIDTH, HEADS, GROUPS, HIDDEN, WORDS, EPSILON, BASE = 64, 5, 8, 8, 4, 172, 512, 1e-5, 1e4
 START, LONGEST = 1, 512
-CALIBRATION, VALIDATION, LENGTH = 96, 32, 128
-"""Sampled texts, and words of each."""
-WINDOW, STRIDE = 256, 128
-"""Words that the model sees of a story at once, and of which it is scored on the last ones, but for a story's start."""
+CALIBRATION, VALIDATION = 96, 32
+"""Texts that the model writes."""
+WINDOW, STRIDE = 128, 64
+"""Words of a text, and of what the model sees of a story at once; scored are the last ones, at a story's start all.
+"""
 Ids = NDArray[np.int64]
 
 
@@ -193,8 +194,8 @@ def read_stories(data: Path) -> list[list[int]]:
 def stories(data: Path) -> Task:
     """The task. What the model writes is written once, and remembered."""
     network = storyteller(data / "model.safetensors")
-    key = {"texts": CALIBRATION + VALIDATION, "length": LENGTH, "seed": 0, "version": 1}
-    own = cached_tensors("stories", key, lambda: {"ids": written(network, CALIBRATION + VALIDATION, LENGTH, seed=0)})[
+    key = {"texts": CALIBRATION + VALIDATION, "length": WINDOW, "seed": 0, "version": 1}
+    own = cached_tensors("stories", key, lambda: {"ids": written(network, CALIBRATION + VALIDATION, WINDOW, seed=0)})[
         "ids"
     ].numpy()
     calibration, validation = own[:CALIBRATION], own[CALIBRATION:]
