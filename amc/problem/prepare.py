@@ -98,6 +98,7 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
         positions=plan.positions,
         seed=config.seed,
         narrow_targets=plan.narrow_targets,
+        keep_targets=plan.keep_targets,
         device=config.device,
     )
     batches = read_batches(setup.task.calibration, setup.draws.repair()[: plan.images], plan.chunk)

@@ -8,6 +8,7 @@ from heapq import heappop, heappush
 
 from torch import Tensor, fx
 
+from envs.repair.beside import TargetsBeside
 from envs.repair.targets import Targets
 from envs.units.slicing import Axes
 
@@ -62,7 +63,12 @@ class Refit:
 
 
 def refits_of(
-    program: fx.Graph, targets: Targets, axes: Mapping[str, Axes], sparse: Collection[str], *, producers: bool
+    program: fx.Graph,
+    targets: Targets | TargetsBeside,
+    axes: Mapping[str, Axes],
+    sparse: Collection[str],
+    *,
+    producers: bool,
 ) -> dict[fx.Node, Refit]:
     """The layers to refit: those whose input drifted, and those that get a pattern.
 
@@ -85,7 +91,7 @@ def refits_of(
     return refits
 
 
-def _branch(targets: Targets, node: fx.Node, outputs: Tensor | None) -> Branch | None:
+def _branch(targets: Targets | TargetsBeside, node: fx.Node, outputs: Tensor | None) -> Branch | None:
     addend = targets.addends.get(node)
     if addend is None:
         return None

@@ -26,6 +26,7 @@ from envs.regression.ridge import Finish, Sums, add, solve, sums_of
 from envs.regression.rows import gather_patches, kernel_size, regrouped, take_outputs, weight_of, weight_rows
 from envs.regression.shrinkage import FOLDS, UNDIVIDED_RIDGE, best_ridge, folded_sums
 from envs.regression.statistics import GRAM_LIMIT
+from envs.repair.beside import DenseWalk, TargetsBeside
 from envs.repair.normalization import normalization_behind, takes_shift, write_fit
 from envs.repair.refits import Refit, execution_order, refits_of
 from envs.repair.targets import Target, Targets
@@ -54,7 +55,7 @@ class RepairWalk:
 
     network: nn.Module
     graph: Graph
-    targets: Targets
+    targets: Targets | TargetsBeside
     ridge: float | None = None
     ridges: Mapping[str, float] = field(default_factory=dict)
     held_bytes: float = math.inf
@@ -79,9 +80,10 @@ class RepairWalk:
         interpreter = Interpreter(execution_order(program, pending))
         arithmetic = torch.bfloat16 if self.half else None
         checkpoints = Checkpoints(interpreter, self.targets.chunks, self.held_bytes, arithmetic)
+        aims = self.targets.along(interpreter, self.held_bytes)
         walked = self._walked(small)
         return {
-            str(node.target): self._refit(pending[node], place, walked, checkpoints, small)
+            str(node.target): self._refit(pending[node], place, walked, checkpoints, aims, small)
             for place, node in enumerate(interpreter.order)
             if node in pending
         }
@@ -91,7 +93,15 @@ class RepairWalk:
         twin = inference_copy(small, self.graph)
         return converted(twin, tensors(self.targets.chunks[0])[0].device, torch.bfloat16) if self.half else twin
 
-    def _refit(self, refit: Refit, place: int, walked: nn.Module, checkpoints: Checkpoints, small: nn.Module) -> float:
+    def _refit(
+        self,
+        refit: Refit,
+        place: int,
+        walked: nn.Module,
+        checkpoints: Checkpoints,
+        aims: Targets | DenseWalk,
+        small: nn.Module,
+    ) -> float:
         """Fits one layer and writes it to the walked twin and to the result; returns its ridge."""
         layer = small.get_submodule(refit.name)
         prior = weight_rows(layer)
@@ -102,7 +112,7 @@ class RepairWalk:
         def one(index: int) -> Sums:
             with torch.no_grad():
                 values = checkpoints.advance(walked, index, place).values
-                return self._rows(refit, values, self.targets.at(refit.node, index), layer, by_kernel, gram=gram)
+                return self._rows(refit, values, aims.at(refit.node, index), layer, by_kernel, gram=gram)
 
         most = GRAM_LIMIT if refit.name in self.finishes else self.targets.count(refit.node)
         gram = prior.shape[1] <= most  # the same answer for every chunk
