@@ -85,11 +85,8 @@ class DenseWalk:
         output, module = values[layer], aims.network.get_submodule(name)
         at = aims.sampling.draw(module, name, output, aims.keys[name], chunk)
         addend = aims.addends.get(layer)
-        other = None if addend is None else values.get(addend.other)
-        fits = isinstance(other, Tensor) and other.shape == output.shape
-        return Target(
-            at=at,
-            own=take_outputs(module, output, at),
-            other=take_outputs(module, other, at) if fits else None,
-            images=len(output),
-        )
+        found = None if addend is None else values.get(addend.other)
+        other = None
+        if isinstance(found, Tensor) and found.shape == output.shape:
+            other = take_outputs(module, found, at)
+        return Target(at=at, own=take_outputs(module, output, at), other=other, images=len(output))

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from amc.tasks.batches import Batch
 from envs.network.copies import copy_network, functional_copy
 from envs.network.inputs import call
+from envs.regression.rows import weight_of
 from envs.units.units import Unit
-from experiments.transformers.minilm import Block, SentenceEncoder
+from experiments.transformers.minilm import SentenceEncoder
 
 FloatArray = NDArray[np.float64]
 Kept = dict[str, list[int]]
@@ -126,7 +127,7 @@ def rearranged(kept: Kept, gradients: Mapping[str, FloatArray]) -> Kept:
 
 
 @torch.no_grad()
-def tuned(dense: SentenceEncoder, small: SentenceEncoder, batches: Sequence[Batch], heads: int) -> SentenceEncoder:
+def tuned(dense: SentenceEncoder, small: SentenceEncoder, batches: Sequence[Batch], heads: int) -> nn.Module:
     """The masks of what stays, fitted so that each layer's residual stream is the dense one; they go into the weights.
 
     Args:
@@ -135,18 +136,18 @@ def tuned(dense: SentenceEncoder, small: SentenceEncoder, batches: Sequence[Batc
         batches: Inputs of calibration.
         heads: Width of a head.
     """
-    small = copy_network(small)
+    twin = copy_network(small)
     seen = [(inputs["mask"] > 0)[..., None, None, :] for inputs, _ in batches]
     counted = [inputs["mask"].bool() for inputs, _ in batches]
     wanted = [dense.embedded(inputs["ids"]) for inputs, _ in batches]
     own = list(wanted)
-    for before, block in zip(dense.blocks, small.blocks, strict=True):
+    for before, block in zip(dense.blocks, twin.get_submodule("blocks").children(), strict=True):
         for part, reader, norm, width in (("attention", "attention.dense", "norm1", heads), ("", "narrow", "norm2", 1)):
             targets = [x + _branch(before, part, x, mask) for x, mask in zip(wanted, seen, strict=True)]
             _tune(block, part, reader, width, own, targets, seen, counted)
             own = [getattr(block, norm)(x + _branch(block, part, x, m)) for x, m in zip(own, seen, strict=True)]
             wanted = [getattr(before, norm)(x) for x in targets]
-    return small
+    return twin
 
 
 def _branch(block: nn.Module, part: str, x: Tensor, seen: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ def _branch(block: nn.Module, part: str, x: Tensor, seen: Tensor) -> Tensor:
 
 
 def _tune(
-    block: Block,
+    block: nn.Module,
     part: str,
     reader: str,
     width: int,
@@ -166,7 +167,7 @@ def _tune(
 ) -> None:
     """Fits the masks of one layer (`width` columns each) and scales the weights that read it."""
     layer = block.get_submodule(reader)
-    weight: Tensor = layer.weight.double()  # type: ignore[union-attr, operator]
+    weight = weight_of(layer).double()
     rows: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0]))
     gram, cross = torch.zeros(weight.shape[1], weight.shape[1]).double(), torch.zeros(weight.shape[1]).double()
@@ -180,4 +181,4 @@ def _tune(
     penalty = TUNING_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     masks = 1 + torch.linalg.solve(gram + penalty, cross.view(-1, width).sum(dim=1))
     scaled = weight * masks.repeat_interleave(width)
-    layer.weight = nn.Parameter(scaled.float(), requires_grad=False)  # type: ignore[union-attr]
+    layer.weight = nn.Parameter(scaled.float(), requires_grad=False)

@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=tuple(PARTS), nargs="+", default=list(PARTS))
+    parser.add_argument("--page", type=Path, default=TABLE, help="where the page is written")
     options = parser.parse_args()
     data = options.data.resolve()
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -214,7 +215,7 @@ def main() -> None:
                 found.setdefault(part, {}).setdefault(method, []).append(measured(part, method, seed, data))
                 first = next(iter(found.values()))
                 dense = math.exp(statistics.mean(next(iter(first.values()))[0]["dense"]))
-                write_text(TABLE, page(dense, [table(part, results) for part, results in found.items()]))
+                write_text(options.page, page(dense, [table(part, results) for part, results in found.items()]))
 
 
 def page(dense: float, tables: Sequence[str]) -> str:

@@ -88,7 +88,8 @@ class Block(nn.Module):
         """[B, T, D] from [B, T, D]."""
         x = x + self.attention(self.attention_norm(x), cosines, sines)
         y = self.ffn_norm(x)
-        return x + self.w2(F.silu(self.w1(y)) * self.w3(y))
+        out: Tensor = x + self.w2(F.silu(self.w1(y)) * self.w3(y))
+        return out
 
 
 class Storyteller(nn.Module):

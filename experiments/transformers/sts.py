@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.35, 0.25])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=METHODS, nargs="+", default=[one for one in METHODS if one != "ddpg"])
+    parser.add_argument("--page", type=Path, default=TABLE, help="where the page is written")
     options = parser.parse_args()
     data = options.data.resolve()
     dense = measured("dense", 1.0, 0, data)
@@ -262,7 +263,7 @@ def main() -> None:
         for budget in options.budgets:
             for method in options.only:
                 results.setdefault((method, budget), []).append(measured(method, budget, seed, data))
-                write_text(TABLE, page(dict(sorted(results.items())), dense))
+                write_text(options.page, page(dict(sorted(results.items())), dense))
 
 
 if __name__ == "__main__":
