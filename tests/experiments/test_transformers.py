@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from amc.tasks.metrics import IGNORED
 from envs.regression.ridge import sums_of
 from experiments.transformers import flap, kwon, owl
 from experiments.transformers.minilm import stsb
-from experiments.transformers.stories import IGNORED, STRIDE, WINDOW, read_stories, storyteller, windows
+from experiments.transformers.stories import STRIDE, WINDOW, read_stories, storyteller, windows
 from experiments.transformers.sts import difference, spearman_of
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -70,13 +71,14 @@ def test_flap_ranks_all_layers_together_and_leaves_one_channel_of_each() -> None
 
 
 def test_owl_leaves_layers_with_outliers_denser_at_the_same_mean() -> None:
-    network = nn.Sequential(nn.Linear(8, 6, bias=False), nn.Linear(6, 4, bias=False))
+    first, second = nn.Linear(8, 6, bias=False), nn.Linear(6, 4, bias=False)
+    network = nn.Sequential(first, second)
     x = torch.ones(1, 3, 8)
     moments = {"0": sums_of(x, x[..., :0]), "1": sums_of(x[..., :6], x[..., :0])}
     with torch.no_grad():
-        for layer in (network[0], network[1]):
-            layer.weight.fill_(1.0)
-        network[0].weight[0, 0] = 100.0
+        nn.init.ones_(first.weight)
+        nn.init.ones_(second.weight)
+        first.weight[0, 0] = 100.0
     found = owl.densities(network, ["0", "1"], moments, 0.5)
     assert found[0] - found[1] == pytest.approx(2 * owl.LAMBDA)
     assert np.average(found, weights=[48, 24]) == pytest.approx(0.5)
