@@ -86,7 +86,9 @@ class Prepared:
 
 def calibration_plan(setup: Setup) -> CalibrationPlan:
     """How many images repair takes, in what chunks."""
-    return plan_calibration(setup.anatomy.family, setup.config.compression, len(setup.draws.repair()))
+    images = len(setup.draws.repair())
+    compression = setup.config.compression
+    return plan_calibration(setup.anatomy.family, compression, images, may_walk_beside=not _removable(setup))
 
 
 def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
@@ -100,6 +102,7 @@ def calibrate(setup: Setup, progress: Progress = no_progress) -> Compressor:
         positions=plan.positions,
         seed=config.seed,
         narrow_targets=plan.narrow_targets,
+        keep_targets=plan.keep_targets,
         device=config.device,
     )
     batches = read_batches(setup.task.calibration, setup.draws.repair()[: plan.images], plan.chunk)

@@ -23,26 +23,35 @@ MIN_POSITIONS = 8
 MAX_CHUNK, MIN_CHUNKS = 125, 4
 TARGET_SHARE, CHUNK_SHARE = 0.3, 0.05
 """Of the memory setting: what the dense network's outputs at the sampled positions may take, and one chunk's walk."""
+BESIDE = 1.5
+"""Times as many images must fit where the dense network walks beside full repairs, which doubles their time. Images
+count, not rows: those of one image are alike.
+"""
 TYPICAL = 50
 """Percentile of the activations at a cut that must fit for all images; at larger cuts the walk is repeated."""
 
 
 class CalibrationPlan(NamedTuple):
-    """How many calibration images fit, in chunks of what size, how many output positions of each are sampled, and
-    whether targets are kept in bfloat16.
+    """How many calibration images fit, in chunks of what size, how many output positions of each are sampled,
+    whether targets are kept in bfloat16, and whether those of full repair are kept at all.
     """
 
     images: int
     chunk: int
     positions: int
     narrow_targets: bool
+    keep_targets: bool = True
 
 
-def plan_calibration(family: LayoutFamily, settings: CompressionConfig, available: int) -> CalibrationPlan:
+def plan_calibration(
+    family: LayoutFamily, settings: CompressionConfig, available: int, *, may_walk_beside: bool = True
+) -> CalibrationPlan:
     """Images, chunk size and positions that keep repair within `settings.memory_gb`.
 
     Sequential repair holds the activations at a cut for all images, the dense outputs and other addends at the sampled
     positions, and a few chunks' activations and rows of the widest layer. Few images are sampled at more positions.
+    Where the dense outputs leave much fewer images than the activations at two cuts do, they are not held: the dense
+    network walks beside each full repair, unless residual branches may go: it has other operators than what is left then.
     """
     limit, layout = settings.memory_gb * 1e9, family.dense
     wanted = min(settings.images, available)
@@ -57,6 +66,10 @@ def plan_calibration(family: LayoutFamily, settings: CompressionConfig, availabl
     narrow = _target_bytes(layout, positions) > room
     while positions > MIN_POSITIONS and _target_bytes(layout, positions) / (1 + narrow) > room:
         positions = max(MIN_POSITIONS, 7 * positions // 8)
+    beside = min(wanted, int(HELD_SHARE * limit / cut))
+    keep = beside < BESIDE * images or not may_walk_beside
+    if not keep:
+        images, positions, narrow = beside, settings.positions or positions_for(beside), True
     columns = max(
         (
             layer.in_channels // layer.groups * prod(layer.kernel) * layer.groups
@@ -69,7 +82,7 @@ def plan_calibration(family: LayoutFamily, settings: CompressionConfig, availabl
     chunk = min(MAX_CHUNK, -(-images // MIN_CHUNKS), int(CHUNK_SHARE * limit / max(rows, float(cuts.max()))))
     if images < wanted:
         logger.info("memory_gb=%g allows %d of %d calibration images", settings.memory_gb, images, wanted)
-    return CalibrationPlan(images, max(1, chunk), positions, narrow)
+    return CalibrationPlan(images, max(1, chunk), positions, narrow, keep)
 
 
 def live_bytes(layout: Layout) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -158,6 +158,7 @@ class Compressor:
             producers=settings.producers,
             held_bytes=HELD_SHARE * 1e9 * settings.memory_gb,
             narrow_targets=settings.narrow_targets,
+            keep_targets=settings.keep_targets,
             mean_shift=importance_named(settings.importance).mean_shift,
             factors=preparation.factors(moments),
             means=branch_means(self.network, self.graph, self.branches, chunks, sampling),

@@ -53,6 +53,7 @@ class CompressionSettings(CompressionConfig):
         repair: Name, or a class of `envs.repair.repair.Repair`.
         seed: Seed of the calibration draw and of random scores.
         narrow_targets: Keep the dense network's outputs at the sampled positions in bfloat16.
+        keep_targets: Keep those of full repair; otherwise the dense network walks beside each of them.
         device: Where statistics, importance, selection and repair are computed: "cpu" or "cuda".
     """
 
@@ -60,4 +61,5 @@ class CompressionSettings(CompressionConfig):
     repair: Annotated[Any, OneOf(REPAIRS, objects=True)] = "sequential"
     seed: int = 0
     narrow_targets: bool = False
+    keep_targets: bool = True
     device: str = "cpu"

@@ -8,6 +8,7 @@ from heapq import heappop, heappush
 
 from torch import Tensor, fx
 
+from envs.repair.beside import TargetsBeside
 from envs.repair.targets import Targets
 from envs.units.slicing import Axes
 
@@ -63,7 +64,7 @@ class Refit:
 
 def refits_of(
     program: fx.Graph,
-    targets: Targets,
+    targets: Targets | TargetsBeside,
     axes: Mapping[str, Axes],
     sparse: Collection[str],
     *,
@@ -92,7 +93,7 @@ def refits_of(
     return refits
 
 
-def _branch(targets: Targets, node: fx.Node, outputs: Tensor | None) -> Branch | None:
+def _branch(targets: Targets | TargetsBeside, node: fx.Node, outputs: Tensor | None) -> Branch | None:
     addend = targets.addends.get(node)
     if addend is None:
         return None

@@ -37,6 +37,7 @@ class Dense:
         producers: Refit every layer whose input drifted, not only the consumers of pruned units.
         held_bytes: Activations that a walk may keep.
         narrow_targets: Keep the dense network's outputs at the sampled positions in bfloat16.
+        keep_targets: Keep those of full repair; otherwise the dense network walks beside each of them.
         factors: Moments of units whose channels are multiplied and summed, by unit name.
         mean_shift: Channels that go leave their mean in the bias, even without repair.
         means: What residual branches give.
@@ -55,6 +56,7 @@ class Dense:
     producers: bool
     held_bytes: float
     narrow_targets: bool
+    keep_targets: bool
     mean_shift: bool
     factors: Mapping[str, Factors] = field(default_factory=dict)
     means: BranchMeans = NO_BRANCHES

@@ -13,6 +13,7 @@ from envs.network.inputs import batch_size
 from envs.parallel import return_memory
 from envs.regression.ridge import Finish
 from envs.repair.bank import Banks
+from envs.repair.beside import TargetsBeside
 from envs.repair.branches import Gone
 from envs.repair.factors import with_mixes
 from envs.repair.repair import Dense, Pruned, Repair
@@ -30,7 +31,7 @@ class SequentialRepair(Repair):
     def __init__(self, dense: Dense) -> None:
         """Records nothing yet."""
         super().__init__(dense)
-        self._targets: dict[bool, Targets] = {}  # of quick repair or not
+        self._targets: dict[bool, Targets | TargetsBeside] = {}  # of quick repair or not
         self._ridges: Mapping[str, float] | None = None
 
     def __call__(self, pruned: Pruned) -> None:
@@ -44,11 +45,14 @@ class SequentialRepair(Repair):
 
     def preparation_forwards(self) -> int:
         """Those of the targets, and of choosing the ridges of quick repair."""
-        return self.forwards(quick=False) + (self.forwards(quick=True) if self.dense.ridge is None else 0)
+        quick = self.forwards(quick=True)
+        kept = self.forwards(quick=False) if self.dense.keep_targets else quick
+        return kept + (quick if self.dense.ridge is None else 0)
 
     def forwards(self, *, quick: bool) -> int:
-        """One walk over all calibration images, or over the first ones."""
-        return sum(map(batch_size, self.dense.quick_chunks if quick else self.dense.chunks))
+        """One walk over all calibration images, or over the first ones; two where the dense network walks beside."""
+        walks = 1 if quick or self.dense.keep_targets else 2
+        return walks * sum(map(batch_size, self.dense.quick_chunks if quick else self.dense.chunks))
 
     def get_ready(self) -> None:
         """Records the targets."""
@@ -63,7 +67,8 @@ class SequentialRepair(Repair):
         """A twin with the ridges and targets of quick repair, and no moments."""
         twin = type(self)(replace(self.dense, banks=Banks()))
         twin._ridges = self._quick_ridges()
-        twin._targets = {True: self._aims(quick=True).excerpt()}
+        aims = self._aims(quick=True)
+        twin._targets = {True: aims.excerpt() if isinstance(aims, Targets) else aims}
         return twin
 
     def _walk(
@@ -85,28 +90,37 @@ class SequentialRepair(Repair):
         """The walk through what is left without some branches."""
         if not gone:
             return walk
+        targets = walk.targets
+        if isinstance(targets, TargetsBeside):
+            raise ValueError("branches go only where dense outputs are kept, but keep_targets is False: set it to True")
         rest = remaining(self.dense.graph, [one.verified for one in gone])
         inside = {node for one in gone for node in one.verified.found.inside}
         return replace(
             walk,
             graph=rest.graph,
-            targets=walk.targets.of(rest.nodes, inside),
+            targets=targets.of(rest.nodes, inside),
             gone={rest.constants[one.verified.name]: one for one in gone},
             means=self.dense.means,
         )
 
-    def _aims(self, quick: bool) -> Targets:
+    def _aims(self, quick: bool) -> Targets | TargetsBeside:
         """The targets, recorded when first asked for; quick repair sees a part of them."""
         if quick not in self._targets:
-            self._targets[quick] = self._quick_part(self._aims(quick=False)) if quick else self._record()
+            self._targets[quick] = self._quick_aims() if quick else self._full_aims()
         return self._targets[quick]
 
-    def _record(self) -> Targets:
+    def _full_aims(self) -> Targets | TargetsBeside:
         dense = self.dense
+        if not dense.keep_targets:
+            return TargetsBeside.of(dense.network, dense.graph, dense.chunks, dense.sampling)
         return record_targets(dense.network, dense.graph, dense.chunks, dense.sampling, narrow=dense.narrow_targets)
 
-    def _quick_part(self, targets: Targets) -> Targets:
-        return targets.first(len(self.dense.quick_chunks), self.dense.quick_positions)
+    def _quick_aims(self) -> Targets:
+        dense, full = self.dense, self._aims(quick=False)
+        if isinstance(full, Targets):
+            return full.first(len(dense.quick_chunks), dense.quick_positions)
+        sampling = replace(dense.sampling, positions=dense.quick_positions)
+        return record_targets(dense.network, dense.graph, dense.quick_chunks, sampling, narrow=dense.narrow_targets)
 
     def _quick_ridges(self) -> Mapping[str, float]:
         """Penalties of quick repair by layer, chosen once with half of every unit gone: choosing takes longer than

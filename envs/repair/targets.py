@@ -100,6 +100,10 @@ class Targets:
         """Rows of one layer over all chunks."""
         return sum(target.count(self.per_image) for target in (rows[layer] for rows in self.rows))
 
+    def along(self, interpreter: Interpreter, held_bytes: float) -> Targets:
+        """Themselves: nothing has to walk along a repair."""
+        return self
+
     def first(self, chunks: int, per_image: int) -> Targets:
         """A view of the first chunks and of the first positions of each image."""
         return replace(self, chunks=self.chunks[:chunks], rows=self.rows[:chunks], per_image=per_image)
@@ -144,14 +148,13 @@ def record_targets(
         sampling: Output positions per image and seed.
         narrow: Keep bfloat16, half of the memory: its rounding is small beside what a fit leaves.
     """
-    nodes = graph.require_program().nodes
-    layers = [node for node in nodes if _refittable(node, network, graph)]
+    layers = refittable_layers(network, graph)
     recorder = _Recorder(
-        interpreter=Interpreter(nodes),
-        network=_walkable(network, graph),
+        interpreter=Interpreter(graph.require_program().nodes),
+        network=walkable(network, graph),
         keys={name: key for key, name in enumerate(graph.order())},
         layers=frozenset(layers),
-        addends={layer: addend for layer in layers if (addend := _addend(layer, network)) is not None},
+        addends=addends_of(layers, network),
         sampling=sampling,
         narrow=narrow,
     )
@@ -198,7 +201,17 @@ class _Recorder:
         return rows.to(torch.bfloat16) if self.narrow else rows
 
 
-def _walkable(network: nn.Module, graph: Graph) -> nn.Module:
+def refittable_layers(network: nn.Module, graph: Graph) -> list[fx.Node]:
+    """The layers of a program that can be refitted, in order."""
+    return [node for node in graph.require_program().nodes if _refittable(node, network, graph)]
+
+
+def addends_of(layers: Sequence[fx.Node], network: nn.Module) -> dict[fx.Node, Addend]:
+    """How those layers that reach an addition do."""
+    return {layer: addend for layer in layers if (addend := _addend(layer, network)) is not None}
+
+
+def walkable(network: nn.Module, graph: Graph) -> nn.Module:
     """A copy to be executed node by node: nothing works in place, weights channels-last where that is faster."""
     twin = functional_copy(network)
     if graph.channels_last:

@@ -26,6 +26,7 @@ from envs.regression.ridge import Finish, Sums, add, solve, sums_of
 from envs.regression.rows import gather_patches, kernel_size, regrouped, take_outputs, weight_of, weight_rows
 from envs.regression.shrinkage import FOLDS, UNDIVIDED_RIDGE, best_ridge, folded_sums
 from envs.regression.statistics import GRAM_LIMIT
+from envs.repair.beside import DenseWalk, TargetsBeside
 from envs.repair.branches import NO_BRANCHES, BranchMeans, Gone, write_constant
 from envs.repair.normalization import normalization_behind, takes_shift, write_fit
 from envs.repair.refits import Refit, execution_order, refits_of
@@ -57,7 +58,7 @@ class RepairWalk:
 
     network: nn.Module
     graph: Graph
-    targets: Targets
+    targets: Targets | TargetsBeside
     ridge: float | None = None
     ridges: Mapping[str, float] = field(default_factory=dict)
     held_bytes: float = math.inf
@@ -86,11 +87,12 @@ class RepairWalk:
         interpreter = Interpreter(execution_order(program, {*pending, *self.gone}))
         arithmetic = torch.bfloat16 if self.half else None
         checkpoints = Checkpoints(interpreter, self.targets.chunks, self.held_bytes, arithmetic)
+        aims = self.targets.along(interpreter, self.held_bytes)
         walked = self._walked(small)
         ridges = {}
         for place, node in enumerate(interpreter.order):
             if node in pending:
-                ridges[str(node.target)] = self._refit(pending[node], place, walked, checkpoints, small)
+                ridges[str(node.target)] = self._refit(pending[node], place, walked, checkpoints, aims, small)
             elif node in self.gone:
                 self._refit_constant(node, place, walked, checkpoints, small)
         return ridges
@@ -100,7 +102,15 @@ class RepairWalk:
         twin = inference_copy(small, self.graph)
         return converted(twin, tensors(self.targets.chunks[0])[0].device, torch.bfloat16) if self.half else twin
 
-    def _refit(self, refit: Refit, place: int, walked: nn.Module, checkpoints: Checkpoints, small: nn.Module) -> float:
+    def _refit(
+        self,
+        refit: Refit,
+        place: int,
+        walked: nn.Module,
+        checkpoints: Checkpoints,
+        aims: Targets | DenseWalk,
+        small: nn.Module,
+    ) -> float:
         """Fits one layer and writes it to the walked twin and to the result; returns its ridge."""
         layer = small.get_submodule(refit.name)
         prior = weight_rows(layer)
@@ -111,7 +121,7 @@ class RepairWalk:
         def one(index: int) -> Sums:
             with torch.no_grad():
                 values = checkpoints.advance(walked, index, place).values
-                return self._rows(refit, values, self.targets.at(refit.node, index), layer, by_kernel, gram=gram)
+                return self._rows(refit, values, aims.at(refit.node, index), layer, by_kernel, gram=gram)
 
         most = GRAM_LIMIT if refit.name in self.finishes else self.targets.count(refit.node)
         gram = prior.shape[1] <= most  # the same answer for every chunk

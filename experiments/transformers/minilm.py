@@ -59,7 +59,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         """[..., T, D] from [..., T, D]."""
         x = self.norm1(x + self.attention(x, seen))
-        out: Tensor = self.norm2(x + self.narrow(F.gelu(self.wide(x))))
+        out: Tensor = self.norm2(x + self.feed_forward(x))
+        return out
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[..., T, D] from [..., T, D]."""
+        out: Tensor = self.narrow(F.gelu(self.wide(x)))
         return out
 
 
@@ -75,12 +80,16 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[..., D] of words [..., T] and of what of them is no padding (1, else 0)."""
-        x = self.norm(self.words(ids) + self.places.weight[: ids.shape[-1]] + self.kinds.weight[0])
-        seen = (mask > 0)[..., None, None, :]
+        x, seen = self.embedded(ids), (mask > 0)[..., None, None, :]
         for block in self.blocks:
             x = block(x, seen)
         counted = mask[..., None].to(x.dtype)
         return F.normalize((x * counted).sum(dim=-2) / counted.sum(dim=-2), dim=-1)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """[..., T, D] of words [..., T] and their places."""
+        x: Tensor = self.norm(self.words(ids) + self.places.weight[: ids.shape[-1]] + self.kinds.weight[0])
+        return x
 
 
 _NAMES = {

@@ -81,3 +81,16 @@ def test_what_repair_of_a_network_at_224_holds_fits_the_memory_setting(available
     chunk = plan.chunk * max(float(held.max()), 4.0 * plan.positions * columns)
     assert targets + chunk + plan.images * float(np.percentile(held, 75)) <= 1e9 * memory_gb
     assert plan.images >= min(available, round(200 * memory_gb))
+
+
+def test_where_dense_outputs_would_leave_few_images_the_dense_network_walks_beside() -> None:
+    layers = [layer for _ in range(8) for layer in (nn.Conv2d(16, 256, 1), nn.ReLU(), nn.Conv2d(256, 16, 1))]
+    network, example = nn.Sequential(*layers).eval(), torch.zeros(1, 16, 4, 4)
+    family = measure_family(network, trace(network, example), example, [], [])[0]
+    tight, roomy = (
+        plan_calibration(family, CompressionSettings(images=500, memory_gb=memory), 500) for memory in (0.02, 2.0)
+    )
+    assert not tight.keep_targets
+    assert tight.images > 1.5 * 0.3 * 0.02e9 / (8 * 4 * 8 * (256 + 16))  # what half-kept targets at 8 positions allow
+    assert roomy.keep_targets
+    assert roomy.images == 500

@@ -443,3 +443,12 @@ def test_a_branch_is_followed_through_the_scale_of_its_channels() -> None:
     assert {str(layer.target): addend.scale.tolist() for layer, addend in targets.addends.items()} == {
         "fc2": network.gamma.tolist()
     }
+
+
+@pytest.mark.parametrize("name", ["residual", "branching"])
+def test_targets_beside_a_walk_are_those_that_would_have_been_kept(name: str, zoo: Callable[[str], Specimen]) -> None:
+    kept, beside = (compressor_for(zoo(name), keep_targets=keep, positions=16) for keep in (True, False))
+    policy = halved(kept)
+    assert equal_states(kept.compress(policy).network, beside.compress(policy).network)
+    assert equal_states(kept.compress(policy, quick=True).network, beside.compress(policy, quick=True).network)
+    assert beside.compress(policy).image_forwards == 2 * kept.compress(policy).image_forwards

@@ -319,7 +319,7 @@ def test_tokens_that_count_are_said_by_an_input_or_a_function(
     mask = torch.tensor([[1, 1, 0]]).to(dtype)
     data = ({"ids": np.ones((16, 3), np.int64), name: mask.repeat(16, 1)}, np.zeros(16))
     example = {"ids": torch.ones(1, 3, dtype=torch.int64), name: mask}
-    splits = dict.fromkeys(("calibration", "validation", "test"), data)
+    splits: dict[str, Any] = dict.fromkeys(("calibration", "validation", "test"), data)
     task = amc.Task(network=Named(), example_input=example, counts=counts, metric=close, **splits)
     assert (task.counts is not None) == taken
     assert task.counts is None or task.counts(example).tolist() == [[1, 1, 0]]

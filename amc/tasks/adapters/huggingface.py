@@ -68,7 +68,7 @@ def from_huggingface(
     scored = _scored(model)
     chosen = _metric(model, scored) if metric is None else metric
     takes = list(inspect.signature(model.forward).parameters)
-    pad = getattr(model.config, "pad_token_id", None)  # type: ignore[union-attr]
+    pad = getattr(model.config, "pad_token_id", None)
     reader = _Reader(
         takes=frozenset(takes),
         padding={"input_ids": 0 if pad is None else int(pad), **dict.fromkeys(LABELS, IGNORED)},
@@ -101,7 +101,7 @@ def _scored(model: nn.Module) -> str:
 
 
 def _metric(model: nn.Module, scored: str) -> Metric:
-    if scored == "sample" and getattr(model.config, "num_labels", 0) == 1:  # type: ignore[union-attr]
+    if scored == "sample" and getattr(model.config, "num_labels", 0) == 1:
         return spearman
     found = {"sample": accuracy, "token": token_accuracy, "causal": perplexity}.get(scored)
     if found is None:

@@ -1,1 +1,0 @@
-"""Transformers as tasks, their rivals, and what they reach."""
