@@ -177,6 +177,26 @@ def test_a_program_follows_widths_and_serves_the_pruned_network_too() -> None:
     assert trace(small, x, like=anatomy.graph).calls()["second.0"] == 1
 
 
+class Fused(nn.Module):
+    """Splits what one layer writes into parts of a size that it holds as a number."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.three, self.out = size, nn.Linear(6, 3 * size), nn.Linear(size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > 100:
+            raise ValueError("too long")
+        first, second, third = self.three(x).split(self.size, dim=-1)
+        return self.out(first * second + third)  # type: ignore[no-any-return]
+
+
+def test_a_program_follows_the_sizes_of_equal_parts() -> None:
+    torch.manual_seed(0)
+    graph = trace(Fused(8).eval(), torch.randn(1, 5, 6))
+    assert agrees(graph.program, Fused(4).eval(), torch.randn(2, 4, 6))
+
+
 @pytest.mark.parametrize(
     ("before", "after", "groups"),
     [
@@ -232,10 +252,15 @@ def huggingface(family: str) -> nn.Module:
     if family == "ViT":
         sizes |= {"image_size": 16, "patch_size": 4}
     config = getattr(transformers, f"{family}Config")(**sizes)
-    task = {"Llama": "CausalLM", "ViT": "ImageClassification"}.get(family, "SequenceClassification")
+    if family == "GPT2":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": WORDS, "use_cache": False}
+        sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+    heads = {"Llama": "ForCausalLM", "GPT2": "LMHeadModel", "ViT": "ForImageClassification"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network: nn.Module = getattr(transformers, f"{family}For{task}")(config).eval()
+        network: nn.Module = getattr(transformers, family + heads.get(family, "ForSequenceClassification"))(
+            config
+        ).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.ndim > 1 and "embed" not in name:
@@ -248,6 +273,14 @@ def items(family: str, count: int = 48) -> list[Any]:
     if family == "ViT":
         return [(torch.randn(3, 16, 16, generator=generator), k % 3) for k in range(count)]
     return [(torch.randint(1, WORDS, (4 + k % 6,), generator=generator), k % 3) for k in range(count)]
+
+
+@pytest.mark.slow
+def test_gpt2_is_traced_with_its_tied_embedding() -> None:
+    network, samples = selecting(huggingface("GPT2"), last), items("GPT2")
+    graph = trace(network, padded(samples[:1])[0], padded(samples[:7])[0])
+    assert agrees(graph.program, network, padded(samples[3:5])[0]), graph.reason
+    assert graph.calls()["transformer.wte"] == graph.calls()["lm_head"] == 1
 
 
 @pytest.mark.slow

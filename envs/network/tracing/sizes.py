@@ -19,7 +19,8 @@ from envs.network.interpreter import run
 def follow_sizes(program: fx.Graph, network: nn.Module, example_input: Inputs) -> None:
     """Rewrites the sizes of reshapes and expansions where they are sizes of what is reshaped, or products of these.
 
-    An axis that is divided keeps its numbers: whether heads or their widths follow cannot be told.
+    Parts of equal size become so many parts. An axis that is divided keeps its numbers: whether heads or their widths
+    follow cannot be told.
 
     Args:
         program: The program, changed in place.
@@ -36,6 +37,8 @@ def follow_sizes(program: fx.Graph, network: nn.Module, example_input: Inputs) -
             _follow_expansion(node, shapes)
         elif node.target in ("reshape", torch.reshape):
             _follow_reshape(program, node, shapes)
+        elif node.target is torch.ops.aten.split.Tensor:
+            _follow_split(node, shapes)
 
 
 def _follow_expansion(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
@@ -43,6 +46,14 @@ def _follow_expansion(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> 
     before = (None,) * (len(sizes) - len(shapes[source])) + shapes[source]
     kept = [-1 if size == old and type(size) is int else size for size, old in zip(sizes, before, strict=True)]
     node.update_arg(1, kept)
+
+
+def _follow_split(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
+    source, size, *axes = node.args
+    axis = axes[0] if axes else 0
+    count, rest = divmod(shapes[source][axis], size) if type(size) is int else (0, 1)
+    if not rest:
+        node.target, node.args = torch.chunk, (source, count, axis)
 
 
 def _follow_reshape(program: fx.Graph, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
