@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import amc
+from amc.pool.parcel import pack, unpack
 from amc.runs.library import search
 from envs.network.copies import same_output
 from envs.network.graph import trace
@@ -59,7 +60,8 @@ class OddBlock(nn.Module):
     def forward(self, x: Tensor, **rest: Any) -> Tensor:
         x = x + self.attention(self.first(x), **rest)
         wide = F.dropout(F.relu(self.wide(self.second(x))).square(), 0.1, self.training)
-        return x + self.scale * self.narrow(wide)
+        out: Tensor = x + self.scale * self.narrow(wide)
+        return out
 
 
 class OddEncoder(nn.Module):
@@ -69,6 +71,7 @@ class OddEncoder(nn.Module):
         super().__init__()
         self.words, self.blocks = nn.Embedding(WORDS, WIDTH), nn.ModuleList([OddBlock()])
         self.head = nn.Linear(WIDTH, 3)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 100.0 ** -torch.arange(0, 1, 2 / HEAD), persistent=False)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -106,7 +109,7 @@ def test_an_odd_encoder_is_traced_for_any_batch_length_and_mask_and_its_heads_an
     encoder: nn.Module,
 ) -> None:
     anatomy = dissect(encoder, text(), text(3, 9))
-    program = anatomy.graph.require_program()
+    program = unpack(pack(anatomy.graph)).require_program()  # as it arrives at workers
     assert all(agrees(program, encoder, text(*sizes)) for sizes in ((1, 7), (4, 12), (2, 3)))
     units = [(unit.name, unit.kind) for unit in anatomy.units]
     assert units == [("blocks.0.attention.q", "heads"), ("blocks.0.wide", "channels")]
@@ -168,6 +171,7 @@ class Widths(nn.Module):
 def test_a_program_follows_widths_and_serves_the_pruned_network_too() -> None:
     torch.manual_seed(0)
     network, x = Widths().eval(), torch.randn(1, 5, 6)
+    small: Any
     anatomy = dissect(network, x)
     small = slice_network(network, anatomy.units, {unit.name: [0, 2, 3] for unit in anatomy.units})
     assert [layer.out_features for layer in (small.first, small.second)] == [3, 3]
@@ -308,7 +312,7 @@ def test_networks_of_hugging_face_are_traced_searched_repaired_exported_and_load
         collate=collate,
         output=output,
     )
-    small = {"searcher": "knapsack", "knapsack": {"widths": 3}, "progress": False}
+    small: dict[str, Any] = {"searcher": "knapsack", "knapsack": {"widths": 3}, "progress": False}
     result = search(task, budgets={"macs": 0.6}, out=tmp_path / "run", **small)
     dense, found = result.reports["dense"], result.reports["found"]
     assert found.costs["macs"] <= 0.6 * dense.costs["macs"]
