@@ -81,7 +81,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         if isinstance(value, fx.Graph):
             return _graph, (_operators(value),)
         if isinstance(value, OpOverload):
-            return _operator, (value.name(),)
+            return _operator, (value.name(),)  # type: ignore[no-untyped-call]  # torch's
         if isinstance(value, fx.Node):
             return _node, (value.graph, list(value.graph.nodes).index(value))
         plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type in ("cpu", "cuda")
