@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 _MAPPED_BYTES = 1 << 14
 
@@ -79,6 +80,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, fx.Graph):
             return _graph, (_operators(value),)
+        if isinstance(value, OpOverload):
+            return _operator, (value.name(),)  # type: ignore[no-untyped-call]  # torch's
         if isinstance(value, fx.Node):
             return _node, (value.graph, list(value.graph.nodes).index(value))
         plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type in ("cpu", "cuda")
@@ -137,6 +140,14 @@ def _operators(graph: fx.Graph) -> list[tuple[Any, ...]]:
         return fx.map_arg(arguments, refer)
 
     return [(n.op, n.target, referring(n.args), referring(n.kwargs), n.name) for n in graph.nodes]
+
+
+def _operator(name: str) -> OpOverload:
+    """The operator of a name such as "aten::gelu" or "aten::add.Tensor"."""
+    space, _, full = name.partition("::")
+    packet, _, overload = full.partition(".")
+    found: OpOverload = getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
+    return found
 
 
 def _graph(operators: Sequence[tuple[Any, ...]]) -> fx.Graph:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import amc
+from amc.pool.parcel import pack, unpack
 from amc.runs.library import search
 from envs.network.copies import same_output
 from envs.network.graph import trace
@@ -59,7 +60,8 @@ class OddBlock(nn.Module):
     def forward(self, x: Tensor, **rest: Any) -> Tensor:
         x = x + self.attention(self.first(x), **rest)
         wide = F.dropout(F.relu(self.wide(self.second(x))).square(), 0.1, self.training)
-        return x + self.scale * self.narrow(wide)
+        out: Tensor = x + self.scale * self.narrow(wide)
+        return out
 
 
 class OddEncoder(nn.Module):
@@ -69,6 +71,7 @@ class OddEncoder(nn.Module):
         super().__init__()
         self.words, self.blocks = nn.Embedding(WORDS, WIDTH), nn.ModuleList([OddBlock()])
         self.head = nn.Linear(WIDTH, 3)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 100.0 ** -torch.arange(0, 1, 2 / HEAD), persistent=False)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -106,7 +109,7 @@ def test_an_odd_encoder_is_traced_for_any_batch_length_and_mask_and_its_heads_an
     encoder: nn.Module,
 ) -> None:
     anatomy = dissect(encoder, text(), text(3, 9))
-    program = anatomy.graph.require_program()
+    program = unpack(pack(anatomy.graph)).require_program()  # as it arrives at workers
     assert all(agrees(program, encoder, text(*sizes)) for sizes in ((1, 7), (4, 12), (2, 3)))
     units = [(unit.name, unit.kind) for unit in anatomy.units]
     assert units == [("blocks.0.attention.q", "heads"), ("blocks.0.wide", "channels")]
@@ -168,6 +171,7 @@ class Widths(nn.Module):
 def test_a_program_follows_widths_and_serves_the_pruned_network_too() -> None:
     torch.manual_seed(0)
     network, x = Widths().eval(), torch.randn(1, 5, 6)
+    small: Any
     anatomy = dissect(network, x)
     small = slice_network(network, anatomy.units, {unit.name: [0, 2, 3] for unit in anatomy.units})
     assert [layer.out_features for layer in (small.first, small.second)] == [3, 3]
@@ -175,6 +179,26 @@ def test_a_program_follows_widths_and_serves_the_pruned_network_too() -> None:
     assert trace(small, x, like=anatomy.graph).program is anatomy.graph.program
     small.second = nn.Sequential(small.second)
     assert trace(small, x, like=anatomy.graph).calls()["second.0"] == 1
+
+
+class Fused(nn.Module):
+    """Splits what one layer writes into parts of a size that it holds as a number."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.three, self.out = size, nn.Linear(6, 3 * size), nn.Linear(size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > 100:
+            raise ValueError("too long")
+        first, second, third = self.three(x).split(self.size, dim=-1)
+        return self.out(first * second + third)  # type: ignore[no-any-return]
+
+
+def test_a_program_follows_the_sizes_of_equal_parts() -> None:
+    torch.manual_seed(0)
+    graph = trace(Fused(8).eval(), torch.randn(1, 5, 6))
+    assert agrees(graph.program, Fused(4).eval(), torch.randn(2, 4, 6))
 
 
 @pytest.mark.parametrize(
@@ -232,10 +256,15 @@ def huggingface(family: str) -> nn.Module:
     if family == "ViT":
         sizes |= {"image_size": 16, "patch_size": 4}
     config = getattr(transformers, f"{family}Config")(**sizes)
-    task = {"Llama": "CausalLM", "ViT": "ImageClassification"}.get(family, "SequenceClassification")
+    if family == "GPT2":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": WORDS, "use_cache": False}
+        sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+    heads = {"Llama": "ForCausalLM", "GPT2": "LMHeadModel", "ViT": "ForImageClassification"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network: nn.Module = getattr(transformers, f"{family}For{task}")(config).eval()
+        network: nn.Module = getattr(transformers, family + heads.get(family, "ForSequenceClassification"))(
+            config
+        ).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.ndim > 1 and "embed" not in name:
@@ -248,6 +277,14 @@ def items(family: str, count: int = 48) -> list[Any]:
     if family == "ViT":
         return [(torch.randn(3, 16, 16, generator=generator), k % 3) for k in range(count)]
     return [(torch.randint(1, WORDS, (4 + k % 6,), generator=generator), k % 3) for k in range(count)]
+
+
+@pytest.mark.slow
+def test_gpt2_is_traced_with_its_tied_embedding() -> None:
+    network, samples = selecting(huggingface("GPT2"), last), items("GPT2")
+    graph = trace(network, padded(samples[:1])[0], padded(samples[:7])[0])
+    assert agrees(graph.program, network, padded(samples[3:5])[0]), graph.reason
+    assert graph.calls()["transformer.wte"] == graph.calls()["lm_head"] == 1
 
 
 @pytest.mark.slow
@@ -275,7 +312,7 @@ def test_networks_of_hugging_face_are_traced_searched_repaired_exported_and_load
         collate=collate,
         output=output,
     )
-    small = {"searcher": "knapsack", "knapsack": {"widths": 3}, "progress": False}
+    small: dict[str, Any] = {"searcher": "knapsack", "knapsack": {"widths": 3}, "progress": False}
     result = search(task, budgets={"macs": 0.6}, out=tmp_path / "run", **small)
     dense, found = result.reports["dense"], result.reports["found"]
     assert found.costs["macs"] <= 0.6 * dense.costs["macs"]

@@ -96,7 +96,7 @@ def opaque_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> Iterat
         The calls, by their places.
     """
     for name, layer in layers.items():
-        network.get_submodule(name).forward = partial(_called, name, layer)  # type: ignore[method-assign]
+        network.get_submodule(name).forward = partial(_called, name, layer)
     _calls.clear()
     try:
         yield _calls

@@ -188,7 +188,7 @@ def _does_nothing(node: fx.Node, name: str) -> bool:
         return tuple(node.args[2:4]) == (0, _END)
     if name in ("to", "_to_copy"):
         source = node.args[0].meta["val"]  # type: ignore[union-attr]
-        return source.dtype == node.meta["val"].dtype and source.is_floating_point()
+        return bool(source.dtype == node.meta["val"].dtype and source.is_floating_point())
     return False
 
 

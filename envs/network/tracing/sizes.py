@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +20,8 @@ from envs.network.interpreter import run
 def follow_sizes(program: fx.Graph, network: nn.Module, example_input: Inputs) -> None:
     """Rewrites the sizes of reshapes and expansions where they are sizes of what is reshaped, or products of these.
 
-    An axis that is divided keeps its numbers: whether heads or their widths follow cannot be told.
+    Parts of equal size become so many parts. An axis that is divided keeps its numbers: whether heads or their widths
+    follow cannot be told.
 
     Args:
         program: The program, changed in place.
@@ -36,17 +38,34 @@ def follow_sizes(program: fx.Graph, network: nn.Module, example_input: Inputs) -
             _follow_expansion(node, shapes)
         elif node.target in ("reshape", torch.reshape):
             _follow_reshape(program, node, shapes)
+        elif node.target is torch.ops.aten.split.Tensor:
+            _follow_split(node, shapes)
+
+
+def _operands(node: fx.Node) -> Any:
+    """What is reshaped, and how."""
+    return node.args
 
 
 def _follow_expansion(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
-    source, sizes = node.args[0], list(node.args[1])
+    source, given = _operands(node)
+    sizes = list(given)
     before = (None,) * (len(sizes) - len(shapes[source])) + shapes[source]
     kept = [-1 if size == old and type(size) is int else size for size, old in zip(sizes, before, strict=True)]
     node.update_arg(1, kept)
 
 
+def _follow_split(node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
+    source, size, *axes = _operands(node)
+    axis = axes[0] if axes else 0
+    count, rest = divmod(shapes[source][axis], size) if type(size) is int else (0, 1)
+    if not rest:
+        node.target, node.args = torch.chunk, (source, count, axis)
+
+
 def _follow_reshape(program: fx.Graph, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
-    source, sizes = node.args[0], list(node.args[1])
+    source, given = _operands(node)
+    sizes = list(given)
     follows = {
         new[0]: old
         for old, new in matched(shapes[source], shapes[node])
