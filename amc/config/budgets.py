@@ -74,12 +74,12 @@ def with_range(values: Mapping[str, Any]) -> dict[str, Any]:
     """Configuration values in which budgets that are ranges are a key of their own, and their middles the budgets.
 
     Args:
-        values: With a mapping at `constraint`.
+        values: With a mapping at `constraint`, or without any.
 
     Raises:
         ValueError: If a range is no pair of ascending positive numbers, both fractions or both absolute.
     """
-    budgets = dict(values["constraint"])
+    budgets = dict(values.get("constraint", {}))
     ranges = {name: _pair(str(name), value) for name, value in budgets.items() if _is_range(value)}
     if not ranges:
         return dict(values)
