@@ -24,6 +24,7 @@ from envs.network.interpreter import Interpreter, run
 from envs.network.kinds import function_kind, module_kind, plain_name
 from envs.network.tracing.exported import exported
 from envs.network.tracing.leaves import constant, is_leaf
+from envs.network.tracing.reading import exported_reading
 from envs.network.tracing.symbolic import symbolic
 from hw_profiles.layers import Kind
 
@@ -179,6 +180,8 @@ _Tracer = Callable[[nn.Module, Inputs], fx.Graph]
 def _tracers(attributes: Collection[str], like: Graph | None) -> list[_Tracer]:
     """How programs are had, the quickest way first; where a network had none, what is sliced from it has none."""
     recorded = partial(symbolic, attributes=attributes)
+    if attributes:
+        return [recorded, partial(exported_reading, attributes=attributes)]
     if like is None:
         return [recorded, exported]
     return [recorded] if like.program is None else [recorded, partial(_known, like.program), exported]

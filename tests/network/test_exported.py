@@ -321,3 +321,28 @@ def test_networks_of_hugging_face_are_traced_searched_repaired_exported_and_load
     loaded = amc.load(tmp_path / "run")
     with torch.no_grad():
         assert torch.equal(output(loaded(**several)), output(result.network(**several)))
+
+
+class Split(nn.Module):
+    """Queries, keys and values of one layer, taken apart by a number; sizes that torch.fx cannot iterate over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.qkv, self.out = WIDTH, nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, HEAD)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).split(self.size, dim=-1))
+        mixed = F.scaled_dot_product_attention(q * q.abs(), k, v, is_causal=True)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(*x.shape[:-1], -1))
+        return out
+
+
+def test_numbers_that_a_module_holds_are_read_off_the_network_that_a_program_runs_on() -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(5, WIDTH), Split(), nn.Linear(WIDTH, 3)).eval(), torch.randn(3, 6, 5)
+    anatomy = dissect(network, x[:1], x)
+    unit = next(unit for unit in anatomy.units if unit.kind == "heads")
+    assert [attribute.name for attribute in unit.attributes] == ["1.size"]
+    small = slice_network(anatomy.network, anatomy.units, {unit.name: [1, 3]})
+    assert agrees(anatomy.graph.require_program(), small, x)
