@@ -51,7 +51,7 @@ def plan_calibration(
     Sequential repair holds the activations at a cut for all images, the dense outputs and other addends at the sampled
     positions, and a few chunks' activations and rows of the widest layer. Few images are sampled at more positions.
     Where the dense outputs leave much fewer images than the activations at two cuts do, they are not held: the dense
-    network walks beside each full repair, unless residual branches may go: it has other operators than what is left then.
+    network walks beside each full repair; not where residual branches may go, as it then has other operators.
     """
     limit, layout = settings.memory_gb * 1e9, family.dense
     wanted = min(settings.images, available)

@@ -18,9 +18,9 @@ from envs.units.branches.trial import VerifiedBranch, read_branches
 from envs.units.fates import left_over
 from envs.units.gates import gated_units
 from envs.units.layout import LayoutFamily, measure_family
-from envs.units.together import verify_together
 from envs.units.units import Fixed, Unit, propose_units, weighted_outputs
-from envs.units.verify import Removal, verify_units
+from envs.units.verification.together import verify_together
+from envs.units.verification.verify import Removal, verify_units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

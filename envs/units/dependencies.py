@@ -20,9 +20,9 @@ from envs.network.graph import Graph
 from envs.network.inputs import Inputs, call
 from envs.network.interpreter import run
 from envs.network.kinds import WEIGHTED
-from envs.units.culprit import first_line
 from envs.units.fates import fate
 from envs.units.islands import Island
+from envs.units.verification.culprit import first_line
 
 ARRIVALS = 256
 """Largest number of different sets of channels with which a walk reaches one axis: beyond, it would go on for hours."""

@@ -1,7 +1,7 @@
 """Units: channels that are kept or dropped together, found by Torch-Pruning and verified by us.
 
 Torch-Pruning's dependency graph proposes groups; a group becomes a `Unit` only if zeroing its consumers'
-input weights and removing its channels give the same output (`envs/units/verify.py`).
+input weights and removing its channels give the same output (`envs/units/verification/verify.py`).
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ from experiments.transformers.minilm import HEAD_WIDTH, SentenceEncoder, cosines
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, TABLE = ROOT / "runs" / "sts", ROOT / "experiments" / "results" / "minilm.md"
 RECIPE = ROOT / "experiments" / "recipes" / "minilm_half.toml"
+TASK = "experiments.transformers.minilm:stsb"
 FISHER_PAIRS = 2048
 """Pairs that Kwon et al. look at, as in the paper."""
 RESAMPLES = 2000
@@ -74,7 +75,7 @@ def found_network(method: str, budget: float, seed: int, data: Path) -> nn.Modul
     if not (run / "result.json").exists():
         options = ["--set", f"constraint.macs={budget:g}", "--seed", str(seed), "--agent", method, "--data", str(data)]
         words = ["resume", str(run)] if (run / "config.toml").exists() else ["search", str(RECIPE), "--out", str(run)]
-        words += options if words[0] == "search" else []
+        words += ["--task", TASK, *(options if words[0] == "search" else [])]
         subprocess.run([sys.executable, "-m", "amc.cli", *words], check=True, cwd=ROOT)
     return load(run)
 

@@ -17,7 +17,7 @@ from envs.network.recount import CountMismatch, confirm_macs, independent_macs
 from envs.units.anatomy import dissect
 from envs.units.layout import kept_counts, read_layout
 from envs.units.slicing import slice_network
-from envs.units.together import verify_together
+from envs.units.verification.together import verify_together
 from hw_profiles.cost import Macs, Params, cost_of
 from hw_profiles.layers import Layout
 

@@ -22,7 +22,8 @@ from agents.names import AGENTS
 from amc.config.search import SINGLE, load_config
 from amc.problem.inspection import inspection
 from amc.runs.finetuning.settings import FinetuneConfig
-from amc.runs.finetuning.trainer import Subject, finetune
+from amc.runs.finetuning.subject import Subject
+from amc.runs.finetuning.trainer import finetune
 from amc.search.allocation.groups import MAX_OPTIONS, thinned, together
 from amc.search.allocation.knapsack import knapsack
 from envs.compression.damage import Curve

@@ -20,7 +20,7 @@ from envs.network.copies import copy_network
 from envs.units.anatomy import dissect
 from envs.units.slicing import silence, slice_network
 from envs.units.units import Unit
-from envs.units.verify import verify_units
+from envs.units.verification.verify import verify_units
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen

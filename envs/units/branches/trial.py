@@ -21,9 +21,9 @@ from envs.network.interpreter import Interpreter
 from envs.network.kinds import WEIGHTED
 from envs.units.branches.branch import ACTIVATIONS, Block, Branch, Skip, constant_of, without_branches
 from envs.units.branches.found import FoundBranch, find_branches, is_inside, modules_inside
-from envs.units.culprit import first_line
 from envs.units.layout import read_layout
 from envs.units.units import Fixed
+from envs.units.verification.culprit import first_line
 from hw_profiles.cost import Macs, Params, cost_of
 from hw_profiles.layers import LayerShape, Layout
 

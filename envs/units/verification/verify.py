@@ -17,9 +17,9 @@ from envs.network.copies import functional_copy, same_output
 from envs.network.graph import DataDependent, Graph, record
 from envs.network.inputs import Inputs, call, divided, mapped, rows, tensors
 from envs.network.kinds import NORMS
-from envs.units.culprit import failing_module, find_culprit, first_line
 from envs.units.slicing import silence, silenced_tensors, slice_network
 from envs.units.units import Fixed, Unit, weighted_outputs
+from envs.units.verification.culprit import failing_module, find_culprit, first_line
 
 DRAWS = 3
 TOLERANCE = 1e-3
