@@ -27,7 +27,7 @@ from amc.profiling.check import CheckOptions, Subject, check_profile
 from amc.profiling.measure import measure_profile
 from amc.profiling.setting import Setting
 from amc.scoring.scorer import Scorer
-from amc.search import damage
+from amc.search.allocation import curves
 from amc.search.loop import search
 from amc.tasks.task import load_task
 from envs.compression.compress import Compressor
@@ -151,7 +151,7 @@ class Phases(Stopwatch):
         self.wrap(amc.problem.setup, "dissect", "finding units")
         self.wrap(Compressor, "__init__", "calibration")
         self.wrap(envs.repair.sequential, "record_targets", "calibration")
-        self.wrap(damage, "measure_damage", "damage curves")
+        self.wrap(curves, "measure_damage", "damage curves")
         self.wrap(Compressor, "compress", "repair")
         self.wrap(Scorer, "__call__", "scoring")
         self.wrap(Scorer, "outputs", "scoring")

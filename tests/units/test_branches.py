@@ -32,7 +32,7 @@ from envs.space.rules import Rules
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.branches.branch import without_branches
-from hw_profiles.cost import COSTS, Macs, Memory, Params
+from hw_profiles.cost import COSTS, Macs
 
 
 class InPlace(nn.Module):
@@ -231,7 +231,7 @@ def test_costs_of_the_network_that_comes_out_are_those_foretold(name: str, repai
     for seed in range(3):
         assignment = drawn(costing, seed)
         small = compressor.compress(compressor.policy_of(assignment)).network
-        real = recount(small, example, [Macs(), Params(), Memory()], {})
+        real = recount(small, example, list(COSTS.values()), {})
         assert real == {cost: costing.one(COSTS[cost], assignment.values) for cost in COSTS}
 
 

@@ -303,7 +303,7 @@ def check_network(
     monkeypatch.setitem(sys.modules, "specimens", SimpleNamespace(make_task=lambda: task))
     anatomy = dissect(task.network, example, None, attention)
     for module in ("amc.problem.inspection", "amc.problem.setup"):  # half of the time: once is enough
-        monkeypatch.setattr(f"{module}.dissect", lambda *_: anatomy)
+        monkeypatch.setattr(f"{module}.dissect", lambda *_, **__: anatomy)
     values = {"task": "specimens:make_task", "rules.attention": attention}
     found = inspection(task, load_config(None, values))
     check_inspection(found, anatomy.network, example)
