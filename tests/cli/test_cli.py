@@ -144,6 +144,7 @@ def test_a_search_writes_the_documented_run_folder(run: Path) -> None:
         "report.html",
         "snapshot.safetensors",
         "structure.safetensors",
+        "interface.safetensors",
         "scores.safetensors",
         "tensorboard",
     }

@@ -169,7 +169,7 @@ def test_a_cost_a_hair_above_its_budget_is_not_kept(cost: Cost, stacked: Stacked
 
 def test_a_budget_of_the_dense_cost_allows_everything(stacked: Stacked) -> None:
     costing = stacked(("identity",), 5).costing()
-    constraint = Constraint.create(costing, limits_between(costing, list(COSTS.values()), [1.0] * 3))
+    constraint = Constraint.create(costing, limits_between(costing, list(COSTS.values()), [1.0] * len(COSTS)))
     assert constraint.project([1.0] * len(costing.sites)).tolist() == costing.dense().tolist()
 
 

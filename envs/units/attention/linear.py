@@ -42,11 +42,13 @@ def _is_transposed(module: nn.Module) -> bool:
     if weight is None or weight.ndim != 2 or not own.keys() <= {"weight", "bias"} or not alone:
         return False
     generator = torch.Generator().manual_seed(0)
-    drawn = {name: torch.randn(tensor.shape, generator=generator).to(tensor) for name, tensor in own.items()}
+    drawn = {
+        name: torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor) for name, tensor in own.items()
+    }
     twin = copy_network(module).eval()
     for name, value in drawn.items():
         setattr(twin, name, nn.Parameter(value, requires_grad=False))
-    x = torch.randn(2, 3, weight.shape[0], generator=generator).to(weight)
+    x = torch.randn(2, 3, weight.shape[0], generator=generator, device="cpu").to(weight)
     with torch.no_grad():
         try:
             got = twin(x)

@@ -27,7 +27,8 @@ class Constant(nn.Module):
             rank: Axes in all.
         """
         super().__init__()
-        self.value = nn.Parameter(torch.zeros([channels if place == axis else 1 for place in range(rank)]))
+        shape = [channels if place == axis else 1 for place in range(rank)]
+        self.value = nn.Parameter(torch.zeros(shape, device="cpu"))  # moved to where the branch stood
 
     def reset_parameters(self) -> None:
         """Zeros, as for a network that is trained anew."""
@@ -60,7 +61,7 @@ class Skipped(nn.Module):
         """Holds no parameters."""
         super().__init__()
         self.outputs, self.batch_first = outputs, batch_first
-        self.register_buffer("nothing", torch.zeros([1] * rank), persistent=False)
+        self.register_buffer("nothing", torch.zeros([1] * rank, device="cpu"), persistent=False)
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor | tuple[Tensor | None, ...]:
         """[1, ..., 1], or a tuple that begins with it."""
