@@ -49,7 +49,7 @@ class Live:
     def stop(self) -> None:
         """Leaves the screen to what is printed next."""
         self._region.stop()
-        if not self._region.console.is_terminal:
+        if self._tasks and not (self._region.console.is_terminal or self._region.console.is_jupyter):
             self._region.console.print()  # the last frame ends without a line break there
 
 
@@ -71,9 +71,8 @@ def live(console: Console) -> Iterator[Live]:
         screen = Live(progress, text, region)
         try:
             yield screen
-        except BaseException:
-            screen.stop()  # what is said of it begins a line
-            raise
+        finally:
+            screen.stop()  # what is said next begins a line
 
 
 def _said(episode: Episode) -> str:

@@ -143,8 +143,7 @@ def resume(
     Raises:
         ValueError: If there is no run, it is damaged, an object is missing, or what was searched has changed since.
     """
-    named = {"task": task} if isinstance(task, str) else {}
-    own = None if isinstance(task, str) else task
+    own, named = _own_or_named(task)
     given = {"task": own, "searcher": searcher, "reward": reward, "importance": importance, "repair": repair}
     objects = taken(costs=costs, profile=profile, **given)
     with shown(progress) as screen:
@@ -193,14 +192,18 @@ def finetune(
     folder = run.folder if isinstance(run, Result) else Path(run)
     if folder is None:
         raise ValueError("fine-tuning needs a run folder to be written to, but the search kept none: give it out=...")
-    named = {"task": task} if isinstance(task, str) else {}
-    own = None if isinstance(task, str) else task
+    own, named = _own_or_named(task)
     given = {"task": own, "searcher": searcher, "reward": reward, "importance": importance, "repair": repair}
     objects = taken(costs=costs, profile=profile, **given)
     trusted = None if isinstance(run, Result) or own is not None else named
     with shown(progress) as screen:
         finetune_run(folder, settings, screen, objects, given=trusted, fresh=fresh)
     return reopened(folder, objects)
+
+
+def _own_or_named(task: Task | str | None) -> tuple[Task | None, dict[str, str]]:
+    """A task that is an object, or the name of one as what is named beside a run folder."""
+    return (None, {"task": task}) if isinstance(task, str) else (task, {})
 
 
 @contextmanager

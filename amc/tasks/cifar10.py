@@ -1,7 +1,8 @@
-"""The reader of CIFAR-10, from npz files or the official folder; no file is ever executed."""
+"""CIFAR-10 and its splits, read from npz files or the official folder; no file is ever executed."""
 
 import pickle
 import zipfile
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -9,7 +10,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from amc.tasks.splits import Pair
+from amc.tasks.splits import ArraySplit, Pair
 
 
 def load_cifar10(folder: Path) -> tuple[Pair, Pair]:
@@ -35,6 +36,25 @@ def load_cifar10(folder: Path) -> tuple[Pair, Pair]:
         "a CIFAR-10 folder must hold cifar10_train.npz and cifar10_test.npz, or data_batch_1..5 and "
         f"test_batch, but {str(folder)!r} holds neither: point --data at such a folder"
     )
+
+
+def cifar10_splits(folder: Path, transform: Callable[[Any], Any]) -> tuple[ArraySplit, ArraySplit, ArraySplit]:
+    """Training, validation and test split for weights that have seen all training images.
+
+    The first half of the official test images is for validation, the second for the test.
+
+    Args:
+        folder: As for `load_cifar10`.
+        transform: What a network reads of pixels `[B, 32, 32, 3]` uint8.
+
+    Raises:
+        ValueError: As `load_cifar10`.
+    """
+    train, (x, y) = load_cifar10(folder)
+    half = len(x) // 2
+    parts = (train, (x[:half], y[:half]), (x[half:], y[half:]))
+    training, validation, test = (ArraySplit(*part, transform) for part in parts)
+    return training, validation, test
 
 
 def _read_npz(path: Path) -> Pair:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from amc.tasks.batches import Collate
 from amc.tasks.checkpoint import load_checkpoint
-from amc.tasks.cifar10 import load_cifar10
+from amc.tasks.cifar10 import cifar10_splits
 from amc.tasks.cluttered import cluttered_anew, cluttered_digits, training_digits
 from amc.tasks.examples import as_counts, checked_example
 from amc.tasks.metric import Metric
@@ -208,18 +208,15 @@ def _cifar10_task(name: str, network: nn.Module, data: Path | None, checkpoint: 
     assert data is not None
     assert checkpoint is not None
     load_checkpoint(network, checkpoint)
-    (train_x, train_y), (test_x, test_y) = load_cifar10(data)
-    # Public weights have seen all training images, so the official test images serve as validation and test.
-    half = len(test_x) // 2
-    normalize = resnet_cifar.NormalizePixels()
+    training, validation, test = cifar10_splits(data, resnet_cifar.NormalizePixels())
     return Task(
         name=name,
         network=network,
         example_input=torch.zeros(1, 3, 32, 32),
-        calibration=ArraySplit(train_x, train_y, normalize),
-        validation=ArraySplit(test_x[:half], test_y[:half], normalize),
-        test=ArraySplit(test_x[half:], test_y[half:], normalize),
-        training=ArraySplit(train_x, train_y, normalize),
+        calibration=training,
+        validation=validation,
+        test=test,
+        training=training,
         augment=resnet_cifar.cropped_and_flipped,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amc.tasks.cifar10 import load_cifar10
+from amc.tasks.cifar10 import cifar10_splits
 from amc.tasks.models.resnet_cifar import NormalizePixels
 from amc.tasks.splits import ArraySplit
 from amc.tasks.task import Task
@@ -80,11 +80,7 @@ def mobilenet_v2(data: Path | None = None) -> Task:
     if data is None:
         calibration = validation = test = ArraySplit(*noise)
     else:
-        train, (x, y) = load_cifar10(data)
-        half = len(x) // 2
-        normalize = NormalizePixels()
-        calibration = ArraySplit(*train, normalize)
-        validation, test = ArraySplit(x[:half], y[:half], normalize), ArraySplit(x[half:], y[half:], normalize)
+        calibration, validation, test = cifar10_splits(data, NormalizePixels())
     return Task(
         name="mobilenet-v2",
         network=network,

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.tasks.checkpoint import load_checkpoint
-from amc.tasks.cifar10 import load_cifar10
+from amc.tasks.cifar10 import cifar10_splits
 from amc.tasks.models.resnet_cifar import cropped_and_flipped
-from amc.tasks.splits import ArraySplit
 from amc.tasks.task import Task
 
 EPSILON = 1e-3
@@ -69,16 +68,14 @@ def resnet8(data: Path, checkpoint: Path | None = None) -> Task:
     """The task; the weights have seen all training images, so the test images are validation and test."""
     network = ResNet8()
     load_checkpoint(network, checkpoint or data / "resnet8-cifar10" / "model.safetensors")
-    (train_x, train_y), (test_x, test_y) = load_cifar10(data)
-    half = len(test_x) // 2
-    training = ArraySplit(train_x, train_y, raw_pixels)
+    training, validation, test = cifar10_splits(data, raw_pixels)
     return Task(
         name="resnet8",
         network=network,
         example_input=torch.zeros(1, 3, 32, 32),
         calibration=training,
-        validation=ArraySplit(test_x[:half], test_y[:half], raw_pixels),
-        test=ArraySplit(test_x[half:], test_y[half:], raw_pixels),
+        validation=validation,
+        test=test,
         training=training,
         augment=cropped_and_flipped,
     )

@@ -40,7 +40,7 @@ NETWORKS = {
     "resnet8": Network("experiments.vision.resnet8:resnet8"),
     "resnet20": Network("cifar10-resnet20", weights="resnet20_cifar10.safetensors"),
     "resnet56": Network("cifar10-resnet56", weights="resnet56_cifar10.safetensors"),
-    "kwt1": Network("experiments.speech:kwt1", data="kwt1-speech-commands"),
+    "kwt1": Network("experiments.transformers.speech:kwt1", data="kwt1-speech-commands"),
 }
 
 

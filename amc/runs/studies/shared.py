@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from amc.config.parts import WorkersConfig
-from amc.config.search import SearchConfig, load_config
+from amc.config.search import SearchConfig
 from amc.problem.given.objects import Objects
 from amc.runs.studies.competition import NOTHING
 from amc.runs.studies.findings import Sweep
-from amc.runs.studies.sweep import RUNS, Grid, Say, Trial, claim, drawn, run_missing, standing
+from amc.runs.studies.sweep import RUNS, Grid, Say, Trial, claim, drawn, name_of, run_missing, standing, varied
 from amc.runs.studies.teaching import asking
 from amc.storage.locks import held
 
@@ -38,26 +38,22 @@ def run_shared(
     """
     if len(set(grid.budgets)) < 2:
         raise ValueError(f"a shared sweep needs at least two budgets, but got {grid.budgets}: write --budgets 0.3 0.7")
-    ranged = {(agent, seed): _ranged(config, grid, agent, seed) for seed in range(grid.seeds) for agent in grid.agents}
+    span = min(grid.budgets), max(grid.budgets)
+    ranged = {
+        (agent, seed): Trial(name=f"{agent}-range-{seed}", config=varied(config, agent, span, seed))
+        for seed in range(grid.seeds)
+        for agent in grid.agents
+    }
     cost = next(iter(config.constraint))
     with held(out), standing(out, list(ranged.values())):
         claim(out, config)
         run_missing(list(ranged.values()), out, say, workers, objects)
         trials = {
             (agent, budget, seed): Trial(
-                name=f"{agent}-{budget:g}-{seed}", config=asking(out / RUNS / trial.name, {cost: budget}, refine=0)
+                name=name_of(agent, budget, seed), config=asking(out / RUNS / trial.name, {cost: budget}, refine=0)
             )
             for (agent, seed), trial in ranged.items()
             for budget in dict.fromkeys(grid.budgets)
         }
         run_missing(list(trials.values()), out, say, workers, objects)
         return drawn(config, grid, trials, out)
-
-
-def _ranged(config: SearchConfig, grid: Grid, agent: str, seed: int) -> Trial:
-    """The search over the range of one agent with one seed."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    cost = next(iter(config.constraint))
-    values["constraint"] = {**values["constraint"], cost: (min(grid.budgets), max(grid.budgets))}
-    changed = load_config(None, {**values, "agent": agent, "seed": seed})
-    return Trial(name=f"{agent}-range-{seed}", config=changed)

@@ -68,17 +68,23 @@ class Grid:
     def trials(self, config: SearchConfig) -> dict[tuple[str, float, int], Trial]:
         """All searches; seeds vary slowest, so that there is something to see early."""
         return {
-            (agent, budget, seed): self._trial(config, agent, budget, seed)
+            (agent, budget, seed): Trial(name=name_of(agent, budget, seed), config=varied(config, agent, budget, seed))
             for seed in range(self.seeds)
             for agent in dict.fromkeys(self.agents)
             for budget in dict.fromkeys(self.budgets)
         }
 
-    def _trial(self, config: SearchConfig, agent: str, budget: float, seed: int) -> Trial:
-        values = config.model_dump(mode="json", exclude_none=True)
-        values["constraint"] = {**values["constraint"], next(iter(config.constraint)): budget}
-        changed = load_config(None, {**values, "agent": agent, "seed": seed})
-        return Trial(name=f"{agent}-{budget:g}-{seed}", config=changed)
+
+def name_of(agent: str, budget: float, seed: int) -> str:
+    """The run folder of one agent at one budget."""
+    return f"{agent}-{budget:g}-{seed}"
+
+
+def varied(config: SearchConfig, agent: str, budget: float | tuple[float, float], seed: int) -> SearchConfig:
+    """The same search by another agent with another seed, under another budget (or range) of its first cost."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    values["constraint"] = {**values["constraint"], next(iter(config.constraint)): budget}
+    return load_config(None, {**values, "agent": agent, "seed": seed})
 
 
 class _Told:
