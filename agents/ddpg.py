@@ -155,6 +155,7 @@ class DDPGSearcher:
                 "learned_from": self._learned_from,
                 "center_reward": self._center_reward,
                 "learner": learner.numbers,
+                **({"taught": True} if self._taught else {}),
             },
         )
 
@@ -164,6 +165,7 @@ class DDPGSearcher:
         self._learner.load(_learner_state(state))
         self._center = state.arrays["center"].copy()
         self._told = number(numbers, "told", int)
+        self._taught = numbers.get("taught", False) is True
         unlearned, unplayed = numbers["learned_from"] is None, numbers["center_reward"] is None
         self._learned_from = None if unlearned else number(numbers, "learned_from", int)
         self._center_reward = None if unplayed else number(numbers, "center_reward", float)

@@ -13,7 +13,7 @@ from torch import nn
 from amc.config.own_code import KEYS, confirm_code
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig
-from amc.export.applied import FINETUNING, POLICY, WEIGHTS, Which, read_policy, write_applied
+from amc.export.applied import FINETUNING, POLICY, WEIGHTS, Which, network_folder, read_policy, write_applied
 from amc.export.interface import write_interface
 from amc.export.onnx import CHECKED_IMAGES, export_onnx
 from amc.export.rebuild import OtherCode
@@ -178,6 +178,7 @@ def run_export(
         if (result := policy_file.with_name(RESULT)).is_file():
             console.print(stored_comparison(read_result(result)))
         return
+    _check_made_again(policy_file, out, which, again=again)
     policy, setup, small = _rebuild(policy_file, overrides, console)
     difference = export_onnx(small, out, setup.task, policy.patterns())
     _side_by_side(setup, policy, small, console)
@@ -186,6 +187,25 @@ def run_export(
         f"(largest relative difference {difference:.1e})",
         highlight=False,
     )
+
+
+def _check_made_again(policy_file: Path, out: Path, which: Which, *, again: bool) -> None:
+    """Refuses what a network that is made again from its policy cannot be: another form than ONNX, or fine-tuned.
+
+    Raises:
+        ValueError: If it is asked for.
+    """
+    if out.suffix in (".pt2", ".txt"):
+        raise ValueError(
+            f"a network that is made again from its policy is exported as NAME.onnx, but got {str(out)!r}: call it "
+            "so, or export the stored network of a run, with its own data and weights"
+        )
+    wanted = "found" if again and which == "newest" else which
+    if network_folder(policy_file.parent, wanted).name == FINETUNING:
+        raise ValueError(
+            f"a fine-tuned network is exported as it is stored, but in {str(policy_file.parent)!r} other data or "
+            "weights are asked for, or its task's output is a function: add --which found, or load it by `amc.load`"
+        )
 
 
 def _stored(run: Path, which: Which) -> Stored:

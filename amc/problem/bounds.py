@@ -60,18 +60,20 @@ def measured_only(
     sites: Sequence[Site], anatomy: Anatomy, table: LatencyTable
 ) -> tuple[tuple[Site, ...], tuple[Fixed, ...]]:
     """The sites without branches whose removal leaves kernels that a profile lacks, and those with the reason."""
+    branches = [step for step, site in enumerate(sites) if isinstance(site, BranchSite)]
+    if not branches:
+        return tuple(sites), ()
     costing = Costing(anatomy.family, tuple(sites))
+    whole = np.stack([costing.dense(), costing.heaviest(), costing.lightest()])
+    whole[:, branches] = KEPT
     fixed = dict[str, Fixed]()
-    for step, site in enumerate(sites):
-        if not isinstance(site, BranchSite):
-            continue
-        kept = np.stack([costing.dense(), costing.heaviest(), costing.lightest()])
-        kept[:, [k for k, other in enumerate(sites) if isinstance(other, BranchSite)]] = KEPT
-        kept[:, step] = REMOVED
+    for step in branches:
+        without = whole.copy()
+        without[:, step] = REMOVED
         try:
-            costing.many(table, kept)
+            costing.many(table, without)
         except MissingProfileEntry as error:
-            fixed[site.name] = Fixed(site.name, f"{error} with --branches")
+            fixed[sites[step].name] = Fixed(sites[step].name, f"{error} with --branches")
     return tuple(site for site in sites if site.name not in fixed), tuple(fixed.values())
 
 

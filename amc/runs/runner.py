@@ -303,8 +303,8 @@ def _run(
         screen.step("timing networks", 0, 1)
         latency, remarks = measured_latency(result.networks, setup, "found")
         result = replace(result, remarks=(*result.remarks, *remarks))
+        write_interface(setup.task, folder.path)  # before result.json, which says that all of this is there
         document = folder.finish(result, result.to_json(versions(), latency, measured_layers(result, setup)))
-        write_interface(setup.task, folder.path)
         owed: tuple[str, ...] = (REPORT,)
         screen.step("timing networks", 1, 1)
     else:

@@ -76,6 +76,7 @@ def search(
     course = course_of(prepared, pool, tools, starts)
     searcher = make_searcher(prepared, starts)
     if taught is not None and setup.ends is not None:
+        taught.check(config)
         taught.teach(searcher)
     played = Progress.restored(snapshot, prepared, searcher)
     rollout = make_rollout(prepared, pool)

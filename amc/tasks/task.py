@@ -4,7 +4,7 @@ a task by name. It is checked in `checks`; weights are read in `checkpoint`.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -104,32 +104,20 @@ class Task:
             )
         example = checked_example(network, example_input)
         splits = {"calibration": calibration, "validation": validation, "test": test}
-        fields: dict[str, Any] = {role: typed(as_split(data, collate), example) for role, data in splits.items()}
-        fields["training"] = None if training is None else typed(as_split(training, collate), example)
-        fields |= {"name": name, "network": selecting(network.eval(), output), "example_input": example}
-        fields |= {"metric": as_metric(metric), "output": output, "loss": loss, "augment": augment}
-        fields["counts"] = as_counts(counts, example)
-        for field, value in fields.items():
+        values: dict[str, Any] = {role: typed(as_split(data, collate), example) for role, data in splits.items()}
+        values["training"] = None if training is None else typed(as_split(training, collate), example)
+        values |= {"name": name, "network": selecting(network.eval(), output), "example_input": example}
+        values |= {"metric": as_metric(metric), "output": output, "loss": loss, "augment": augment}
+        values["counts"] = as_counts(counts, example)
+        for field, value in values.items():
             object.__setattr__(self, field, value)
 
     def of_network(self, network: nn.Module) -> "Task":
         """The same task of another network, or itself if that is its own."""
         if network is self.network:
             return self
-        kept = (
-            "name",
-            "calibration",
-            "validation",
-            "test",
-            "metric",
-            "output",
-            "counts",
-            "training",
-            "loss",
-            "augment",
-        )
-        fields = {name: getattr(self, name) for name in kept}
-        return Task(network=network, example_input=self.example_input, **fields)
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return Task(**{**given, "network": network})
 
 
 def load_task(name: str, *, data: Path | None = None, checkpoint: Path | None = None) -> Task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,10 @@ class Curve:
         if len(self.kept) < 2:
             return np.interp(kept, self.kept, self.damage)
         return np.asarray(PchipInterpolator(self.kept, self.damage)(kept), dtype=np.float64)
+
+    def scaled(self, factor: float) -> Curve:
+        """The same with every damage so many times as large."""
+        return replace(self, damage=tuple((factor * np.asarray(self.damage)).tolist()))
 
 
 def measured_widths(site: Site, count: int) -> list[int]:

@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,13 +142,7 @@ def candidates(prepared: Prepared, options: argparse.Namespace) -> Iterator[Cand
     yield whole._replace(label="scratch", changes={"init": "scratch", "learning_rate": REWOUND_RATE})
     yield whole._replace(label="rewind-rate", changes={"learning_rate": REWOUND_RATE})
     early = early_checkpoint(prepared, options)
-    rewind = Subject(
-        task=whole.subject.task,
-        policy=whole.subject.policy,
-        network=whole.subject.network,
-        score=whole.subject.score,
-        early=early,
-    )
+    rewind = replace(whole.subject, early=early)
     yield Candidate("rewind-weights", rewind, {"init": "rewind", "learning_rate": REWOUND_RATE}, whole.before)
     yield searched(prepared, options)
 

@@ -39,6 +39,7 @@ from envs.space.pattern_sites import PatternSite
 from experiments.chain import commit, processor
 from experiments.transformers import owl
 from experiments.transformers.stories import storyteller
+from hw_profiles.patterns import parse_pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, TABLE = ROOT / "runs" / "stories", ROOT / "experiments" / "results" / "stories.md"
@@ -83,7 +84,7 @@ def by_outliers(prepared: Prepared) -> Assignment:
 
 
 def _own(site: PatternSite) -> FloatArray:
-    return np.asarray([float(pattern.partition(":")[2] or 1) for pattern in site.patterns()])
+    return np.asarray([parse_pattern(pattern).density for pattern in site.patterns()])
 
 
 def knapsack(prepared: Prepared) -> Assignment:
@@ -116,11 +117,11 @@ PARTS = {"unstructured": UNSTRUCTURED, "patterns": PATTERNS, "channels": CHANNEL
 
 def settings(part: str, choose: Choose, data: Path) -> dict[str, Any]:
     """What a part decides, and under which budget."""
+    if part == "channels":
+        return {"constraint": {"macs": 0.8}}
     network = storyteller(data / "model.safetensors")
     linear = sum(weight_of(one).numel() for one in network.modules() if isinstance(one, nn.Linear))
     half = {"params": float(sum(one.numel() for one in network.parameters()) - linear // 2)}
-    if part == "channels":
-        return {"constraint": {"macs": 0.8}}
     if part == "unstructured":
         return {"choose": "unstructured", "densities": DENSITIES, "constraint": half}
     if choose is wherever:

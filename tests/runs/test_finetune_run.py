@@ -220,6 +220,18 @@ def test_a_form_that_there_is_not_is_refused(trained: Path, tmp_path: Path) -> N
         read_stored(trained).write(tmp_path / "small.tflite")
 
 
+@pytest.mark.parametrize(
+    ("name", "which", "said"),
+    [
+        ("small.pt2", "found", r"made again from its policy is exported as NAME\.onnx"),
+        ("small.onnx", "fine-tuned", "is exported as it is stored"),
+    ],
+)
+def test_what_cannot_be_made_again_is_refused(trained: Path, tmp_path: Path, name: str, which: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        run_export(trained, GIVEN, tmp_path / name, screen(), which=which, again=True)
+
+
 ONNX = """
 import onnxruntime
 session = onnxruntime.InferenceSession(path)

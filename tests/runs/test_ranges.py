@@ -82,6 +82,13 @@ def test_the_result_of_a_range_is_its_middle(ended: Path) -> None:
 def test_a_stopped_range_ends_as_one_left_alone(
     ended: Path, rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stop_in_round(rounds, SearchConfig(**SETTINGS), tmp_path / "stopped", monkeypatch)
+    resume_run(tmp_path / "stopped", 0, NoScreen())
+    assert equal(ended, tmp_path / "stopped")
+
+
+def stop_in_round(rounds: int, config: SearchConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends a search before it writes its `rounds`th round."""
     original, calls = RunFolder.round, iter(range(1, 100))
 
     def deadly(folder: RunFolder, snapshot: object) -> None:
@@ -92,9 +99,7 @@ def test_a_stopped_range_ends_as_one_left_alone(
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "round", deadly)
         with pytest.raises(Killed):
-            new_run(SearchConfig(**SETTINGS), tmp_path / "stopped", NoScreen())
-    resume_run(tmp_path / "stopped", 0, NoScreen())
-    assert equal(ended, tmp_path / "stopped")
+            new_run(config, folder, NoScreen())
 
 
 @pytest.mark.slow
@@ -139,3 +144,20 @@ def test_an_agent_learns_on_from_another_run_and_not_from_one_of_another_kind(en
     with pytest.raises(ValueError, match="the same networks and observations"):
         new_run(SearchConfig(**wider), tmp_path / "wider", NoScreen())
     shutil.rmtree(tmp_path / "further")
+
+
+def test_an_agent_that_learns_on_is_stopped_before_its_first_episodes_and_resumed(
+    ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    further = {**SETTINGS, "constraint": {"macs": "0.4:0.6"}, "agent_from": str(ended), "episodes": GRID + 4}
+    new_run(SearchConfig(**further), tmp_path / "whole", NoScreen())
+    stop_in_round(2, SearchConfig(**further), tmp_path / "stopped", monkeypatch)
+    run = resume_run(tmp_path / "stopped", 0, NoScreen())
+    assert run.snapshot.searcher.numbers["learned_from"] == GRID
+    assert equal(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_an_agent_does_not_learn_on_for_another_cost(ended: Path, tmp_path: Path) -> None:
+    other = {**SETTINGS, "constraint": {"params": "0.4:0.6"}, "agent_from": str(ended)}
+    with pytest.raises(ValueError, match="the same ones"):
+        new_run(SearchConfig(**other), tmp_path / "other", NoScreen())

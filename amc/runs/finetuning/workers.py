@@ -14,7 +14,7 @@ from typing import Any
 from amc.runs.finetuning.batches import World
 from amc.runs.finetuning.settings import FinetuneConfig
 from amc.runs.finetuning.subject import Finetuned, Subject
-from amc.runs.finetuning.trainer import Told, finetune, train_together
+from amc.runs.finetuning.trainer import Told, alone, finetune, train_together
 
 
 def finetune_on_workers(subject: Subject, config: FinetuneConfig, path: Path, told: Told | None = None) -> Finetuned:
@@ -53,5 +53,5 @@ def _loop(given: Mapping[str, Any]) -> None:
 
     context = get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    wrap = prepare_model if world.size > 1 else lambda network: network
+    wrap = prepare_model if world.size > 1 else alone
     train_together(given["subject"], given["config"], Path(given["path"]), given["told"], world, wrap)

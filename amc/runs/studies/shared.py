@@ -11,7 +11,7 @@ from amc.problem.given.objects import Objects
 from amc.runs.studies.competition import NOTHING
 from amc.runs.studies.findings import Sweep
 from amc.runs.studies.sweep import RUNS, Grid, Say, Trial, claim, drawn, name_of, run_missing, standing, varied
-from amc.runs.studies.teaching import asking
+from amc.runs.studies.teaching import asked_of, taught_by
 from amc.storage.locks import held
 
 
@@ -48,12 +48,12 @@ def run_shared(
     with held(out), standing(out, list(ranged.values())):
         claim(out, config)
         run_missing(list(ranged.values()), out, say, workers, objects)
-        trials = {
-            (agent, budget, seed): Trial(
-                name=name_of(agent, budget, seed), config=asking(out / RUNS / trial.name, {cost: budget}, refine=0)
-            )
-            for (agent, seed), trial in ranged.items()
-            for budget in dict.fromkeys(grid.budgets)
-        }
+        trials = {}
+        for (agent, seed), trial in ranged.items():
+            path = out / RUNS / trial.name
+            taught = taught_by(path)
+            for budget in dict.fromkeys(grid.budgets):
+                asked = asked_of(taught, path, {cost: budget}, refine=0)
+                trials[agent, budget, seed] = Trial(name=name_of(agent, budget, seed), config=asked)
         run_missing(list(trials.values()), out, say, workers, objects)
         return drawn(config, grid, trials, out)

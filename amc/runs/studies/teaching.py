@@ -43,7 +43,15 @@ def asking(path: Path, constraint: Mapping[str, Any], refine: int) -> SearchConf
     Raises:
         ValueError: If the folder has no such agent, or its range does not hold the budget.
     """
-    taught = taught_by(path)
+    return asked_of(taught_by(path), path, constraint, refine)
+
+
+def asked_of(taught: Taught, path: Path, constraint: Mapping[str, Any], refine: int) -> SearchConfig:
+    """`asking`, of an agent that was read from that folder.
+
+    Raises:
+        ValueError: If its range does not hold the budget.
+    """
     values = taught.config.model_dump(mode="json", exclude_none=True, exclude={"budget_range", "effort", "max_minutes"})
     own = {
         "constraint": {**taught.config.constraint, **constraint},

@@ -7,7 +7,6 @@ the others are pruned as well: each curve is multiplied so that one step of it c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -58,7 +57,4 @@ def corrected(
     ratios = np.where(known, measured / np.where(known, foretold, 1.0), np.nan)
     usual = float(np.nanmedian(ratios)) if known.any() else 1.0  # repair has made all of them smaller
     factors = np.where(known, np.clip(ratios / max(usual, 1e-12), 1 / MOST, MOST), 1.0)
-    return [
-        replace(curve, damage=tuple((factor * np.asarray(curve.damage)).tolist()))
-        for curve, factor in zip(curves, factors, strict=True)
-    ]
+    return [curve.scaled(factor) for curve, factor in zip(curves, factors, strict=True)]

@@ -32,7 +32,7 @@ class BudgetRange:
     def of_episode(self, episode: int) -> Limits:
         """The budgets of an episode: of the grid, then drawn, one cost independently of the others."""
         if episode < GRID:
-            return self._at([self._ranked(f"grid {cost}", 0, GRID, episode) / (GRID - 1) for cost in self._costs()])
+            return self._at([self._ranked(cost, episode) / (GRID - 1) for cost in self._costs()])
         block, place = divmod(episode - GRID, STRATA)
         inside = keyed_generator(self.seed, "budget", episode).random(len(self.low))
         parts = [self._shuffled(f"stratum {cost}", block, STRATA, place) for cost in self._costs()]
@@ -46,9 +46,9 @@ class BudgetRange:
     def _costs(self) -> range:
         return range(len(self.low))
 
-    def _ranked(self, stream: str, block: int, count: int, place: int) -> int:
-        """As `_shuffled`; the grid of the first cost stays in order."""
-        return place if stream.endswith(" 0") else self._shuffled(stream, block, count, place)
+    def _ranked(self, cost: int, place: int) -> int:
+        """Which part of the grid an episode has; those of the first cost stay in order."""
+        return place if cost == 0 else self._shuffled(f"grid {cost}", 0, GRID, place)
 
     def _shuffled(self, stream: str, block: int, count: int, place: int) -> int:
         """Which of `count` parts has a place in its block (Latin hypercube: every part once in a block)."""

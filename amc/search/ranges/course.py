@@ -77,13 +77,13 @@ class ManyBudgets:
         """At the middle of the range: the knapsack and the agent's answer, evaluated; charged."""
         prepared = self._prepared
         guide = self.guides.at(middle_of(prepared))
-        answers = {KNAPSACK: prepared.setup.assignment(guide.solution), **{"": answer_of(searcher, guide)}}
+        solution, answer = prepared.setup.assignment(guide.solution), answer_of(searcher, guide)
         found = []
-        for label, assignment in answers.items():
+        for label, assignment in ((KNAPSACK, solution), (prepared.config.agent, answer)):
             evaluation = prepared.evaluate(assignment)
             found.append(
                 Episode(
-                    searcher=label or prepared.config.agent,
+                    searcher=label,
                     actions=tuple(round(action, 6) for action in assignment.actions),
                     key=assignment.key,
                     reward=float(prepared.setup.reward(evaluation)),

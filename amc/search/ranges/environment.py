@@ -47,6 +47,7 @@ class RangedEnv(gymnasium.Env[Array, Array]):
         self._guide = guide
         self._policy_of, self._evaluate, self._reward = policy_of, evaluate, reward
         self._actions: list[float] = []
+        self._decided: Assignment | None = None
         size = guide.size(len(guide.constraint.budgets))
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (size,), np.float32)
         self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
@@ -60,15 +61,17 @@ class RangedEnv(gymnasium.Env[Array, Array]):
         """
         if len(self._actions) < self._guide.steps:
             raise RuntimeError(f"an assignment needs {self._guide.steps} actions, but got {len(self._actions)}: step")
-        assignment = self._guide.assignment(self._actions)
-        if not self._guide.constraint.keeps(assignment.values).all():
-            raise RuntimeError(f"the knapsack must keep every budget, but did not: {assignment}")
-        return assignment
+        if self._decided is None:
+            assignment = self._guide.assignment(self._actions)
+            if not self._guide.constraint.keeps(assignment.values).all():
+                raise RuntimeError(f"the knapsack must keep every budget, but did not: {assignment}")
+            self._decided = assignment
+        return self._decided
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Starts an episode."""
         super().reset(seed=seed, options=options)
-        self._actions = []
+        self._actions, self._decided = [], None
         return self._guide.observe([]), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:

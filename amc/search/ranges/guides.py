@@ -9,7 +9,7 @@ place: every statistic is relative to the network's own costs and damages, so th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -74,10 +74,7 @@ class Guide:
     def assignment(self, actions: Sequence[float]) -> Assignment:
         """The knapsack's solution when each site's damage counts as its action says."""
         factors = REACH ** (2 * np.asarray(actions, np.float64) - 1)
-        weighed = [
-            replace(curve, damage=tuple((factor * np.asarray(curve.damage)).tolist()))
-            for curve, factor in zip(self.curves, factors, strict=True)
-        ]
+        weighed = [curve.scaled(factor) for curve, factor in zip(self.curves, factors, strict=True)]
         still = bool((factors == 1.0).all())
         return Assignment.of(
             self.constraint.costing.sites, self.solution if still else knapsack(self.constraint, weighed)
