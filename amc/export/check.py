@@ -21,6 +21,8 @@ from envs.space.policy import Policy
 from hw_profiles.patterns import DENSE, Pattern, parse_pattern
 
 POLICY, WEIGHTS = "policy.json", "network.safetensors"
+MOST_AXES = 64
+"""Of a tensor that torch's operators take."""
 
 
 def check_file(path: Path) -> Table:
@@ -115,6 +117,12 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         state = safetensors.torch.load(path.read_bytes())
     except SafetensorError as error:
         raise ValueError(f"weights must be a safetensors file, but {str(path)!r} is not ({error})") from error
+    for name, tensor in state.items():
+        if tensor.ndim > MOST_AXES:
+            raise ValueError(
+                f"weights must have at most {MOST_AXES} axes, but {name!r} in {str(path)!r} has {tensor.ndim}: give "
+                "the weights of a network"
+            )
     return {name: tensor for name, tensor in state.items() if tensor.ndim > 1}
 
 

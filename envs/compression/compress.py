@@ -46,7 +46,7 @@ from envs.space.policy import (
 )
 from envs.units.attention.explicit import Form
 from envs.units.branches.branch import is_gone, without_branches
-from envs.units.branches.trial import VerifiedBranch
+from envs.units.branches.trial import VerifiedBranch, outermost
 from envs.units.layout import LayoutFamily, kept_counts
 from envs.units.slicing import Axes, kept_axes, slice_axes
 from envs.units.units import Unit
@@ -194,14 +194,15 @@ class Compressor:
 
         Args:
             kept: Channels per unit; units that are not named stay whole.
-            patterns: Pattern per layer; layers that are not named stay dense.
+            patterns: Pattern per layer; layers that are not named, or that go with a branch, are called dense.
             removed: Names of residual branches that go.
         """
         entries = tuple(
             UnitPolicy(unit=unit, indices=tuple(sorted(self.orders[unit.name][: kept.get(unit.name, unit.channels)])))
             for unit in self.units
         )
-        chosen = patterns or {}
+        absent = {layer for one in self.branches if one.name in removed for layer in one.found.layers}
+        chosen = {name: pattern for name, pattern in (patterns or {}).items() if name not in absent}
         weighted = [layer.name for layer in self._family.dense.layers if layer.has_weight]
         layers = tuple(LayerPolicy(name=name, pattern=chosen.get(name, "dense")) for name in weighted)
         structure, weights = self._fingerprints
@@ -281,8 +282,9 @@ class Compressor:
     def _gone(self, policy: Policy, axes: Mapping[str, Axes]) -> tuple[Gone, ...]:
         """The branches that a policy removes, none inside of another."""
         removed = [one for one in self.branches if one.branch in policy.branches]
-        outer = [one for one in removed if not any(other.around(one) for other in removed)]
-        return tuple(Gone(verified=one, outputs=axes.get(one.branch.layer, Axes()).outputs) for one in outer)
+        return tuple(
+            Gone(verified=one, outputs=axes.get(one.branch.layer, Axes()).outputs) for one in outermost(removed)
+        )
 
     def _check(self, policy: Policy) -> None:
         """Refuses a policy of another network, and patterns that their layers cannot take at the policy's widths."""

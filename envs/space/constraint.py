@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.space.sites import Site, WidthsDraft
+from envs.space.sites import Site, WidthsDraft, moot_of
 from envs.units.layout import LayoutFamily
 from hw_profiles.cost import Cost
 from hw_profiles.layers import IntArray, Widths
@@ -80,7 +80,7 @@ class Costing:
 
     def settled(self, kept: IntArray) -> IntArray:
         """[S] an assignment whose sites that do not matter keep all they can: one for each network that comes out."""
-        moot = {name for site, value in zip(self.sites, kept, strict=True) for name in site.moot(value)}
+        moot = moot_of(self.sites, kept)
         if not moot:
             return kept
         heaviest = self.heaviest()
@@ -177,7 +177,7 @@ class Constraint:
         """
         step = len(prefix)
         sites = self.costing.sites
-        if any(sites[step].name in site.moot(value) for site, value in zip(sites, prefix, strict=False)):
+        if sites[step].name in moot_of(sites[:step], prefix):
             return np.asarray([len(sites[step].choices) - 1])
         options = sites[step].values()
         kept = np.repeat(self.fallback[None, :], len(options), axis=0)

@@ -7,7 +7,7 @@ line in `kinds.KINDS`. A site only says what its values mean; what a decision do
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import ClassVar, NamedTuple
@@ -240,6 +240,11 @@ class Site(ABC):
                 return choice
         known = ", ".join(choice.label for choice in self.choices)
         raise ValueError(f"{self.name!r} must become one of {known}, but got the value {value}")
+
+
+def moot_of(sites: Sequence[Site], values: Iterable[int]) -> set[str]:
+    """Names of the sites that do not matter where each of some sites has its value."""
+    return {name for site, value in zip(sites, values, strict=True) for name in site.moot(value)}
 
 
 def layer_named(dense: Layout, name: str) -> LayerShape:

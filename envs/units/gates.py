@@ -5,7 +5,7 @@ One channel is a channel of both, and of the layers that read the product. Propo
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -24,8 +24,9 @@ def gated_units(network: nn.Module, graph: Graph, taken: Collection[str]) -> lis
     """
     if graph.program is None:
         return []
+    calls = graph.calls()
     found = {
-        node.module: _readers_of_a_product(graph, place)
+        node.module: _readers_of_a_product(graph, calls, place)
         for place, node in enumerate(graph.nodes)
         if node.kind == "linear" and node.module is not None and node.module not in taken
     }
@@ -33,7 +34,7 @@ def gated_units(network: nn.Module, graph: Graph, taken: Collection[str]) -> lis
     return [[_unit(network, name, readers, in_turns=in_turns) for name, readers in pairs] for in_turns in (False, True)]
 
 
-def _readers_of_a_product(graph: Graph, start: int) -> list[str]:
+def _readers_of_a_product(graph: Graph, calls: Mapping[str, int], start: int) -> list[str]:
     """The layers that read a layer's outputs, if these are multiplied with each other on the way; else none."""
     reached, readers, multiplied = {start}, dict[str, None](), False
     for place, node in enumerate(graph.nodes):
@@ -45,7 +46,6 @@ def _readers_of_a_product(graph: Graph, start: int) -> list[str]:
             continue
         reached.add(place)
         multiplied = multiplied or node.function == "glu" or (node.kind == "mul" and len(node.inputs) > 1)
-    calls = graph.calls()
     once = all(calls.get(name) == 1 for name in (*readers, str(graph.nodes[start].module)))
     return list(readers) if multiplied and once else []
 

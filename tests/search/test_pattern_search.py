@@ -320,3 +320,10 @@ def test_an_onnx_model_keeps_the_zeros(tmp_path: Path) -> None:
     write_onnx(small, example, example, tmp_path / "small.onnx", policy.patterns())
     table = check_file(tmp_path / "small.onnx")
     assert list(table.columns[3].cells).count("2:4") >= len(policy.patterns())
+
+
+def test_a_weight_of_more_axes_than_torch_takes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.safetensors"
+    path.write_bytes(safetensors.torch.save({"deep": torch.ones([1] * 65)}))
+    with pytest.raises(ValueError, match=r"at most 64 axes, but 'deep' in .* has 65"):
+        check_file(path)

@@ -18,7 +18,7 @@ from amc.search.allocation.groups import Group, thinned, together
 from envs.compression.damage import Curve
 from envs.space.branch_sites import BranchSite
 from envs.space.constraint import Constraint, Costing
-from envs.space.sites import Site
+from envs.space.sites import Site, moot_of
 from hw_profiles.cost import Cost
 from hw_profiles.layers import IntArray
 
@@ -59,7 +59,7 @@ def _over(constraint: Constraint, sites: Sequence[Site]) -> Constraint:
 
 def _decided(sites: Sequence[Site], kept: IntArray) -> list[Site]:
     """The sites with their branches as an [S] assignment has them."""
-    moot = {name for site, value in zip(sites, kept, strict=True) for name in site.moot(value)}
+    moot = moot_of(sites, kept)
     decided = []
     for site, value in zip(sites, kept, strict=True):
         choices = (site.choice(value),) if isinstance(site, BranchSite) or site.name in moot else site.choices

@@ -109,7 +109,7 @@ class _Writer:
                 self._known[node] = self._written(node)
                 while last.next.op != "root":
                     last = last.next
-                    last.meta["nn_module_stack"] = _stack(node)
+                    last.meta.setdefault("nn_module_stack", _stack(node))  # parts within have their own
 
     def add_output(self, values: Any, structure: Any) -> None:
         """What the network returns: as it is where torch.fx can hold it, else its tensors in order."""

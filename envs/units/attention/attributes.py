@@ -43,14 +43,15 @@ def with_attributes(network: nn.Module, found: Found, unit: Unit, example_input:
         unit: A unit of it.
         example_input: Input of batch 1.
     """
-    given = _given(network, found.owner, example_input)
     candidates = list(_candidates(network, found, unit))
-    if given is None or not 0 < len(candidates) <= MAX_CANDIDATES:
+    given = _given(network, found.owner, example_input) if 0 < len(candidates) <= MAX_CANDIDATES else None
+    if given is None:
         return None
+    wanted = [(gone, _silent(network, found.owner, unit, gone, given)) for gone in _drops(unit)]
     for count in range(1, len(candidates) + 1):
         for chosen in combinations(candidates, count):
             whole = replace(unit, attributes=tuple(chosen))
-            if all(_runs(network, found.owner, whole, gone, given) for gone in _drops(whole)):
+            if all(_runs(network, found.owner, whole, gone, given, expected) for gone, expected in wanted):
                 return replace(whole, attributes=(*chosen, *_told(network, chosen)))
     return None
 
@@ -105,14 +106,19 @@ def _given(network: nn.Module, name: str, example_input: Inputs) -> _Given | Non
     return taken[0] if len(taken) == 1 else None
 
 
-def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given) -> bool:
-    """Whether the module without some channels gives what it gives where they are silent."""
+def _silent(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given) -> Any:
+    """What the module gives where some channels are silent."""
     silent = copy_network(network).eval()
     silence(silent, unit, gone)
+    with torch.no_grad():
+        return silent.get_submodule(owner)(*given.args, **given.kwargs)
+
+
+def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given, expected: Any) -> bool:
+    """Whether the module without some channels gives what is expected."""
     stays = {unit.name: sorted(set(range(unit.channels)) - set(gone))}
     small = slice_network(network, [unit], stays).eval()
     with torch.no_grad():
-        expected = silent.get_submodule(owner)(*given.args, **given.kwargs)
         try:
             got = small.get_submodule(owner)(*given.args, **given.kwargs)
         except Exception:  # whatever the module's own code raises

@@ -16,7 +16,7 @@ from envs.network.inputs import Inputs, call
 from envs.units.attention.attributes import with_attributes
 from envs.units.attention.decided import Decided
 from envs.units.attention.explicit import Form, made_explicit
-from envs.units.attention.found import find_attention
+from envs.units.attention.found import Found, find_attention
 from envs.units.attention.heads import attention_units, undecided
 from envs.units.attention.linear import transposed_layers
 from envs.units.attention.trial import form_of, multihead_forms
@@ -39,6 +39,7 @@ class ReadAttention:
         fixed: Layers that stay, and why.
         removals: What was recorded while units were verified.
         layers: Layers that write queries, keys or values.
+        found: Where it attends.
     """
 
     network: nn.Module
@@ -48,6 +49,7 @@ class ReadAttention:
     fixed: tuple[Fixed, ...] = ()
     removals: tuple[Removal, ...] = ()
     layers: frozenset[str] = frozenset()
+    found: tuple[Found, ...] = ()
 
 
 def read_attention(
@@ -68,7 +70,7 @@ def read_attention(
     known = {unit.name for unit in own.units}
     fixed = decided == "widths"
     forms = multihead_forms(network, graph, fixed=fixed)
-    for found in find_attention(network, graph, example_input):
+    for found in own.found:
         proposed = {unit.name for some in attention_units(network, found, decided) for unit in some}
         runs = proposed and proposed <= known
         form = None if runs else form_of(network, found, example_input, fixed=fixed)
@@ -86,7 +88,7 @@ def _with_attributes(
     """The same with attention whose class runs once numbers and tables that it holds are changed, too."""
     held = {member.module for unit in read.units for member in unit.members}
     needed: dict[str, tuple[Attribute, ...]] = {}
-    for found in find_attention(read.network, read.graph, example_input):
+    for found in read.found:
         alternatives = attention_units(read.network, found, decided) if found.q not in held else []
         proposed = (unit for some in alternatives for unit in some)
         whole = (with_attributes(read.network, found, unit, example_input) for unit in proposed)
@@ -133,6 +135,7 @@ def _read(
         units=tuple(units),
         fixed=tuple(entry for name, entry in fixed.items() if name not in held),
         removals=tuple(removals),
+        found=tuple(found),
         layers=frozenset(name for one in found for name in (one.q, one.k, one.v)),
     )
 

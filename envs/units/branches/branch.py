@@ -10,7 +10,7 @@ from torch import nn
 
 from envs.network.copies import copy_network
 from envs.units.branches.modules import Constant, ConstantTuple, Shortcut, Skipped
-from envs.units.slicing import Axes
+from envs.units.slicing import Axes, axis_size
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -160,17 +160,18 @@ def is_gone(network: nn.Module, name: str) -> bool:
 
 def _remove(twin: nn.Module, network: nn.Module, branch: Branch) -> None:
     layer = network.get_submodule(branch.layer)
-    width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    width = axis_size(layer, "producer")
     if not _stands(twin, branch.module):
         return
     old = twin.get_submodule(branch.module)
     batch_first = bool(getattr(old, "batch_first", False))
-    fresh: nn.Module = Constant(int(width), branch.axis, branch.rank)  # type: ignore[arg-type]
-    if branch.outputs:
-        fresh = ConstantTuple(int(width), branch.axis, branch.rank, branch.outputs, batch_first=batch_first)  # type: ignore[arg-type]
-    fresh.to(layer.weight.device, layer.weight.dtype)  # type: ignore[arg-type]
-    if branch.block is not None and isinstance(fresh, Constant):
-        fresh = _shortcut(old, fresh, branch.block)
+    constant = (
+        ConstantTuple(width, branch.axis, branch.rank, branch.outputs, batch_first=batch_first)
+        if branch.outputs
+        else Constant(width, branch.axis, branch.rank)
+    )
+    constant.to(layer.weight.device, layer.weight.dtype)  # type: ignore[arg-type]
+    fresh = constant if branch.block is None else _shortcut(old, constant, branch.block)
     twin.set_submodule(branch.module, fresh)
     for skip in branch.skipped:
         gone = twin.get_submodule(skip.module)

@@ -17,11 +17,12 @@ from envs.network.copies import functional_copy, same_output
 from envs.network.counting import counting, separate_products
 from envs.network.graph import Graph, Node, trace
 from envs.network.inputs import Inputs, batch_size, call, repeated, rows
-from envs.network.interpreter import Interpreter
+from envs.network.interpreter import Interpreter, run
 from envs.network.kinds import WEIGHTED
 from envs.units.branches.branch import ACTIVATIONS, Block, Branch, Skip, constant_of, without_branches
 from envs.units.branches.found import FoundBranch, find_branches, is_inside, modules_inside
 from envs.units.layout import read_layout
+from envs.units.slicing import axis_size
 from envs.units.units import Fixed
 from envs.units.verification.culprit import first_line
 from hw_profiles.cost import Macs, Params, cost_of
@@ -109,8 +110,7 @@ class _Trial:
         inputs = inputs if batch_size(inputs) > 1 else repeated(inputs, 2)
         twin = functional_copy(network)
         with torch.no_grad():
-            walk = Interpreter(graph.require_program().nodes).walk(twin, rows(inputs, 0, 2))
-            values = {node: known[node] for node, known in walk}
+            values = dict(run(graph.require_program(), twin, rows(inputs, 0, 2)))
         return cls(
             network=twin,
             graph=graph,
@@ -134,13 +134,14 @@ class _Trial:
 
     def together(self, verified: Sequence[VerifiedBranch], fixed: list[Fixed]) -> list[VerifiedBranch]:
         """Those that can go together, at the costs that each foretells; the others are written down as fixed."""
-        outer = _outer(verified)
+        outer = outermost(verified)
         inner = [one for one in verified if one not in outer]
         if not any(self._clash(some) for some in (outer, *([one] for one in inner)) if some):
             return list(verified)
         kept: list[VerifiedBranch] = []
         for one in verified:
-            if reason := self._clash([one]) or self._clash(_outer([*kept, one])):
+            beside = outermost([*kept, one])
+            if reason := self._clash([one]) or ("" if beside == [one] else self._clash(beside)):
                 fixed.append(Fixed(_name(one.found), reason))
             else:
                 kept.append(one)
@@ -172,7 +173,7 @@ class _Trial:
             ValueError: If it computes something else, or multiplies for them; the text is the reason.
         """
         small = without_branches(self.network, [one.branch for one in branches])
-        expected = self._with_constants(self._filled(small, branches))
+        constants = self._filled(small, branches)
         try:
             with torch.no_grad(), separate_products():
                 got = call(small, self.samples)
@@ -180,7 +181,7 @@ class _Trial:
                 call(small, self.example)
         except Exception as error:  # whatever the network's own code raises
             raise ValueError(f"the network's code does not run without the branch ({first_line(error)})") from error
-        if not same_output(expected, got, TOLERANCE):
+        if not same_output(self._with_constants(constants), got, TOLERANCE):
             raise ValueError("removing the branch is not the same as making it constant")
         if counter.take() != cost_of(Macs(), self.plain.without(_gone(branches))):
             raise ValueError("what the branch multiplies outside of its layers would still run")
@@ -223,10 +224,6 @@ class _Trial:
                     return values[node]
         raise ValueError("a program must have an output")
 
-    def _width(self, name: str) -> int:
-        layer: Any = self.network.get_submodule(name)
-        return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
-
     def _candidates(self, found: FoundBranch) -> Iterator[Branch]:
         """Ways to remove a branch: the outermost modules first, at last the whole block."""
         layer = self._last_layer(found)
@@ -242,7 +239,7 @@ class _Trial:
             given = self.given.get(name)
             if not _within(owner, name) or given is None or given.shape != tuple(shape):
                 continue
-            others = _outermost([other for other in inside if not _within(other, name) and not _within(name, other)])
+            others = _outermost_of([other for other in inside if not _within(other, name) and not _within(name, other)])
             skipped = [
                 Skip(module=other, rank=len(self.given[other].shape), outputs=self.given[other].outputs)
                 for other in others
@@ -262,7 +259,7 @@ class _Trial:
 
     def _axis(self, layer: str, shape: Sequence[int]) -> int | None:
         """The axis on which a branch has the outputs of its last layer, None where that cannot be told."""
-        width = self._width(layer)
+        width = axis_size(self.network.get_submodule(layer), "producer")
         usual = len(shape) - 1 if isinstance(self.network.get_submodule(layer), nn.Linear) else 1
         others = [axis for axis in range(1, len(shape)) if shape[axis] == width]
         if shape[usual] == width:
@@ -320,7 +317,7 @@ def _name(found: FoundBranch) -> str:
     return f"{found.layers[-1]}.branch"
 
 
-def _outer(branches: Sequence[VerifiedBranch]) -> list[VerifiedBranch]:
+def outermost(branches: Sequence[VerifiedBranch]) -> list[VerifiedBranch]:
     """Those that lie inside of no other one."""
     return [one for one in branches if not any(other.around(one) for other in branches)]
 
@@ -359,7 +356,7 @@ def _within(name: str, other: str) -> bool:
     return name == other or name.startswith(f"{other}.")
 
 
-def _outermost(names: Collection[str]) -> list[str]:
+def _outermost_of(names: Collection[str]) -> list[str]:
     return [name for name in names if not any(other != name and _within(name, other) for other in names)]
 
 
