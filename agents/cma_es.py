@@ -86,10 +86,20 @@ class CMAES:
     def state(self) -> SearcherState:
         """The rewards told (NaN: failed), round by round; what was asked for follows from them."""
         rewards = np.array(self._rewards, np.float64)
-        return SearcherState({"rewards": rewards, "rounds": np.array(self._rounds, np.int64)}, {})
+        return SearcherState({"rewards": rewards, "rounds": np.array(self._rounds, np.int64)}, {"steps": self._steps})
 
     def load(self, state: SearcherState) -> None:
-        """Go on from a `state` of a searcher with the same arguments, by telling it everything again."""
+        """Go on from a `state` of a searcher with the same arguments, by telling it everything again.
+
+        Raises:
+            ValueError: If that one's episodes have another number of steps.
+        """
+        steps = state.numbers.get("steps", self._steps)
+        if steps != self._steps:
+            raise ValueError(
+                f"cmaes answers for the sites that it has searched, but those were {steps} and these are "
+                f"{self._steps}: use ddpg, whose agent can be carried over"
+            )
         self._rewards, self._rounds, self._open, self._drawn = [], [], [], 0
         self._optimizer = self._begun()
         ends = np.cumsum(state.arrays["rounds"])

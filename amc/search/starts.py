@@ -9,31 +9,30 @@ repair has not seen, goes first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
-from amc.scoring.draws import Role
-from amc.scoring.scorer import read
-from amc.search.allocation.again import corrected, steps_around
+from amc.search.allocation.again import corrected, factors_around, steps_around
+from amc.search.allocation.audition import audition
 from amc.search.allocation.curves import damage_curves
 from amc.search.allocation.knapsack import knapsack
 from amc.search.ranges.budgets import Limits
 from amc.search.ranges.guides import KNAPSACK, Guides, solutions
 from amc.search.ranges.taught import Taught
 from amc.search.tools import Tools
-from envs.compression.damage import Curve, damage_named, forward, total_damage
-from envs.network.inference import inference_copy
-from envs.network.inputs import channels_last, mapped
-from envs.parallel import map_chunks
+from envs.compression.damage import Curve
 from envs.space.assignment import Assignment, Key
 from envs.space.constraint import Constraint
 
 ANSWER = "answer"
 """Label of the answer that an agent of a range gave for the budget: a candidate, but none that found is measured by."""
+ROUNDS = 2
+"""How often the knapsack is solved where nothing is set."""
+ANCHORS = 1 / 6, 1 / 2, 5 / 6
+"""Where in a range curves are corrected: the middles of its thirds."""
 
 
 def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught | None = None) -> dict[str, Key]:
@@ -56,7 +55,7 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
     if taught is None:
         return found
     known = found.get(KNAPSACK) or best_knapsack(prepared, pool, tools).key
-    guide = guides_of(prepared, pool, tools, known).at(middle_of(prepared))
+    guide = guides_of(prepared, pool, tools, known, taught.ends(prepared.setup)).at(middle_of(prepared))
     return {ANSWER: taught.answer(prepared.setup, guide).key, **found}
 
 
@@ -77,7 +76,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
     if len(distinct) > 1:
         judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
         best = distinct[min(judged)[1]]
-    for _ in range((prepared.config.knapsack.rounds or 1) - 1):
+    for _ in range(rounds(prepared) - 1):
         again = _solved_again(prepared, pool, tools, constraint, next(iter(curves.values())), best)
         if again == best:
             break
@@ -89,103 +88,62 @@ def _solved_again(
     prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint, curves: Sequence[Curve], best: Assignment
 ) -> Assignment:
     """The knapsack on curves corrected around a solution, or that one if the audition prefers it; charged."""
-    setup = prepared.setup
-    again, before = _measured_again(prepared, pool, tools, curves, best)
-    found = setup.assignment(knapsack(constraint, again))
-    if found == best or audition(prepared, pool, tools, [found])[0] >= before:
+    again = corrected(curves, [factors(prepared, pool, tools, curves, best)])
+    found = prepared.setup.assignment(knapsack(constraint, again))
+    if found == best:
         return best
-    return found
+    before, after = audition(prepared, pool, tools, [best, found])
+    return found if after < before else best
 
 
-def _measured_again(
+def factors(
     prepared: Prepared, pool: Pool, tools: Tools, curves: Sequence[Curve], around: Assignment
-) -> tuple[list[Curve], float]:
-    """The curves corrected around a solution, and its own damage; charged."""
+) -> NDArray[np.float64]:
+    """[S] what to multiply the curves by around an assignment; charged."""
     steps = steps_around(prepared.setup.sites, around.values)
     tried = [around, *(prepared.setup.assignment(step) for step in steps)]
-    before, *after = audition(prepared, pool, tools, tried)
-    return corrected(curves, around.values, steps, before, after), before
+    before, *after = audition(prepared, pool, tools, tried, quick=True)
+    return factors_around(curves, around.values, steps, before, after)
 
 
-def guides_of(prepared: Prepared, pool: Pool, tools: Tools, best: Key) -> Guides:
-    """The knapsack for any budgets of a range, on curves that are corrected around its middle if there are rounds.
+def guides_of(
+    prepared: Prepared, pool: Pool, tools: Tools, best: Key, ends: tuple[Constraint, Constraint] | None
+) -> Guides:
+    """The knapsack for any budgets of a range, on curves that are corrected around some of its solutions.
 
     Args:
         prepared: Whose damage curves are used.
         pool: Where the work is done.
         tools: Of the search.
-        best: The best solution at the middle, whose kind of damage is taken.
+        best: The best solution at the setup's own budgets, whose kind of damage is taken.
+        ends: The lowest and the highest budgets of the range, None to correct around the setup's own.
     """
     setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
     guides = Guides(setup.constraint, curves, best)
-    if (prepared.config.knapsack.rounds or 1) == 1:
+    if rounds(prepared) == 1:
         return guides
-    around = setup.assignment(guides.at(middle_of(prepared)).solution)
-    again, _ = _measured_again(prepared, pool, tools, curves[guides.kind], around)
-    return Guides(setup.constraint, {guides.kind: again}, best)
+    anchors = [middle_of(prepared)] if ends is None else [between(ends, share) for share in ANCHORS]
+    solved = dict.fromkeys(setup.assignment(guides.at(limits).solution) for limits in anchors)
+    own = curves[guides.kind]
+    return Guides(
+        setup.constraint,
+        {guides.kind: corrected(own, [factors(prepared, pool, tools, own, around) for around in solved])},
+        best,
+    )
+
+
+def rounds(prepared: Prepared) -> int:
+    """How often the knapsack is solved, on curves that are corrected in between."""
+    return prepared.config.knapsack.rounds or ROUNDS
+
+
+def between(ends: tuple[Constraint, Constraint], share: float) -> Limits:
+    """The budgets at a share of the way from the lowest to the highest."""
+    low, high = (end.limits().values() for end in ends)
+    return tuple(one + share * (other - one) for one, other in zip(low, high, strict=True))
 
 
 def middle_of(prepared: Prepared) -> Limits:
     """The budgets of the setup's own constraint: of a range, its middle."""
     return tuple(prepared.setup.constraint.limits().values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AuditionImages:
-    """The images on which starts are judged.
-
-    Attributes:
-        role: Split that they are from.
-        indices: Which of them.
-        damage: Name of the kind of damage.
-        outputs: The dense network's outputs on them, one tensor per scoring chunk.
-    """
-
-    role: Role
-    indices: Sequence[int]
-    damage: str
-    outputs: Sequence[Tensor]
-
-
-class Judged(NamedTuple):
-    """Mean damage of a whole network, and the image-forwards of its repair."""
-
-    damage: float
-    image_forwards: int
-
-
-def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
-    """Damage of whole networks: the first kind of damage, on images that repair has not seen; charged."""
-    role, indices = prepared.setup.draws.audition()
-    outputs = [dense for _, dense in _outputs(tools, tools.compressor.network, role, indices)]
-    damage = prepared.config.knapsack.damages[0]
-    images = AuditionImages(role=role, indices=indices, damage=damage, outputs=outputs)
-    judged = [answer.result() for answer in pool.map(judge, tools, images, candidates)]
-    prepared.ledger.charge(len(indices) * (1 + len(candidates)) + sum(one.image_forwards for one in judged))
-    return [one.damage for one in judged]
-
-
-def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> Judged:
-    """Repairs a candidate in full and measures how far its outputs are from the dense network's."""
-    small, forwards = tools.compressor.compress(tools.compressor.policy_of(candidate))
-    damage = damage_named(images.damage)
-    found = _outputs(tools, small, images.role, images.indices)
-    sums = [
-        total_damage(damage, new, dense, targets) for (targets, new), dense in zip(found, images.outputs, strict=True)
-    ]
-    return Judged(sum(sums) / len(images.indices), forwards)
-
-
-def _outputs(tools: Tools, network: nn.Module, role: Role, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """(targets, outputs) of each scoring chunk, in order."""
-    fast = inference_copy(network, tools.compressor.graph)
-    device = tools.scorer.device
-    split, size = tools.splits[role], tools.scorer.chunk
-
-    def one(start: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = read(split, indices[start : start + size])
-        inputs = mapped(lambda tensor: tensor.to(device), inputs)
-        return targets.to(device), forward(fast, channels_last(inputs))
-
-    return list(map_chunks(one, range(0, len(indices), size)))

@@ -72,7 +72,7 @@ def test_its_state_holds_rewards_and_nothing_of_the_library() -> None:
     state = searcher.state()
     assert state.arrays["rewards"].tolist() == rewards
     assert state.arrays["rounds"].tolist() == [5, 5, 5]
-    assert json.dumps(state.numbers) == "{}"
+    assert json.dumps(state.numbers) == '{"steps": 5}'
 
 
 def test_equal_rewards_do_not_break_it() -> None:

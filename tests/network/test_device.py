@@ -34,7 +34,7 @@ READ = [
     *sorted((ROOT / "amc" / "problem").glob("*.py")),
     *(
         ROOT / "amc" / f"{name}.py"
-        for name in ("pool/parcel", "search/allocation/curves", "search/starts", "search/tools")
+        for name in ("pool/parcel", "search/allocation/audition", "search/allocation/curves", "search/tools")
     ),
 ]
 CONSTRUCTORS = {

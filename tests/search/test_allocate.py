@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from amc.search.allocation import knapsack as allocate
-from amc.search.allocation.again import corrected, steps_around
+from amc.search.allocation.again import corrected, factors_around, steps_around
 from amc.search.allocation.groups import Group, alone, together
 from amc.search.allocation.knapsack import exchange, is_additive, knapsack, linearize, solve_additive
 from amc.tasks.models.resnet_cifar import resnet20
@@ -297,6 +297,8 @@ def test_a_curve_is_corrected_by_what_its_step_costs_in_the_whole_network(zoo: C
         each = [float(curve.at(kept[place : place + 1])[0]) for place, curve in enumerate(curves)]
         return float(weights @ each)
 
-    found = corrected(curves, solution, steps, damage(solution), [damage(step) for step in steps])
-    factors = np.asarray([new.damage[0] / old.damage[0] for new, old in zip(found, curves, strict=True)])
+    factors = factors_around(curves, solution, steps, damage(solution), [damage(step) for step in steps])
     np.testing.assert_allclose(factors, np.clip(weights / np.median(weights), 0.25, 4.0))
+    found = corrected(curves, [factors, factors**3])
+    for factor, new, old in zip(factors, found, curves, strict=True):
+        np.testing.assert_allclose(new.damage, factor**2 * np.asarray(old.damage))

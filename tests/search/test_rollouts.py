@@ -24,12 +24,12 @@ from amc.problem.setup import Setup, set_up
 from amc.runs.folder import RunFolder
 from amc.runs.runner import NoScreen, new_run, resume_run
 from amc.scoring.ledger import Ledger
+from amc.search.allocation.audition import audition
 from amc.search.allocation.curves import damage_curves
 from amc.search.confirm import confirmed
 from amc.search.episode import Episode, Failure, Line
 from amc.search.loop import make_rollout, play, search, written_down
 from amc.search.rollout import RETRIES, Outcome, Rollout, Round
-from amc.search.starts import audition
 from amc.search.state import Snapshot
 from amc.search.tools import Reported, Tools, score_reported
 from envs.reward import Evaluation, accuracy

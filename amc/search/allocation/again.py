@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.compression.damage import Curve
 from envs.space.sites import Site
@@ -34,10 +35,10 @@ def steps_around(sites: Sequence[Site], solution: IntArray) -> list[IntArray]:
     return changed
 
 
-def corrected(
+def factors_around(
     curves: Sequence[Curve], solution: IntArray, steps: Sequence[IntArray], before: float, after: Sequence[float]
-) -> list[Curve]:
-    """The curves, each multiplied by what its step really cost over what the curve says.
+) -> NDArray[np.float64]:
+    """[S] what to multiply each curve by: what its step really cost over what the curve says, relative to the median.
 
     Args:
         curves: Damage per site.
@@ -56,5 +57,10 @@ def corrected(
     known = np.abs(foretold) > 0
     ratios = np.where(known, measured / np.where(known, foretold, 1.0), np.nan)
     usual = float(np.nanmedian(ratios)) if known.any() else 1.0  # repair has made all of them smaller
-    factors = np.where(known, np.clip(ratios / max(usual, 1e-12), 1 / MOST, MOST), 1.0)
-    return [curve.scaled(factor) for curve, factor in zip(curves, factors, strict=True)]
+    return np.where(known, np.clip(ratios / max(usual, 1e-12), 1 / MOST, MOST), 1.0)
+
+
+def corrected(curves: Sequence[Curve], factors: Sequence[NDArray[np.float64]]) -> list[Curve]:
+    """The curves, each multiplied by the geometric mean of its factors around several solutions."""
+    means = np.exp(np.mean(np.log(factors), axis=0))
+    return [curve.scaled(float(factor)) for curve, factor in zip(curves, means, strict=True)]

@@ -111,9 +111,8 @@ def course_of(prepared: Prepared, pool: Pool, tools: Tools, starts: Mapping[str,
     if prepared.setup.ends is None:
         return OneBudget()
     dense = prepared.evaluate(prepared.setup.dense())
-    return ManyBudgets(
-        prepared, guides_of(prepared, pool, tools, starts[KNAPSACK]), float(prepared.setup.reward(dense))
-    )
+    guides = guides_of(prepared, pool, tools, starts[KNAPSACK], prepared.setup.ends)
+    return ManyBudgets(prepared, guides, float(prepared.setup.reward(dense)))
 
 
 def budget_range(prepared: Prepared) -> BudgetRange:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from agents.searcher import Searcher, SearcherState, Teachable
 from amc.config.search import SearchConfig
+from amc.problem.bounds import bind_ends
 from amc.problem.setup import Setup
 from amc.search.ranges.environment import answer_of
 from amc.search.ranges.guides import Guide
 from amc.search.searchers import ranged_searcher
 from envs.space.assignment import Assignment
+from envs.space.constraint import Constraint, InfeasibleBudget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,6 +27,13 @@ class Taught:
     config: SearchConfig
     state: SearcherState
 
+    def ends(self, setup: Setup) -> tuple[Constraint, Constraint] | None:
+        """The lowest and the highest budgets of its range for a setup's network, None where that cannot keep them."""
+        try:
+            return bind_ends(self.config, setup.constraint.costing, setup.table, setup.objects)
+        except InfeasibleBudget:
+            return None
+
     def answer(self, setup: Setup, guide: Guide) -> Assignment:
         """The agent's answer for the setup's own budget.
 
@@ -37,7 +46,10 @@ class Taught:
         """
         self.check(setup.config)
         searcher = ranged_searcher(self.config, setup)
-        self.teach(searcher)
+        if isinstance(searcher, Teachable):
+            searcher.learn_from(self.state)
+        else:  # it has the same sites, or refuses
+            searcher.load(self.state)
         return answer_of(searcher, guide)
 
     def teach(self, searcher: Searcher) -> None:
