@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
 from amc.search.allocation.again import corrected, factors_around, steps_around
-from amc.search.allocation.audition import audition
+from amc.search.allocation.audition import again, audition
 from amc.search.allocation.curves import damage_curves
 from amc.search.allocation.knapsack import knapsack
 from amc.search.ranges.budgets import Limits
@@ -76,11 +76,11 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
     if len(distinct) > 1:
         judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
         best = distinct[min(judged)[1]]
+    own = curves[Guides(constraint, curves, best.key).kind]
     for _ in range(rounds(prepared) - 1):
-        again = _solved_again(prepared, pool, tools, constraint, next(iter(curves.values())), best)
-        if again == best:
+        before, best = best, _solved_again(prepared, pool, tools, constraint, own, best)
+        if best == before:
             break
-        best = again
     return best
 
 
@@ -88,8 +88,8 @@ def _solved_again(
     prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint, curves: Sequence[Curve], best: Assignment
 ) -> Assignment:
     """The knapsack on curves corrected around a solution, or that one if the audition prefers it; charged."""
-    again = corrected(curves, [factors(prepared, pool, tools, curves, best)])
-    found = prepared.setup.assignment(knapsack(constraint, again))
+    new = corrected(curves, [factors(prepared, pool, tools, curves, best)])
+    found = prepared.setup.assignment(knapsack(constraint, new))
     if found == best:
         return best
     before, after = audition(prepared, pool, tools, [best, found])
@@ -102,7 +102,7 @@ def factors(
     """[S] what to multiply the curves by around an assignment; charged."""
     steps = steps_around(prepared.setup.sites, around.values)
     tried = [around, *(prepared.setup.assignment(step) for step in steps)]
-    before, *after = audition(prepared, pool, tools, tried, quick=True)
+    before, *after = again(prepared, pool, tools, tried)
     return factors_around(curves, around.values, steps, before, after)
 
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 import amc
+from agents.cma_es import CMAES
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
 from amc.runs.folder import EPISODES, RESULT, RunFolder
@@ -118,6 +119,15 @@ def test_an_agent_answers_for_a_budget_and_is_not_worse_than_the_knapsack(ended:
     again = amc.policy(ended, {"macs": 0.45}, refine=2, out=tmp_path / "again", progress=False)
     assert again.record["found"]["choices"] == found.record["found"]["choices"]
     assert equal(tmp_path / "answer", tmp_path / "again")
+
+
+def test_an_agent_without_observations_answers_too_but_only_for_its_own_sites(tmp_path: Path) -> None:
+    new_run(SearchConfig(**{**SETTINGS, "agent": "cmaes"}), tmp_path / "run", NoScreen())
+    found = amc.policy(tmp_path / "run", {"macs": 0.45}, out=tmp_path / "answer", progress=False)
+    assert found.record["found"]["costs"]["macs"] <= 0.45 * found.record["dense"]["costs"]["macs"]
+    state = taught_by(tmp_path / "run").state
+    with pytest.raises(ValueError, match="use ddpg"):
+        CMAES(99, 0).load(state)
 
 
 @pytest.mark.parametrize(

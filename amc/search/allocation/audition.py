@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from amc.pool.pool import Pool
@@ -13,11 +13,16 @@ from amc.problem.prepare import Prepared
 from amc.scoring.draws import Role
 from amc.scoring.scorer import read
 from amc.search.tools import Tools
+from amc.storage.cache import cached_tensors
 from envs.compression.damage import damage_named, forward, total_damage
 from envs.network.inference import inference_copy
-from envs.network.inputs import channels_last, mapped
+from envs.network.inputs import channels_last, mapped, tensors
 from envs.parallel import map_chunks
 from envs.space.assignment import Assignment
+from envs.space.policy import tensors_fingerprint, weights_fingerprint
+
+VERSION = 1
+"""Of what is remembered; counts up when candidates are judged otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,43 +44,68 @@ class AuditionImages:
     quick: bool
 
 
-class Judged(NamedTuple):
-    """Mean damage of a whole network, and the image-forwards of its repair."""
+def again(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
+    """What `audition` says after quick repair, remembered by weights, images and settings; charged in any case."""
+    setup, config = prepared.setup, prepared.config
+    role, indices = setup.draws.audition()
+    split, size = tools.splits[role], tools.scorer.chunk
+    pieces = (read(split, indices[start : start + size]) for start in range(0, len(indices), size))
+    key: Mapping[str, object] = {
+        "version": VERSION,
+        "weights": weights_fingerprint(setup.task.network),
+        "images": tensors_fingerprint(one for inputs, targets in pieces for one in (*tensors(inputs), targets)),
+        "calibration": prepared.compressor.calibration_fingerprint,
+        "compression": config.compression.model_dump(mode="json"),
+        "damage": config.knapsack.damages[0],
+        "sites": [site.name for site in setup.sites],
+        "candidates": [list(one.key) for one in candidates],
+        "seed": config.seed,
+        "device": config.device,
+    }
 
-    damage: float
-    image_forwards: int
+    def judged() -> dict[str, Tensor]:
+        found = _judged(prepared, pool, tools, candidates, quick=True)
+        return {"damage": torch.tensor(found, dtype=torch.float64, device="cpu")}
+
+    prepared.ledger.charge(_forwards(prepared, len(indices), len(candidates), quick=True))
+    # what the user's own code does may be something else tomorrow
+    tables = judged() if setup.objects.of_compression() else cached_tensors("audition", key, judged)
+    return [float(one) for one in tables["damage"]]
 
 
-def audition(
-    prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment], *, quick: bool = False
+def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
+    """Damage of whole networks: the first kind of damage, on images that repair has not seen; charged."""
+    images = len(prepared.setup.draws.audition()[1])
+    prepared.ledger.charge(_forwards(prepared, images, len(candidates), quick=False))
+    return _judged(prepared, pool, tools, candidates, quick=False)
+
+
+def _judged(
+    prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment], *, quick: bool
 ) -> list[float]:
-    """Damage of whole networks: the first kind of damage, on images that repair has not seen; charged.
-
-    Args:
-        prepared: Whose images are used.
-        pool: Where the work is done.
-        tools: Of the search.
-        candidates: What is judged.
-        quick: Repair as in an episode, not in full.
-    """
     role, indices = prepared.setup.draws.audition()
     outputs = [dense for _, dense in _outputs(tools, tools.compressor.network, role, indices)]
     damage = prepared.config.knapsack.damages[0]
     images = AuditionImages(role=role, indices=indices, damage=damage, outputs=outputs, quick=quick)
-    judged = [answer.result() for answer in pool.map(judge, tools, images, candidates)]
-    prepared.ledger.charge(len(indices) * (1 + len(candidates)) + sum(one.image_forwards for one in judged))
-    return [one.damage for one in judged]
+    return [answer.result() for answer in pool.map(judge, tools, images, candidates)]
 
 
-def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> Judged:
-    """Repairs a candidate and measures how far its outputs are from the dense network's."""
-    small, forwards = tools.compressor.compress(tools.compressor.policy_of(candidate), quick=images.quick)
+def _forwards(prepared: Prepared, images: int, candidates: int, *, quick: bool) -> int:
+    """Image-forwards of judging so many candidates beside the dense network."""
+    compressor = prepared.compressor
+    repair = compressor.quick_forwards if quick else compressor.repair_forwards
+    return images * (1 + candidates) + candidates * repair
+
+
+def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> float:
+    """Repairs a candidate and measures how far its outputs are from the dense network's: the mean damage."""
+    small = tools.compressor.compress(tools.compressor.policy_of(candidate), quick=images.quick).network
     damage = damage_named(images.damage)
     found = _outputs(tools, small, images.role, images.indices)
     sums = [
         total_damage(damage, new, dense, targets) for (targets, new), dense in zip(found, images.outputs, strict=True)
     ]
-    return Judged(sum(sums) / len(images.indices), forwards)
+    return sum(sums) / len(images.indices)
 
 
 def _outputs(tools: Tools, network: nn.Module, role: Role, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
