@@ -22,14 +22,24 @@ class Ledger:
         """Nothing paid, nothing known."""
         self.image_forwards, self.evaluations = 0, 0
         self._known: dict[Key, Evaluation] = {}
+        self._once: set[str] = set()
 
     @property
     def known(self) -> Mapping[Key, Evaluation]:
         """All evaluations so far by assignment; a live view."""
         return MappingProxyType(self._known)
 
-    def charge(self, image_forwards: int) -> None:
-        """Adds work that is no evaluation of an episode."""
+    def charge(self, image_forwards: int, once: str | None = None) -> None:
+        """Adds work that is no evaluation of an episode.
+
+        Args:
+            image_forwards: How much.
+            once: Name of work whose result is kept, so that asking again is free of charge; None for any other.
+        """
+        if once in self._once:
+            return
+        if once is not None:
+            self._once.add(once)
         self.image_forwards += image_forwards
 
     def account(self, key: Key, evaluation: Evaluation) -> Evaluation:

@@ -104,7 +104,9 @@ def test_an_assignment_is_charged_once_and_remembered_as_it_was_first() -> None:
     assert ledger.account((2, 1), evaluated(0.9, 5)) == evaluated(0.9, 5)
     assert (ledger.image_forwards, ledger.evaluations) == (12, 2)
     assert known == {(1, 2): first, (2, 1): evaluated(0.9, 5)}  # what was handed out stays up to date
-    ledger.charge(100)
+    ledger.charge(60)
+    ledger.charge(40, once="damage curves")
+    ledger.charge(40, once="damage curves")
     assert (ledger.image_forwards, ledger.evaluations) == (112, 2)
 
 

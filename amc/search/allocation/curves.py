@@ -69,7 +69,8 @@ def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, lis
         }
 
     images = sum(batch_size(batch.inputs) for batch in batches)
-    prepared.ledger.charge(sensitivity_forwards(setup.sites, knapsack.widths, images))
+    forwards = sensitivity_forwards(setup.sites, knapsack.widths, images)
+    prepared.ledger.charge(forwards, once="damage curves")
     # what the user's own code does may be something else tomorrow
     tables = measure() if setup.objects.of_compression() else cached_tensors("damage", key, measure)
     return {
