@@ -44,19 +44,21 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
         tools: Of the search.
         taught: An agent of many budgets, whose answer goes first where there is one budget.
     """
-    config = prepared.config
-    if prepared.setup.ends is not None:
+    config, setup = prepared.config, prepared.setup
+    if setup.ends is not None:
         return {KNAPSACK: best_knapsack(prepared, pool, tools).key}
     wanted: tuple[str, ...] = (config.agent,) if config.single else config.starts
     if config.agent == "random":
         wanted = ()
-    solve = {"knapsack": lambda: best_knapsack(prepared, pool, tools), "uniform": prepared.setup.uniform}
-    found = {name: solve[name]().key for name in wanted}
-    if taught is None:
-        return found
-    known = found.get(KNAPSACK) or best_knapsack(prepared, pool, tools).key
-    guide = guides_of(prepared, pool, tools, known, taught.ends(prepared.setup)).at(middle_of(prepared))
-    return {ANSWER: taught.answer(prepared.setup, guide).key, **found}
+    answer = dict[str, Key]()
+    solve = {"knapsack": lambda: best_knapsack(prepared, pool, tools), "uniform": setup.uniform}
+    if taught is not None:
+        alike = taught.learned_with(config)
+        best = taught.best if alike else best_knapsack(prepared, pool, tools).key
+        guide = guides_of(prepared, pool, tools, best, taught.ends(setup)).at(middle_of(prepared))
+        solve["knapsack"] = lambda: setup.assignment(guide.solution if alike else best)
+        answer = {ANSWER: taught.answer(setup, guide).key}
+    return {**answer, **{name: solve[name]().key for name in wanted}}
 
 
 def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint | None = None) -> Assignment:
@@ -76,7 +78,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
     if len(distinct) > 1:
         judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
         best = distinct[min(judged)[1]]
-    own = curves[Guides(constraint, curves, best.key).kind]
+    own = curves[Guides(constraint, curves, best.key, tuple(constraint.limits().values())).kind]
     for _ in range(rounds(prepared) - 1):
         before, best = best, _solved_again(prepared, pool, tools, constraint, own, best)
         if best == before:
@@ -115,22 +117,20 @@ def guides_of(
         prepared: Whose damage curves are used.
         pool: Where the work is done.
         tools: Of the search.
-        best: The best solution at the setup's own budgets, whose kind of damage is taken.
-        ends: The lowest and the highest budgets of the range, None to correct around the setup's own.
+        best: The best solution at the middle of the range, whose kind of damage is taken.
+        ends: The lowest and the highest budgets of the range, None if the setup's own budgets are all.
     """
     setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
-    guides = Guides(setup.constraint, curves, best)
+    middle = middle_of(prepared) if ends is None else between(ends, 0.5)
+    guides = Guides(setup.constraint, curves, best, middle)
     if rounds(prepared) == 1:
         return guides
-    anchors = [middle_of(prepared)] if ends is None else [between(ends, share) for share in ANCHORS]
+    anchors = [middle] if ends is None else [between(ends, share) for share in ANCHORS]
     solved = dict.fromkeys(setup.assignment(guides.at(limits).solution) for limits in anchors)
     own = curves[guides.kind]
-    return Guides(
-        setup.constraint,
-        {guides.kind: corrected(own, [factors(prepared, pool, tools, own, around) for around in solved])},
-        best,
-    )
+    new = corrected(own, [factors(prepared, pool, tools, own, around) for around in solved])
+    return Guides(setup.constraint, {guides.kind: new}, best, middle)
 
 
 def rounds(prepared: Prepared) -> int:

@@ -110,6 +110,15 @@ def test_workers_change_nothing_of_a_range(ended: Path, tmp_path: Path) -> None:
     assert equal(ended, tmp_path / "run")
 
 
+def test_an_answer_needs_no_judging_beside_confirmation(
+    ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("audition.judge", "curves.measure_block"):
+        monkeypatch.setattr(f"amc.search.allocation.{name}", None)
+    found = amc.policy(ended, {"macs": 0.45}, out=tmp_path / "answer", progress=False)
+    assert {"start", "uniform", "found"} <= set(found.record)
+
+
 def test_an_agent_answers_for_a_budget_and_is_not_worse_than_the_knapsack(ended: Path, tmp_path: Path) -> None:
     found = amc.policy(ended, {"macs": 0.45}, refine=2, out=tmp_path / "answer", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "answer" / EPISODES).read_text().splitlines()]

@@ -8,6 +8,7 @@ from typing import Any
 
 from amc.config.search import SearchConfig, load_config
 from amc.runs.folder import RunFolder
+from amc.search.ranges.guides import KNAPSACK
 from amc.search.ranges.taught import Taught
 
 STARTS = 3
@@ -29,7 +30,7 @@ def taught_by(path: Path) -> Taught:
         )
     if snapshot is None:
         raise ValueError(f"an agent must have learned a round, but {str(path)!r} has none yet: `amc resume` it first")
-    return Taught(config=config, state=snapshot.searcher)
+    return Taught(config=config, state=snapshot.searcher, best=snapshot.starts[KNAPSACK])
 
 
 def asking(path: Path, constraint: Mapping[str, Any], refine: int) -> SearchConfig:

@@ -108,12 +108,16 @@ class Guides:
     Args:
         constraint: Costs and sites.
         curves: For each kind of damage, the damage per site and choice.
-        best: A solution at the constraint's own budgets, whose kind of damage is taken; the first kind for any other.
+        best: A solution, whose kind of damage is taken; the first kind if none gives it.
+        limits: The budgets that it is of.
     """
 
-    def __init__(self, constraint: Constraint, curves: Mapping[str, Sequence[Curve]], best: Key) -> None:
+    def __init__(
+        self, constraint: Constraint, curves: Mapping[str, Sequence[Curve]], best: Key, limits: Limits
+    ) -> None:
         self._constraint = constraint
-        solved = (name for name, kind in curves.items() if tuple(knapsack(constraint, kind).tolist()) == best)
+        there = self._budgeted(limits)
+        solved = (name for name, kind in curves.items() if tuple(knapsack(there, kind).tolist()) == best)
         self.kind = next(solved, next(iter(curves)))
         self._curves = tuple(curves[self.kind])
         self._known: dict[Limits, Guide] = {}
@@ -121,12 +125,15 @@ class Guides:
     def at(self, limits: Limits) -> Guide:
         """The guide of some budgets."""
         if limits not in self._known:
-            costs = [cost for cost, _ in self._constraint.budgets]
-            budgets = [Budget(cost, limit) for cost, limit in zip(costs, limits, strict=True)]
-            constraint = Constraint.create(self._constraint.costing, budgets)
+            constraint = self._budgeted(limits)
             solution = knapsack(constraint, self._curves)
             self._known[limits] = Guide(constraint=constraint, curves=self._curves, solution=solution)
         return self._known[limits]
+
+    def _budgeted(self, limits: Limits) -> Constraint:
+        costs = [cost for cost, _ in self._constraint.budgets]
+        budgets = [Budget(cost, limit) for cost, limit in zip(costs, limits, strict=True)]
+        return Constraint.create(self._constraint.costing, budgets)
 
 
 def solutions(constraint: Constraint, curves: Mapping[str, Sequence[Curve]]) -> dict[str, IntArray]:

@@ -11,8 +11,14 @@ from amc.problem.setup import Setup
 from amc.search.ranges.environment import answer_of
 from amc.search.ranges.guides import Guide
 from amc.search.searchers import ranged_searcher
-from envs.space.assignment import Assignment
+from envs.space.assignment import Assignment, Key
 from envs.space.constraint import Constraint, InfeasibleBudget
+
+CURVES = (
+    *("task", "data", "checkpoint", "profile", "choose", "patterns", "densities", "rules", "compression", "knapsack"),
+    *("reward_split", "reward_images", "seed", "device"),
+)
+"""Keys of a configuration that damage curves depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,10 +28,16 @@ class Taught:
     Attributes:
         config: Its configuration.
         state: Of its searcher.
+        best: The knapsack's best solution at the middle of its range.
     """
 
     config: SearchConfig
     state: SearcherState
+    best: Key
+
+    def learned_with(self, config: SearchConfig) -> bool:
+        """Whether a search's damage curves are those that it has learned with."""
+        return all(getattr(self.config, name) == getattr(config, name) for name in CURVES)
 
     def ends(self, setup: Setup) -> tuple[Constraint, Constraint] | None:
         """The lowest and the highest budgets of its range for a setup's network, None where that cannot keep them."""
