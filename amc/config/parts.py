@@ -32,7 +32,7 @@ class KnapsackConfig(Part):
         None,
         ge=1,
         le=100,
-        description="solutions in a row, on curves corrected around the one before; left out: 2",
+        description="solutions in a row, on curves corrected around the one before; left out: 1, over a range 2",
     )
     audition_images: int = Field(2000, ge=16, description="unseen calibration images that judge the solutions")
 

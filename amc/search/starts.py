@@ -29,8 +29,8 @@ from envs.space.constraint import Constraint
 
 ANSWER = "answer"
 """Label of the answer that an agent of a range gave for the budget: a candidate, but none that found is measured by."""
-ROUNDS = 2
-"""How often the knapsack is solved where nothing is set."""
+RANGED_ROUNDS = 2
+"""How often the knapsack is solved over a range where nothing is set: a correction that is made once for all budgets."""
 ANCHORS = 1 / 6, 1 / 2, 5 / 6
 """Where in a range curves are corrected: the middles of its thirds."""
 
@@ -79,7 +79,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
         judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
         best = distinct[min(judged)[1]]
     own = curves[Guides(constraint, curves, best.key, tuple(constraint.limits().values())).kind]
-    for _ in range(rounds(prepared) - 1):
+    for _ in range(rounds(prepared, ranged=setup.ends is not None) - 1):
         before, best = best, _solved_again(prepared, pool, tools, constraint, own, best)
         if best == before:
             break
@@ -124,7 +124,7 @@ def guides_of(
     curves = damage_curves(prepared, pool, tools)
     middle = middle_of(prepared) if ends is None else between(ends, 0.5)
     guides = Guides(setup.constraint, curves, best, middle)
-    if rounds(prepared) == 1:
+    if rounds(prepared, ranged=ends is not None) == 1:
         return guides
     anchors = [middle] if ends is None else [between(ends, share) for share in ANCHORS]
     solved = dict.fromkeys(setup.assignment(guides.at(limits).solution) for limits in anchors)
@@ -133,9 +133,9 @@ def guides_of(
     return Guides(setup.constraint, {guides.kind: new}, best, middle)
 
 
-def rounds(prepared: Prepared) -> int:
+def rounds(prepared: Prepared, *, ranged: bool) -> int:
     """How often the knapsack is solved, on curves that are corrected in between."""
-    return prepared.config.knapsack.rounds or ROUNDS
+    return prepared.config.knapsack.rounds or (RANGED_ROUNDS if ranged else 1)
 
 
 def between(ends: tuple[Constraint, Constraint], share: float) -> Limits:
