@@ -30,7 +30,7 @@ from envs.space.constraint import Constraint
 ANSWER = "answer"
 """Label of the answer that an agent of a range gave for the budget: a candidate, but none that found is measured by."""
 RANGED_ROUNDS = 2
-"""How often the knapsack is solved over a range where nothing is set: a correction that is made once for all budgets."""
+"""How often the knapsack is solved over a range where nothing is set: one correction serves all budgets."""
 ANCHORS = 1 / 6, 1 / 2, 5 / 6
 """Where in a range curves are corrected: the middles of its thirds."""
 
