@@ -37,11 +37,10 @@ class Part:
         cost: What is bounded.
         span: The range that is learned.
         budgets: Where agents are asked; none of them is drawn exactly.
-        rivals: Agents that search at each budget by itself.
+        rivals: Agents that search at each budget by itself, beside the knapsack, which all are measured by.
         agent_from: Label of the part whose agent goes on here; a part without it starts anew.
         episodes: Of the search over the range.
         options: Further options of every search.
-        plain: Label of the part whose starts are the plain knapsack's, where this one's are not.
     """
 
     label: str
@@ -53,10 +52,11 @@ class Part:
     agent_from: str = ""
     episodes: int = 600
     options: tuple[str, ...] = ()
-    plain: str = ""
 
 
-ROUNDS = ("--set", "knapsack.rounds=2")
+KNAPSACK = "knapsack"
+CORRECTED = "corrected"
+"""The knapsack solved again on the curves that the range corrected: what the first agent's answers start from."""
 PROFILE = ("--profile", "amd-epyc-onnxruntime-t1-b1")
 PARTS = (
     Part(
@@ -66,16 +66,6 @@ PARTS = (
         span="0.2:0.7",
         budgets=(0.25, 0.35, 0.45, 0.55, 0.65),
         rivals=("swap", "cmaes", "ddpg-alone"),
-    ),
-    Part(
-        label="resnet20-rounds",
-        network="resnet20",
-        cost="macs",
-        span="0.2:0.7",
-        budgets=(0.25, 0.35, 0.45, 0.55, 0.65),
-        rivals=("knapsack",),
-        options=ROUNDS,
-        plain="resnet20",
     ),
     Part(label="resnet56", network="resnet56", cost="macs", span="0.15:0.45", budgets=(0.2, 0.3, 0.4)),
     Part(
@@ -130,7 +120,7 @@ def play(part: Part, agents: Sequence[str], seed: int, options: argparse.Namespa
         for budget in part.budgets:
             asked = ["--constraint", f"{part.cost}={budget}"]
             going(RUNS / part.label / agent / f"{seed}-{budget}", "policy", str(folder), *asked)
-    for rival in part.rivals:
+    for rival in (KNAPSACK, *part.rivals):
         for budget in part.budgets:
             asked = ["--constraint", f"{part.cost}={budget}", "--agent", rival.partition("-")[0]]
             going(RUNS / part.label / rival / f"{seed}-{budget}", "search", *common, *asked)
@@ -144,16 +134,17 @@ def each(folder: Path, network: str) -> NDArray[np.float32]:
 
 def rows(part: Part, agents: Sequence[str]) -> Iterator[str]:
     """A line of the table per agent and budget, and one of the mean over budgets."""
-    for agent in (*agents, *part.rivals):
+    for agent in (CORRECTED, *agents, *part.rivals):
         pairs: dict[int, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {}
+        folder, network = (agents[0], "start") if agent == CORRECTED else (agent, "found")
         for budget in part.budgets:
-            ended = [f for f in sorted((RUNS / part.label / agent).glob(f"*-{budget}")) if (f / "result.json").exists()]
+            made = sorted((RUNS / part.label / folder).glob(f"*-{budget}"))
+            plain = RUNS / part.label / KNAPSACK
+            ended = [f for f in made if all((one / "result.json").exists() for one in (f, plain / f.name))]
             if not ended:
                 continue
-            plain = [RUNS / (part.plain or part.label) / agents[0] / folder.name for folder in ended]
-            if not all((folder / "result.json").exists() for folder in plain):
-                continue
-            found, start = [each(one, "found") for one in ended], [each(one, "start") for one in plain]
+            found = [each(one, network) for one in ended]
+            start = [each(plain / one.name, "found") for one in ended]
             for place, pair in enumerate(zip(found, start, strict=True)):
                 pairs.setdefault(place, []).append(pair)
             accuracy = np.mean([100 * one.mean() for one in found])
@@ -183,10 +174,10 @@ def write(parts: Sequence[Part], agents: Sequence[str]) -> None:
         "",
         f"`python -m experiments.learning.ranges`, commit {commit()}, {processor()}.",
         "",
-        "Accuracy, and gain over the knapsack solved again at this budget (the start of the agent's answers), paired",
-        "over all 10,000 images, ± half of the 95 % interval. Effort is image-forwards of the run itself: an agent's",
-        "answer comes on top of its search over the range, which is in the line above each table. `ddpg-alone` is ddpg",
-        "at this budget only; in resnet20-rounds damage curves are corrected around their first solution.",
+        "Accuracy, and gain over the knapsack solved again at this budget, paired over all 10,000 images, ± half of",
+        "the 95 % interval. `corrected`: the knapsack on the curves that the range corrected, where its agents begin.",
+        "Effort is image-forwards of the run itself: an answer comes on top of the search over the range, which is in",
+        "the line above each table. `ddpg-alone` is ddpg at this budget only.",
     ]
     for part in parts:
         body = list(rows(part, agents))
