@@ -46,22 +46,28 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
     """
     config, setup = prepared.config, prepared.setup
     if setup.ends is not None:
-        return {KNAPSACK: best_knapsack(prepared, pool, tools).key}
+        return {KNAPSACK: best_knapsack(prepared, pool, tools, rounds=1).key}  # `guides_of` corrects for all budgets
     wanted: tuple[str, ...] = (config.agent,) if config.single else config.starts
     if config.agent == "random":
         wanted = ()
     answer = dict[str, Key]()
     solve = {"knapsack": lambda: best_knapsack(prepared, pool, tools), "uniform": setup.uniform}
     if taught is not None:
-        alike = taught.learned_with(config)
-        best = taught.best if alike else best_knapsack(prepared, pool, tools).key
-        guide = guides_of(prepared, pool, tools, best, taught.ends(setup)).at(middle_of(prepared))
-        solve["knapsack"] = lambda: setup.assignment(guide.solution if alike else best)
+        ends, own = taught.ends(setup), middle_of(prepared)
+        if ends is not None and taught.learned_with(config):
+            guide = guides_of(prepared, pool, tools, taught.best, between(ends, 0.5), ends).at(own)
+            solve["knapsack"] = lambda: setup.assignment(guide.solution)
+        else:
+            known = best_knapsack(prepared, pool, tools)
+            solve["knapsack"] = lambda: known
+            guide = guides_of(prepared, pool, tools, known.key, own, ends).at(own)
         answer = {ANSWER: taught.answer(setup, guide).key}
     return {**answer, **{name: solve[name]().key for name in wanted}}
 
 
-def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint | None = None) -> Assignment:
+def best_knapsack(
+    prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint | None = None, rounds: int | None = None
+) -> Assignment:
     """The best knapsack solution, by audition if there are several.
 
     Args:
@@ -69,6 +75,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
         pool: Where the work is done.
         tools: Of the search.
         constraint: A narrower one over the same sites, None for the setup's own.
+        rounds: How often it is solved, on curves that are corrected in between; None: as configured.
     """
     constraint = constraint or prepared.setup.constraint
     setup = prepared.setup
@@ -79,7 +86,7 @@ def best_knapsack(prepared: Prepared, pool: Pool, tools: Tools, constraint: Cons
         judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
         best = distinct[min(judged)[1]]
     own = curves[Guides(constraint, curves, best.key, tuple(constraint.limits().values())).kind]
-    for _ in range(rounds(prepared, ranged=setup.ends is not None) - 1):
+    for _ in range((rounds or prepared.config.knapsack.rounds or 1) - 1):
         before, best = best, _solved_again(prepared, pool, tools, constraint, own, best)
         if best == before:
             break
@@ -109,7 +116,7 @@ def factors(
 
 
 def guides_of(
-    prepared: Prepared, pool: Pool, tools: Tools, best: Key, ends: tuple[Constraint, Constraint] | None
+    prepared: Prepared, pool: Pool, tools: Tools, best: Key, limits: Limits, ends: tuple[Constraint, Constraint] | None
 ) -> Guides:
     """The knapsack for any budgets of a range, on curves that are corrected around some of its solutions.
 
@@ -117,25 +124,20 @@ def guides_of(
         prepared: Whose damage curves are used.
         pool: Where the work is done.
         tools: Of the search.
-        best: The best solution at the middle of the range, whose kind of damage is taken.
-        ends: The lowest and the highest budgets of the range, None if the setup's own budgets are all.
+        best: A solution of the plain curves, whose kind of damage is taken.
+        limits: The budgets that it is of.
+        ends: The lowest and the highest budgets of the range, None where those budgets are all.
     """
     setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
-    middle = middle_of(prepared) if ends is None else between(ends, 0.5)
-    guides = Guides(setup.constraint, curves, best, middle)
-    if rounds(prepared, ranged=ends is not None) == 1:
+    guides = Guides(setup.constraint, curves, best, limits)
+    if (prepared.config.knapsack.rounds or RANGED_ROUNDS) == 1:
         return guides
-    anchors = [middle] if ends is None else [between(ends, share) for share in ANCHORS]
-    solved = dict.fromkeys(setup.assignment(guides.at(limits).solution) for limits in anchors)
+    anchors = [limits] if ends is None else [between(ends, share) for share in ANCHORS]
+    solved = dict.fromkeys(setup.assignment(guides.at(anchor).solution) for anchor in anchors)
     own = curves[guides.kind]
     new = corrected(own, [factors(prepared, pool, tools, own, around) for around in solved])
-    return Guides(setup.constraint, {guides.kind: new}, best, middle)
-
-
-def rounds(prepared: Prepared, *, ranged: bool) -> int:
-    """How often the knapsack is solved, on curves that are corrected in between."""
-    return prepared.config.knapsack.rounds or (RANGED_ROUNDS if ranged else 1)
+    return Guides(setup.constraint, {guides.kind: new}, best, limits)
 
 
 def between(ends: tuple[Constraint, Constraint], share: float) -> Limits:

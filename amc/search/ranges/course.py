@@ -111,7 +111,7 @@ def course_of(prepared: Prepared, pool: Pool, tools: Tools, starts: Mapping[str,
     if prepared.setup.ends is None:
         return OneBudget()
     dense = prepared.evaluate(prepared.setup.dense())
-    guides = guides_of(prepared, pool, tools, starts[KNAPSACK], prepared.setup.ends)
+    guides = guides_of(prepared, pool, tools, starts[KNAPSACK], middle_of(prepared), prepared.setup.ends)
     return ManyBudgets(prepared, guides, float(prepared.setup.reward(dense)))
 
 
