@@ -241,6 +241,7 @@ of all 1,250 dev pairs (MSRpar left out) with their scores; dense: {value(dense)
 sentences of 32 words: linear layers of the encoder and both products of attention, counted by `FlopCounterMode`.
 Calibration and reward: pairs of the training set; only Kwon et al. look at their scores. Seeds draw the calibration.
 The gain is the knapsack's over the line's method, paired over pairs and seeds, with its 95 % interval (bootstrap).
+Peaks of memory: the knapsack's is of its own process; the others are made in one process, whose peak only grows.
 
 | MACs allowed | method | mean | each seed | loss | gain of the knapsack | MACs counted | seconds | peak, GB | commit |
 |---|---|---|---|---|---|---|---|---|---|
