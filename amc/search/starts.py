@@ -9,6 +9,7 @@ repair has not seen, goes first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
 from amc.search.allocation.again import corrected, factors_around, steps_around
-from amc.search.allocation.audition import again, audition
+from amc.search.allocation.audition import audition, quick_audition
 from amc.search.allocation.curves import damage_curves
 from amc.search.allocation.knapsack import knapsack
 from amc.search.ranges.budgets import Limits
-from amc.search.ranges.guides import KNAPSACK, Guides, solutions
+from amc.search.ranges.guides import KNAPSACK, Guides, budgeted, kind_of, solutions
 from amc.search.ranges.taught import Taught
 from amc.search.tools import Tools
 from envs.compression.damage import Curve
@@ -85,8 +86,9 @@ def best_knapsack(
     if len(distinct) > 1:
         judged = zip(audition(prepared, pool, tools, distinct), range(len(distinct)), strict=True)
         best = distinct[min(judged)[1]]
-    own = curves[Guides(constraint, curves, best.key, tuple(constraint.limits().values())).kind]
-    for _ in range((rounds or prepared.config.knapsack.rounds or 1) - 1):
+    further = (rounds or prepared.config.knapsack.rounds or 1) - 1
+    own = curves[kind_of(constraint, curves, best.key)] if further else ()
+    for _ in range(further):
         before, best = best, _solved_again(prepared, pool, tools, constraint, own, best)
         if best == before:
             break
@@ -97,7 +99,7 @@ def _solved_again(
     prepared: Prepared, pool: Pool, tools: Tools, constraint: Constraint, curves: Sequence[Curve], best: Assignment
 ) -> Assignment:
     """The knapsack on curves corrected around a solution, or that one if the audition prefers it; charged."""
-    new = corrected(curves, [factors(prepared, pool, tools, curves, best)])
+    new = corrected(curves, factors(prepared, pool, tools, curves, [best]))
     found = prepared.setup.assignment(knapsack(constraint, new))
     if found == best:
         return best
@@ -106,13 +108,18 @@ def _solved_again(
 
 
 def factors(
-    prepared: Prepared, pool: Pool, tools: Tools, curves: Sequence[Curve], around: Assignment
-) -> NDArray[np.float64]:
-    """[S] what to multiply the curves by around an assignment; charged."""
-    steps = steps_around(prepared.setup.sites, around.values)
-    tried = [around, *(prepared.setup.assignment(step) for step in steps)]
-    before, *after = again(prepared, pool, tools, tried)
-    return factors_around(curves, around.values, steps, before, after)
+    prepared: Prepared, pool: Pool, tools: Tools, curves: Sequence[Curve], around: Sequence[Assignment]
+) -> list[NDArray[np.float64]]:
+    """For each assignment, [S] what to multiply the curves by around it; all steps are judged together, and charged."""
+    setup = prepared.setup
+    steps = [steps_around(setup.sites, one.values) for one in around]
+    tried = [each for one, own in zip(around, steps, strict=True) for each in (one, *map(setup.assignment, own))]
+    damages = iter(quick_audition(prepared, pool, tools, tried))
+    found = []
+    for one, own in zip(around, steps, strict=True):
+        before, *after = islice(damages, 1 + len(own))
+        found.append(factors_around(curves, one.values, own, before, after))
+    return found
 
 
 def guides_of(
@@ -130,14 +137,13 @@ def guides_of(
     """
     setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
-    guides = Guides(setup.constraint, curves, best, limits)
+    own = curves[kind_of(budgeted(setup.constraint, limits), curves, best)]
+    guides = Guides(setup.constraint, own)
     if (prepared.config.knapsack.rounds or RANGED_ROUNDS) == 1:
         return guides
     anchors = [limits] if ends is None else [between(ends, share) for share in ANCHORS]
     solved = dict.fromkeys(setup.assignment(guides.at(anchor).solution) for anchor in anchors)
-    own = curves[guides.kind]
-    new = corrected(own, [factors(prepared, pool, tools, own, around) for around in solved])
-    return Guides(setup.constraint, {guides.kind: new}, best, limits)
+    return Guides(setup.constraint, corrected(own, factors(prepared, pool, tools, own, list(solved))))
 
 
 def between(ends: tuple[Constraint, Constraint], share: float) -> Limits:

@@ -34,7 +34,10 @@ READ = [
     *sorted((ROOT / "amc" / "problem").glob("*.py")),
     *(
         ROOT / "amc" / f"{name}.py"
-        for name in ("pool/parcel", "search/allocation/audition", "search/allocation/curves", "search/tools")
+        for name in (
+            *("pool/parcel", "search/starts", "search/tools"),
+            *("search/allocation/audition", "search/allocation/curves"),
+        )
     ),
 ]
 CONSTRUCTORS = {

@@ -48,7 +48,7 @@ def curves(costing: Costing) -> tuple[Curve, ...]:
 def guide_at(costing: Costing, share: float) -> Guide:
     limit = share * costing.one(Macs(), costing.dense())
     constraint = Constraint.create(costing, [Budget(Macs(), limit)])
-    return Guides(constraint, {"kl": curves(costing)}, (), (limit,)).at((limit,))
+    return Guides(constraint, curves(costing)).at((limit,))
 
 
 def test_the_grid_reaches_both_ends_and_later_episodes_take_every_part_of_the_range_in_turn() -> None:
@@ -108,7 +108,7 @@ def test_what_is_observed_has_no_unit_and_fits_its_space(costing: Costing) -> No
     own = curves(costing)
     scaled = tuple(Curve(unit=c.unit, kept=c.kept, damage=tuple(7 * d for d in c.damage)) for c in own)
     limits = tuple(limit for _, limit in budgets)
-    one, other = (Guides(constraint, {"kl": kind}, (), limits).at(limits) for kind in (own, scaled))
+    one, other = (Guides(constraint, kind).at(limits) for kind in (own, scaled))
     actions: list[float] = []
     for step in range(one.steps):
         seen = one.observe(actions)

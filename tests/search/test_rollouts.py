@@ -24,7 +24,7 @@ from amc.problem.setup import Setup, set_up
 from amc.runs.folder import RunFolder
 from amc.runs.runner import NoScreen, new_run, resume_run
 from amc.scoring.ledger import Ledger
-from amc.search.allocation.audition import again, audition
+from amc.search.allocation.audition import audition, quick_audition
 from amc.search.allocation.curves import damage_curves
 from amc.search.confirm import confirmed
 from amc.search.episode import Episode, Failure, Line
@@ -268,7 +268,7 @@ def parts(pool: Pool) -> Parts:
     levels = (0.3, 0.1, 0.2)
     chosen = [setup.assignment(setup.constraint.project([level] * len(setup.sites))) for level in levels]
     curves = damage_curves(one, pool, tools)
-    judged = [*audition(one, pool, tools, chosen), *again(one, pool, tools, chosen)]
+    judged = [*audition(one, pool, tools, chosen), *quick_audition(one, pool, tools, chosen)]
     repaired = list(confirmed(one, pool, tools, dense, [assignment.key for assignment in chosen]))
     wanted = [Reported(setup.dense(), None, "validation"), Reported(setup.dense(), None, "test")]
     wanted += [Reported(each.assignment, each.state, "test") for each in repaired]
@@ -303,10 +303,10 @@ def test_what_was_judged_before_is_remembered_and_charged_again(
     one, setup = prepared(), digits()
     tools, chosen = Tools.of(one, InProcess()), [setup.dense(), setup.uniform()]
     paid = one.ledger.image_forwards
-    judged = again(one, InProcess(), tools, chosen)
+    judged = quick_audition(one, InProcess(), tools, chosen)
     once = one.ledger.image_forwards - paid
     monkeypatch.setattr("amc.search.allocation.audition.judge", None)
-    assert again(one, InProcess(), tools, chosen) == judged
+    assert quick_audition(one, InProcess(), tools, chosen) == judged
     assert one.ledger.image_forwards - paid == 2 * once
     assert judged[0] < judged[1]
 

@@ -44,7 +44,7 @@ class AuditionImages:
     quick: bool
 
 
-def again(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
+def quick_audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
     """What `audition` says after quick repair, remembered by weights, images and settings; charged in any case."""
     setup, config = prepared.setup, prepared.config
     role, indices = setup.draws.audition()

@@ -107,33 +107,33 @@ class Guides:
 
     Args:
         constraint: Costs and sites.
-        curves: For each kind of damage, the damage per site and choice.
-        best: A solution, whose kind of damage is taken; the first kind if none gives it.
-        limits: The budgets that it is of.
+        curves: Damage per site and choice.
     """
 
-    def __init__(
-        self, constraint: Constraint, curves: Mapping[str, Sequence[Curve]], best: Key, limits: Limits
-    ) -> None:
-        self._constraint = constraint
-        there = self._budgeted(limits)
-        solved = (name for name, kind in curves.items() if tuple(knapsack(there, kind).tolist()) == best)
-        self.kind = next(solved, next(iter(curves)))
-        self._curves = tuple(curves[self.kind])
+    def __init__(self, constraint: Constraint, curves: Sequence[Curve]) -> None:
+        self._constraint, self._curves = constraint, tuple(curves)
         self._known: dict[Limits, Guide] = {}
 
     def at(self, limits: Limits) -> Guide:
         """The guide of some budgets."""
         if limits not in self._known:
-            constraint = self._budgeted(limits)
+            constraint = budgeted(self._constraint, limits)
             solution = knapsack(constraint, self._curves)
             self._known[limits] = Guide(constraint=constraint, curves=self._curves, solution=solution)
         return self._known[limits]
 
-    def _budgeted(self, limits: Limits) -> Constraint:
-        costs = [cost for cost, _ in self._constraint.budgets]
-        budgets = [Budget(cost, limit) for cost, limit in zip(costs, limits, strict=True)]
-        return Constraint.create(self._constraint.costing, budgets)
+
+def budgeted(constraint: Constraint, limits: Limits) -> Constraint:
+    """The same costs and sites with other budgets."""
+    costs = [cost for cost, _ in constraint.budgets]
+    budgets = [Budget(cost, limit) for cost, limit in zip(costs, limits, strict=True)]
+    return Constraint.create(constraint.costing, budgets)
+
+
+def kind_of(constraint: Constraint, curves: Mapping[str, Sequence[Curve]], best: Key) -> str:
+    """The kind of damage whose solution this is; the first one if none gives it."""
+    solved = (name for name, kind in curves.items() if tuple(knapsack(constraint, kind).tolist()) == best)
+    return next(solved, next(iter(curves)))
 
 
 def solutions(constraint: Constraint, curves: Mapping[str, Sequence[Curve]]) -> dict[str, IntArray]:
