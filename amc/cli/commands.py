@@ -60,14 +60,14 @@ def run_policy(
 
     Args:
         run: Run folder of the search over the range.
-        given: The budget at `constraint`; task and reward, where they are functions of the user's.
+        given: The budget at `constraint`, the device at `profile`; task and reward, where they are own functions.
         refine: Episodes that improve the answer.
         out: Run folder to write.
         console: Where to print.
         fresh: Move an earlier run in `out` aside.
         workers: Where episodes are played.
     """
-    config = asking(run, given["constraint"], refine)
+    config = asking(run, given["constraint"], refine, given.get("profile"))
     named = {key: value for key, value in given.items() if key in KEYS}
     confirm_code(config.model_dump(include=set(KEYS)), named, str(run))
     return run_search(config, out, console, fresh=fresh, workers=workers)

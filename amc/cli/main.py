@@ -43,9 +43,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (inspect, search, policy, resume):
+for command in (inspect, policy, resume):
     app.command()(command)
-for command in (compare, sweep):
+for command in (search, compare, sweep):
     app.command(cls=Spread)(command)
 for command in (finetune, apply, export, check, config):
     app.command()(command)

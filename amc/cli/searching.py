@@ -45,7 +45,7 @@ def inspect(
 
 
 @with_workers
-@configured(*TASK, "constraint", "profile", "choose", "branches", *AGENT, *COMPRESSION, *RULES)
+@configured(*TASK, "constraint", "profile", "profiles", "choose", "branches", *AGENT, *COMPRESSION, *RULES)
 def search(
     overrides: Overrides,
     workers: WorkersConfig,
@@ -61,7 +61,7 @@ def search(
 
 
 @with_workers
-@configured("task", "reward", "constraint", anything=False)
+@configured("task", "reward", "constraint", "profile", anything=False)
 def policy(
     overrides: Overrides,
     workers: WorkersConfig,

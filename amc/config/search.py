@@ -91,6 +91,9 @@ class SearchConfig(Part):
     )
     sparsity: str | None = Field(None, description="PATTERN@RULES: the pattern and the shapes that a device takes")
     profile: str | None = Field(None, description="file or name of the profile that latency budgets count by")
+    profiles: tuple[str, ...] = Field(
+        (), max_length=64, description="profiles of several devices, for all of which one agent learns a latency range"
+    )
     agent: Annotated[str, OneOf(AGENTS, SINGLE, objects=True)] = Field("ddpg", description="what chooses the widths")
     preset: Literal["default", "paper"] = Field(
         "default", description="settings of ddpg, td3 and sac; paper: as He et al. 2018"
@@ -132,6 +135,8 @@ class SearchConfig(Part):
             return values
         if isinstance(values.get("constraint"), Mapping):
             values = with_range(with_sparsity(values))
+        if values.get("profiles") and values.get("profile") is None:
+            values = {**values, "profile": values["profiles"][0]}
         preset = PRESETS.get(str(values.get("preset", "default")))
         return _laid_under(values, preset) if preset else values
 
@@ -151,10 +156,11 @@ class SearchConfig(Part):
 
     @model_serializer(mode="wrap")
     def _as_before_where_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Files of searches without branches, and what they are known again by, stay as they were."""
+        """Files of searches without branches or several devices, and what they are known by, stay as they were."""
         values: dict[str, Any] = write(self)
-        if not self.branches:
-            values.pop("branches", None)
+        for name in ("branches", "profiles"):
+            if not getattr(self, name):
+                values.pop(name, None)
         return values
 
     @field_validator("reward")
@@ -177,7 +183,30 @@ class SearchConfig(Part):
     @field_validator("profile")
     @classmethod
     def _found_from_anywhere(cls, value: str | None) -> str | None:
-        return str(Path(value).absolute()) if value is not None and Path(value).is_file() else value
+        return None if value is None else _from_anywhere(value)
+
+    @field_validator("profiles")
+    @classmethod
+    def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(_from_anywhere(one) for one in value)
+        if len(found) == 1 or len(set(found)) < len(found):
+            raise ValueError(
+                f"must name at least two different profiles, but got {', '.join(value)}: use profile for one"
+            )
+        return found
+
+    @model_validator(mode="after")
+    def _devices_share_a_range(self) -> SearchConfig:
+        if not self.profiles:
+            return self
+        if "latency" not in (self.budget_range or ({} if self.agent_from is None else self.constraint)):
+            raise ValueError(
+                "profiles needs a range of latencies, as fractions of dense on each device, but got none: "
+                "add --constraint latency=0.4:0.8, or use profile for one device"
+            )
+        if self.profile not in self.profiles:
+            raise ValueError(f"profile must be one of profiles ({', '.join(self.profiles)}), but got {self.profile}")
+        return self
 
     @model_validator(mode="after")
     def _latency_needs_a_profile(self) -> SearchConfig:
@@ -261,6 +290,11 @@ class SearchConfig(Part):
     def to_toml(self) -> str:
         """The complete configuration as TOML; reading it back gives an equal one."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _from_anywhere(profile: str) -> str:
+    """A file's path from wherever it is read later; a name as it is."""
+    return str(Path(profile).absolute()) if Path(profile).is_file() else profile
 
 
 def load_config(recipe: Path | None, overrides: Mapping[str, Any]) -> SearchConfig:

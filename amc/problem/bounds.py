@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 from torch import nn
@@ -30,6 +31,9 @@ from hw_profiles.latency.surface import MissingProfileEntry
 from hw_profiles.latency.table import LatencyTable
 from hw_profiles.layers import IntArray
 from hw_profiles.shape_rules import ShapeRules, Uncovered
+
+Ends: TypeAlias = tuple[Constraint, Constraint]
+"""The lowest and the highest budgets of a range."""
 
 
 def choose_sites(
@@ -106,7 +110,7 @@ def bind(
 
 def bind_ends(
     config: SearchConfig, costing: Costing, table: LatencyTable | None, objects: Objects = NO_OBJECTS
-) -> tuple[Constraint, Constraint] | None:
+) -> Ends | None:
     """The lowest and the highest budgets of the configured range, None without one.
 
     Raises:

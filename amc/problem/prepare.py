@@ -259,6 +259,7 @@ def _origin(setup: Setup, config: SearchConfig, compressor: Compressor, traces: 
         "reward": f"{setup.dense_reward:.4g}",  # other CPUs differ in the last digits
         **({"metric": measure.to_json()} if (measure := setup.task.metric.measure) != ACCURACY else {}),
         **({"profile": setup.table.profile.text()} if setup.table is not None else {}),
+        **({"profiles": [setup.tables[name].profile.text() for name in config.profiles]} if config.profiles else {}),
         **({"objects": traces} if traces else {}),
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.config.search import SearchConfig
-from amc.problem.bounds import bind, bind_ends, choose_sites, measured_only, recount, skipped_patterns
+from amc.problem.bounds import Ends, bind, bind_ends, choose_sites, measured_only, recount, skipped_patterns
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.profiling.store import load_table
 from amc.scoring.draws import Draws
@@ -60,8 +60,10 @@ class Setup:
         fixed: What stays, with the reason.
         shapes: Which shapes a device takes in which pattern, None without such rules.
         table: Latencies by the named profile, None without one.
+        tables: The same by name, and those of further devices.
         constraint: The budgets over the sites.
         ends: The lowest and the highest budgets of a range, whose middle is the constraint; None without one.
+        devices: The same by the profiles of several devices, in their order; empty for one device.
         draws: Which images are used for what.
         scorer: Scores networks in full precision.
         reward: Turns an evaluation into a number.
@@ -78,8 +80,10 @@ class Setup:
     fixed: tuple[Fixed, ...]
     shapes: ShapeRules | None
     table: LatencyTable | None
+    tables: Mapping[str, LatencyTable]
     constraint: Constraint
-    ends: tuple[Constraint, Constraint] | None
+    ends: Ends | None
+    devices: tuple[Ends, ...]
     draws: Draws
     scorer: Scorer
     reward: Reward
@@ -140,9 +144,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     check_task(task)
     _check_savings(config, task)
     draws = Draws(config, len(task.calibration), len(task.validation))
-    table = objects.profile
-    if table is None and config.profile is not None:
-        table = load_table(config.profile, logger.warning)
+    tables = _tables(config, objects)
     progress("finding units", 0, 1)
     samples = verification_samples(task.calibration)
     anatomy = dissect(task.network, task.example_input, samples, config.rules.attention, branches=config.branches)
@@ -151,14 +153,15 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     progress("finding units", 1, 1)
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     sites, skipped = choose_sites(config, task.network, anatomy, shapes)
-    if table is not None:
+    for table in tables.values():
         sites, unmeasured = measured_only(sites, anatomy, table)
         skipped = (*skipped, *unmeasured)
         _say_unmeasured(unmeasured)
     _check_decidable(sites, (*anatomy.fixed, *skipped))
-    table = table.for_network(anatomy.family.dense) if table is not None else None
-    if table is not None and table.correction is None:
+    tables = {name: table.for_network(anatomy.family.dense) for name, table in tables.items()}
+    if any(table.correction is None for table in tables.values()):
         logger.warning("latencies of %s are uncorrected: `amc profile check` measures how true they are", task.name)
+    table = tables.get(str(config.profile))
     costing = Costing(anatomy.family, sites, shapes)
     constraint = bind(config, costing, table, objects)
     chunk = scoring_chunk(anatomy.family.dense, config.device)
@@ -174,8 +177,10 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         fixed=(*anatomy.fixed, *skipped),
         shapes=shapes,
         table=table,
+        tables=tables,
         constraint=constraint,
         ends=bind_ends(config, costing, table, objects),
+        devices=_devices(config, costing, tables, objects),
         draws=draws,
         scorer=scorer,
         reward=reward,
@@ -183,6 +188,22 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         objects=objects,
         dense_reward=dense_reward,
     )
+
+
+def _tables(config: SearchConfig, objects: Objects) -> dict[str, LatencyTable]:
+    """Profile name -> its table; that of the profile itself, then those of further devices."""
+    named = [] if config.profile is None else [config.profile]
+    given = {} if objects.profile is None else {str(config.profile): objects.profile}
+    wanted = [name for name in dict.fromkeys((*named, *config.profiles)) if name not in given]
+    return given | {name: load_table(name, logger.warning) for name in wanted}
+
+
+def _devices(
+    config: SearchConfig, costing: Costing, tables: Mapping[str, LatencyTable], objects: Objects
+) -> tuple[Ends, ...]:
+    """The ends of the range by each profile of several."""
+    found = (bind_ends(config, costing, tables[name], objects) for name in config.profiles)
+    return tuple(one for one in found if one is not None)
 
 
 def _say_unmeasured(branches: Sequence[Fixed]) -> None:

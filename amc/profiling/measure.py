@@ -68,6 +68,7 @@ def measure_profile(
     if old is not None:
         check_same(old, device, setting, runtime, out)
     reaches = reaches_of(anatomy, round_to, runtime.execution)
+    out.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(out.with_name(out.name + ".partial"), _header(device, setting, runtime, options, old))
     remembered = {_probe(row): row["raw"] for row in journal.records if not row.get("again")}
     earlier = [(_probe(row), row["raw"]) for row in journal.records if row.get("again")]

@@ -82,6 +82,7 @@ def policy(
     run: Result | Path | str,
     budgets: Mapping[str, float],
     *,
+    profile: str | None = None,
     refine: int = 0,
     out: Path | str | None = None,
     workers: int = 0,
@@ -92,6 +93,7 @@ def policy(
     Args:
         run: The run folder of that search, or its result where the folder was kept.
         budgets: Cost -> budget within the range; a cost that is left out has the one of the range's middle.
+        profile: Which device, of an agent that has learned for several `profiles`; left out: the first.
         refine: Episodes to spend on improving the answer.
         out: Run folder; as for `search`.
         workers: Ray workers on this machine; 0: this process.
@@ -103,7 +105,7 @@ def policy(
     path = run.folder if isinstance(run, Result) else Path(run)
     if path is None:
         raise ValueError("an agent is asked from its run folder, but the search kept none: search with out=")
-    config = asking(path, budgets, refine)
+    config = asking(path, budgets, refine, profile)
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
         ended = run_on(config, folder, stack.enter_context(shown(progress)), WorkersConfig(workers=workers))

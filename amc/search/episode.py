@@ -27,6 +27,7 @@ class Episode:
         reward: What the searcher was told.
         evaluation: What the policy achieves.
         budgets: Cost name -> the episode's own budget in a search over a range; None where all have the same.
+        profile: Of the device that the budgets and the latency are of; None where there is one device.
     """
 
     searcher: str
@@ -35,6 +36,7 @@ class Episode:
     reward: float
     evaluation: Evaluation
     budgets: Mapping[str, float] | None = None
+    profile: str | None = None
 
     def to_json(self, index: int) -> dict[str, Any]:
         """One line of `episodes.jsonl`; only what configuration and seed determine."""
@@ -51,6 +53,7 @@ class Failure:
         key: [S] values of the assignment: channels kept, ranks of patterns.
         reason: What went wrong the last time, one line.
         budgets: As of an episode.
+        profile: As of an episode.
     """
 
     searcher: str
@@ -58,6 +61,7 @@ class Failure:
     key: Key
     reason: str
     budgets: Mapping[str, float] | None = None
+    profile: str | None = None
 
     def to_json(self, index: int) -> dict[str, Any]:
         """One line of `episodes.jsonl`."""
@@ -75,6 +79,7 @@ def _decided(line: Line, index: int) -> dict[str, Any]:
         "actions": list(line.actions),
         "choices": list(line.key),
         **({} if line.budgets is None else {"budgets": dict(line.budgets)}),
+        **({} if line.profile is None else {"profile": line.profile}),
     }
 
 
@@ -86,6 +91,7 @@ class _Decided(Strict):
     actions: list[Annotated[float, Field(ge=0, le=1)]]
     choices: list[Count]
     budgets: dict[str, float] | None = None
+    profile: str | None = None
 
 
 class _FailureLine(_Decided):
@@ -122,7 +128,7 @@ def read_line(line: Any, where: str, measure: Measure = ACCURACY) -> Line:
     renamed = {names.get(key, key): value for key, value in line.items()} if isinstance(line, dict) else line
     validated(kind, renamed, where, "an episode")
     decided = {"searcher": line["searcher"], "actions": tuple(line["actions"]), "key": tuple(line["choices"])}
-    decided["budgets"] = line.get("budgets")
+    decided |= {"budgets": line.get("budgets"), "profile": line.get("profile")}
     if kind is _FailureLine:
         return Failure(**decided, reason=line["failed"])
     # As they stand in the line, not as the model has them: resume writes the same bytes again.

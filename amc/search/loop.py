@@ -17,7 +17,7 @@ from amc.search.conclude import conclude
 from amc.search.confirm import confirm
 from amc.search.episode import Episode, Failure, Line
 from amc.search.ranges.course import course_of
-from amc.search.ranges.pose import budgets_of, pose_of
+from amc.search.ranges.pose import pose_of, problem_of
 from amc.search.ranges.taught import Taught
 from amc.search.result import SearchResult
 from amc.search.rollout import RETRIES, EvaluationFailed, Outcome, Rollout, Round
@@ -107,7 +107,8 @@ def make_rollout(prepared: Prepared, pool: Pool) -> Rollout:
     if pool.workers:
         measurement = measurement.excerpt()
         prepared.compressor.release_fits()
-    return Rollout(prepared.setup.constraint, measurement, prepared.setup.reward)
+    devices = [lowest for lowest, _ in prepared.setup.devices]
+    return Rollout(prepared.setup.constraint, measurement, prepared.setup.reward, devices)
 
 
 def play(rollout: Rollout, round_: Round, plan: Plan) -> Outcome:
@@ -148,9 +149,9 @@ def written_down(
     if outcome is None:  # no worker came back from it: its walk is repeated here
         outcome = play(rollout, Round(known={}, refused=answer.lost), plan)
     actions = tuple(round(float(np.float32(action)), 6) for action in outcome.assignment.actions)
-    key, budgets = outcome.assignment.key, budgets_of(plan, rollout.constraint)
+    key, problem = outcome.assignment.key, problem_of(plan, rollout.constraint, prepared.config.profiles)
     if outcome.evaluation is None:
-        return Failure(searcher=plan.label, actions=actions, key=key, reason=outcome.reason, budgets=budgets), None
+        return Failure(searcher=plan.label, actions=actions, key=key, reason=outcome.reason, **problem), None
     evaluation = prepared.ledger.account(key, outcome.evaluation)
     episode = Episode(
         searcher=plan.label,
@@ -158,7 +159,7 @@ def written_down(
         key=key,
         reward=outcome.reward,
         evaluation=evaluation,
-        budgets=budgets,
+        **problem,
     )
     trajectory = Trajectory(
         observations=outcome.observations, actions=outcome.actions, reward=outcome.reward, label=plan.label

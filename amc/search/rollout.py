@@ -6,7 +6,7 @@ It remembers and counts nothing: the driver does, in the order of the plans, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -90,10 +90,12 @@ class Outcome:
 class Rollout:
     """An environment whose evaluations keep to a round; it pickles, so that workers can have one."""
 
-    def __init__(self, constraint: Constraint, evaluate: Evaluating, reward: Reward) -> None:
-        """Takes what evaluates, however it fails, and the reward, which may be the user's."""
+    def __init__(
+        self, constraint: Constraint, evaluate: Evaluating, reward: Reward, devices: Sequence[Constraint] = ()
+    ) -> None:
+        """Takes what evaluates, however it fails, the reward, which may be the user's, and the costs of each device."""
         self._evaluating, self._rewarding = evaluate, reward
-        self.constraint = constraint
+        self.constraint, self._devices = constraint, tuple(devices)
         self._round = Round(known={})
         self._pose: Pose | None = None
         self.retries = 0
@@ -104,10 +106,23 @@ class Rollout:
         self._round, self._pose, self.retries = round_, pose, 0
         if pose is None:
             return self.environment
-        return RangedEnv(pose.guide(self.constraint), self._evaluating.policy, self._evaluate, self._reward)
+        constraint = self._devices[pose.device] if self._devices else self.constraint
+        return RangedEnv(pose.guide(constraint), self._evaluating.policy, self._evaluate, self._reward)
 
     def _evaluate(self, assignment: Assignment) -> Evaluation:
-        """The evaluation of an assignment: known, or made, again if that fails.
+        """The evaluation of an assignment, its costs by the device of the episode.
+
+        Raises:
+            EvaluationFailed: However often it was tried.
+        """
+        found = self._evaluated(assignment)
+        if self._pose is None or not self._devices:
+            return found
+        own = self._devices[self._pose.device].costs(np.asarray(assignment.values))
+        return replace(found, costs={**found.costs, **own})
+
+    def _evaluated(self, assignment: Assignment) -> Evaluation:
+        """Known, or made, again if that fails.
 
         Raises:
             EvaluationFailed: However often it was tried.

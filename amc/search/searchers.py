@@ -69,7 +69,7 @@ def ranged_searcher(config: SearchConfig, setup: Setup) -> Searcher:
         observation_size=Guide.size(len(setup.constraint.budgets)),
         steps=steps,
         seed=config.seed,
-        starts=[(KNAPSACK, [STILL] * steps)] * GRID,
+        starts=[(KNAPSACK, [STILL] * steps)] * (GRID * max(len(config.profiles), 1)),
         settings=settings,
         shares=[0.0] * steps,  # what is left of the budget is spread over later sites as it is
         sigma=settings.warmup_start_sigma,

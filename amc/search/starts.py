@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc.pool.pool import Pool
+from amc.problem.bounds import Ends
 from amc.problem.prepare import Prepared
 from amc.search.allocation.again import corrected, factors_around, steps_around
 from amc.search.allocation.audition import audition, quick_audition
@@ -56,12 +57,13 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
     if taught is not None:
         ends, own = taught.ends(setup), middle_of(prepared)
         if ends is not None and taught.learned_with(config):
-            guide = guides_of(prepared, pool, tools, taught.best, between(ends, 0.5), ends).at(own)
+            middle = budgeted(ends[0], between(ends, 0.5))
+            guide = guides_of(prepared, pool, tools, taught.best, middle, ends).at(own)
             solve["knapsack"] = lambda: setup.assignment(guide.solution)
         else:
             known = best_knapsack(prepared, pool, tools)
             solve["knapsack"] = lambda: known
-            guide = guides_of(prepared, pool, tools, known.key, own, ends).at(own)
+            guide = guides_of(prepared, pool, tools, known.key, setup.constraint, ends).at(own)
         answer = {ANSWER: taught.answer(setup, guide).key}
     return {**answer, **{name: solve[name]().key for name in wanted}}
 
@@ -122,9 +124,7 @@ def factors(
     return found
 
 
-def guides_of(
-    prepared: Prepared, pool: Pool, tools: Tools, best: Key, limits: Limits, ends: tuple[Constraint, Constraint] | None
-) -> Guides:
+def guides_of(prepared: Prepared, pool: Pool, tools: Tools, best: Key, solved: Constraint, ends: Ends | None) -> Guides:
     """The knapsack for any budgets of a range, on curves that are corrected around some of its solutions.
 
     Args:
@@ -132,21 +132,22 @@ def guides_of(
         pool: Where the work is done.
         tools: Of the search.
         best: A solution of the plain curves, whose kind of damage is taken.
-        limits: The budgets that it is of.
-        ends: The lowest and the highest budgets of the range, None where those budgets are all.
+        solved: The budgets that it is of.
+        ends: The lowest and the highest budgets of the range, None where those budgets are all; they and those of
+            `solved` may be of another device than the setup's.
     """
     setup = prepared.setup
     curves = damage_curves(prepared, pool, tools)
-    own = curves[kind_of(budgeted(setup.constraint, limits), curves, best)]
-    guides = Guides(setup.constraint, own)
+    own = curves[kind_of(solved, curves, best)]
     if (prepared.config.knapsack.rounds or RANGED_ROUNDS) == 1:
-        return guides
-    anchors = [limits] if ends is None else [between(ends, share) for share in ANCHORS]
-    solved = dict.fromkeys(setup.assignment(guides.at(anchor).solution) for anchor in anchors)
-    return Guides(setup.constraint, corrected(own, factors(prepared, pool, tools, own, list(solved))))
+        return Guides(setup.constraint, own)
+    anchors = [tuple(solved.limits().values())] if ends is None else [between(ends, share) for share in ANCHORS]
+    plain = Guides(solved if ends is None else ends[0], own)
+    around = dict.fromkeys(setup.assignment(plain.at(anchor).solution) for anchor in anchors)
+    return Guides(setup.constraint, corrected(own, factors(prepared, pool, tools, own, list(around))))
 
 
-def between(ends: tuple[Constraint, Constraint], share: float) -> Limits:
+def between(ends: Ends, share: float) -> Limits:
     """The budgets at a share of the way from the lowest to the highest."""
     low, high = (end.limits().values() for end in ends)
     return tuple(one + share * (other - one) for one, other in zip(low, high, strict=True))

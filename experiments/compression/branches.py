@@ -114,7 +114,7 @@ def page() -> str:
     """The page of results, of what is there."""
     rows, gains = [], []
     for name, case in CASES.items():
-        seeds = [read_json(path) for path in sorted(RUNS.glob(f"{name}-seed-*.json"))]
+        seeds = [read_json(path, "a result of this experiment") for path in sorted(RUNS.glob(f"{name}-seed-*.json"))]
         for one in seeds:
             for kind in ("dense", "channels", "branches"):
                 found = one[kind]

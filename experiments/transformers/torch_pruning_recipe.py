@@ -113,7 +113,7 @@ def measured(ratio: float, data: Path) -> dict[str, Any]:
         vectors = torch.cat([network(**batch) for batch in batches])
     found = cosines(vectors, torch.as_tensor(scores))[0].double().numpy()
     example = torch.ones(1, 2, LENGTH, dtype=torch.int64)
-    layer = bert.encoder.layer[0]
+    layer: Any = bert.encoder.layer[0]
     return {
         "spearman": float(spearman_of(found[None], scores[None].astype(float))[0]),
         "macs": counted_macs(network, {"ids": example, "mask": example}),

@@ -14,10 +14,15 @@ import amc
 from agents.cma_es import CMAES
 from amc.config.parts import WorkersConfig
 from amc.config.search import SearchConfig, load_config
+from amc.profiling.measure import measure_profile
+from amc.profiling.setting import Setting
 from amc.runs.folder import EPISODES, RESULT, RunFolder
 from amc.runs.runner import NoScreen, new_run, resume_run
 from amc.runs.studies.teaching import asking, taught_by
 from amc.search.ranges.budgets import GRID
+from envs.units.anatomy import dissect
+from hw_profiles.bench.measure import MeasureOptions
+from tests.tasks.small import make_task
 
 SETTINGS = {
     "task": "tests.tasks.small:make_task",
@@ -180,3 +185,79 @@ def test_an_agent_does_not_learn_on_for_another_cost(ended: Path, tmp_path: Path
     other = {**SETTINGS, "constraint": {"params": "0.4:0.6"}, "agent_from": str(ended)}
     with pytest.raises(ValueError, match="the same ones"):
         new_run(SearchConfig(**other), tmp_path / "other", NoScreen())
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Profiles with kernels as measured, but times made up: on the second device large maps take ten times as long."""
+    folder, task = tmp_path_factory.mktemp("devices") / "new", make_task()
+    options = MeasureOptions(knots=2, max_rounds=0, confidence=1.0, max_blocks=7, again_minutes=0, keep_disturbed=True)
+    anatomy = dissect(task.network, task.example_input)
+    measure_profile(anatomy, Setting(), options, folder / "measured.json", lambda what, done, total: None)
+    for name, factor in (("here.json", 1), ("there.json", 10)):
+        profile = json.loads((folder / "measured.json").read_text())
+        for entry in profile["kernels"]:
+            slower = factor if entry["kernel"]["in_map"] == [8, 8] else 1
+            for one in entry["entries"]:
+                one.update(
+                    dict.fromkeys(("median_ms", "mean_ms", "p95_ms"), slower * one["inputs"] * one["outputs"] / 1e3)
+                )
+        (folder / name).write_text(json.dumps(profile))
+    return [str(folder / name) for name in ("here.json", "there.json")]
+
+
+@pytest.fixture(scope="module")
+def of_devices(devices: list[str], ended: Path) -> Path:
+    """A search over a range of latencies on both."""
+    two = {"constraint": {"latency": "0.5:0.9"}, "profiles": devices, "episodes": 2 * GRID + 8}
+    new_run(SearchConfig(**{**SETTINGS, **two}), ended.parent / "devices", NoScreen())
+    return ended.parent / "devices"
+
+
+def test_devices_take_turns_and_every_episode_keeps_the_latency_of_its_own(
+    of_devices: Path, devices: list[str]
+) -> None:
+    lines = [json.loads(line) for line in (of_devices / EPISODES).read_text().splitlines()]
+    assert [line["profile"] for line in lines] == devices * (GRID + 4)
+    assert all(line["costs"]["latency_ms"] <= line["budgets"]["latency_ms"] for line in lines)
+    assert {line["searcher"] for line in lines[: 2 * GRID]} == {"knapsack"}
+    highest = [max(line["budgets"]["latency_ms"] for line in lines if line["profile"] == name) for name in devices]
+    assert highest[1] > 2 * highest[0]
+
+
+def test_an_agent_of_several_devices_answers_for_each_and_for_no_other(
+    of_devices: Path, devices: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("audition.judge", "curves.measure_block"):  # nothing is judged beside confirmation
+        monkeypatch.setattr(f"amc.search.allocation.{name}", None)
+    answers = [
+        amc.policy(of_devices, {"latency": 0.7}, profile=name, out=tmp_path / Path(name).stem, progress=False).record
+        for name in devices
+    ]
+    for answer in answers:
+        assert answer["found"]["costs"]["latency_ms"] <= answer["budgets"]["latency_ms"]
+    assert answers[1]["budgets"]["latency_ms"] > 2 * answers[0]["budgets"]["latency_ms"]
+    with pytest.raises(ValueError, match="profile must be one of"):
+        asking(of_devices, {"latency": 0.7}, 0, "another")
+
+
+def test_a_stopped_search_for_several_devices_ends_as_one_left_alone(
+    of_devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_round(8, RunFolder.reopen(of_devices).config(), tmp_path / "stopped", monkeypatch)
+    resume_run(tmp_path / "stopped", 0, NoScreen())
+    assert equal(of_devices, tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"constraint": {"macs": "0.3:0.7"}, "profiles": ["a", "b"]}, "needs a range of latencies"),
+        ({"constraint": {"latency": 0.5}, "profiles": ["a", "b"]}, "needs a range of latencies"),
+        ({"constraint": {"latency": "0.4:0.8"}, "profiles": ["a"]}, "use profile for one"),
+        ({"constraint": {"latency": "0.4:0.8"}, "profiles": ["a", "b"], "profile": "c"}, "must be one of profiles"),
+    ],
+)
+def test_several_devices_need_a_range_of_latencies_and_names(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_config(None, {"task": "digits", **values})

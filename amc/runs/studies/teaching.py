@@ -33,25 +33,28 @@ def taught_by(path: Path) -> Taught:
     return Taught(config=config, state=snapshot.searcher, best=snapshot.starts[KNAPSACK])
 
 
-def asking(path: Path, constraint: Mapping[str, Any], refine: int) -> SearchConfig:
+def asking(path: Path, constraint: Mapping[str, Any], refine: int, profile: str | None = None) -> SearchConfig:
     """The configuration of a search that begins, and without refinement ends, with an agent's answer for one budget.
 
     Args:
         path: Run folder of a search over a range.
         constraint: Cost -> budget within it.
         refine: Episodes to spend on improving the answer.
+        profile: Which of the devices is meant, where the agent has learned for several; None: the first.
 
     Raises:
         ValueError: If the folder has no such agent, or its range does not hold the budget.
     """
-    return asked_of(taught_by(path), path, constraint, refine)
+    return asked_of(taught_by(path), path, constraint, refine, profile)
 
 
-def asked_of(taught: Taught, path: Path, constraint: Mapping[str, Any], refine: int) -> SearchConfig:
+def asked_of(
+    taught: Taught, path: Path, constraint: Mapping[str, Any], refine: int, profile: str | None = None
+) -> SearchConfig:
     """`asking`, of an agent that was read from that folder.
 
     Raises:
-        ValueError: If its range does not hold the budget.
+        ValueError: If its range does not hold the budget, or it has not learned for the device.
     """
     values = taught.config.model_dump(mode="json", exclude_none=True, exclude={"budget_range", "effort", "max_minutes"})
     own = {
@@ -60,7 +63,14 @@ def asked_of(taught: Taught, path: Path, constraint: Mapping[str, Any], refine: 
         "starts": ("knapsack", "uniform"),
         "agent_from": str(path),
         "episodes": STARTS + refine,
+        **({} if profile is None else {"profile": profile}),
     }
     config = load_config(None, {**values, **own})
+    if config.profile not in (taught.config.profile, *taught.config.profiles):
+        known = taught.config.profiles or (str(taught.config.profile),)
+        raise ValueError(
+            f"an agent answers for the profiles that it has learned ({', '.join(known)}), but was asked for "
+            f"{config.profile}: name one of these, or start a search on that device with agent_from={path}"
+        )
     taught.check(config)
     return config

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from agents.searcher import Plan, Searcher
 from amc.pool.pool import Pool
+from amc.problem.bounds import Ends
 from amc.problem.prepare import Prepared
 from amc.search.episode import Episode, Line
 from amc.search.ranges.baseline import Baseline
@@ -54,6 +55,8 @@ class OneBudget:
 class ManyBudgets:
     """Every episode draws its budgets; the first ones are the knapsack's own solutions over the range.
 
+    Several devices take turns, one episode each: every one has its own range, knapsack solutions and baseline.
+
     Args:
         prepared: Whose setup has a range; its constraint is that of the middle.
         guides: The knapsack for any budgets.
@@ -62,12 +65,16 @@ class ManyBudgets:
 
     def __init__(self, prepared: Prepared, guides: Guides, dense: float) -> None:
         self._prepared, self.guides, self._dense = prepared, guides, dense
-        self._range = budget_range(prepared)
-        self._baseline: Baseline | None = None
+        devices, seed = prepared.setup.devices, prepared.config.seed
+        ranges = [range_between(ends, seed) for ends in devices] or [budget_range(prepared)]
+        own = [guides.under(lowest) for lowest, _ in devices] or [guides]
+        self._devices = list(zip(ranges, own, strict=True))
+        self._baselines: dict[int, Baseline] = {}
 
     def next(self, played: int, wanted: int) -> int:
         """The knapsack's solutions are rounds of their own, as later rewards are compared with theirs."""
-        return min(wanted, GRID - played) if played < GRID else wanted
+        first = GRID * len(self._devices)
+        return min(wanted, first - played) if played < first else wanted
 
     def posed(self, plans: Sequence[Plan], lines: Sequence[Line]) -> Sequence[Plan]:
         """Each with its episode's budgets."""
@@ -93,17 +100,20 @@ class ManyBudgets:
         return found
 
     def _pose(self, episode: int, lines: Sequence[Line]) -> Pose:
-        limits = self._range.of_episode(episode)
-        level = self._level(lines).at(limits) if episode >= GRID else None
-        return Pose.of(limits, self.guides.at(limits), level)
+        turn, device = divmod(episode, len(self._devices))
+        budgets, guides = self._devices[device]
+        limits = budgets.of_episode(turn)
+        level = self._level(device, lines).at(limits) if turn >= GRID else None
+        return Pose.of(limits, guides.at(limits), level, device)
 
-    def _level(self, lines: Sequence[Line]) -> Baseline:
-        if self._baseline is None:
-            reward = self._prepared.setup.reward
-            played = [(k, line) for k, line in enumerate(lines[:GRID]) if isinstance(line, Episode)]
-            points = [(self._range.of_episode(k), float(reward(line.evaluation))) for k, line in played]
-            self._baseline = Baseline.of(self._dense, points)
-        return self._baseline
+    def _level(self, device: int, lines: Sequence[Line]) -> Baseline:
+        if device not in self._baselines:
+            budgets, reward, count = self._devices[device][0], self._prepared.setup.reward, len(self._devices)
+            own = lines[device : GRID * count : count]
+            played = [(turn, line) for turn, line in enumerate(own) if isinstance(line, Episode)]
+            points = [(budgets.of_episode(turn), float(reward(line.evaluation))) for turn, line in played]
+            self._baselines[device] = Baseline.of(self._dense, points)
+        return self._baselines[device]
 
 
 def course_of(prepared: Prepared, pool: Pool, tools: Tools, starts: Mapping[str, Key]) -> Course:
@@ -111,7 +121,7 @@ def course_of(prepared: Prepared, pool: Pool, tools: Tools, starts: Mapping[str,
     if prepared.setup.ends is None:
         return OneBudget()
     dense = prepared.evaluate(prepared.setup.dense())
-    guides = guides_of(prepared, pool, tools, starts[KNAPSACK], middle_of(prepared), prepared.setup.ends)
+    guides = guides_of(prepared, pool, tools, starts[KNAPSACK], prepared.setup.constraint, prepared.setup.ends)
     return ManyBudgets(prepared, guides, float(prepared.setup.reward(dense)))
 
 
@@ -124,5 +134,10 @@ def budget_range(prepared: Prepared) -> BudgetRange:
     ends = prepared.setup.ends
     if ends is None:
         raise ValueError("a range of budgets is needed, but the search has one budget: write macs=0.25:0.75")
+    return range_between(ends, prepared.config.seed)
+
+
+def range_between(ends: Ends, seed: int) -> BudgetRange:
+    """All budgets between two."""
     low, high = (tuple(one.limits().values()) for one in ends)
-    return BudgetRange(low=low, high=high, seed=prepared.config.seed)
+    return BudgetRange(low=low, high=high, seed=seed)

@@ -111,16 +111,20 @@ class Guides:
     """
 
     def __init__(self, constraint: Constraint, curves: Sequence[Curve]) -> None:
-        self._constraint, self._curves = constraint, tuple(curves)
+        self._constraint, self.curves = constraint, tuple(curves)
         self._known: dict[Limits, Guide] = {}
 
     def at(self, limits: Limits) -> Guide:
         """The guide of some budgets."""
         if limits not in self._known:
             constraint = budgeted(self._constraint, limits)
-            solution = knapsack(constraint, self._curves)
-            self._known[limits] = Guide(constraint=constraint, curves=self._curves, solution=solution)
+            solution = knapsack(constraint, self.curves)
+            self._known[limits] = Guide(constraint=constraint, curves=self.curves, solution=solution)
         return self._known[limits]
+
+    def under(self, constraint: Constraint) -> Guides:
+        """The same curves under other costs of the same sites, such as latency on another device."""
+        return Guides(constraint, self.curves)
 
 
 def budgeted(constraint: Constraint, limits: Limits) -> Constraint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ class Pose:
         solution: [S] the knapsack's.
         curves: Damage per site.
         level: The knapsack's reward; None for the knapsack's own solutions, whose gain is 0.
+        device: Which of several devices the budgets are of.
     """
 
     limits: Limits
@@ -31,9 +33,10 @@ class Pose:
     solution: IntArray
     curves: tuple[Curve, ...]
     level: Level | None
+    device: int = 0
 
     @classmethod
-    def of(cls, limits: Limits, guide: Guide, level: Level | None) -> Pose:
+    def of(cls, limits: Limits, guide: Guide, level: Level | None, device: int = 0) -> Pose:
         """From a guide."""
         return cls(
             limits=limits,
@@ -41,6 +44,7 @@ class Pose:
             solution=guide.solution,
             curves=guide.curves,
             level=level,
+            device=device,
         )
 
     def guide(self, constraint: Constraint) -> Guide:
@@ -72,12 +76,13 @@ class Posed:
         return self.plan(step, observation)
 
 
-def budgets_of(plan: Any, constraint: Constraint) -> dict[str, float] | None:
-    """Cost name -> the budget of a plan's own problem, None where there is one for all."""
+def problem_of(plan: Any, constraint: Constraint, profiles: Sequence[str]) -> dict[str, Any]:
+    """`budgets` and `profile` of a plan's own problem, as its line has them; {} where there is one for all."""
     pose = pose_of(plan)
     if pose is None:
-        return None
-    return {cost.name: limit for (cost, _), limit in zip(constraint.budgets, pose.limits, strict=True)}
+        return {}
+    budgets = {cost.name: limit for (cost, _), limit in zip(constraint.budgets, pose.limits, strict=True)}
+    return {"budgets": budgets, "profile": profiles[pose.device] if profiles else None}
 
 
 def pose_of(plan: Any) -> Pose | None:

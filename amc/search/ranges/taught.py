@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from agents.searcher import Searcher, SearcherState, Teachable
 from amc.config.search import SearchConfig
-from amc.problem.bounds import bind_ends
+from amc.problem.bounds import Ends, bind_ends
 from amc.problem.setup import Setup
 from amc.search.ranges.environment import answer_of
 from amc.search.ranges.guides import Guide
 from amc.search.searchers import ranged_searcher
 from envs.space.assignment import Assignment, Key
-from envs.space.constraint import Constraint, InfeasibleBudget
+from envs.space.constraint import InfeasibleBudget
 
 CURVES = (
-    *("task", "data", "checkpoint", "profile", "choose", "patterns", "densities", "rules", "compression", "knapsack"),
+    *("task", "data", "checkpoint", "choose", "patterns", "densities", "rules", "compression", "knapsack"),
     *("reward_split", "reward_images", "seed", "device"),
 )
 """Keys of a configuration that damage curves depend on."""
@@ -37,12 +37,17 @@ class Taught:
 
     def learned_with(self, config: SearchConfig) -> bool:
         """Whether a search's damage curves are those that it has learned with."""
-        return all(getattr(self.config, name) == getattr(config, name) for name in CURVES)
+        profiles = {self.config.profile, *self.config.profiles}
+        return config.profile in profiles and all(getattr(self.config, one) == getattr(config, one) for one in CURVES)
 
-    def ends(self, setup: Setup) -> tuple[Constraint, Constraint] | None:
-        """The lowest and the highest budgets of its range for a setup's network, None where that cannot keep them."""
+    def ends(self, setup: Setup) -> Ends | None:
+        """The lowest and the highest budgets of its range for a setup's network, None where that cannot keep them.
+
+        They count by the profile that it has learned with, where the setup has it, else by the setup's own.
+        """
+        table = setup.tables.get(str(self.config.profile), setup.table)
         try:
-            return bind_ends(self.config, setup.constraint.costing, setup.table, setup.objects)
+            return bind_ends(self.config, setup.constraint.costing, table, setup.objects)
         except InfeasibleBudget:
             return None
 
