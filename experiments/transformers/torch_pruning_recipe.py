@@ -9,6 +9,7 @@ again. Here nothing is trained, as everywhere in this project. Needs the package
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 import torch_pruning
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 from amc.storage.files import write_text
 from experiments.chain import commit, processor
@@ -44,7 +44,7 @@ RATIOS = {"none": 0.0, "half of the MACs": 0.29, "as published": 0.5}
 class Sentences(nn.Module):
     """A BERT of Hugging Face whose mean hidden state is a sentence's vector."""
 
-    def __init__(self, bert: BertModel) -> None:
+    def __init__(self, bert: nn.Module) -> None:
         """Takes the encoder."""
         super().__init__()
         self.bert = bert
@@ -56,9 +56,10 @@ class Sentences(nn.Module):
         return F.normalize((hidden * counted).sum(dim=-2) / counted.sum(dim=-2), dim=-1)
 
 
-def minilm(file: Path) -> BertModel:
+def minilm(file: Path) -> Any:
     """The published network in the classes of Hugging Face."""
-    config = BertConfig(
+    library = import_module("transformers")
+    config = library.BertConfig(
         vocab_size=WORDS,
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
@@ -68,7 +69,7 @@ def minilm(file: Path) -> BertModel:
         layer_norm_eps=EPSILON,
         attn_implementation="eager",
     )
-    bert = BertModel(config)
+    bert = library.BertModel(config)
     weights = {name: value.float() for name, value in load_file(file).items()}
     lacking = bert.load_state_dict(weights, strict=False).missing_keys
     if any(not name.startswith("pooler") for name in lacking):
@@ -76,7 +77,7 @@ def minilm(file: Path) -> BertModel:
     return bert.eval()
 
 
-def prune(bert: BertModel, ratio: float) -> None:
+def prune(bert: Any, ratio: float) -> None:
     """The recipe's steps, with the ratio for widths and heads."""
     attentions = [layer.attention.self for layer in bert.encoder.layer]
     words = torch.ones(1, LENGTH, dtype=torch.int64)
@@ -113,7 +114,7 @@ def measured(ratio: float, data: Path) -> dict[str, Any]:
         vectors = torch.cat([network(**batch) for batch in batches])
     found = cosines(vectors, torch.as_tensor(scores))[0].double().numpy()
     example = torch.ones(1, 2, LENGTH, dtype=torch.int64)
-    layer: Any = bert.encoder.layer[0]
+    layer = bert.encoder.layer[0]
     return {
         "spearman": float(spearman_of(found[None], scores[None].astype(float))[0]),
         "macs": counted_macs(network, {"ids": example, "mask": example}),
