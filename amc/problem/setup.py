@@ -153,13 +153,13 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     progress("finding units", 1, 1)
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     sites, skipped = choose_sites(config, task.network, anatomy, shapes)
-    for table in tables.values():
-        sites, unmeasured = measured_only(sites, anatomy, table)
+    for each in tables.values():
+        sites, unmeasured = measured_only(sites, anatomy, each)
         skipped = (*skipped, *unmeasured)
         _say_unmeasured(unmeasured)
     _check_decidable(sites, (*anatomy.fixed, *skipped))
-    tables = {name: table.for_network(anatomy.family.dense) for name, table in tables.items()}
-    if any(table.correction is None for table in tables.values()):
+    tables = {name: each.for_network(anatomy.family.dense) for name, each in tables.items()}
+    if any(each.correction is None for each in tables.values()):
         logger.warning("latencies of %s are uncorrected: `amc profile check` measures how true they are", task.name)
     table = tables.get(str(config.profile))
     costing = Costing(anatomy.family, sites, shapes)
