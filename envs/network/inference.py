@@ -55,6 +55,8 @@ def _shared(network: nn.Module, like: Twins | None, name: str, reader: str) -> t
     """Folded weight and bias of the fast copy that `like` has, if layer and normalization are the very same there."""
     if like is None or not isinstance(like.fast.get_submodule(reader), nn.Identity):
         return None
+    if not isinstance(like.network.get_submodule(reader), BATCH_NORMS):
+        return None  # the network's own nn.Identity: nothing was folded
     for part in (name, reader):
         ours, theirs = (
             [*m.parameters(), *m.buffers()] for m in (n.get_submodule(part) for n in (network, like.network))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from envs.network.copies import functional_copy, same_output
 from envs.network.graph import trace
-from envs.network.inference import inference_copy
+from envs.network.inference import Twins, inference_copy
 from envs.network.inputs import channels_last
 from envs.network.interpreter import run
 from envs.network.kinds import plain_name
@@ -97,6 +97,17 @@ def test_a_weight_normalization_is_left_alone() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
     network, inputs = nn.Sequential(layer, nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(4, 3, 8, 8)
     fast = inference_copy(network, trace(network, inputs[:1]))
+    torch.testing.assert_close(forward(fast, inputs), forward(network, inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_an_identity_of_the_networks_own_shares_nothing_with_the_fast_copy_of_another() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Identity(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]
+    network, inputs = nn.Sequential(*layers).eval(), torch.randn(4, 3, 8, 8)
+    graph = trace(network, inputs[:1])
+    assert graph.folds()["1"] == "2"
+    fast = inference_copy(network, graph, Twins(network, inference_copy(network, graph)))
+    assert isinstance(fast.get_submodule("1"), nn.Dropout)
+    assert isinstance(fast.get_submodule("4"), nn.Identity)
     torch.testing.assert_close(forward(fast, inputs), forward(network, inputs), atol=1e-5, rtol=1e-4)
 
 
