@@ -20,6 +20,9 @@ from envs.units.units import Unit, is_depthwise
 from envs.units.verification.verify import Removal
 from hw_profiles.layers import WEIGHTED, IntArray, LayerShape, Layout, Widths
 
+EXACT = 2**53
+"""Sums of integers below it are exact in float64, in whichever order they are added."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutFamily:
@@ -53,11 +56,11 @@ class LayoutFamily:
         gone = self.channels[None, :] - np.atleast_2d(kept)
         base = self.dense.widths()
         return Widths(
-            inputs=base.inputs - gone @ self.inputs.T,
-            outputs=base.outputs - gone @ self.outputs.T,
-            groups=base.groups - gone @ self.groups.T,
+            inputs=base.inputs - integer_product(gone, self.inputs.T),
+            outputs=base.outputs - integer_product(gone, self.outputs.T),
+            groups=base.groups - integer_product(gone, self.groups.T),
             patterns=patterns,
-            products=self.dense.products(base) - gone @ self.products.T,
+            products=self.dense.products(base) - integer_product(gone, self.products.T),
         )
 
     def at(self, kept: IntArray) -> Layout:
@@ -89,6 +92,14 @@ class LayoutFamily:
         weighted = np.asarray([layer.has_weight for layer in self.dense.layers])
         touched = weighted & ((self.inputs[:, column] != 0) | (self.outputs[:, column] != 0))
         return [int(index) for index in np.flatnonzero(touched | (self.products[:, column] != 0))]
+
+
+def integer_product(left: IntArray, right: IntArray) -> IntArray:
+    """[K, N] of [K, U] and [U, N] integers, in floating point where that is exact: numpy multiplies integers slowly."""
+    largest = int(np.abs(left).max(initial=0)) * int(np.abs(right).sum(axis=0).max(initial=0))
+    if largest >= EXACT:
+        return np.asarray(left @ right)
+    return np.asarray((left.astype(np.float64) @ right.astype(np.float64)).astype(np.int64))
 
 
 def read_layout(network: nn.Module, graph: Graph, example_input: Inputs) -> Layout:
