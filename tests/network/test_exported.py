@@ -252,12 +252,12 @@ def huggingface(family: str) -> nn.Module:
     if family == "DistilBert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": WORDS, "num_labels": 3}
     if family == "Llama":
-        sizes |= {"num_key_value_heads": 2, "use_cache": False}
+        sizes |= {"num_key_value_heads": 2}
     if family == "ViT":
         sizes |= {"image_size": 16, "patch_size": 4}
     config = getattr(transformers, f"{family}Config")(**sizes)
     if family == "GPT2":
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": WORDS, "use_cache": False}
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": WORDS}
         sizes |= {"bos_token_id": 0, "eos_token_id": 0}
     heads = {"Llama": "ForCausalLM", "GPT2": "LMHeadModel", "ViT": "ForImageClassification"}
     with torch.random.fork_rng(devices=[]):

@@ -36,6 +36,7 @@ def exported(network: nn.Module, example_input: Inputs) -> fx.Graph:
         ValueError: If the forward changes a buffer, or parts of it run under other rules (a precision, a branch).
     """
     twin = copy_network(network)
+    _keep_no_cache(twin)
     several = repeated(example_input, 2)  # a batch of one would be taken for a constant
     layers = {name: module for name, module in network.named_modules() if name and is_leaf(module, name)}
     with separate_products(), torch.no_grad(), opaque_layers(twin, layers) as calls:
@@ -44,6 +45,16 @@ def exported(network: nn.Module, example_input: Inputs) -> fx.Graph:
         graph = rewritten(program, network, calls, names, tensors(several)[0].device)
     follow_sizes(graph, network, several)
     return graph
+
+
+def _keep_no_cache(network: nn.Module) -> None:
+    """Lets a language model of Hugging Face keep no keys and values for words to come, which costs operators.
+
+    What it returns for the words at hand is the same; `network` is changed.
+    """
+    for module in network.modules():
+        if getattr(config := getattr(module, "config", None), "use_cache", False) is True:
+            config.use_cache = False
 
 
 class _Called(nn.Module):
