@@ -53,7 +53,8 @@ def _keep_no_cache(network: nn.Module) -> None:
     What it returns for the words at hand is the same; `network` is changed.
     """
     for module in network.modules():
-        if getattr(config := getattr(module, "config", None), "use_cache", False) is True:
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False) is True:
             config.use_cache = False
 
 

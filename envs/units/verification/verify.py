@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from envs.network.copies import functional_copy, same_output
 from envs.network.graph import DataDependent, Graph, record
 from envs.network.inputs import Inputs, call, divided, mapped, rows, tensors
 from envs.network.kinds import NORMS
+from envs.parallel import map_chunks
 from envs.units.slicing import silence, silenced_tensors, slice_network
 from envs.units.units import Fixed, Unit, weighted_outputs
 from envs.units.verification.culprit import failing_module, find_culprit, first_line
@@ -148,17 +151,29 @@ def remove(trial: Trial, dropped: Mapping[str, list[int]], units: Sequence[Unit]
     except Exception as error:  # modules that hold their channels in another way
         raise ValueError(f"its channels cannot be sliced ({first_line(error)})") from error
     with _silenced(trial.network, units, dropped), torch.no_grad():
-        expected = call(trial.network, trial.samples)
+        expected, got = map_chunks(partial(_attempt, trial.samples), (trial.network, small))
         try:
-            got = call(small, trial.samples)
+            if isinstance(got, Exception):
+                raise got
             calls = record(trial.graph, small, trial.example)[1]
         except DataDependent:
             raise
         except Exception as error:  # whatever the network's own code raises
             raise ValueError(_failure(trial, small, stays, error)) from error
+        if isinstance(expected, Exception):
+            raise expected
         if not same_output(expected, got, TOLERANCE):
             raise ValueError(_difference(trial, small, stays))
     return tuple(calls), sum(parameter.numel() for parameter in small.parameters())
+
+
+def _attempt(samples: Inputs, network: nn.Module) -> Any:
+    """What a network gives for some samples, or what its forward raises."""
+    try:
+        with torch.no_grad():
+            return call(network, samples)
+    except Exception as error:  # the network's own code
+        return error
 
 
 def _drawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
