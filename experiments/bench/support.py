@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,14 +167,20 @@ def reloaded(folder: Path, inputs: Tensor) -> None:
         raise ValueError(f"its outputs differ by {difference:.1e}")
 
 
+def versions() -> str:
+    """Of the libraries that the networks are from."""
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "transformers"))
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     """docs/reference/support.md."""
     lines = [
         "# Networks of timm and Hugging Face",
         "",
         f"Random weights, random data, the knapsack at {BUDGET:.0%} of the MACs; written by",
-        "`python -m experiments.bench.support`. *Reload*: `amc.load` in a new process gives equal outputs. *timm",
-        "text*: sizes that timm's `adapt_model_from_string` reads ([reloading](../guides/reloading.md)).",
+        f"`python -m experiments.bench.support` with {versions()}.",
+        "*Reload*: `amc.load` in a new process gives equal outputs. *timm text*: sizes that timm's",
+        "`adapt_model_from_string` reads ([reloading](../guides/reloading.md)).",
         "",
         f"| network | units | {' | '.join(STEPS)} |",
         "|---" * (len(STEPS) + 2) + "|",
