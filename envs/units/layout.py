@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from envs.network.calls import Call, Shape
@@ -24,7 +26,7 @@ EXACT = 2**53
 """Sums of integers below it are exact in float64, in whichever order they are added."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LayoutFamily:
     """All layouts that a network can take: channel counts linear in the units' widths.
 
@@ -55,13 +57,19 @@ class LayoutFamily:
         """
         gone = self.channels[None, :] - np.atleast_2d(kept)
         base = self.dense.widths()
+        inputs, outputs, groups, products = np.split((gone @ self._slopes).astype(np.int64), 4, axis=1)
         return Widths(
-            inputs=base.inputs - integer_product(gone, self.inputs.T),
-            outputs=base.outputs - integer_product(gone, self.outputs.T),
-            groups=base.groups - integer_product(gone, self.groups.T),
+            inputs=base.inputs - inputs,
+            outputs=base.outputs - outputs,
+            groups=base.groups - groups,
             patterns=patterns,
-            products=self.dense.products(base) - integer_product(gone, self.products.T),
+            products=self.dense.products(base) - products,
         )
+
+    @cached_property
+    def _slopes(self) -> NDArray[Any]:
+        """[U, 4 N] all changes per channel of a unit: inputs, outputs, groups, products."""
+        return quick_factor(np.concatenate([self.inputs, self.outputs, self.groups, self.products]).T, self.channels)
 
     def at(self, kept: IntArray) -> Layout:
         """The layout of one variant; `kept` is [U]."""
@@ -94,12 +102,13 @@ class LayoutFamily:
         return [int(index) for index in np.flatnonzero(touched | (self.products[:, column] != 0))]
 
 
-def integer_product(left: IntArray, right: IntArray) -> IntArray:
-    """[K, N] of [K, U] and [U, N] integers, in floating point where that is exact: numpy multiplies integers slowly."""
-    largest = int(np.abs(left).max(initial=0)) * int(np.abs(right).sum(axis=0).max(initial=0))
-    if largest >= EXACT:
-        return np.asarray(left @ right)
-    return np.asarray((left.astype(np.float64) @ right.astype(np.float64)).astype(np.int64))
+def quick_factor(factor: IntArray, largest: IntArray) -> NDArray[Any]:
+    """[U, N] integers as float64 where products with [K, U] integers of at most `largest` [U] are exact in it.
+
+    numpy multiplies matrices of integers without BLAS.
+    """
+    exact = int((np.abs(largest) @ np.abs(factor)).max(initial=0)) < EXACT
+    return factor.astype(np.float64) if exact else factor
 
 
 def read_layout(network: nn.Module, graph: Graph, example_input: Inputs) -> Layout:

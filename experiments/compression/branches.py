@@ -66,22 +66,13 @@ def measured_profile(name: str, data: Path) -> Path:
 def searched(name: str, data: Path, seed: int, *, branches: bool) -> amc.Result:
     """The knapsack's network; one that is there is read."""
     case = CASES[name]
-    values: dict[str, Any] = {"data": str(data), "branches": branches, "seed": seed, **nested(case.settings)}
+    values: dict[str, Any] = {"data": str(data), "branches": branches, "seed": seed, **case.settings}
     if checkpoint := checkpoint_of(name, data):
         values["checkpoint"] = str(checkpoint)
     if "latency" in case.budget:
         values["profile"] = str(measured_profile(name, data))
     out = RUNS / f"{name}-{'branches' if branches else 'channels'}-{seed}"
     return amc.search(case.task, case.budget, searcher="knapsack", out=out, **values)
-
-
-def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as tables."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        part, _, leaf = key.rpartition(".")
-        (found.setdefault(part, {}) if part else found)[leaf] = value
-    return found
 
 
 def compared(name: str, data: Path, seed: int) -> dict[str, Any]:

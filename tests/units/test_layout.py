@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amc.tasks.models.resnet_cifar import resnet20, resnet56
 from envs.network.graph import trace
 from envs.units.anatomy import dissect
-from envs.units.layout import integer_product, kept_counts, read_layout
+from envs.units.layout import kept_counts, quick_factor, read_layout
 from envs.units.slicing import slice_network
 from hw_profiles.cost import COSTS, Macs, Memory, Params, cost_of
 from hw_profiles.layers import LayerShape, Layout
@@ -234,5 +234,6 @@ def test_a_layer_of_an_unknown_kind_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [1, 2**20, 2**29])
 def test_integers_are_multiplied_exactly_however_large(size: int) -> None:
-    found = integer_product(np.array([[3, -7], [size, 1]]), np.array([[size + 1, 5], [-2, size]]))
+    left, right = np.array([[3, -7], [size, 1]]), np.array([[size + 1, 5], [-2, size]])
+    found = (left @ quick_factor(right, np.abs(left).max(axis=0))).astype(np.int64)
     assert found.tolist() == [[3 * size + 17, 15 - 7 * size], [size * (size + 1) - 2, 6 * size]]

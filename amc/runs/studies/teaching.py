@@ -67,7 +67,7 @@ def asked_of(
     }
     config = load_config(None, {**values, **own})
     if config.profile not in (taught.config.profile, *taught.config.profiles):
-        known = taught.config.profiles or (str(taught.config.profile),)
+        known = taught.config.profiles or (taught.config.profile or "none",)
         raise ValueError(
             f"an agent answers for the profiles that it has learned ({', '.join(known)}), but was asked for "
             f"{config.profile}: name one of these, or start a search on that device with agent_from={path}"
