@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from envs.network.calls import Call, first_tensor, observe_calls
 from envs.network.copies import functional_copy, runs_channels_last, same_output
 from envs.network.counting import counting, separate_products
 from envs.network.inputs import Inputs, call, sizes
-from envs.network.interpreter import Interpreter, run
+from envs.network.interpreter import START, Cut, Interpreter, run
 from envs.network.kinds import function_kind, module_kind, plain_name
 from envs.network.tracing.exported import exported
 from envs.network.tracing.leaves import constant, is_leaf
@@ -334,13 +334,24 @@ def _kind(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any], known: 
     return function_kind(node.target, len(inputs), same_shape)
 
 
-def record(graph: Graph, network: nn.Module, inputs: Inputs) -> tuple[Any, list[Call]]:
+def record(
+    graph: Graph,
+    network: nn.Module,
+    inputs: Inputs,
+    *,
+    cut: Cut = START,
+    stop: int | None = None,
+    known: Sequence[Call] = (),
+) -> tuple[Any, list[Call]]:
     """One forward pass: the output, and what every operator of `graph.nodes` read, wrote and multiplied.
 
     Args:
         graph: Operator graph of the network (or of the network it was sliced from).
         network: Modules without in-place activations (`functional_copy`).
         inputs: B samples.
+        cut: Where in a traced program to begin.
+        stop: Index of the first node of the program that is not executed, None: all are.
+        known: What the operators do, for those that are not executed.
 
     Raises:
         DataDependent: If other modules run than when the graph was made.
@@ -348,11 +359,11 @@ def record(graph: Graph, network: nn.Module, inputs: Inputs) -> tuple[Any, list[
     if graph.program is None:
         return _record_by_hooks(graph, network, inputs)
     wanted = {node.source: place for place, node in enumerate(graph.nodes)}
-    calls: dict[int, Call] = {}
+    calls: dict[int, Call] = dict(enumerate(known))
     output = None
     with counting() as counter:
-        for node, value in run(graph.program, network, inputs):
-            macs = counter.take()
+        for node, values in Interpreter(graph.program.nodes).walk(network, inputs, cut=cut, stop=stop):
+            macs, value = counter.take(), values[node]
             place = wanted.get(node.name)
             if node.op == "output":
                 output = value

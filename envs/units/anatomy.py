@@ -20,7 +20,8 @@ from envs.units.gates import gated_units
 from envs.units.layout import LayoutFamily, measure_family
 from envs.units.units import Fixed, Unit, propose_units, weighted_outputs
 from envs.units.verification.together import verify_together
-from envs.units.verification.verify import Removal, verify_units
+from envs.units.verification.trial import Removal
+from envs.units.verification.verify import verify_units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

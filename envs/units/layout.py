@@ -19,7 +19,7 @@ from envs.network.graph import Graph, Node, record
 from envs.network.inputs import Inputs
 from envs.units.products import ProductSizes, multiplied, product_slopes, products_of
 from envs.units.units import Unit, is_depthwise
-from envs.units.verification.verify import Removal
+from envs.units.verification.trial import Removal
 from hw_profiles.layers import WEIGHTED, IntArray, LayerShape, Layout, Widths
 
 EXACT = 2**53

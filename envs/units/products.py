@@ -12,7 +12,7 @@ from torch import nn
 from envs.network.attention import AttentionCore
 from envs.network.calls import Call
 from envs.network.graph import Graph, Node
-from envs.units.verification.verify import Removal
+from envs.units.verification.trial import Removal
 from hw_profiles.layers import IntArray, LayerShape
 
 

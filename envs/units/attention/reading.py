@@ -21,7 +21,8 @@ from envs.units.attention.heads import attention_units, undecided
 from envs.units.attention.linear import transposed_layers
 from envs.units.attention.trial import form_of, multihead_forms
 from envs.units.units import Attribute, Fixed, Unit
-from envs.units.verification.verify import Removal, verify_units
+from envs.units.verification.trial import Removal
+from envs.units.verification.verify import verify_units
 
 TOLERANCE = 1e-4
 """Largest accepted difference of a network's outputs with its attention made explicit."""

@@ -11,7 +11,8 @@ from envs.network.graph import Graph
 from envs.network.inputs import Inputs
 from envs.units.layout import LayoutFamily
 from envs.units.units import Fixed, Unit, weighted_outputs
-from envs.units.verification.verify import Trial, remove
+from envs.units.verification.trial import Trial
+from envs.units.verification.verify import remove
 from hw_profiles.cost import Params
 
 

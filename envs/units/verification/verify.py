@@ -5,94 +5,25 @@ The same removals tell how every operator's channels and products depend on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from envs.network.calls import Call
-from envs.network.copies import functional_copy, same_output
+from envs.network.copies import same_output
 from envs.network.graph import DataDependent, Graph, record
-from envs.network.inputs import Inputs, call, divided, mapped, rows, tensors
-from envs.network.kinds import NORMS
+from envs.network.inputs import Inputs, call
 from envs.parallel import map_chunks
-from envs.units.slicing import silence, silenced_tensors, slice_network
+from envs.units.slicing import slice_network
 from envs.units.units import Fixed, Unit, weighted_outputs
 from envs.units.verification.culprit import failing_module, find_culprit, first_line
+from envs.units.verification.nearby import Nearby
+from envs.units.verification.trial import TOLERANCE, Removal, Trial, silenced
 
 DRAWS = 3
-TOLERANCE = 1e-3
-"""Largest accepted difference relative to the output's largest value; real mistakes are of order 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """What all operators did with `dropped` channels of one unit gone, as many of each of its `shares`, and the
-    parameters left.
-    """
-
-    unit: str
-    dropped: int
-    calls: tuple[Call, ...]
-    params: int
-    shares: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A network prepared for removals.
-
-    Attributes:
-        network: A copy with random normalization statistics.
-        graph: Its operator graph.
-        example: Input of batch 1, of which operators are recorded.
-        samples: Inputs on which outputs are compared; they may be longer or shorter than the example.
-        generator: Source of the draws.
-    """
-
-    network: nn.Module
-    graph: Graph
-    example: Inputs
-    samples: Inputs
-    generator: torch.Generator
-
-    @classmethod
-    def create(
-        cls, network: nn.Module, example_input: Inputs, graph: Graph, seed: int, samples: Inputs | None
-    ) -> Trial:
-        """A trial; without samples on random inputs, or on the example where those are not taken."""
-        generator = torch.Generator().manual_seed(seed)
-        twin = _shaken(network, generator)
-        if samples is None:
-            samples = example_input
-            if any(tensor.is_floating_point() for tensor in tensors(example_input)):
-                drawn = mapped(lambda tensor: _drawn(tensor, generator), example_input)
-                samples = drawn if not failing_module(twin, drawn) else example_input
-        return cls(twin, graph, example_input, samples, generator)
-
-    def shorter(self) -> Trial:
-        """The same on the first sample only."""
-        return replace(self, samples=rows(self.samples, 0, 1))
-
-    def dependence(self) -> str:
-        """Why the recorded operators are not those of every sample, or ''."""
-        try:
-            for sample in divided(self.samples, 1):
-                if self.graph.program is None:
-                    record(self.graph, self.network, sample)
-        except DataDependent as error:
-            return str(error)
-        return ""
-
-    def draw(self, unit: Unit) -> list[int]:
-        """Random channels of a unit, at least one step and at most half of them."""
-        order = torch.randperm(len(unit.granules), generator=self.generator).tolist()
-        number = 1 + int(torch.randint(0, max(1, unit.steps // 2), (1,), generator=self.generator))
-        return sorted(unit.in_steps(unit.granules[g] for g in order)[: number * unit.granule])
 
 
 def verify_units(
@@ -107,7 +38,8 @@ def verify_units(
 
     For each unit and three random draws: zeroing the consumers' input weights and removing the channels must
     give the same output of the network's own forward, with random (non-trivial) normalization statistics; the first
-    draw is tried on all samples, the others on one.
+    draw is tried on all samples, the others on one. Where the network could be traced, each unit is tried on the part
+    of it that it touches, and the own forward is asked for the units all at once.
 
     Args:
         network: The network; it is not changed.
@@ -121,22 +53,57 @@ def verify_units(
         Verified units, layers that stay with the reason, and the recorded removals per verified unit.
     """
     trial = Trial.create(network, example_input, graph, seed, samples)
-    verified, fixed, removals = [], [], []
     if reason := trial.dependence():
         return [], [Fixed(name, reason) for unit in units for name in weighted_outputs(unit, network)], []
+    draws = {unit.name: [trial.draw(unit) for _ in range(DRAWS)] for unit in units}
+    nearby = _tried_nearby(trial, units, draws)
+    verified, fixed, removals = [], [], []
     for unit in units:
-        found: list[Removal] = []
         try:
-            for part in (trial, *[trial.shorter()] * (DRAWS - 1)):
-                dropped = trial.draw(unit)
-                calls, parameters = remove(part, {unit.name: dropped}, [unit])
-                found.append(Removal(unit.name, len(dropped), calls, parameters, len(unit.shares)))
+            found = nearby.get(unit.name) or _tried(trial, unit, draws[unit.name])
         except ValueError as error:
             fixed += [Fixed(name, str(error)) for name in weighted_outputs(unit, network)]
             continue
         verified.append(unit)
         removals += found
     return verified, fixed, removals
+
+
+def _tried(trial: Trial, unit: Unit, draws: Sequence[list[int]]) -> list[Removal]:
+    """Several removals in the network's own forward.
+
+    Raises:
+        ValueError: If one of them is not the same as silence; the text is the reason.
+    """
+    found: list[Removal] = []
+    for part, dropped in zip((trial, *[trial.shorter()] * (len(draws) - 1)), draws, strict=True):
+        calls, parameters = remove(part, {unit.name: dropped}, [unit])
+        found.append(Removal(unit.name, len(dropped), calls, parameters, len(unit.shares)))
+    return found
+
+
+def _tried_nearby(
+    trial: Trial, units: Sequence[Unit], draws: Mapping[str, Sequence[list[int]]]
+) -> dict[str, list[Removal]]:
+    """The removals of those units that the traced program shows to be right, each where it is felt.
+
+    All of them at once must be right in the network's own forward, too; otherwise none is taken.
+    """
+    if trial.graph.program is None:
+        return {}
+    nearby = Nearby(trial)
+    found: dict[str, list[Removal]] = {}
+    for unit in units:
+        tried = [nearby.removal(unit, dropped, all_samples=k == 0) for k, dropped in enumerate(draws[unit.name])]
+        if None not in tried:
+            found[unit.name] = [removal for removal in tried if removal is not None]
+    shown = [unit for unit in units if unit.name in found]
+    try:
+        if shown:
+            remove(trial, {unit.name: draws[unit.name][0] for unit in shown}, shown)
+    except ValueError:
+        return {}
+    return found
 
 
 def remove(trial: Trial, dropped: Mapping[str, list[int]], units: Sequence[Unit]) -> tuple[tuple[Call, ...], int]:
@@ -150,7 +117,7 @@ def remove(trial: Trial, dropped: Mapping[str, list[int]], units: Sequence[Unit]
         small = slice_network(trial.network, units, stays)
     except Exception as error:  # modules that hold their channels in another way
         raise ValueError(f"its channels cannot be sliced ({first_line(error)})") from error
-    with _silenced(trial.network, units, dropped), torch.no_grad():
+    with silenced(trial.network, units, dropped), torch.no_grad():
         expected, got = map_chunks(partial(_attempt, trial.samples), (trial.network, small))
         try:
             if isinstance(got, Exception):
@@ -176,15 +143,6 @@ def _attempt(samples: Inputs, network: nn.Module) -> Any:
         return error
 
 
-def _drawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Random values in the place of floats; indices and truth values stay."""
-    return (
-        torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
-        if tensor.is_floating_point()
-        else tensor
-    )
-
-
 def _failure(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]], error: Exception) -> str:
     where = _culprit(trial, small, stays) or failing_module(small, trial.samples)
     return f"the network does not run without its channels: {where or first_line(error)}"
@@ -198,35 +156,3 @@ def _difference(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]]) 
 def _culprit(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]]) -> str:
     kept = next(iter(stays.values())) if len(stays) == 1 else []
     return find_culprit(trial.graph, trial.network, small, trial.samples, kept, TOLERANCE)
-
-
-@contextmanager
-def _silenced(network: nn.Module, units: Sequence[Unit], dropped: Mapping[str, list[int]]) -> Iterator[None]:
-    """Silences the dropped channels, and puts the weights back."""
-    before = {key: tensor for unit in units for key, tensor in silenced_tensors(network, unit).items()}
-    try:
-        for unit in units:
-            silence(network, unit, dropped[unit.name])
-        yield
-    finally:
-        for (module, name), tensor in before.items():
-            setattr(network.get_submodule(module), name, tensor)
-
-
-def _shaken(network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy in eval mode with random normalization statistics and affine parameters."""
-    twin = functional_copy(network)
-    for module in twin.modules():
-        if not isinstance(module, NORMS):
-            continue
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if not tensor.is_floating_point():
-                continue
-            noise = torch.rand(tensor.shape, generator=generator).to(tensor)
-            if name in ("weight", "running_var"):  # a zero-initialized scale would hide its branch
-                fresh = tensor.detach() * (noise + 0.5) + 0.1 * noise
-            else:
-                fresh = tensor.detach() + 0.5 * (noise - 0.3)
-            holder = nn.Parameter(fresh, requires_grad=False) if isinstance(tensor, nn.Parameter) else fresh
-            setattr(module, name, holder)
-    return twin
