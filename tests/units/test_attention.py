@@ -417,3 +417,16 @@ def test_only_positions_that_reach_the_output_are_heard() -> None:
     sampling = Sampling(positions=3, heard=heard)
     drawn = sampling.draw(network.block.down, "block.down", torch.zeros(2, 4, 16), 0, 0)
     assert (drawn.image.tolist(), drawn.place.tolist()) == ([0, 1], [0, 0])
+
+
+class Rounded(FirstToken):
+    """The same with whole numbers in the place of logits, which have no gradient, of all tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.round(self.head(self.block(x)))
+
+
+def test_positions_without_a_gradient_are_heard_where_the_output_depends_on_them() -> None:
+    network, x = Rounded().eval(), torch.randn(1, 4, 16)
+    assert heard_positions(network, trace(network, x), x) == {}
+    assert all(parameter.grad is None for parameter in network.parameters())
