@@ -67,7 +67,7 @@ def _felt(
                 leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.requires_grad]
                 total = sum((_weighted(leaf, generator) for leaf in leaves), start=torch.zeros(()))
     gradients: Sequence[Tensor | None] = [None] * len(outputs)
-    if total is not None and total.requires_grad:
+    if outputs and total is not None and total.requires_grad:
         gradients = torch.autograd.grad(total, list(outputs.values()), allow_unused=True)
     return {
         node: _positions(torch.zeros_like(output) if gradient is None else gradient)
