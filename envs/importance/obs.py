@@ -51,6 +51,8 @@ class OptimalBrainSurgeon(Importance):
             for block in blocks:
                 block.eliminate(gone)
             alive[gone] = False
+            for block in blocks:
+                block.forget(alive)
             for index in gone.tolist():
                 rank[index], step = step, step + 1
         rank[alive] = step
@@ -66,6 +68,7 @@ class _Block:
     def __init__(self, weights: Tensor, gram: Tensor, columns: Tensor) -> None:
         """Weights [o, n], gram [n, n] (or its diagonal [n]), columns [R, w] of each granule."""
         self.columns = columns
+        self.held = torch.arange(len(columns), device=columns.device)
         self.weights = weights.clone()
         self.scale = 1.0
         self.inverse: Tensor | None = None
@@ -78,15 +81,22 @@ class _Block:
         self.scale = float(((weights @ gram) * weights).sum().clamp_min(1e-30))
 
     def errors(self, alive: Tensor) -> Tensor:
-        """[R] rise of the squared output error when each granule goes, relative to the output's energy."""
+        """[R] rise of the squared output error when each granule goes, relative to the output's energy; 0 if gone."""
         if self.inverse is None:
             return self.fixed / self.scale
-        corner = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
-        eye = torch.eye(corner.shape[1], dtype=corner.dtype, device=corner.device)
-        corner = torch.where(alive[:, None, None], corner, eye)
-        block = self.weights[:, self.columns].permute(1, 2, 0)  # [R, w, o]
-        solved: Tensor = torch.linalg.solve(corner, block)
-        return (solved * block).sum(dim=(1, 2)) / self.scale
+        columns, still = self.columns[self.held], alive[self.held]
+        if columns.shape[1] == 1:
+            corner = self.inverse.diagonal()[columns[:, 0]].where(still, 1.0)
+            rises = self.weights.square().sum(dim=0)[columns[:, 0]] / corner
+        else:
+            corner = self.inverse[columns[:, :, None], columns[:, None, :]]
+            eye = torch.eye(corner.shape[1], dtype=corner.dtype, device=corner.device)
+            corner = torch.where(still[:, None, None], corner, eye)
+            block = self.weights[:, columns].permute(1, 2, 0)  # [R, w, o]
+            rises = (torch.linalg.solve(corner, block) * block).sum(dim=(1, 2))
+        errors = torch.zeros(len(alive), dtype=rises.dtype, device=rises.device)
+        errors[self.held] = rises / self.scale
+        return errors
 
     def eliminate(self, gone: Tensor) -> None:
         """Removes granules and updates what remains."""
@@ -94,8 +104,19 @@ class _Block:
             return
         columns = self.columns[gone].flatten()
         rows = torch.linalg.solve(self.inverse[columns[:, None], columns], self.inverse[columns])
-        self.weights -= self.weights[:, columns] @ rows
-        self.inverse -= self.inverse[:, columns] @ rows
+        self.weights.addmm_(self.weights[:, columns], rows, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, columns], rows, alpha=-1)
+
+    def forget(self, alive: Tensor) -> None:
+        """Lets go of columns that are gone, once they are half of all."""
+        still = alive[self.held]
+        if self.inverse is None or 2 * int(still.sum()) > len(still):
+            return
+        stays = torch.ones(len(self.inverse), dtype=torch.bool, device=alive.device)
+        stays[self.columns[self.held[~still]].flatten()] = False
+        self.held = self.held[still]
+        self.columns = (stays.cumsum(dim=0) - 1)[self.columns.clamp_max(len(stays) - 1)]  # any, for granules gone
+        self.weights, self.inverse = self.weights[:, stays], self.inverse[stays][:, stays]
 
 
 def _factor_blocks(unit: Unit, evidence: Evidence) -> list[_Block]:
