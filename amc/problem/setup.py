@@ -59,8 +59,7 @@ class Setup:
         sites: The decisions, one per step.
         fixed: What stays, with the reason.
         shapes: Which shapes a device takes in which pattern, None without such rules.
-        table: Latencies by the named profile, None without one.
-        tables: The same by name, and those of further devices.
+        tables: Latencies by the names of profiles: that of the configuration, and those of further devices.
         constraint: The budgets over the sites.
         ends: The lowest and the highest budgets of a range, whose middle is the constraint; None without one.
         devices: The same by the profiles of several devices, in their order; empty for one device.
@@ -79,7 +78,6 @@ class Setup:
     sites: tuple[Site, ...]
     fixed: tuple[Fixed, ...]
     shapes: ShapeRules | None
-    table: LatencyTable | None
     tables: Mapping[str, LatencyTable]
     constraint: Constraint
     ends: Ends | None
@@ -90,6 +88,11 @@ class Setup:
     keeps_outputs: bool
     objects: Objects
     dense_reward: float
+
+    @property
+    def table(self) -> LatencyTable | None:
+        """Latencies by the profile of the configuration, None without one."""
+        return self.tables.get(str(self.config.profile))
 
     def assignment(self, values: Sequence[int] | IntArray) -> Assignment:
         """The assignment of [S] values."""
@@ -176,7 +179,6 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         sites=sites,
         fixed=(*anatomy.fixed, *skipped),
         shapes=shapes,
-        table=table,
         tables=tables,
         constraint=constraint,
         ends=bind_ends(config, costing, table, objects),
