@@ -164,6 +164,12 @@ def test_images_for_a_timm_model_are_normalized_as_it_was_trained(last: bool) ->
     assert targets.tolist() == [3]
 
 
+def test_images_for_a_timm_model_may_have_another_size_than_it_names() -> None:
+    data = (np.zeros((20, 3, 24, 24), np.uint8), np.arange(20) % 4)
+    task = amc.tasks.from_timm(Described(), calibration=data, validation=data, test=data)
+    assert task.example_input.shape == (1, 3, 24, 24)  # type: ignore[union-attr]
+
+
 def test_a_dataset_for_a_timm_model_has_a_transform_of_its_own() -> None:
     data = [(torch.full((3, 16, 16), float(place)), place % 4) for place in range(20)]
     task = amc.tasks.from_timm(Described(), calibration=data, validation=data, test=data)

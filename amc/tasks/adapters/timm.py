@@ -13,6 +13,7 @@ from amc.tasks.metric import Metric
 from amc.tasks.metrics import accuracy
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split
 from amc.tasks.task import Task
+from envs.network.inputs import mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def from_timm(
     metric: Metric | Callable[[Tensor, Tensor], Tensor] = accuracy,
     name: str | None = None,
 ) -> Task:
-    """A task of a model of `timm` and images of the size that its `pretrained_cfg` names.
+    """A task of a model of `timm` and images, whose size need not be that of its `pretrained_cfg` if it runs on them.
 
     Args:
         model: Such as `timm.create_model("vit_small_patch14_dinov2", pretrained=True)`.
@@ -59,12 +60,12 @@ def from_timm(
         name: Shown in tables; left out: the architecture that the model names.
 
     Raises:
-        ValueError: If the model does not say what images it takes.
+        ValueError: If the model does not say how images are normalized.
     """
     described = getattr(model, "pretrained_cfg", None)
-    if not isinstance(described, Mapping) or not {"input_size", "mean", "std"} <= described.keys():
+    if not isinstance(described, Mapping) or not {"mean", "std"} <= described.keys():
         raise ValueError(
-            f"from_timm needs a model with a pretrained_cfg of input_size, mean and std, but "
+            f"from_timm needs a model with a pretrained_cfg of mean and std, but "
             f"{type(model).__name__} has none: make it with timm.create_model, or write an amc.Task"
         )
     pixels = Pixels(tuple(described["mean"]), tuple(described["std"]))
@@ -73,7 +74,7 @@ def from_timm(
     return Task(
         name=name or described.get("architecture") or type(model).__name__,
         network=model,
-        example_input=torch.zeros(1, *described["input_size"]),
+        example_input=mapped(torch.zeros_like, splits["calibration"].batch([0])[0]),
         metric=metric,
         **splits,
     )
