@@ -21,7 +21,7 @@ from envs.network.inference import Twins, inference_copy
 from envs.network.inputs import Inputs, batch_size, call, channels_last, mapped
 from envs.network.interpreter import Checkpoints, Interpreter
 from envs.parallel import map_chunks
-from envs.regression.counted import each_sample, mask_of
+from envs.regression.counted import mask_of
 from envs.regression.shrinkage import FOLDS
 from envs.space.assignment import Assignment
 from envs.space.sites import Site
@@ -176,7 +176,11 @@ def damage_named(name: str) -> Damage:
 
 def total_damage(damage: Damage, new: Tensor, old: Tensor, targets: Tensor, mask: Tensor | None = None) -> float:
     """Sum over the images of a batch; a network that overflows is as bad as it gets."""
-    value = float(damage_of(damage, new.double(), old.double(), targets, mask).sum())
+
+    def exact(new: Tensor, old: Tensor, targets: Tensor) -> Tensor:
+        return damage(new.double(), old.double(), targets)
+
+    value = float(damage_of(exact, new, old, targets, mask).sum())
     return value if np.isfinite(value) else MAX_DAMAGE * len(new)
 
 
@@ -196,7 +200,9 @@ def damage_of(damage: Damage, new: Tensor, old: Tensor, targets: Tensor, mask: T
     if mask is None or tuple(mask.shape) != rows:
         return damage(new, old, targets)
     each = targets if targets.shape == mask.shape else torch.zeros(rows, device=new.device)
-    return each_sample(lambda counted: damage(new[counted], old[counted], each[counted]), mask)
+    # Sample by sample: a copy of what a language model gives for all of them would be large.
+    samples = zip(new, old, each, mask, strict=True)
+    return torch.stack([damage(n[m], o[m], t[m]).sum() / m.sum().clamp_min(1) for n, o, t, m in samples])
 
 
 def forward(network: nn.Module, inputs: Inputs) -> Tensor:

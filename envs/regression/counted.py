@@ -10,7 +10,6 @@ from collections.abc import Callable
 from math import prod
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from envs.network.inputs import Inputs
@@ -48,16 +47,3 @@ def counted_outputs(mask: Tensor, module: nn.Module, outputs: Tensor) -> Tensor 
     rows = tuple(outputs.shape[:-1]) if linear else (outputs.shape[0], *outputs.shape[2:])
     found = counted_rows(mask, rows)
     return None if found is None else found.reshape(rows[0], -1)
-
-
-def each_sample(values: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
-    """[N] means over the tokens of each sample that count; 0 where none does.
-
-    Args:
-        values: Gives one value for each token that counts, [M], by the mask.
-        mask: [N, ...] bool, which tokens count.
-    """
-    found = values(mask)
-    sample = mask.nonzero()[:, 0]
-    sums = found.new_zeros(len(mask)).index_add_(0, sample, found)
-    return sums / torch.bincount(sample, minlength=len(mask)).clamp_min(1)
