@@ -8,6 +8,7 @@ a quadratic form in its Gram matrix, so that no row is looked at twice.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ served a network better: its earlier layers are fitted to the images of all fold
 FOLDS = 2
 UNDIVIDED_RIDGE = 0.1
 """Where all images are one fold, so that none can be left out."""
+MOST_OUTPUTS = 128
+"""More outputs are judged by so many random sums of them, which keep squared errors in the mean (Johnson & Lindenstrauss,
+1984); all ridges see the same sums. A layer of 1,536 outputs takes a fifth of the time.
+"""
 
 
 def folded_sums(parts: Iterable[Sums], folds: int = FOLDS) -> tuple[Sums, ...]:
@@ -47,11 +52,27 @@ def best_ridge(folds: Sequence[Sums], *, intercept: bool) -> float:
         Penalty relative to the mean diagonal of the Gram matrix, for a fit to all folds together: the
         best penalty of a *sum* of squares does not grow with the rows, so that of their mean shrinks as they do.
     """
+    folds = [_fewer_outputs(fold) for fold in folds]
     errors = np.zeros(len(RIDGES))
     for index, held in enumerate(folds):
         rest = add(fold for k, fold in enumerate(folds) if k != index)
         errors += _gram_errors(rest, held, intercept) if rest.xx is not None else _row_errors(rest, held, intercept)
     return float(10 ** _lowest(np.log10(RIDGES), errors)) * (1 - 1 / len(folds))
+
+
+def _fewer_outputs(sums: Sums) -> Sums:
+    """The same with random sums in the place of many outputs."""
+    outputs = sums.r.shape[1]
+    if outputs <= MOST_OUTPUTS:
+        return sums
+    drawn = torch.randn(outputs, MOST_OUTPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mix = (drawn / MOST_OUTPUTS**0.5).to(sums.r.device)
+    return replace(
+        sums,
+        r=sums.r.double() @ mix,
+        xr=None if sums.xr is None else sums.xr.double() @ mix,
+        rows=tuple((x, r.double() @ mix) for x, r in sums.rows),
+    )
 
 
 def _gram_errors(rest: Sums, held: Sums, intercept: bool) -> NDArray[np.float64]:

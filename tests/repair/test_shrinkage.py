@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs.regression import shrinkage
 from envs.regression.ridge import Sums, add, solve, sums_of
 from envs.regression.shrinkage import RIDGES, best_ridge, folded_sums
 
@@ -57,6 +58,19 @@ def test_more_rows_mean_less_shrinkage_and_noise_alone_means_the_most() -> None:
     x, _, _ = problem(200, noise=1.0)
     noise = torch.randn(1, 200, OUTPUTS, generator=torch.Generator().manual_seed(9))
     assert best_ridge(folded_sums(chunks(x, noise, gram=True)), intercept=True) > 10 * ridges[1]
+
+
+@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("noise", [0.3, 3.0])
+def test_many_outputs_are_judged_by_few_sums_of_them(gram: bool, noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 200, COLUMNS, generator=draw) * torch.linspace(0.1, 2, COLUMNS)
+    scale = torch.linspace(0.01, 1, 700) ** 2
+    clean = x @ (0.2 * torch.randn(1, COLUMNS, 700, generator=draw) * scale)
+    parts = chunks(x, clean + noise * scale * torch.randn(1, 200, 700, generator=draw), gram=gram)
+    few = best_ridge(folded_sums(parts), intercept=True)
+    monkeypatch.setattr(shrinkage, "MOST_OUTPUTS", 700)
+    assert few == pytest.approx(best_ridge(folded_sums(parts), intercept=True), rel=0.15)
 
 
 def test_a_column_that_is_always_zero_has_a_ridge_too() -> None:
