@@ -25,8 +25,8 @@ FOLDS = 2
 UNDIVIDED_RIDGE = 0.1
 """Where all images are one fold, so that none can be left out."""
 MOST_OUTPUTS = 128
-"""More outputs are judged by so many random sums of them, which keep squared errors in the mean (Johnson & Lindenstrauss,
-1984); all ridges see the same sums. A layer of 1,536 outputs takes a fifth of the time.
+"""More outputs are judged by so many random sums of them, which keep squared errors in the mean (Johnson and
+Lindenstrauss, 1984); all ridges see the same sums. A layer of 1,536 outputs takes a fifth of the time.
 """
 
 
