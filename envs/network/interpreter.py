@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from envs.network.inputs import Inputs, batch_size, narrowed, tensors
+from envs.network.inputs import Inputs, narrowed, tensors
 
 Values = dict[fx.Node, Any]
 
@@ -86,6 +86,12 @@ class Interpreter:
                 values = reached
         return Cut(stop, values)
 
+    def cuts(self, network: nn.Module, inputs: Inputs, *, begin: Cut, stop: int) -> Iterator[Cut]:
+        """The cuts behind every node from one cut on, up to that in front of node `stop`; arguments as in `walk`."""
+        for place, (node, values) in enumerate(self.walk(network, inputs, cut=begin, stop=stop), begin.place + 1):
+            gone = self._freed.get(node, ())
+            yield Cut(place, {source: value for source, value in values.items() if source not in gone})
+
     def output(self, network: nn.Module, inputs: Inputs, *, cut: Cut = START) -> Any:
         """The network's output, from a cut on, without gradients; arguments as in `walk`.
 
@@ -107,7 +113,8 @@ class Interpreter:
 class Checkpoints:
     """One kept cut per chunk of inputs, from which walks to later nodes begin, so that nothing runs twice.
 
-    A cut that holds too much is not kept: the next walk begins at the last one that was.
+    Where a cut would hold too much, the last one before it that does not is kept: between the blocks of a network there
+    is less to hold than inside of them.
     """
 
     def __init__(
@@ -118,15 +125,16 @@ class Checkpoints:
         Args:
             interpreter: Executes the nodes.
             chunks: Inputs, B samples each.
-            held_bytes: Activations that may be kept for all chunks together.
+            held_bytes: Activations that may be kept for all chunks together; longer samples have a larger share.
             dtype: What floating-point inputs become when they are read, None to leave them.
         """
         self._interpreter, self._chunks, self._dtype = interpreter, chunks, dtype
-        self._bytes_per_input = held_bytes / max(sum(map(batch_size, chunks)), 1)
         self._cuts = [START] * len(chunks)
+        sizes = [sum(tensor.numel() for tensor in tensors(chunk)) for chunk in chunks]
+        self._most = [held_bytes * size / max(sum(sizes), 1) for size in sizes]
 
     def advance(self, network: nn.Module, index: int, stop: int) -> Cut:
-        """The cut of one chunk in front of node `stop`, kept where it is small enough.
+        """The cut of one chunk in front of node `stop`; it, or one before it, is kept.
 
         Args:
             network: Executes the nodes; the same one for all walks, but for nodes that have not been reached.
@@ -136,10 +144,11 @@ class Checkpoints:
         inputs, kept = self._chunks[index], self._cuts[index]
         if self._dtype is not None:
             inputs = narrowed(inputs, self._dtype)
-        begin = kept if kept.place <= stop else START
-        cut = self._interpreter.advance(network, inputs, cut=begin, stop=stop)
-        if cut.nbytes <= self._bytes_per_input * batch_size(inputs):
-            self._cuts[index] = cut
+        cut = begin = kept if kept.place <= stop else START
+        with torch.no_grad():
+            for cut in self._interpreter.cuts(network, inputs, begin=begin, stop=stop):
+                if cut.nbytes <= self._most[index]:
+                    self._cuts[index] = cut
         return cut
 
 

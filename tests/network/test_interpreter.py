@@ -117,8 +117,15 @@ class Counting(nn.Module):
         return x + 1
 
 
-def counted(count: int = 4) -> tuple[nn.Module, Interpreter, list[Counting]]:
-    layers = [Counting() for _ in range(count)]
+class Wide(Counting):
+    """Gives ten times as much as it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).repeat(1, 10)
+
+
+def counted(*kinds: type[Counting]) -> tuple[nn.Module, Interpreter, list[Counting]]:
+    layers = [kind() for kind in kinds or [Counting] * 4]
     network = nn.Sequential(*layers)
 
     class Whole(fx.Tracer):
@@ -143,6 +150,24 @@ def test_a_cut_that_holds_too_much_is_not_kept() -> None:
     for stop in (2, 5):
         checkpoints.advance(network, 0, stop)
     assert [layer.calls for layer in layers] == [2, 1, 1, 1]
+
+
+def test_the_last_cut_that_does_not_hold_too_much_is_kept() -> None:
+    network, interpreter, layers = counted(Counting, Counting, Wide, Counting)
+    checkpoints = Checkpoints(interpreter, [torch.zeros(2, 3)], held_bytes=24)
+    for stop in (4, 5):
+        cut = checkpoints.advance(network, 0, stop)
+    assert [layer.calls for layer in layers] == [1, 1, 2, 1]
+    assert cut.values[interpreter.order[4]].shape == (2, 30)
+
+
+def test_longer_samples_may_hold_more() -> None:
+    network, interpreter, layers = counted()
+    checkpoints = Checkpoints(interpreter, [torch.zeros(2, 3), torch.zeros(2, 30)], held_bytes=264)
+    for index in (0, 1):
+        for stop in (2, 5):
+            checkpoints.advance(network, index, stop)
+    assert [layer.calls for layer in layers] == [2, 2, 2, 2]
 
 
 def test_a_walk_to_an_earlier_node_begins_at_the_start() -> None:
