@@ -12,7 +12,10 @@ schedule of sigma show in the worst seed; the others do not show there.
 - The first decision is learned like every other; the released code's replay never returns it.
 - Sigma has a floor: below half the distance of two widths noise is rounded away, and an actor that cannot try a
   neighbouring width stays where it is.
-- After each round the actor takes a few supervised steps towards the best episodes in the replay
+- Given starts, a second critic sees whole assignments (`whole_critic`, `agents.whole_critic`) and all episodes. After
+  each round the actor becomes the clone of what that one prefers near the best episodes: an observation tells little of
+  what was decided before, so that DDPG's own critic takes different assignments for the same.
+- Without it, after each round the actor takes a few supervised steps towards the best episodes in the replay
   (`imitation_steps`; Oh et al., Self-Imitation Learning, ICML 2018). The critic's gradient alone can lead it where
   it asks for more than the budget's wall lets it have; nothing executed there shows it, and it stays.
 - Rewards are replaced by the normal scores of their ranks (`rank_rewards`), so that a few collapsed episodes
@@ -41,8 +44,10 @@ schedule of sigma show in the worst seed; the others do not show there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.learner import Learner, number
 from agents.noise import along, decayed_sigma, truncated_normal
@@ -57,6 +62,7 @@ from agents.searcher import (
     start_plans,
 )
 from agents.settings import Algorithm, DDPGSettings
+from agents.whole_critic import WholeCritic
 
 
 class DDPGSearcher:
@@ -92,6 +98,7 @@ class DDPGSearcher:
         self._anchor = anchor
         self._shares = _checked_shares(shares, steps) if settings.along_budget else None
         self._learner = Learner(observation_size, steps, settings, seed)
+        self._whole = WholeCritic(steps, self._shares) if settings.whole_critic and self._clones else None
         self._told = 0
         self._taught = False  # by another searcher, before the first episode
         self._learned_from: int | None = None  # the first learned episode, once warm-up has ended
@@ -105,13 +112,11 @@ class DDPGSearcher:
         first_learned = self._learned_from
         if first_learned is None:
             return [self._unlearned_plan(episode) for episode in range(self._told, self._told + count)]
-        settings = self._settings
-        start = settings.cloned_sigma if self._clones else settings.sigma
         plans: list[Plan] = []
         for episode in range(self._told, self._told + count):
-            sigma = decayed_sigma(start, settings.sigma_decay, settings.sigma_floor, episode - first_learned)
-            noiseless = settings.noiseless_first and episode == self._told
-            plans.append(self._learner.plan(0.0 if noiseless else sigma, self._draws_along("noise", episode)))
+            noiseless = self._settings.noiseless_first and episode == self._told
+            sigma = 0.0 if noiseless else self._sigma(episode - first_learned)
+            plans.append(self._learner.plan(sigma, self._draws_along("noise", episode)))
         return plans
 
     def tell(self, trajectories: Sequence[Trajectory | None]) -> None:
@@ -125,12 +130,17 @@ class DDPGSearcher:
                 )
         for episode, trajectory in finished:
             self._learner.remember(trajectory)
+            if self._whole is not None:
+                self._whole.remember(trajectory)
             if episode < len(self._starts):
                 self._consider_center(self._starts[episode].label, trajectory)
         self._told += len(trajectories)
         if self._learned_from is not None:
             self._learner.train(self._learner.steps_for(len(finished)), index=self._told)
-            self._learner.imitate(index=self._told)
+            if self._whole is None:
+                self._learner.imitate(index=self._told)
+            else:
+                self._follow(self._whole, self._sigma(self._told - self._learned_from))
         elif self._learner.episodes and self._told >= len(self._starts) + self._warmup:
             self._end_warmup()
 
@@ -148,8 +158,9 @@ class DDPGSearcher:
     def state(self) -> SearcherState:
         """Everything learned, and where the schedule stands."""
         learner = self._learner.state()
+        whole = {} if self._whole is None else _named("whole", self._whole.state())
         return SearcherState(
-            {"center": self._center.copy(), **{f"learner.{name}": a for name, a in learner.arrays.items()}},
+            {"center": self._center.copy(), **_named("learner", learner), **whole},
             {
                 "told": self._told,
                 "learned_from": self._learned_from,
@@ -163,6 +174,8 @@ class DDPGSearcher:
         """Go on from a `state` of a searcher with the same arguments."""
         numbers = state.numbers
         self._learner.load(_learner_state(state))
+        if self._whole is not None:
+            self._whole.load(SearcherState(_under("whole", state.arrays), {}))
         self._center = state.arrays["center"].copy()
         self._told = number(numbers, "told", int)
         self._taught = numbers.get("taught", False) is True
@@ -177,6 +190,16 @@ class DDPGSearcher:
     @property
     def _clones(self) -> bool:
         return self._settings.clone_start and bool(self._starts)
+
+    def _sigma(self, learned: int) -> float:
+        """Width of exploration after so many learned episodes."""
+        settings = self._settings
+        start = settings.cloned_sigma if self._clones else settings.sigma
+        return decayed_sigma(start, settings.sigma_decay, settings.sigma_floor, learned)
+
+    def _follow(self, critic: WholeCritic, sigma: float) -> None:
+        """The actor becomes the clone of what the critic of whole assignments prefers."""
+        self._learner.clone(critic.preferred(sigma), sigma, index=self._told)
 
     def _draws(self, stream: str, episode: int) -> tuple[float, ...]:
         return tuple(keyed_generator(self._seed, stream, episode).random(self._shape[0]).tolist())
@@ -202,7 +225,9 @@ class DDPGSearcher:
 
     def _end_warmup(self) -> None:
         self._learned_from = self._told
-        if self._clones and not self._taught:
+        if self._whole is not None and not self._taught:
+            self._follow(self._whole, self._settings.cloned_sigma)
+        elif self._clones and not self._taught:
             self._learner.clone(self._center, self._settings.cloned_sigma, index=self._told)
         if self._settings.critic_first:
             self._learner.train(self._learner.steps_for(self._learner.episodes), index=self._told, freeze_actor=True)
@@ -213,8 +238,15 @@ def _learner_state(state: SearcherState) -> SearcherState:
     numbers = state.numbers.get("learner")
     if not isinstance(numbers, dict):
         raise ValueError(f"'learner' of a saved state must be a mapping, but got {numbers!r}")
-    arrays = {name.removeprefix("learner."): a for name, a in state.arrays.items() if name.startswith("learner.")}
-    return SearcherState(arrays, numbers)
+    return SearcherState(_under("learner", state.arrays), numbers)
+
+
+def _named(prefix: str, state: SearcherState) -> dict[str, NDArray[Any]]:
+    return {f"{prefix}.{name}": array for name, array in state.arrays.items()}
+
+
+def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(f"{prefix}."): a for name, a in arrays.items() if name.startswith(f"{prefix}.")}
 
 
 def _checked_shares(shares: Sequence[float] | None, steps: int) -> tuple[float, ...] | None:

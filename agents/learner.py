@@ -5,7 +5,6 @@ No schedule and no exploration stand here: `agents.ddpg` has them, and lists the
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +24,7 @@ from agents.algorithms import (
     set_spread,
     spread_layer,
 )
+from agents.noise import normal_scores
 from agents.searcher import JSON, Plan, SearcherState, Trajectory, keyed_seed
 from agents.settings import DDPGSettings
 
@@ -238,7 +238,7 @@ class Learner:
         return with_step_code(observations) if self._settings.step_code else observations
 
     def _worth(self, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
-        return _normal_scores(rewards) if self._settings.rank_rewards else rewards - self._baseline
+        return normal_scores(rewards) if self._settings.rank_rewards else rewards - self._baseline
 
 
 def number(numbers: dict[str, JSON], name: str, kind: type[_Number]) -> _Number:
@@ -247,14 +247,6 @@ def number(numbers: dict[str, JSON], name: str, kind: type[_Number]) -> _Number:
     if not isinstance(value, kind):
         raise ValueError(f"{name!r} of a saved state must be of type {kind.__name__}, but got {value!r}")
     return value
-
-
-def _normal_scores(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The standard normal's quantile at each reward's mid-rank; equal rewards score alike."""
-    ordered = np.sort(rewards)
-    ranks = np.searchsorted(ordered, rewards, "left") + np.searchsorted(ordered, rewards, "right")
-    levels, where = np.unique(ranks / (2 * len(rewards)), return_inverse=True)
-    return np.array([NormalDist().inv_cdf(level) for level in levels])[where]
 
 
 def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

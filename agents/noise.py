@@ -1,6 +1,6 @@
-"""Exploration noise: a normal distribution truncated to [0, 1], and how its width shrinks over episodes.
+"""Exploration noise: a normal distribution truncated to [0, 1], and how its width shrinks over episodes; normal scores.
 
-Only scalar functions of their arguments; the uniform draws come from the caller.
+Only functions of their arguments; the uniform draws come from the caller.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 _STANDARD_NORMAL = NormalDist()
 _FLAT_SIGMA = 1e3  # beyond, the truncated density varies by less than 1e-6 over [0, 1]
@@ -65,6 +66,14 @@ def along(uniforms: Sequence[float], shares: Sequence[float]) -> tuple[float, ..
     if length > 0.0:
         normal -= direction * float(direction @ normal) / length
     return tuple(_STANDARD_NORMAL.cdf(value) for value in normal.tolist())
+
+
+def normal_scores(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The standard normal's quantile at each reward's mid-rank; equal rewards score alike."""
+    ordered = np.sort(rewards)
+    ranks = np.searchsorted(ordered, rewards, "left") + np.searchsorted(ordered, rewards, "right")
+    levels, where = np.unique(ranks / (2 * len(rewards)), return_inverse=True)
+    return np.array([_STANDARD_NORMAL.inv_cdf(level) for level in levels])[where]
 
 
 def _tail(distance: float) -> float:

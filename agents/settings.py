@@ -63,15 +63,20 @@ class LearningConfig(BaseModel):
     imitation_steps: int = Field(
         60, ge=0, le=100_000, description="supervised steps per round that it does so (paper: 0)"
     )
+    whole_critic: bool = Field(
+        True,
+        description="with starts, the actor follows a critic of whole assignments that learns from all episodes "
+        "(paper: false)",
+    )
     step_code: bool = Field(True, description="append one indicator per step to the observation (paper: false)")
     warmup_sigma: float = Field(
         0.5, ge=0, description="width of the truncated normal around 0.5 in warm-up without starts (paper: 0.5)"
     )
     warmup_start_sigma: float = Field(
-        0.05, ge=0, description="its width around the best start's actions in warm-up with starts"
+        0.1, ge=0, description="its width around the best start's actions in warm-up with starts"
     )
     sigma: float = Field(0.3, ge=0, description="width around the actor in its first episode (paper: 0.5)")
-    cloned_sigma: float = Field(0.05, ge=0, description="the same for an actor that was cloned from a start")
+    cloned_sigma: float = Field(0.1, ge=0, description="the same for an actor that was cloned from a start")
     sigma_decay: float = Field(
         0.99, gt=0, le=1, description="factor on the width, per learned episode (AMC's code: 0.95)"
     )
@@ -119,6 +124,7 @@ PAPER_SETTINGS = DDPGSettings(
     replay_episodes=100,
     imitation_steps=0,
     rank_rewards=False,
+    whole_critic=False,
     step_code=False,
     warmup_episodes=100,
     sigma=0.5,

@@ -81,6 +81,7 @@ EVERY = tuple(trial.name for trial in TRIALS)
 GIVEN_START = EVERY[1:]
 UNDONE: dict[str, dict[str, object]] = {
     "rank_rewards": {},
+    "whole_critic": {},
     "step_code": {},
     "critic_first": {},
     "noiseless_first": {},
@@ -95,6 +96,8 @@ UNDONE: dict[str, dict[str, object]] = {
     "along_budget": {},
 }
 """Deviation -> what undoing it means, where that is more than the paper's value of the field."""
+NEED_START = ("whole_critic", "clone_start", "along_budget")
+"""Deviations that are none without a start."""
 
 
 def ddpg(settings: DDPGSettings) -> MakeSearcher:
@@ -114,7 +117,7 @@ def lines() -> list[Line]:
     for name, values in UNDONE.items():
         changed = values or {name: getattr(PAPER_SETTINGS, name)}
         shown = ", ".join(f"{key}={value}" for key, value in changed.items())
-        trials = GIVEN_START[:1] if name in ("clone_start", "along_budget") else EVERY[:2]
+        trials = GIVEN_START[: 1 + (name == "whole_critic")] if name in NEED_START else EVERY[:2]
         found.append(Line(f"without {name} ({shown})", ddpg(defaults.changed(**changed)), trials))
     found.append(Line("all undone: PAPER_SETTINGS", ddpg(PAPER_SETTINGS), EVERY[:2]))
     found += [Line(f"algorithm={name}", ddpg(defaults.changed(algorithm=name)), EVERY) for name in ("td3", "sac")]

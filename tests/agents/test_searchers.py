@@ -201,7 +201,7 @@ def test_shares_need_a_finite_number_per_step() -> None:
 
 
 def test_a_cloned_actor_begins_at_the_best_start(any_algorithm: DDPGSettings) -> None:
-    settings = any_algorithm.changed(hidden=(64, 64), cloned_sigma=0.0, sigma_floor=0.0)
+    settings = any_algorithm.changed(hidden=(64, 64), cloned_sigma=0.0, sigma_floor=0.0, whole_critic=False)
     searcher = DDPGSearcher(SIZE, STEPS, settings, 0, STARTS)
     gained = dict(zip(["uniform", "falling"], rewards(searcher, rounds=1, count=2), strict=True))
     rewards(searcher, rounds=2, count=3)
