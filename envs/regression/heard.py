@@ -65,7 +65,7 @@ def _felt(
                 values[node] = outputs[node] = value if value.requires_grad else value.detach().requires_grad_()
             if node.op == "output":
                 leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.requires_grad]
-                total = sum((_weighted(leaf, generator) for leaf in leaves), start=torch.zeros(()))
+                total = sum((_weighted(leaf, generator) for leaf in leaves), start=torch.zeros((), device="cpu"))
     gradients: Sequence[Tensor | None] = [None] * len(outputs)
     if outputs and total is not None and total.requires_grad:
         gradients = torch.autograd.grad(total, list(outputs.values()), allow_unused=True)
@@ -77,7 +77,7 @@ def _felt(
 
 def _weighted(output: Tensor, generator: torch.Generator) -> Tensor:
     """A random sum of a network's outputs; plain ones of probabilities would be constant."""
-    return (output * torch.rand(output.shape, generator=generator).to(output)).sum().cpu()
+    return (output * torch.rand(output.shape, generator=generator, device="cpu").to(output)).sum().cpu()
 
 
 def _positions(gradient: Tensor) -> Tensor:

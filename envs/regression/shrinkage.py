@@ -65,7 +65,8 @@ def _fewer_outputs(sums: Sums) -> Sums:
     outputs = sums.r.shape[1]
     if outputs <= MOST_OUTPUTS:
         return sums
-    drawn = torch.randn(outputs, MOST_OUTPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    drawn = torch.randn(outputs, MOST_OUTPUTS, generator=draw, dtype=torch.float64, device="cpu")
     mix = (drawn / MOST_OUTPUTS**0.5).to(sums.r.device)
     return replace(
         sums,

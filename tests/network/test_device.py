@@ -58,8 +58,8 @@ CONSTRUCTORS = {
     "zeros",
 }
 ALLOWED = {
-    ("envs/units/verification/verify.py", "draw"): "drawn by a generator of the CPU, and turned into Python numbers",
-    ("envs/units/verification/verify.py", "_shaken"): "drawn on the CPU, then moved to the tensor that is shaken",
+    ("envs/units/verification/trial.py", "draw"): "drawn by a generator of the CPU, and turned into Python numbers",
+    ("envs/units/verification/trial.py", "_shaken"): "drawn on the CPU, then moved to the tensor that is shaken",
 }
 """(file, function) whose tensors need no `device=`, and why."""
 
