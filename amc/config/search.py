@@ -101,7 +101,7 @@ class SearchConfig(Part):
     episodes: int = Field(
         120, ge=1, le=MOST_EPISODES, description="policies tried by ddpg, td3, sac, cmaes, swap and random"
     )
-    warmup: int = Field(24, ge=0, le=MOST_EPISODES, description="episodes before ddpg, td3 and sac learn")
+    warmup: int = Field(12, ge=0, le=MOST_EPISODES, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, le=10_000, description="episodes proposed together")
     starts: tuple[Start, ...] = Field(("knapsack", "uniform"), description="solutions that a learner starts from")
     agent_from: Path | None = Field(
