@@ -219,7 +219,8 @@ def test_devices_take_turns_and_every_episode_keeps_the_latency_of_its_own(
 ) -> None:
     lines = [json.loads(line) for line in (of_devices / EPISODES).read_text().splitlines()]
     assert [line["profile"] for line in lines] == devices * (GRID + 4)
-    assert all(line["costs"]["latency_ms"] <= line["budgets"]["latency_ms"] for line in lines)
+    wrong = [line for line in lines if line["costs"]["latency_ms"] > line["budgets"]["latency_ms"]]
+    assert wrong == []
     assert {line["searcher"] for line in lines[: 2 * GRID]} == {"knapsack"}
     highest = [max(line["budgets"]["latency_ms"] for line in lines if line["profile"] == name) for name in devices]
     assert highest[1] > 2 * highest[0]
