@@ -45,12 +45,14 @@ class Ledger:
     def account(self, key: Key, evaluation: Evaluation) -> Evaluation:
         """Charges an evaluation of a new assignment and remembers it; of a known one gives the first, free of charge.
 
+        The costs are those of the given one, as the first may have been played for another device.
+
         Args:
             key: The assignment.
             evaluation: Made wherever.
         """
         if key in self._known:
-            return replace(self._known[key], image_forwards=0)
+            return replace(self._known[key], costs=evaluation.costs, image_forwards=0)
         self.image_forwards += evaluation.image_forwards
         self.evaluations += 1
         self._known[key] = evaluation

@@ -110,6 +110,13 @@ def test_an_assignment_is_charged_once_and_remembered_as_it_was_first() -> None:
     assert (ledger.image_forwards, ledger.evaluations) == (112, 2)
 
 
+def test_an_assignment_that_is_known_from_another_device_has_the_costs_of_this_one() -> None:
+    ledger = Ledger()
+    ledger.account((1, 2), replace(evaluated(0.5, 7), costs={"latency_ms": 3.0}))
+    again = ledger.account((1, 2), replace(evaluated(0.5, 7), costs={"latency_ms": 0.3}))
+    assert again == replace(evaluated(0.5, 0), costs={"latency_ms": 0.3})
+
+
 def test_what_the_ledger_knows_cannot_be_written_to() -> None:
     with pytest.raises(TypeError):
         Ledger().known[1, 2] = evaluated(0.5, 7)  # type: ignore[index]
