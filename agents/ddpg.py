@@ -49,7 +49,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.learner import Learner, number
+from agents.learner import Learner, number, under
 from agents.noise import along, decayed_sigma, truncated_normal
 from agents.searcher import (
     FixedPlan,
@@ -175,7 +175,7 @@ class DDPGSearcher:
         numbers = state.numbers
         self._learner.load(_learner_state(state))
         if self._whole is not None:
-            self._whole.load(SearcherState(_under("whole", state.arrays), {}))
+            self._whole.load(SearcherState(under("whole", state.arrays), {}))
         self._center = state.arrays["center"].copy()
         self._told = number(numbers, "told", int)
         self._taught = numbers.get("taught", False) is True
@@ -238,15 +238,11 @@ def _learner_state(state: SearcherState) -> SearcherState:
     numbers = state.numbers.get("learner")
     if not isinstance(numbers, dict):
         raise ValueError(f"'learner' of a saved state must be a mapping, but got {numbers!r}")
-    return SearcherState(_under("learner", state.arrays), numbers)
+    return SearcherState(under("learner", state.arrays), numbers)
 
 
 def _named(prefix: str, state: SearcherState) -> dict[str, NDArray[Any]]:
     return {f"{prefix}.{name}": array for name, array in state.arrays.items()}
-
-
-def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(f"{prefix}."): a for name, a in arrays.items() if name.startswith(f"{prefix}.")}
 
 
 def _checked_shares(shares: Sequence[float] | None, steps: int) -> tuple[float, ...] | None:

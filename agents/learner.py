@@ -166,14 +166,14 @@ class Learner:
     def load(self, state: SearcherState) -> None:
         """Go on from a `state` taken with the same settings."""
         arrays, numbers = state.arrays, state.numbers
-        weights = {name: torch.tensor(array) for name, array in _under("policy", arrays).items()}
+        weights = {name: torch.tensor(array) for name, array in under("policy", arrays).items()}
         self._model.policy.load_state_dict(weights)
         if isinstance(self._model, SAC):
             assert self._model.log_ent_coef is not None
             self._model.log_ent_coef.data = torch.tensor(arrays["log_temperature"])
         for name, optimizer in optimizers_of(self._model).items():
             moments: dict[int, dict[str, torch.Tensor]] = {}
-            for key, array in _under(name, arrays).items():
+            for key, array in under(name, arrays).items():
                 parameter, moment = key.split(".")
                 moments.setdefault(int(parameter), {})[moment] = torch.tensor(array)
             groups = optimizer.state_dict()["param_groups"]
@@ -193,7 +193,7 @@ class Learner:
         Raises:
             ValueError: If its networks have other shapes.
         """
-        weights = {name: torch.tensor(array) for name, array in _under("policy", state.arrays).items()}
+        weights = {name: torch.tensor(array) for name, array in under("policy", state.arrays).items()}
         try:
             self._model.policy.load_state_dict(weights)
         except RuntimeError as error:
@@ -249,5 +249,6 @@ def number(numbers: dict[str, JSON], name: str, kind: type[_Number]) -> _Number:
     return value
 
 
-def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays of one part of a saved state, by their names within it."""
     return {name.removeprefix(f"{prefix}."): a for name, a in arrays.items() if name.startswith(f"{prefix}.")}

@@ -89,7 +89,7 @@ def _tried_nearby(
 
     All of them at once must be right in the network's own forward, too; otherwise none is taken.
     """
-    if trial.graph.program is None:
+    if trial.graph.program is None or not units:
         return {}
     nearby = Nearby(trial)
     found: dict[str, list[Removal]] = {}
