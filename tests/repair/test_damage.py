@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from amc.config.search import load_config
 from amc.scoring.draws import Draws
 from envs.compression.compress import Compressor
-from envs.compression.damage import Batch, measure_damage, output_error
+from envs.compression.damage import Batch, damage_images, divergence, measure_damage, output_error, total_damage
 from envs.compression.settings import CompressionSettings
 from envs.regression.shrinkage import FOLDS
 from envs.space.rules import Rules
 from envs.space.sites import Site
 from envs.units.anatomy import dissect
+from hw_profiles.layers import LayerShape, Layout
 
 IMAGES, CHUNK, FRESH = 24, 6, 600
 NO_TARGETS = torch.empty(0)
@@ -101,3 +102,28 @@ def test_where_few_images_tell_nothing_repair_does_no_harm(repair: str) -> None:
             return float((small(fresh) - network(fresh)).square().mean())
 
     assert error(None, repair) < error(None, "none") < error(0.03, repair)
+
+
+def language_model(words: int) -> Layout:
+    """A layout that multiplies so much that its curves would take hours: one row of outputs per word."""
+    tokens = (words,) if words > 1 else ()
+    layers = [
+        LayerShape(name=name, kind="linear", in_channels=30_000, out_channels=30_000, in_map=tokens, out_map=tokens)
+        for name in ("first", "second")
+    ]
+    return Layout(layers=tuple(layers))
+
+
+@pytest.mark.parametrize(("words", "images"), [(1, 64), (16, 8), (128, 8)])
+def test_a_large_network_is_judged_by_enough_rows_of_outputs_not_by_so_many_samples(words: int, images: int) -> None:
+    _, site, _ = prepared(None)
+    assert damage_images(language_model(words), [site] * 100, widths=10, max_images=512) == images
+
+
+def test_outputs_of_many_words_are_compared_in_single_precision_with_the_same_result() -> None:
+    draw = torch.Generator().manual_seed(0)
+    old = torch.randn(2, 8, 20_000, generator=draw)
+    new = old + 0.1 * torch.randn(2, 8, 20_000, generator=draw)
+    words = torch.randint(20_000, (2, 8), generator=draw)
+    few = [total_damage(divergence, new[:, k : k + 1], old[:, k : k + 1], words[:, k : k + 1]) for k in range(8)]
+    assert total_damage(divergence, new, old, words) == pytest.approx(sum(few) / 8, abs=2e-5)
