@@ -15,7 +15,7 @@ from amc.config.search import SearchConfig
 from amc.problem.bounds import Ends, bind, bind_ends, choose_sites, measured_only, recount, skipped_patterns
 from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.profiling.store import load_table
-from amc.scoring.draws import Draws
+from amc.scoring.draws import Draws, Role
 from amc.scoring.scorer import Scorer, scoring_chunk
 from amc.tasks.checks import check_task
 from amc.tasks.metrics import accuracy
@@ -40,8 +40,9 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many done, how many in all)."""
 
-KEPT_BYTES = 512e6
-"""Outputs of the dense network that are kept at most."""
+KEPT_BYTES, MIN_JUDGED = 512e6, 16
+"""Outputs of the dense network that are kept at most, and images of which they are kept for judging the starts even so.
+"""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -66,7 +67,7 @@ class Setup:
         draws: Which images are used for what.
         scorer: Scores networks in full precision.
         reward: Turns an evaluation into a number.
-        keeps_outputs: Whether the dense network's outputs on all validation images can be kept.
+        outputs_kept: Images of which a network's outputs can be kept.
         objects: What was passed in.
         dense_reward: The reward of the dense network on the first validation images, by which a resumed search knows
             data, metric and reward again.
@@ -85,9 +86,14 @@ class Setup:
     draws: Draws
     scorer: Scorer
     reward: Reward
-    keeps_outputs: bool
+    outputs_kept: int
     objects: Objects
     dense_reward: float
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether the dense network's outputs on all validation images can be kept."""
+        return self.outputs_kept >= len(self.task.validation)
 
     @property
     def table(self) -> LatencyTable | None:
@@ -105,6 +111,11 @@ class Setup:
     def uniform(self) -> Assignment:
         """The largest common preserve ratio within the budgets."""
         return self.assignment(self.constraint.uniform())
+
+    def audition(self) -> tuple[Role, list[int]]:
+        """The images on which starts are judged, and their split: as many as outputs can be kept of."""
+        role, indices = self.draws.audition()
+        return role, indices[: max(MIN_JUDGED, self.outputs_kept)]
 
     def reward_split(self) -> Split:
         """The split that the reward's images are from."""
@@ -169,7 +180,8 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     constraint = bind(config, costing, table, objects)
     chunk = scoring_chunk(anatomy.family.dense, config.device)
     scorer = Scorer(graph=anatomy.graph, metric=task.metric, counts=task.counts, chunk=chunk, device=config.device)
-    kept = outputs_fit(task)
+    outputs_kept = int(KEPT_BYTES / output_bytes(task))
+    kept = outputs_kept >= len(task.validation)
     reward = objects.reward or _reward(config, task, constraint, kept)
     dense_reward = _dense_reward(config.reward, reward, task, scorer, constraint, kept)
     return Setup(
@@ -186,7 +198,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         draws=draws,
         scorer=scorer,
         reward=reward,
-        keeps_outputs=kept,
+        outputs_kept=outputs_kept,
         objects=objects,
         dense_reward=dense_reward,
     )
@@ -241,11 +253,11 @@ def _check_savings(config: SearchConfig, task: Task) -> None:
         )
 
 
-def outputs_fit(task: Task) -> bool:
-    """Whether the dense network's outputs on all validation images can be kept."""
+def output_bytes(task: Task) -> int:
+    """What the outputs of one image take in memory."""
     with torch.no_grad():
         one: Tensor = call(task.network, task.example_input)
-    return 4 * one.numel() * len(task.validation) <= KEPT_BYTES
+    return 4 * one.numel()
 
 
 def _reward(config: SearchConfig, task: Task, constraint: Constraint, kept: bool) -> Reward:

@@ -114,16 +114,30 @@ def language_model(words: int) -> Layout:
     return Layout(layers=tuple(layers))
 
 
-@pytest.mark.parametrize(("words", "images"), [(1, 64), (16, 8), (128, 8)])
+@pytest.mark.parametrize(("words", "images"), [(1, 256), (16, 16), (128, 8)])
 def test_a_large_network_is_judged_by_enough_rows_of_outputs_not_by_so_many_samples(words: int, images: int) -> None:
     _, site, _ = prepared(None)
     assert damage_images(language_model(words), [site] * 100, widths=10, max_images=512) == images
 
 
-def test_outputs_of_many_words_are_compared_in_single_precision_with_the_same_result() -> None:
-    draw = torch.Generator().manual_seed(0)
-    old = torch.randn(2, 8, 20_000, generator=draw)
-    new = old + 0.1 * torch.randn(2, 8, 20_000, generator=draw)
-    words = torch.randint(20_000, (2, 8), generator=draw)
+def test_many_scores_per_word_are_compared_in_single_precision_with_the_same_result() -> None:
+    new, old, words = scores_of_words(tokens=8)
     few = [total_damage(divergence, new[:, k : k + 1], old[:, k : k + 1], words[:, k : k + 1]) for k in range(8)]
     assert total_damage(divergence, new, old, words) == pytest.approx(sum(few) / 8, abs=2e-5)
+
+
+def test_of_many_words_with_many_scores_some_that_count_are_compared() -> None:
+    new, old, words = scores_of_words(tokens=80)
+    counts = torch.arange(80) >= 10
+    new[:, ~counts] = float("nan")
+    looked_at = torch.arange(10, 80, 3)  # 70 that count, at most 32: every third
+    expected = total_damage(divergence, new[:, looked_at], old[:, looked_at], words[:, looked_at])
+    assert total_damage(divergence, new, old, words, counts.expand(2, 80)) == pytest.approx(expected, rel=1e-6)
+
+
+def scores_of_words(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[2, tokens, 20,000] scores of a pruned and of the dense network, and [2, tokens] targets."""
+    draw = torch.Generator().manual_seed(0)
+    old = torch.randn(2, tokens, 20_000, generator=draw)
+    new = old + 0.1 * torch.randn(2, tokens, 20_000, generator=draw)
+    return new, old, torch.randint(20_000, (2, tokens), generator=draw)

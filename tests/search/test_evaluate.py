@@ -69,6 +69,7 @@ def test_an_evaluation_says_the_mean_over_the_images_of_the_reward(digits: Prepa
 def test_outputs_that_are_too_many_to_keep_leave_accuracy_as_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_BYTES", 1.0)
     prepared = prepare(set_up(SearchConfig(task="tests.tasks.small:make_task", agent="uniform")))
+    assert prepared.setup.audition()[1] == prepared.setup.draws.audition()[1][: module.MIN_JUDGED]
     evaluation = prepared.evaluate(prepared.setup.uniform())
     assert evaluation.output_error is None
     assert prepared.setup.reward(evaluation) == evaluation.accuracy

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,17 @@ from amc.scoring.draws import Role
 from amc.scoring.scorer import read
 from amc.search.tools import Tools
 from amc.storage.cache import cached_tensors
-from envs.compression.damage import damage_named, forward, total_damage
+from envs.compression.damage import Batch, damage_named, forward, total_damage
 from envs.network.inference import inference_copy
-from envs.network.inputs import channels_last, mapped, tensors
+from envs.network.inputs import tensors
 from envs.parallel import map_chunks
+from envs.regression.counted import mask_of
 from envs.space.assignment import Assignment
 from envs.space.policy import tensors_fingerprint, weights_fingerprint
 
-VERSION = 1
+VERSION = 2
 """Of what is remembered; counts up when candidates are judged otherwise."""
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +50,7 @@ class AuditionImages:
 def quick_audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
     """What `audition` says after quick repair, remembered by weights, images and settings; charged in any case."""
     setup, config = prepared.setup, prepared.config
-    role, indices = setup.draws.audition()
+    role, indices = setup.audition()
     split, size = tools.splits[role], tools.scorer.chunk
     pieces = (read(split, indices[start : start + size]) for start in range(0, len(indices), size))
     key: Mapping[str, object] = {
@@ -75,7 +78,7 @@ def quick_audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Seq
 
 def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment]) -> list[float]:
     """Damage of whole networks: the first kind of damage, on images that repair has not seen; charged."""
-    images = len(prepared.setup.draws.audition()[1])
+    images = len(prepared.setup.audition()[1])
     prepared.ledger.charge(_forwards(prepared, images, len(candidates), quick=False))
     return _judged(prepared, pool, tools, candidates, quick=False)
 
@@ -83,8 +86,8 @@ def audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[
 def _judged(
     prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment], *, quick: bool
 ) -> list[float]:
-    role, indices = prepared.setup.draws.audition()
-    outputs = [dense for _, dense in _outputs(tools, tools.compressor.network, role, indices)]
+    role, indices = prepared.setup.audition()
+    outputs = _over(tools, tools.compressor.network, role, indices, lambda place, batch, dense: dense)
     damage = prepared.config.knapsack.damages[0]
     images = AuditionImages(role=role, indices=indices, damage=damage, outputs=outputs, quick=quick)
     return [answer.result() for answer in pool.map(judge, tools, images, candidates)]
@@ -100,23 +103,30 @@ def _forwards(prepared: Prepared, images: int, candidates: int, *, quick: bool) 
 def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> float:
     """Repairs a candidate and measures how far its outputs are from the dense network's: the mean damage."""
     small = tools.compressor.compress(tools.compressor.policy_of(candidate), quick=images.quick).network
-    damage = damage_named(images.damage)
-    found = _outputs(tools, small, images.role, images.indices)
-    sums = [
-        total_damage(damage, new, dense, targets) for (targets, new), dense in zip(found, images.outputs, strict=True)
-    ]
-    return sum(sums) / len(images.indices)
+    damage, counts = damage_named(images.damage), tools.compressor.counts
+
+    def each(place: int, batch: Batch, new: Tensor) -> float:
+        mask = mask_of(counts, batch.inputs)
+        return total_damage(damage, new, images.outputs[place], batch.targets, mask)
+
+    return sum(_over(tools, small, images.role, images.indices, each)) / len(images.indices)
 
 
-def _outputs(tools: Tools, network: nn.Module, role: Role, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """(targets, outputs) of each scoring chunk, in order."""
+def _over(
+    tools: Tools,
+    network: nn.Module,
+    role: Role,
+    indices: Sequence[int],
+    take: Callable[[int, Batch, Tensor], Taken],
+) -> list[Taken]:
+    """What `take(number of the chunk, samples, outputs)` says of each scoring chunk, in order."""
     fast = inference_copy(network, tools.compressor.graph)
     device = tools.scorer.device
     split, size = tools.splits[role], tools.scorer.chunk
 
-    def one(start: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = read(split, indices[start : start + size])
-        inputs = mapped(lambda tensor: tensor.to(device), inputs)
-        return targets.to(device), forward(fast, channels_last(inputs))
+    def one(place: int) -> Taken:
+        inputs, targets = read(split, indices[place * size : (place + 1) * size])
+        batch = Batch(inputs, targets, fold=0).on(device)
+        return take(place, batch, forward(fast, batch.inputs))
 
-    return list(map_chunks(one, range(0, len(indices), size)))
+    return list(map_chunks(one, range(-(-len(indices) // size))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -114,11 +115,12 @@ def _batches(prepared: Prepared) -> list[Batch]:
     knapsack = prepared.config.knapsack
     plan = calibration_plan(prepared.setup)
     images = damage_images(setup.anatomy.family.dense, setup.sites, knapsack.widths, knapsack.images)
-    chunks = np.arange(max(MIN_CHUNKS, images // plan.chunk) * plan.chunk).reshape(-1, plan.chunk)
+    folds = max(MIN_CHUNKS, images // plan.chunk)
+    chunks = np.arange(folds * plan.chunk).reshape(-1, plan.chunk)
     indices = setup.draws.repair()[: plan.images]
     batches = list[Batch]()
     for number, chunk in enumerate(chunks):
-        part = [indices[place] for place in chunk if place < len(indices)]
+        part = [indices[place] for place in chunk[: math.ceil(images / folds)] if place < len(indices)]
         for inputs, targets in read_batches(setup.task.calibration, part, min(MAX_CHUNK, setup.scorer.chunk)):
             batches.append(Batch(inputs, targets, number % FOLDS))
     return batches
