@@ -98,7 +98,8 @@ class DDPGSearcher:
         self._anchor = anchor
         self._shares = _checked_shares(shares, steps) if settings.along_budget else None
         self._learner = Learner(observation_size, steps, settings, seed)
-        self._whole = WholeCritic(steps, self._shares) if settings.whole_critic and self._clones else None
+        whole = settings.whole_critic and self._clones
+        self._whole = WholeCritic(steps, self._shares, settings.best_share) if whole else None
         self._told = 0
         self._taught = False  # by another searcher, before the first episode
         self._learned_from: int | None = None  # the first learned episode, once warm-up has ended
@@ -139,7 +140,7 @@ class DDPGSearcher:
             self._learner.train(self._learner.steps_for(len(finished)), index=self._told)
             if self._whole is None:
                 self._learner.imitate(index=self._told)
-            else:
+            elif self._told >= len(self._starts) + self._settings.warmup_episodes:
                 self._follow(self._whole, self._sigma(self._told - self._learned_from))
         elif self._learner.episodes and self._told >= len(self._starts) + self._warmup:
             self._end_warmup()

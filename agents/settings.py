@@ -68,6 +68,13 @@ class LearningConfig(BaseModel):
         description="with starts, the actor follows a critic of whole assignments that learns from all episodes "
         "(paper: false)",
     )
+    best_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of all episodes around whose mean that critic is fitted, 5 at least: more where rewards are "
+        "of different budgets",
+    )
     step_code: bool = Field(True, description="append one indicator per step to the observation (paper: false)")
     warmup_sigma: float = Field(
         0.5, ge=0, description="width of the truncated normal around 0.5 in warm-up without starts (paper: 0.5)"

@@ -20,7 +20,7 @@ from agents.searcher import SearcherState, Trajectory
 ENOUGH = 12
 """Episodes before which the best one is all that is known."""
 BEST = 5
-"""Episodes whose mean, the best counting most, is what lies in the middle of the fit."""
+"""Episodes at least whose mean, the best counting most, is what lies in the middle of the fit."""
 REACH = 4.0
 """Widths of exploration, root mean square over the steps, at which an episode counts exp(-1/2) of one in the middle."""
 RIDGE = 0.1
@@ -35,9 +35,11 @@ class WholeCritic:
     Args:
         steps: T, the steps of every episode.
         shares: [T] how much the budgeted cost changes per unit of each action; None: there is no such cost.
+        best: Share of all episodes that the middle of the fit is the mean of; at least `BEST` of them.
     """
 
-    def __init__(self, steps: int, shares: Sequence[float] | None) -> None:
+    def __init__(self, steps: int, shares: Sequence[float] | None, best: float = 0.0) -> None:
+        self._best = best
         self._shares = np.zeros(steps) if shares is None else np.asarray(shares, np.float64)
         self._actions = np.zeros((0, steps))
         self._rewards = np.zeros(0)
@@ -56,7 +58,7 @@ class WholeCritic:
         Raises:
             ValueError: If no episode was remembered.
         """
-        order = np.argsort(-self._rewards, kind="stable")[:BEST]
+        order = np.argsort(-self._rewards, kind="stable")[: max(BEST, int(self._best * len(self._rewards)))]
         if not len(order):
             raise ValueError("a critic prefers nothing before it has seen an episode: remember one first")
         if len(self._rewards) < ENOUGH or sigma == 0.0:

@@ -24,16 +24,16 @@ from envs.observation import FEATURES
 from envs.space.assignment import Assignment, Key
 
 RANGED: dict[str, Any] = {
-    "whole_critic": False,
+    "best_share": 0.2,
     "step_code": False,
     "warmup_start_sigma": 0.15,
     "cloned_sigma": 0.15,
     "sigma_floor": 0.05,
     "replay_episodes": 1000,
 }
-"""Settings of an agent of many budgets that are left open: what is best depends on the budget, which no critic of whole
-assignments sees; nothing tells it the number of a site, and its noise is wider, as an action is a change of the
-knapsack's."""
+"""Settings of an agent of many budgets that are left open: more of the best episodes are averaged, as rewards of
+different budgets are compared; nothing tells it the number of a site, and its noise is wider, as an action is a change
+of the knapsack's."""
 
 
 def make_searcher(prepared: Prepared, starts: Mapping[str, Key]) -> Searcher:

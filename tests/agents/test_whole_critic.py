@@ -17,9 +17,9 @@ T, SIGMA = 12, 0.1
 START, GOAL = np.full(T, 0.5), 0.5 + 0.12 * np.resize([1.0, -1.0], T)
 
 
-def told(count: int, shares: NDArray[np.float64] | None = None, noise: float = 0.0) -> WholeCritic:
+def told(count: int, shares: NDArray[np.float64] | None = None, noise: float = 0.0, best: float = 0.0) -> WholeCritic:
     """A critic that has seen episodes around the start; the reward falls with the squared distance from the goal."""
-    critic, draw = WholeCritic(T, None if shares is None else shares.tolist()), np.random.default_rng(0)
+    critic, draw = WholeCritic(T, None if shares is None else shares.tolist(), best), np.random.default_rng(0)
     for _ in range(count):
         actions = np.clip(START + SIGMA * draw.standard_normal(T), 0, 1).astype(np.float32)
         reward = float(-np.square(actions - GOAL).sum() + noise * draw.standard_normal())
@@ -35,6 +35,11 @@ def test_it_prefers_what_is_nearer_to_the_goal_than_anything_that_was_played(noi
     played = critic.state().arrays["actions"]
     nearest = np.linalg.norm(played - GOAL, axis=1).min()
     assert np.linalg.norm(critic.preferred(SIGMA) - GOAL) < 0.6 * nearest
+
+
+def test_where_rewards_are_noisy_the_mean_of_more_episodes_is_nearer_to_the_goal() -> None:
+    few, many = (told(200, noise=0.3, best=share).preferred(SIGMA) for share in (0.0, 0.2))
+    assert np.linalg.norm(many - GOAL) < np.linalg.norm(few - GOAL)
 
 
 def test_what_it_prefers_costs_about_as_much_as_the_best_episodes() -> None:
