@@ -90,7 +90,16 @@ class WholeCritic:
         return SearcherState({"actions": self._actions.copy(), "rewards": self._rewards.copy()}, {})
 
     def load(self, state: SearcherState) -> None:
-        """Go on with the episodes of a `state`."""
+        """Go on with the episodes of a `state`.
+
+        Raises:
+            ValueError: If it holds none, as that of an agent without this critic.
+        """
+        if "actions" not in state.arrays:
+            raise ValueError(
+                "a search goes on with all its episodes, but its saved state is of an agent without a critic of whole "
+                "assignments, as earlier versions had it: search anew"
+            )
         self._actions, self._rewards = state.arrays["actions"].copy(), state.arrays["rewards"].copy()
 
 

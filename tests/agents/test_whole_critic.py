@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from agents.actor_plan import ActorPlan
 from agents.ddpg import DDPGSearcher
-from agents.searcher import FixedPlan, Trajectory
+from agents.searcher import FixedPlan, SearcherState, Trajectory
 from agents.whole_critic import ENOUGH, WholeCritic
 from amc.testing.searcher import SMALL, STARTS, rewards
 from amc.testing.toy import SIZE, STEPS, toy
@@ -61,6 +61,11 @@ def test_where_it_knows_nothing_it_prefers_the_best_episode(count: int, sigma: f
 def test_without_an_episode_it_is_not_to_be_asked() -> None:
     with pytest.raises(ValueError, match="remember one first"):
         WholeCritic(T, None).preferred(SIGMA)
+
+
+def test_a_state_without_its_episodes_is_refused() -> None:
+    with pytest.raises(ValueError, match="search anew"):
+        WholeCritic(T, None).load(SearcherState({}, {}))
 
 
 def test_the_actor_does_what_it_prefers() -> None:
