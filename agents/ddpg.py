@@ -96,10 +96,11 @@ class DDPGSearcher:
         if anchor is not None and anchor not in [start.label for start in self._starts]:
             raise ValueError(f"`anchor` must be the label of a start, but got {anchor!r}")
         self._anchor = anchor
-        self._shares = _checked_shares(shares, steps) if settings.along_budget else None
+        known = _checked_shares(shares, steps)
+        self._shares = known if settings.along_budget else None
         self._learner = Learner(observation_size, steps, settings, seed)
         whole = settings.whole_critic and self._clones
-        self._whole = WholeCritic(steps, self._shares, settings.best_share) if whole else None
+        self._whole = WholeCritic(steps, known, settings.best_share) if whole else None
         self._told = 0
         self._taught = False  # by another searcher, before the first episode
         self._learned_from: int | None = None  # the first learned episode, once warm-up has ended
@@ -140,7 +141,7 @@ class DDPGSearcher:
             self._learner.train(self._learner.steps_for(len(finished)), index=self._told)
             if self._whole is None:
                 self._learner.imitate(index=self._told)
-            elif self._told >= len(self._starts) + self._settings.warmup_episodes:
+            else:
                 self._follow(self._whole, self._sigma(self._told - self._learned_from))
         elif self._learner.episodes and self._told >= len(self._starts) + self._warmup:
             self._end_warmup()
@@ -152,9 +153,12 @@ class DDPGSearcher:
         return self._learner.plan(0.0, (0.5,) * self._shape[0])
 
     def learn_from(self, state: SearcherState) -> None:
-        """Begins with another searcher's actor and critic, and without a warm-up."""
+        """Begins with another searcher's actor and critic, and without a warm-up.
+
+        What was learned is in the actor, so it follows no critic that has seen nothing yet.
+        """
         self._learner.learn_from(_learner_state(state))
-        self._taught = True
+        self._taught, self._whole = True, None
 
     def state(self) -> SearcherState:
         """Everything learned, and where the schedule stands."""
@@ -175,11 +179,12 @@ class DDPGSearcher:
         """Go on from a `state` of a searcher with the same arguments."""
         numbers = state.numbers
         self._learner.load(_learner_state(state))
+        self._taught = numbers.get("taught", False) is True
+        self._whole = None if self._taught else self._whole
         if self._whole is not None:
             self._whole.load(SearcherState(under("whole", state.arrays), {}))
         self._center = state.arrays["center"].copy()
         self._told = number(numbers, "told", int)
-        self._taught = numbers.get("taught", False) is True
         unlearned, unplayed = numbers["learned_from"] is None, numbers["center_reward"] is None
         self._learned_from = None if unlearned else number(numbers, "learned_from", int)
         self._center_reward = None if unplayed else number(numbers, "center_reward", float)
@@ -226,7 +231,7 @@ class DDPGSearcher:
 
     def _end_warmup(self) -> None:
         self._learned_from = self._told
-        if self._whole is not None and not self._taught:
+        if self._whole is not None:
             self._follow(self._whole, self._settings.cloned_sigma)
         elif self._clones and not self._taught:
             self._learner.clone(self._center, self._settings.cloned_sigma, index=self._told)

@@ -58,15 +58,22 @@ class LearningConfig(BaseModel):
         "step, on batch means); unused with rank_rewards",
     )
     elite_episodes: int = Field(
-        8, ge=1, description="the actor imitates that many of the best episodes in the replay (paper: none)"
+        8,
+        ge=1,
+        description="the actor imitates that many of the best episodes in the replay (paper: none); unused with "
+        "whole_critic",
     )
     imitation_steps: int = Field(
-        60, ge=0, le=100_000, description="supervised steps per round that it does so (paper: 0)"
+        60,
+        ge=0,
+        le=100_000,
+        description="supervised steps per round that it does so (paper: 0); unused with whole_critic",
     )
     whole_critic: bool = Field(
         True,
-        description="with starts, the actor follows a critic of whole assignments that learns from all episodes "
-        "(paper: false)",
+        description="with starts, the actor becomes after each round the clone of what a critic of whole assignments "
+        "prefers, which learns from all episodes; its gradient steps serve its own critic then, and SAC's width; not "
+        "with clone_start=false or agent_from (paper: false)",
     )
     best_share: float = Field(
         0.0,

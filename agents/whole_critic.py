@@ -25,6 +25,8 @@ REACH = 4.0
 """Widths of exploration, root mean square over the steps, at which an episode counts exp(-1/2) of one in the middle."""
 RIDGE = 0.1
 """Penalty relative to the mean diagonal of the Gram matrix."""
+LEAST = 1e-6
+"""Width of exploration below which nothing but the best episode is near."""
 STEP = 1.0
 """Widths of exploration by which an action moves where the average slope is seen and no bend; at most twice as many."""
 
@@ -53,7 +55,7 @@ class WholeCritic:
         """[T] the actions that it expects most of, not far from the best played ones, at about their cost.
 
         Args:
-            sigma: Width of exploration, by which distances are measured; at 0 nothing but the best one is near.
+            sigma: Width of exploration, by which distances are measured.
 
         Raises:
             ValueError: If no episode was remembered.
@@ -61,7 +63,7 @@ class WholeCritic:
         order = np.argsort(-self._rewards, kind="stable")[: max(BEST, int(self._best * len(self._rewards)))]
         if not len(order):
             raise ValueError("a critic prefers nothing before it has seen an episode: remember one first")
-        if len(self._rewards) < ENOUGH or sigma == 0.0:
+        if len(self._rewards) < ENOUGH or sigma < LEAST:
             return _single(self._actions[order[0]])
         middle = np.average(self._actions[order], axis=0, weights=np.arange(len(order), 0, -1))
         slope, bend = self._fit(middle, sigma)
@@ -75,13 +77,16 @@ class WholeCritic:
     def _fit(self, middle: NDArray[np.float64], sigma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """[T] slopes and [T] bends of the normal scores of the rewards, per width of exploration."""
         away = (self._actions - middle) / sigma
-        weights = np.exp(-0.5 * np.square(away).mean(axis=1) / REACH**2)
+        exponents = -0.5 * np.square(away).mean(axis=1) / REACH**2
+        weights = np.exp(exponents - exponents.max())
         terms = np.concatenate([away, 0.5 * np.square(away)], axis=1)
         terms = terms - np.average(terms, axis=0, weights=weights)
         scores = normal_scores(self._rewards)
-        gram = (terms * weights[:, None]).T @ terms
+        weighed = terms * weights[:, None]
+        gram = np.einsum("ki,kj->ij", weighed, terms)  # not @: BLAS may add in another order with other threads
         penalty = RIDGE * np.trace(gram) / len(gram) + 1e-12
-        found = np.linalg.solve(gram + penalty * np.eye(len(gram)), (terms * weights[:, None]).T @ scores)
+        wanted = np.einsum("ki,k->i", weighed, scores)
+        found = np.linalg.solve(gram + penalty * np.eye(len(gram)), wanted)
         slope, bend = np.split(found, 2)
         return slope, bend
 

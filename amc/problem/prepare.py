@@ -71,7 +71,11 @@ class Prepared:
     def evaluate(self, assignment: Assignment) -> Evaluation:
         """The counted evaluation: each assignment is charged once, and remembered."""
         known = self.ledger.known.get(assignment.key)
-        return self.ledger.account(assignment.key, known or self.measurement(assignment))
+        if known is None:
+            return self.ledger.account(assignment.key, self.measurement(assignment))
+        # it may have been played for another device
+        own = replace(known, costs=self.setup.constraint.costs(assignment.values))
+        return self.ledger.account(assignment.key, own)
 
     def environment(self) -> PruningEnv:
         """A fresh environment to be stepped by the caller; its evaluations are counted."""

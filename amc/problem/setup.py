@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,7 @@ class Setup:
         draws: Which images are used for what.
         scorer: Scores networks in full precision.
         reward: Turns an evaluation into a number.
-        outputs_kept: Images of which a network's outputs can be kept.
+        output_shape: [1, ...] of the outputs for the example input.
         objects: What was passed in.
         dense_reward: The reward of the dense network on the first validation images, by which a resumed search knows
             data, metric and reward again.
@@ -86,9 +87,14 @@ class Setup:
     draws: Draws
     scorer: Scorer
     reward: Reward
-    outputs_kept: int
+    output_shape: tuple[int, ...]
     objects: Objects
     dense_reward: float
+
+    @property
+    def outputs_kept(self) -> int:
+        """Images of which a network's outputs can be kept."""
+        return images_kept(self.output_shape)
 
     @property
     def keeps_outputs(self) -> bool:
@@ -180,8 +186,8 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     constraint = bind(config, costing, table, objects)
     chunk = scoring_chunk(anatomy.family.dense, config.device)
     scorer = Scorer(graph=anatomy.graph, metric=task.metric, counts=task.counts, chunk=chunk, device=config.device)
-    outputs_kept = int(KEPT_BYTES / output_bytes(task))
-    kept = outputs_kept >= len(task.validation)
+    output_shape = shape_of_outputs(task)
+    kept = images_kept(output_shape) >= len(task.validation)
     reward = objects.reward or _reward(config, task, constraint, kept)
     dense_reward = _dense_reward(config.reward, reward, task, scorer, constraint, kept)
     return Setup(
@@ -198,7 +204,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         draws=draws,
         scorer=scorer,
         reward=reward,
-        outputs_kept=outputs_kept,
+        output_shape=output_shape,
         objects=objects,
         dense_reward=dense_reward,
     )
@@ -253,11 +259,16 @@ def _check_savings(config: SearchConfig, task: Task) -> None:
         )
 
 
-def output_bytes(task: Task) -> int:
-    """What the outputs of one image take in memory."""
+def shape_of_outputs(task: Task) -> tuple[int, ...]:
+    """[1, ...] of the outputs for the example input."""
     with torch.no_grad():
         one: Tensor = call(task.network, task.example_input)
-    return 4 * one.numel()
+    return tuple(one.shape)
+
+
+def images_kept(output_shape: Sequence[int]) -> int:
+    """Images whose outputs of that shape can be kept."""
+    return int(KEPT_BYTES / (4 * math.prod(output_shape)))
 
 
 def _reward(config: SearchConfig, task: Task, constraint: Constraint, kept: bool) -> Reward:

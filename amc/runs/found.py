@@ -13,7 +13,7 @@ from torch import nn
 
 from amc.config.own_code import refuse_code
 from amc.export.applied import FINETUNING, POLICY, WEIGHTS, load_applied, read_policy
-from amc.problem.given.objects import Objects
+from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.reporting.notebook import as_html
 from amc.reporting.tables import stored_comparison
 from amc.runs.folder import SCORES, RunFolder, versions
@@ -37,6 +37,7 @@ class Result:
             search ended just now.
         reports: Network name -> accuracies and recounted costs.
         folder: The run folder, None where none was asked for.
+        objects: What the search was given as objects.
     """
 
     record: Mapping[str, Any] = field(repr=False)
@@ -44,6 +45,7 @@ class Result:
     networks: Mapping[str, nn.Module] = field(repr=False)
     reports: Mapping[str, NetworkReport]
     folder: Path | None
+    objects: Objects = field(default=NO_OBJECTS, repr=False)
 
     @classmethod
     def of(cls, run: Run, *, kept: bool = True) -> Result:
@@ -59,6 +61,7 @@ class Result:
             networks={name: unselected(network) for name, network in run.result.networks.items()},
             reports=run.result.reports,
             folder=run.folder if kept else None,
+            objects=run.prepared.setup.objects,
         )
 
     @property
@@ -117,4 +120,5 @@ def reopened(path: Path, objects: Objects, given: Mapping[str, str] | None = Non
     networks = {"dense": unselected(task.network), "found": unselected(load_applied(task.network, path))}
     if FINETUNED in record and (path / FINETUNING / WEIGHTS).is_file():  # not while it is trained again
         networks[FINETUNED] = unselected(load_applied(task.network, path / FINETUNING))
-    return Result(record=record, policy=read_policy(path / POLICY), networks=networks, reports=reports, folder=path)
+    policy = read_policy(path / POLICY)
+    return Result(record=record, policy=policy, networks=networks, reports=reports, folder=path, objects=objects)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from agents.searcher import MakeSearcher, Searcher
 from amc.config.parts import WorkersConfig
 from amc.problem.given.door import passed, taken
+from amc.problem.given.objects import NO_OBJECTS
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
 from amc.runs.finetuning.run import finetune_run
@@ -30,7 +32,7 @@ from hw_profiles.latency.table import LatencyTable
 
 def search(
     task: Task | str | Path,
-    budgets: Mapping[str, float] | None = None,
+    budgets: Mapping[str, float | tuple[float, float]] | None = None,
     *,
     out: Path | str | None = None,
     searcher: str | Searcher | MakeSearcher | None = None,
@@ -85,6 +87,7 @@ def policy(
     profile: str | None = None,
     refine: int = 0,
     out: Path | str | None = None,
+    task: Task | None = None,
     workers: int = 0,
     progress: bool = True,
 ) -> Result:
@@ -96,6 +99,7 @@ def policy(
         profile: Which device, of an agent that has learned for several `profiles`; left out: the first.
         refine: Episodes to spend on improving the answer.
         out: Run folder; as for `search`.
+        task: The task, where an object was searched and `run` is a folder; a result knows it.
         workers: Ray workers on this machine; 0: this process.
         progress: Show bars.
 
@@ -106,9 +110,12 @@ def policy(
     if path is None:
         raise ValueError("an agent is asked from its run folder, but the search kept none: search with out=")
     config = asking(path, budgets, refine, profile)
+    # whatever has learned, the answer is refined by an agent of ours
+    objects = taken(task=task).or_of(replace(run.objects, searcher=None) if isinstance(run, Result) else NO_OBJECTS)
     with ExitStack() as stack:
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-        ended = run_on(config, folder, stack.enter_context(shown(progress)), WorkersConfig(workers=workers))
+        screen = stack.enter_context(shown(progress))
+        ended = run_on(config, folder, screen, WorkersConfig(workers=workers), objects=objects)
     return Result.of(ended, kept=out is not None)
 
 
@@ -176,7 +183,7 @@ def finetune(
     `result.networks["fine-tuned"]`.
 
     Args:
-        run: A result, or its run folder.
+        run: A result, or its run folder; a result knows the objects that it was searched with.
         fresh: Move an earlier training aside, and begin again.
         task: As for `resume`; so are the objects below.
         searcher: As for `search`.
@@ -197,6 +204,8 @@ def finetune(
     own, named = _own_or_named(task)
     given = {"task": own, "searcher": searcher, "reward": reward, "importance": importance, "repair": repair}
     objects = taken(costs=costs, profile=profile, **given)
+    if isinstance(run, Result):
+        objects = objects.or_of(run.objects)
     trusted = None if isinstance(run, Result) or own is not None else named
     with shown(progress) as screen:
         finetune_run(folder, settings, screen, objects, given=trusted, fresh=fresh)

@@ -100,9 +100,9 @@ def _input(name: str, inputs: Inputs) -> Tensor:
 
 
 def _is_mask(example: dict[str, Tensor], name: str) -> bool:
-    """Whether an input is a mask of another one's places: integers or truth values, 0 or 1, not all 0."""
+    """Whether an input is a mask of another one's places: 0 or 1 everywhere and not all 0, as one that is added is."""
     mask = example.get(name)
-    if mask is None or mask.is_floating_point() or mask.ndim < 2 or not _is_binary(mask):
+    if mask is None or mask.ndim < 2 or not _is_binary(mask):
         return False
     return any(one.shape[: mask.ndim] == mask.shape for other, one in example.items() if other != name)
 

@@ -73,7 +73,7 @@ class Compressor:
         counts: Which tokens of a batch count, None: all.
         dense: What repairs are given.
         preparation_forwards: Image-forwards of statistics and of recording what sequential repair aims at.
-        calibration_fingerprint: SHA-256 of the calibration inputs.
+        calibration_fingerprint: SHA-256 of the calibration inputs, and of which tokens count.
     """
 
     def __init__(
@@ -114,7 +114,10 @@ class Compressor:
         self.branches = tuple(branches)
         self.counts = counts
         self._fingerprints = (structure_fingerprint(network), weights_fingerprint(network))
-        self.calibration_fingerprint = tensors_fingerprint(one for chunk in chunks for one in tensors(chunk))
+        masks = () if counts is None else tuple(counts(chunk).bool() for chunk in chunks)
+        self.calibration_fingerprint = tensors_fingerprint(
+            one for part in (*map(tensors, chunks), masks) for one in part
+        )
         self._repairs: dict[str | type[Repair], Repair] = {}
         here = tuple(mapped(lambda tensor: tensor.to(settings.device), chunk) for chunk in halved(chunks))
         self._prepare(here, remember, sparse)

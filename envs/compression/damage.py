@@ -80,17 +80,33 @@ def measured_widths(site: Site, count: int) -> list[int]:
     return [kept[index] for index in picks]
 
 
-def damage_images(dense: Layout, sites: Sequence[Site], widths: int, max_images: int) -> int:
-    """Images per variant: `max_images`, fewer where a network is so large that the curves would take hours."""
+def damage_images(dense: Layout, sites: Sequence[Site], widths: int, max_images: int, rows: int = 1) -> int:
+    """Images per variant: `max_images`, fewer where a network is so large that the curves would take hours.
+
+    Args:
+        dense: The dense network.
+        sites: What is measured.
+        widths: Widths of each.
+        max_images: Images that there are.
+        rows: Outputs of one image.
+    """
     variants = sum(len(measured_widths(site, widths)) for site in sites)
     affordable = 2 * DAMAGE_MACS / (cost_of(Macs(), dense) * max(variants, 1))  # a variant runs half of the network
-    least = max(MIN_DAMAGE_IMAGES, math.ceil(MIN_DAMAGE_ROWS / _output_rows(dense)))
+    least = max(MIN_DAMAGE_IMAGES, math.ceil(MIN_DAMAGE_ROWS / rows))
     return int(min(max_images, max(least, affordable)))
 
 
-def _output_rows(dense: Layout) -> int:
-    """Outputs of one image: 1 of a classifier, one per token of a language model."""
-    return math.prod(dense.layers[-1].out_map) if dense.layers else 1
+def output_rows(outputs: Sequence[int], targets: Tensor) -> int:
+    """Outputs of one image: 1 of a classifier, one per token or pixel where each has a target of its own.
+
+    Args:
+        outputs: Shape [1, ...] of one image's outputs.
+        targets: [1, ...] its targets.
+    """
+    if targets.ndim > 2 and targets.shape == tuple(outputs):
+        return max(1, targets.numel() // targets.shape[1])
+    per_row = targets.ndim == len(outputs) - 1 and not targets.is_floating_point()
+    return max(1, targets.numel()) if per_row else 1
 
 
 def sensitivity_forwards(sites: Sequence[Site], widths: int, images: int) -> int:

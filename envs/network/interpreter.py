@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from envs.network.inputs import Inputs, narrowed, tensors
 
@@ -33,8 +34,9 @@ class Cut:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held."""
-        return sum(value.nbytes for value in self.values.values() if isinstance(value, Tensor))
+        """Bytes of all tensors held, of views those of what they are views of."""
+        held = (one.untyped_storage() for one in tree_leaves(list(self.values.values())) if isinstance(one, Tensor))
+        return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
 
 START = Cut()

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from amc.config.search import load_config
 from amc.scoring.draws import Draws
 from envs.compression.compress import Compressor
-from envs.compression.damage import Batch, damage_images, divergence, measure_damage, output_error, total_damage
+from envs.compression.damage import (
+    Batch,
+    damage_images,
+    divergence,
+    measure_damage,
+    output_error,
+    output_rows,
+    total_damage,
+)
 from envs.compression.settings import CompressionSettings
 from envs.regression.shrinkage import FOLDS
 from envs.space.rules import Rules
@@ -104,20 +112,33 @@ def test_where_few_images_tell_nothing_repair_does_no_harm(repair: str) -> None:
     assert error(None, repair) < error(None, "none") < error(0.03, repair)
 
 
-def language_model(words: int) -> Layout:
-    """A layout that multiplies so much that its curves would take hours: one row of outputs per word."""
-    tokens = (words,) if words > 1 else ()
-    layers = [
-        LayerShape(name=name, kind="linear", in_channels=30_000, out_channels=30_000, in_map=tokens, out_map=tokens)
-        for name in ("first", "second")
-    ]
-    return Layout(layers=tuple(layers))
+def language_model() -> Layout:
+    """A layout that multiplies so much that its curves would take hours."""
+    wide = LayerShape(name="wide", kind="linear", in_channels=30_000, out_channels=30_000, in_map=(16,), out_map=(16,))
+    return Layout(layers=(wide,))
 
 
-@pytest.mark.parametrize(("words", "images"), [(1, 256), (16, 16), (128, 8)])
-def test_a_large_network_is_judged_by_enough_rows_of_outputs_not_by_so_many_samples(words: int, images: int) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "targets", "rows"),
+    [
+        ((1, 10), torch.zeros(1, dtype=torch.int64), 1),
+        ((1, 128, 50_000), torch.zeros(1, 128, dtype=torch.int64), 128),
+        ((1, 19, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64), 64),
+        ((1, 80), torch.zeros(1, 80, dtype=torch.int64), 1),
+        ((1, 3, 8, 8), torch.zeros(1, 3, 8, 8), 64),
+        ((1, 30, 384), torch.zeros(1), 1),
+        ((1, 1), torch.zeros(1), 1),
+    ],
+    ids=["classes", "words", "segments", "labels", "pixels", "states", "value"],
+)
+def test_rows_of_outputs_are_told_by_the_targets(outputs: tuple[int, ...], targets: Tensor, rows: int) -> None:
+    assert output_rows(outputs, targets) == rows
+
+
+@pytest.mark.parametrize(("rows", "images"), [(1, 256), (16, 16), (128, 8)])
+def test_a_large_network_is_judged_by_enough_rows_of_outputs_not_by_so_many_samples(rows: int, images: int) -> None:
     _, site, _ = prepared(None)
-    assert damage_images(language_model(words), [site] * 100, widths=10, max_images=512) == images
+    assert damage_images(language_model(), [site] * 100, widths=10, max_images=512, rows=rows) == images
 
 
 def test_many_scores_per_word_are_compared_in_single_precision_with_the_same_result() -> None:

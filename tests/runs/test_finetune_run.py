@@ -171,7 +171,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     monkeypatch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})  # three seconds
     result = amc.search(make(), out=tmp_path / "run", **QUICK)
     with pytest.raises(ValueError, match=told):
-        amc.finetune(result, task=make(), epochs=1, progress=False)
+        amc.finetune(result, epochs=1, progress=False)
     assert not (tmp_path / "run" / FINETUNING).exists()
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,15 @@ def test_an_agent_answers_for_a_budget_and_is_not_worse_than_the_knapsack(ended:
     again = amc.policy(ended, {"macs": 0.45}, refine=2, out=tmp_path / "again", progress=False)
     assert again.record["found"]["choices"] == found.record["found"]["choices"]
     assert equal(tmp_path / "answer", tmp_path / "again")
+
+
+def test_the_result_of_a_task_that_no_file_holds_is_asked_as_it_is(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {key: SETTINGS[key] for key in SETTINGS.keys() - {"task", "constraint"}}
+    found = amc.search(make_task(), {"macs": (0.3, 0.7)}, out=tmp_path / "run", progress=False, **settings)
+    answer = amc.policy(found, {"macs": 0.45}, progress=False)
+    assert answer.record["found"]["costs"]["macs"] <= 0.45 * answer.record["dense"]["costs"]["macs"]
+    with pytest.raises(ValueError, match="objects that no file can hold"):
+        amc.policy(tmp_path / "run", {"macs": 0.45}, progress=False)
 
 
 def test_an_agent_without_observations_answers_too_but_only_for_its_own_sites(tmp_path: Path) -> None:

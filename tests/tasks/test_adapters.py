@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import amc
 import amc.tasks
 from amc.config.search import SearchConfig
 from amc.problem.inspection import inspection
@@ -40,17 +42,28 @@ def with_token_labels(samples: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {**{name: column for name, column in samples.items() if name != "label"}, "labels": labels}
 
 
+def tokens() -> dict[str, list[Any]]:
+    return with_token_labels(texts())
+
+
+def with_values() -> dict[str, list[Any]]:
+    return {**texts(), "label": [0.1 * place for place in range(24)]}
+
+
 def items(samples: dict[str, list[Any]]) -> Sequence[dict[str, Any]]:
     """As a `datasets.Dataset` gives them."""
     return [dict(zip(samples, row, strict=True)) for row in zip(*samples.values(), strict=True)]
 
 
-def of_huggingface(kind: str, config: str, calibration: Any, others: Any, **settings: Any) -> Task:
+def of_huggingface(
+    kind: str, config: str, calibration: Any, others: Any, training: Any = None, **settings: Any
+) -> Task:
     transformers = pytest.importorskip("transformers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, kind)(getattr(transformers, config)(**settings)).eval()
-    return amc.tasks.from_huggingface(model, calibration=calibration, validation=others, test=others)
+    splits = {"calibration": calibration, "validation": others, "test": others, "training": training}
+    return amc.tasks.from_huggingface(model, **splits)
 
 
 def score(task: Task) -> float:
@@ -149,6 +162,25 @@ class Described(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.head(F.relu(self.stem(x)).mean(dim=(2, 3)))
         return scores
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "make", "settings"),
+    [
+        ("BertForSequenceClassification", "BertConfig", texts, {**SMALL, "num_labels": 3}),
+        ("BertForSequenceClassification", "BertConfig", with_values, {**SMALL, "num_labels": 1}),
+        ("BertForTokenClassification", "BertConfig", tokens, {**SMALL, "num_labels": 3}),
+        ("LlamaForCausalLM", "LlamaConfig", texts, SMALL),
+    ],
+)
+def test_a_model_of_transformers_is_trained_by_what_its_class_scores(
+    kind: str, config: str, make: Callable[[], Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    task = of_huggingface(kind, config, make(), make(), training=make(), **settings)
+    out = tmp_path / "run"
+    found = amc.search(task, {"macs": 0.8}, searcher="knapsack", knapsack={"widths": 2}, out=out, progress=False)
+    trained = amc.finetune(found, epochs=2, batch=8, learning_rate=1e-3, progress=False)
+    assert trained.reports["fine-tuned"].costs == found.reports["found"].costs
 
 
 @pytest.mark.parametrize("last", [True, False])

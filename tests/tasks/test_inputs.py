@@ -303,7 +303,7 @@ def test_inputs_that_do_not_fit_are_refused(changes: dict[str, Any], law: str) -
     [
         ("attention_mask", torch.int64, None, True),
         ("mask", torch.bool, None, True),
-        ("mask", torch.float32, None, False),
+        ("mask", torch.float32, None, True),
         ("kept", torch.int64, None, False),
         ("kept", torch.int64, "kept", True),
         ("kept", torch.int64, lambda inputs: inputs["kept"] > 0, True),

@@ -42,7 +42,9 @@ class Passed(NamedTuple):
     objects: Objects
 
 
-def passed(task: Any, budgets: Mapping[str, float] | None = None, costs: Any = (), **settings: Any) -> Passed:
+def passed(
+    task: Any, budgets: Mapping[str, float | tuple[float, float]] | None = None, costs: Any = (), **settings: Any
+) -> Passed:
     """Takes apart what a caller passes in.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,10 @@ class Objects:
         if unknown := sorted(held - wanted):
             kind, name = unknown[0]
             raise ValueError(f"every object must be used, but the search has no {kind} {name}: leave it out")
+
+    def or_of(self, others: Objects) -> Objects:
+        """These, and of the others what is missing here."""
+        return replace(self, **{**others.things(), **self.things()}, costs=self.costs or others.costs)
 
     def things(self) -> dict[str, Any]:
         """Kind -> object, of all but costs."""

@@ -17,12 +17,14 @@ from amc.search.tools import Tools
 from amc.storage.cache import cached_tensors
 from envs.compression.calibration import MAX_CHUNK, MIN_CHUNKS
 from envs.compression.damage import (
+    MIN_DAMAGE_IMAGES,
     Batch,
     Curve,
     damage_images,
     damage_named,
     measure_damage,
     measured_widths,
+    output_rows,
     sensitivity_forwards,
 )
 from envs.network.inputs import batch_size, tensors
@@ -30,7 +32,7 @@ from envs.regression.shrinkage import FOLDS
 from envs.space.policy import tensors_fingerprint, weights_fingerprint
 from envs.space.sites import Site
 
-VERSION = 2
+VERSION = 3
 """Of what is remembered; counts up when curves are measured otherwise."""
 BLOCKS_PER_WORKER = 3
 """Parts of the sites for each worker, so that all end at about the same time; each walks to its first site anew."""
@@ -114,7 +116,9 @@ def _batches(prepared: Prepared) -> list[Batch]:
     setup = prepared.setup
     knapsack = prepared.config.knapsack
     plan = calibration_plan(prepared.setup)
-    images = damage_images(setup.anatomy.family.dense, setup.sites, knapsack.widths, knapsack.images)
+    most = min(knapsack.images, max(MIN_DAMAGE_IMAGES, setup.outputs_kept))
+    rows = output_rows(setup.output_shape, setup.task.calibration.batch([0])[1])
+    images = damage_images(setup.anatomy.family.dense, setup.sites, knapsack.widths, most, rows)
     folds = max(MIN_CHUNKS, images // plan.chunk)
     chunks = np.arange(folds * plan.chunk).reshape(-1, plan.chunk)
     indices = setup.draws.repair()[: plan.images]

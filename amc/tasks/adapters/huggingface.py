@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.tasks.batches import Batch
 from amc.tasks.metric import Metric
 from amc.tasks.metrics import IGNORED, accuracy, perplexity, spearman, token_accuracy
-from amc.tasks.task import Task
+from amc.tasks.task import Loss, Task
 from envs.network.outputs import Output
 
 Samples: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -40,7 +41,9 @@ def from_huggingface(
     calibration: Samples,
     validation: Samples,
     test: Samples,
+    training: Samples | None = None,
     metric: Metric | Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
     output: Output = "logits",
     length: int | None = None,
     name: str | None = None,
@@ -54,8 +57,10 @@ def from_huggingface(
             none, and a causal language model is scored on its own words.
         validation: The same, of what a search is rewarded on.
         test: The same, for the final report.
+        training: The same, of what `amc finetune` trains on; nothing else needs them.
         metric: Left out: accuracy of samples or of tokens, perplexity of a causal language model, Spearman's rank
             correlation of a regression, as the model's class says.
+        loss: What training minimizes; left out: cross-entropy of samples or of tokens, squared error of a regression.
         output: What counts of what the model returns.
         length: Words of the example input, at which costs are counted; left out: the median of the first 1,000
             calibration samples.
@@ -75,12 +80,14 @@ def from_huggingface(
         causal=scored == "causal",
     )
     parts = {"calibration": calibration, "validation": validation, "test": test}
+    parts |= {} if training is None else {"training": training}
     splits = {role: _Split(_items(role, samples), reader) for role, samples in parts.items()}
     return Task(
         name=type(model).__name__ if name is None else name,
         network=model,
         example_input=_example(splits["calibration"], length),
         metric=chosen,
+        loss=_loss(model, scored) if loss is None else loss,
         output=output,
         **splits,  # type: ignore[arg-type]
     )
@@ -110,6 +117,23 @@ def _metric(model: nn.Module, scored: str) -> Metric:
             "pass metric= (and output=, such as 'last_hidden_state')"
         )
     return found
+
+
+def token_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of the tokens that are asked: outputs [B, T, K], targets [B, T]."""
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+
+def value_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error: outputs [B, 1], targets [B]."""
+    return F.mse_loss(outputs.flatten(), targets.to(outputs.dtype).flatten())
+
+
+def _loss(model: nn.Module, scored: str) -> Loss | None:
+    """What the model's class is trained by, None where cross-entropy of samples is meant anyway."""
+    if scored == "sample" and getattr(model.config, "num_labels", 0) == 1:
+        return value_loss
+    return token_loss if scored in ("token", "causal") else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

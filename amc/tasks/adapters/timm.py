@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from amc.tasks.metric import Metric
 from amc.tasks.metrics import accuracy
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split
-from amc.tasks.task import Task
-from envs.network.inputs import mapped
+from amc.tasks.task import Augment, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ def from_timm(
     calibration: SplitLike,
     validation: SplitLike,
     test: SplitLike,
+    training: SplitLike | None = None,
+    augment: Augment | None = None,
     metric: Metric | Callable[[Tensor, Tensor], Tensor] = accuracy,
     name: str | None = None,
 ) -> Task:
@@ -56,6 +57,8 @@ def from_timm(
             them what the model takes (`timm.data.create_transform(**timm.data.resolve_model_data_config(model))`).
         validation: The same, of what a search is rewarded on.
         test: The same, for the final report.
+        training: The same, of what `amc finetune` trains on; nothing else needs them.
+        augment: Changes inputs while training.
         metric: Top-1 accuracy, if nothing else is given.
         name: Shown in tables; left out: the architecture that the model names.
 
@@ -70,14 +73,25 @@ def from_timm(
         )
     pixels = Pixels(tuple(described["mean"]), tuple(described["std"]))
     parts = {"calibration": calibration, "validation": validation, "test": test}
+    parts |= {} if training is None else {"training": training}
     splits: dict[str, Any] = {role: _normalized(as_split(data), pixels) for role, data in parts.items()}
     return Task(
         name=name or described.get("architecture") or type(model).__name__,
         network=model,
-        example_input=mapped(torch.zeros_like, splits["calibration"].batch([0])[0]),
+        example_input=_example(splits["calibration"], model),
         metric=metric,
+        augment=augment,
         **splits,
     )
+
+
+def _example(calibration: Split, model: nn.Module) -> Tensor:
+    """An image of the calibration split's size, in the model's precision."""
+    if not len(calibration):
+        raise ValueError("calibration must have images, but has none: give at least 16")
+    image: Tensor = calibration.batch([0])[0]
+    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+    return torch.zeros(image.shape, dtype=dtype)
 
 
 def _normalized(split: Split, pixels: Pixels) -> Split:
