@@ -1,4 +1,4 @@
-"""All agents at equal effort on ResNet-20; ddpg, knapsack and the paper's preset on ResNet-56. No fine-tuning.
+"""Agents at equal effort on ResNet-20; ddpg, knapsack and the paper's preset on ResNet-56. No fine-tuning.
 
 Command: python -m experiments.learning.agents --data DIR --weights DIR [--only LABEL]
 Resumable: finished runs under runs/agents are kept, stopped ones go on. Writes experiments/results/agents.md and the
@@ -46,6 +46,9 @@ PARTS = (
         effort=490_000,
     ),
     Part(label="resnet56-30", network="resnet56", macs=0.3, agents=("ddpg", "knapsack"), effort=600_000),
+    Part(
+        label="resnet20-30", network="resnet20", macs=0.3, agents=("ddpg", "cmaes", "swap", "knapsack"), effort=490_000
+    ),
 )
 """120 episodes of 2,500 scored and 500 repaired images are 360,000 image-forwards; sensitivities (140,000 and 46,000)
 and confirmation take the rest."""
