@@ -55,7 +55,7 @@ REWOUND_RATE, EARLY_EPOCHS = 0.1, 2
 LEGEND = """ResNet-20 at half of its MACs, repaired in full, then trained alike: mean ± standard deviation over seeds,
 the epoch chosen on validation. "mixed-0" has random widths, "mixed-9" the knapsack's, those between are shares of both;
 "scratch", "rewind-rate" and "rewind-weights" have the knapsack's widths. Confirmed: on images that no reward saw,
-before training; of ddpg on all of validation. A learning rate of 0.05 (0.1 where training begins anew) that falls to 0."""
+before training; of ddpg on all of validation. Learning rate 0.05, where training begins anew 0.1, falling to 0."""
 
 
 class Candidate(NamedTuple):
