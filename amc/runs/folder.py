@@ -76,10 +76,11 @@ class RunFolder:
             ValueError: If it holds none.
         """
         if not (path / CONFIG).is_file():
-            raise ValueError(
-                f"only a run can be resumed, but {str(path)!r} holds no {CONFIG}: "
-                "name the folder that `amc search --out` wrote"
+            inside = sorted(str(one.parent) for one in path.glob(f"*/{CONFIG}"))
+            cure = (
+                f"name a run in it ({', '.join(inside)})" if inside else "name the folder that `amc search --out` wrote"
             )
+            raise ValueError(f"only a run can be resumed, but {str(path)!r} holds no {CONFIG}: {cure}")
         folder = cls(path)
         folder._configurations = [digest((path / CONFIG).read_bytes())]
         return folder

@@ -244,7 +244,15 @@ def test_a_run_that_has_ended_shows_its_result_and_computes_nothing(
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no config.toml"):
+    with pytest.raises(ValueError, match=r"holds no config.toml: name the folder that"):
+        resume_run(tmp_path, 0, NoScreen())
+
+
+def test_a_folder_of_runs_is_refused_with_their_names(tmp_path: Path) -> None:
+    for name in ("found", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "found" / "config.toml").touch()
+    with pytest.raises(ValueError, match=r"name a run in it \(.*found\)$"):
         resume_run(tmp_path, 0, NoScreen())
 
 
