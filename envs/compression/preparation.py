@@ -19,7 +19,6 @@ from envs.regression.factors import Factors
 from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import repair_class
-from envs.space.policy import tensors_fingerprint
 from envs.units.layout import LayoutFamily
 from envs.units.units import Unit
 
@@ -178,6 +177,5 @@ class Preparation:
             "positions": self.sampling.positions,
             "seed": self.settings.seed,
             **({"heard": heard} if (heard := {name: at.tolist() for name, at in self.sampling.heard.items()}) else {}),
-            **({"counted": tensors_fingerprint(counted)} if (counted := self.sampling.counted) else {}),
             **({} if self.settings.device == "cpu" else {"device": self.settings.device}),
         }
