@@ -150,7 +150,7 @@ class Scorer:
         def one(part: range, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> ChunkScore:
             return self._chunk(outputs, targets, None if dense is None else dense[part.start // self.chunk], mask)
 
-        return _score_of(self._over(network, split, indices, one), self.metric)
+        return _score_of(self.over(network, split, indices, one), self.metric)
 
     def of_outputs(self, dense: Outputs, split: Split) -> Score:
         """The dense network's score on a whole split, by its outputs: nothing runs again."""
@@ -169,9 +169,9 @@ class Scorer:
 
     def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> list[Tensor]:
         """[B, ...] outputs of each chunk of the chosen images; other axes may differ between chunks."""
-        return list(self._over(network, split, indices, lambda part, outputs, *rest: outputs))
+        return list(self.over(network, split, indices, lambda part, outputs, *rest: outputs))
 
-    def _over(
+    def over(
         self,
         network: nn.Module,
         split: Split,

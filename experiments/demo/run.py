@@ -3,7 +3,7 @@
 Command: python -m experiments.demo.run [--out runs/demo] [--seed 0]
 
 1. Times the network's kernels on this machine: OUT/profile.json.
-2. Searches the best widths at half of the latency: DDPG on two Ray workers; OUT/found with its report.html.
+2. Searches the best widths at half of the latency: DDPG on two Ray workers; OUT is its run folder, with report.html.
 3. Searches once more by multiply-accumulates alone, at a budget that takes the same latency: OUT/by_macs.
 4. Writes OUT/found.onnx, verified against torch on real images.
 5. Times all networks side by side and says what was won: OUT/demo.json.
@@ -208,9 +208,9 @@ def demo(out: Path, seed: int) -> None:
     profile = measured(task, out / "profile.json")
     with connected(None, WORKERS):  # one Ray for both searches
         console.rule(f"2. searching at {BUDGET:.0%} of the latency")
-        found = searched({"latency": BUDGET}, profile, out / "found", seed)
+        found = searched({"latency": BUDGET}, profile, out, seed)
         console.rule("3. searching by MACs alone, at the same latency")
-        fraction = macs_at(found.reports["found"].costs["latency_ms"], prepared_again(out / "found"))
+        fraction = macs_at(found.reports["found"].costs["latency_ms"], prepared_again(out))
         by_macs = searched({"macs": fraction}, profile, out / "by_macs", seed)
     console.rule("4. exporting")
     difference = export_onnx(found.network, out / "found.onnx", task)
@@ -225,7 +225,7 @@ def demo(out: Path, seed: int) -> None:
     console.print(sentence(rows), style="bold", highlight=False)
     seconds = time.monotonic() - began
     write_json(out / "demo.json", record(rows, seed, seconds))
-    console.print(f"{seconds:.0f} s; open {out / 'found' / 'report.html'}", highlight=False)
+    console.print(f"{seconds:.0f} s; open {out / 'report.html'}", highlight=False)
 
 
 def main() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amc.pool.pool import Pool
 from amc.problem.prepare import Prepared
@@ -15,17 +14,13 @@ from amc.scoring.draws import Role
 from amc.scoring.scorer import read
 from amc.search.tools import Tools
 from amc.storage.cache import cached_tensors
-from envs.compression.damage import Batch, damage_named, forward, total_damage
-from envs.network.inference import inference_copy
+from envs.compression.damage import damage_named, total_damage
 from envs.network.inputs import tensors
-from envs.parallel import map_chunks
-from envs.regression.counted import mask_of
 from envs.space.assignment import Assignment
 from envs.space.policy import tensors_fingerprint, weights_fingerprint
 
 VERSION = 2
 """Of what is remembered; counts up when candidates are judged otherwise."""
-Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,7 +82,7 @@ def _judged(
     prepared: Prepared, pool: Pool, tools: Tools, candidates: Sequence[Assignment], *, quick: bool
 ) -> list[float]:
     role, indices = prepared.setup.audition()
-    outputs = _over(tools, tools.compressor.network, role, indices, lambda place, batch, dense: dense)
+    outputs = tools.scorer.outputs(tools.compressor.network, tools.splits[role], indices)
     damage = prepared.config.knapsack.damages[0]
     images = AuditionImages(role=role, indices=indices, damage=damage, outputs=outputs, quick=quick)
     return [answer.result() for answer in pool.map(judge, tools, images, candidates)]
@@ -103,30 +98,9 @@ def _forwards(prepared: Prepared, images: int, candidates: int, *, quick: bool) 
 def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> float:
     """Repairs a candidate and measures how far its outputs are from the dense network's: the mean damage."""
     small = tools.compressor.compress(tools.compressor.policy_of(candidate), quick=images.quick).network
-    damage, counts = damage_named(images.damage), tools.compressor.counts
+    damage, scorer = damage_named(images.damage), tools.scorer
 
-    def each(place: int, batch: Batch, new: Tensor) -> float:
-        mask = mask_of(counts, batch.inputs)
-        return total_damage(damage, new, images.outputs[place], batch.targets, mask)
+    def each(part: range, new: Tensor, targets: Tensor, mask: Tensor | None) -> float:
+        return total_damage(damage, new, images.outputs[part.start // scorer.chunk], targets, mask)
 
-    return sum(_over(tools, small, images.role, images.indices, each)) / len(images.indices)
-
-
-def _over(
-    tools: Tools,
-    network: nn.Module,
-    role: Role,
-    indices: Sequence[int],
-    take: Callable[[int, Batch, Tensor], Taken],
-) -> list[Taken]:
-    """What `take(number of the chunk, samples, outputs)` says of each scoring chunk, in order."""
-    fast = inference_copy(network, tools.compressor.graph)
-    device = tools.scorer.device
-    split, size = tools.splits[role], tools.scorer.chunk
-
-    def one(place: int) -> Taken:
-        inputs, targets = read(split, indices[place * size : (place + 1) * size])
-        batch = Batch(inputs, targets, fold=0).on(device)
-        return take(place, batch, forward(fast, batch.inputs))
-
-    return list(map_chunks(one, range(-(-len(indices) // size))))
+    return sum(scorer.over(small, tools.splits[images.role], images.indices, each)) / len(images.indices)
