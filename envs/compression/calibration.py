@@ -117,7 +117,7 @@ def _small_cut(layout: Layout) -> float:
         kept = np.maximum.accumulate(np.where(fronts <= cut, np.arange(len(fronts)), 0))
         begins = [0, *(kept[stop] for stop in stops[:-1])]
         if sum(work[stop] - work[begin] for stop, begin in zip(stops, begins, strict=True)) <= MOST_WALKED * work[-1]:
-            return float(cut)
+            return max(float(cut), BYTES_PER_VALUE)  # 0: it may begin at the inputs every time
     return float(fronts.max())
 
 

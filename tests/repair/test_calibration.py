@@ -113,6 +113,12 @@ def test_more_images_fit_where_only_the_small_cuts_between_blocks_are_kept() -> 
     assert walked_macs(network, image, held / plan.images) <= MOST_WALKED * cost_of(Macs(), family.dense)
 
 
+def test_a_network_that_may_be_walked_from_its_inputs_every_time_takes_all_images() -> None:
+    network, image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8)
+    family = measure_family(network, trace(network, image), image, [], [])[0]
+    assert plan_calibration(family, CompressionSettings(images=2000), 2000).images == 2000
+
+
 @pytest.mark.parametrize("memory_gb", [1.0, 0.5])
 def test_walks_that_are_repeated_take_no_more_than_twice_the_work(memory_gb: float) -> None:
     plan = plan_calibration(lite0(), CompressionSettings(images=2000, memory_gb=memory_gb), 2000)
