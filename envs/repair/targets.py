@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from envs.network.copies import functional_copy, make_channels_last
 from envs.network.graph import Graph
@@ -222,7 +223,10 @@ def walkable(network: nn.Module, graph: Graph) -> nn.Module:
 def _refittable(node: fx.Node, network: nn.Module, graph: Graph) -> bool:
     name = str(node.target)
     once = node.op == "call_module" and graph.calls().get(name) == 1 and bool(node.all_input_nodes)
-    return once and can_gather(network.get_submodule(name))
+    if not once:
+        return False
+    module = network.get_submodule(name)
+    return can_gather(module) and not is_parametrized(module)  # its weight is computed: none can be written
 
 
 def _addend(layer: fx.Node, network: nn.Module) -> Addend | None:

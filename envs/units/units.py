@@ -178,12 +178,21 @@ def _unit(members: tuple[Member, ...], network: nn.Module, graph: Graph) -> Unit
         return lost_track(graph, producers)
     granules = _granules(channels, members, network)
     if channels < 2:
-        return "it has one channel"
+        return _single(producers, network)
     if len(granules) < 2 or len({len(granule) for granule in granules}) > 1:
         grouped = next((m.module for m in members if getattr(network.get_submodule(m.module), "groups", 1) > 1), "")
         return f"a grouped convolution ties its channels together ({grouped!r})"
     first = min(producers, key=lambda name: order.get(name, len(order)))
     return Unit(name=first, channels=channels, granules=granules, members=members)
+
+
+def _single(producers: Sequence[str], network: nn.Module) -> str:
+    """Why a group of one channel stays; as many channels may be the length along which another layer slides."""
+    widths = {name: _out_channels(network.get_submodule(name)) for name in producers}
+    single = next((name for name, width in widths.items() if width == 1), producers[0])
+    if max(widths.values()) == 1:
+        return "it has one channel"
+    return f"its channels are tied to the one channel of {single!r}"
 
 
 def _parts(members: tuple[Member, ...]) -> list[tuple[Member, ...]]:
@@ -203,7 +212,8 @@ def _parts(members: tuple[Member, ...]) -> list[tuple[Member, ...]]:
 
 def _unsupported(items: Sequence[Item], network: nn.Module, calls: dict[str, int]) -> str:
     """Why a group cannot become a unit, or ''."""
-    owners = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
+    modules = network.modules()  # each once, whatever its names
+    owners = Counter(id(parameter) for module in modules for parameter in module.parameters(recurse=False))
     for name, axis, _, _ in _embeddings_first(items, network):
         if axis == "parameter":
             return f"the parameter {name!r}, which belongs to no layer that can be sliced, depends on its channels"

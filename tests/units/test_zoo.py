@@ -139,6 +139,7 @@ WHOLE = frozenset(
         "tcn",
         "squeezed",
         "in_place",
+        "frames",
     }
 )
 """Networks of which everything but the layer that writes the output can be pruned."""

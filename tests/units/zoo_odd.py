@@ -20,7 +20,7 @@ def pooled(channels: int, classes: int = 5) -> nn.Sequential:
 
 
 def parametrized(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Some layers compute their weight from other parameters; those behind them can be pruned."""
+    """Some layers compute their weight from other parameters; the plain ones between them can be pruned."""
     return nn.Sequential(
         wrap(nn.Conv2d(3, 8, 3, padding=1)),
         nn.ReLU(),
@@ -30,7 +30,9 @@ def parametrized(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
         nn.ReLU(),
         nn.Conv2d(12, 10, 3, padding=1),
         nn.ReLU(),
-        pooled(10),
+        wrap(nn.Conv2d(10, 8, 3, padding=1)),
+        nn.ReLU(),
+        pooled(8),
     )
 
 
@@ -169,11 +171,46 @@ class Containers(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(2))
         self.unused = nn.Conv2d(8, 8, 1)
         self.merge, self.head = nn.Conv2d(8, 12, 1), pooled(12)
+        self.named_twice = nn.ModuleList([self.merge])
 
     def forward(self, x: Tensor) -> Tensor:
         parts = {name: norm(self.branches[name](x)) for name, norm in zip("ab", self.norms, strict=True)}
         logits: Tensor = self.head(F.relu(self.merge(F.relu(torch.maximum(parts["a"], parts["b"])))))
         return logits
+
+
+class Frames(nn.Module):
+    """Reads the frames of a clip one by one, in the place of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 10, 3, padding=1), nn.Conv2d(10, 12, 3, 2, 1)
+        self.third, self.head = nn.Conv2d(12, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        clips, frames = x.shape[:2]
+        y = F.relu(self.third(F.relu(self.second(F.relu(self.first(x.flatten(0, 1)))))))
+        logits: Tensor = self.head(y.mean((2, 3)).view(clips, frames, -1).mean(1))
+        return logits
+
+
+class Fourier(nn.Module):
+    """Multiplies frequencies by complex weights, as in a Fourier neural operator; no derivative of its cut-off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.beside = nn.Conv1d(2, 8, 1), nn.Conv1d(8, 8, 1)
+        self.weights = nn.Parameter(torch.randn(8, 8, 5, dtype=torch.cfloat) / 8)
+        self.wide, self.narrow = nn.Conv1d(8, 16, 1), nn.Conv1d(16, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lift(x)
+        frequencies = torch.fft.rfft(x)
+        low = torch.zeros_like(frequencies)
+        low[..., :5] = torch.einsum("bix,iox->box", frequencies[..., :5], self.weights)
+        x = F.gelu(torch.fft.irfft(low, n=x.shape[-1]) + self.beside(x))
+        y: Tensor = self.narrow(F.gelu(self.wide(x))).squeeze(1)
+        return y
 
 
 NETWORKS: dict[str, tuple[Builder, tuple[int, ...]]] = {
@@ -187,4 +224,6 @@ NETWORKS: dict[str, tuple[Builder, tuple[int, ...]]] = {
     "einsum": (Einsum, (4, 6)),
     "squeezed": (Squeezed, (3, 8, 8)),
     "containers": (Containers, (3, 8, 8)),
+    "fourier": (Fourier, (2, 32)),
+    "frames": (Frames, (4, 3, 8, 8)),
 }
