@@ -14,6 +14,8 @@ from amc.tasks.task import Task
 from envs.network.inputs import Inputs, batch_size, call, described, rows, tensors
 
 _MIN_SAMPLES = 16
+_REPEATED = 1e-2
+"""Largest difference of two passes over the same input, relative to the outputs: sums may be added in another order."""
 _READ_WHOLE = 2**30  # bytes; larger inputs, such as memory maps of ImageNet, are not read twice
 
 
@@ -29,6 +31,7 @@ def check_task(task: Task) -> None:
     _check_layers(task.name, task.network)
     check_finite(f"the network of task {task.name!r}", task.network.state_dict())
     outputs = _run(task, task.example_input, "its example input", "correct the example input or the network")
+    _check_repeats(task, outputs)
     classes = outputs.shape[-1]
     first = {}
     for role, split in {"calibration": task.calibration, "validation": task.validation, "test": task.test}.items():
@@ -52,6 +55,18 @@ def check_task(task: Task) -> None:
     statistics = task.metric.statistics(outputs, targets[:4])
     if task.metric.is_mean:
         task.metric.value(tuple(rows.numpy() for rows in statistics))
+
+
+def _check_repeats(task: Task, outputs: Tensor) -> None:
+    """Refuses a network that draws at random, of which no two scores are the same."""
+    again = _run(task, task.example_input, "its example input", "correct the example input or the network")
+    scale = float(outputs.double().abs().max())
+    if again.shape == outputs.shape and float((again.double() - outputs.double()).abs().max()) > _REPEATED * scale:
+        raise ValueError(
+            f"the network of task {task.name!r} must give the same outputs for the same inputs, but two passes over its "
+            "example input differ: let dropout and other random operators follow self.training "
+            "(F.dropout(x, p, self.training))"
+        )
 
 
 def check_training(task: Task) -> None:

@@ -119,6 +119,18 @@ def broken_network() -> nn.Module:
     return broken
 
 
+class Restless(nn.Module):
+    """Adds noise, in evaluation as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return y + torch.randn(y.shape)
+
+
 class Crash(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise KeyError("no such feature")
@@ -159,6 +171,7 @@ def with_target(value: float, row: int) -> tuple[Tensor, Tensor]:
         ({"network": Crash()}, "must run on its example input .* raised KeyError: 'no such feature'"),
         ({"network": network().to("meta")}, "weights must have values, but .* meta tensors"),
         ({"network": Overflow()}, "finite values, but on its example input it returned NaN or infinity"),
+        ({"network": Restless()}, r"must give the same outputs for the same inputs, but two passes .* differ"),
         ({"network": Many()}, "must return one tensor .* it returned tuple"),
         ({"network": Mean()}, r"one output per sample, but 4 samples gave outputs \[1, 3\]"),
         ({"example_input": torch.zeros(1, 3, 4, 4)}, r"must run on its example input \[1, 3, 4, 4\]"),
