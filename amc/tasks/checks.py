@@ -63,8 +63,8 @@ def _check_repeats(task: Task, outputs: Tensor) -> None:
     scale = float(outputs.double().abs().max())
     if again.shape == outputs.shape and float((again.double() - outputs.double()).abs().max()) > _REPEATED * scale:
         raise ValueError(
-            f"the network of task {task.name!r} must give the same outputs for the same inputs, but two passes over its "
-            "example input differ: let dropout and other random operators follow self.training "
+            f"the network of task {task.name!r} must give the same outputs for the same inputs, but two passes over "
+            "its example input differ: let dropout and other random operators follow self.training "
             "(F.dropout(x, p, self.training))"
         )
 
