@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amc.export.rebuild import load
     from amc.runs.applying import apply
     from amc.runs.found import Result
-    from amc.runs.library import finetune, policy, resume, search
+    from amc.runs.library import finetune, inspect, policy, resume, search
     from amc.runs.studies.library import compare, sweep, tune
     from amc.tasks.metric import Metric
     from amc.tasks.task import Task
@@ -39,6 +39,7 @@ __all__ = [
     "compare",
     "export_onnx",
     "finetune",
+    "inspect",
     "load",
     "policy",
     "resume",
@@ -58,6 +59,7 @@ _PLACES = {
     "compare": "amc.runs.studies.library",
     "export_onnx": "amc.export.onnx",
     "finetune": "amc.runs.library",
+    "inspect": "amc.runs.library",
     "load": "amc.export.rebuild",
     "policy": "amc.runs.library",
     "resume": "amc.runs.library",

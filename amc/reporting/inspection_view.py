@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from amc.problem.inspection import CostSpan, InspectedBranch, InspectedUnit, InspectedWeight, Inspection, Stay
+from amc.reporting.notebook import as_html
+
+
+class Inspected(Inspection):
+    """An inspection that shows itself, in a notebook as a table."""
+
+    @classmethod
+    def of(cls, found: Inspection) -> Inspected:
+        """The same, to be shown."""
+        return cls(**{field.name: getattr(found, field.name) for field in fields(found)})
+
+    def show(self, console: Console | None = None) -> None:
+        """Prints the tables of `amc inspect`."""
+        (console or Console()).print(inspection_tables(self), highlight=False)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.show)
 
 
 def inspection_tables(found: Inspection) -> RenderableType:

@@ -1,4 +1,4 @@
-"""What `amc.search(...)` and `amc.resume(...)` do: one search from a script or a notebook, on what one has in hand."""
+"""What `amc.inspect(...)`, `amc.search(...)` and so on do, from a script or a notebook, on what one has in hand."""
 
 from __future__ import annotations
 
@@ -15,19 +15,38 @@ from agents.searcher import MakeSearcher, Searcher
 from amc.config.parts import WorkersConfig
 from amc.problem.given.door import passed, taken
 from amc.problem.given.objects import NO_OBJECTS
+from amc.problem.inspection import inspection
+from amc.reporting.inspection_view import Inspected
 from amc.reporting.live import live
 from amc.reporting.screen import ConsoleScreen
 from amc.runs.finetuning.run import finetune_run
 from amc.runs.found import Result, reopened
 from amc.runs.runner import Ended, NoScreen, Screen, nothing_left, resume_run, run_on
 from amc.runs.studies.teaching import asking
-from amc.tasks.task import Task
+from amc.tasks.checks import check_task
+from amc.tasks.task import Task, load_task
 from envs.importance.importance import Importance, Score
 from envs.repair.repair import Repair
 from envs.reward import Reward
 from hw_profiles.cost import Cost
 from hw_profiles.latency.profile import Profile
 from hw_profiles.latency.table import LatencyTable
+
+
+def inspect(task: Task | str | Path, **settings: Any) -> Inspected:
+    """What of a task's network can be pruned, how low every cost can become, and why every other layer stays.
+
+    Args:
+        task: As for `search`.
+        settings: Keys of the configuration that a search would have (`branches=True, rules={"round_to": 8}`).
+
+    Raises:
+        ValueError: If the task or a setting is not usable; one line.
+    """
+    config, objects = passed(task, **settings)
+    own = objects.task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
+    check_task(own)
+    return Inspected.of(inspection(own, config))
 
 
 def search(

@@ -363,20 +363,18 @@ def _layer(node: Node, module: nn.Module | None, call: Call, axes: Shape) -> Lay
     if node.kind in ("conv", "transposed") and module is not None:
         convolution: Any = module
         frames = tuple(size for size in after[:1] if size > 1)  # in the place of the batch: a kernel of 1 over them
-        ones = (1,) * len(frames)
         return LayerShape(
             in_channels=int(convolution.in_channels),
             out_channels=int(convolution.out_channels),
-            kernel=(*ones, *convolution.kernel_size),
-            stride=(*ones, *convolution.stride),
+            kernel=(*[1] * len(frames), *convolution.kernel_size),
+            stride=(*[1] * len(frames), *convolution.stride),
             groups=int(convolution.groups),
             bias=convolution.bias is not None,
             in_map=(*frames, *before[2:]),
             out_map=(*frames, *after[2:]),
             **common,
         )
-    channels = _channels(after, axes)
-    rest = _positions(after, axes)
+    channels, rest = _channels(after, axes), _positions(after, axes)
     return LayerShape(
         in_channels=channels,
         out_channels=channels,

@@ -128,6 +128,17 @@ def test_nothing_is_kept_without_a_folder_and_a_reward_of_ones_own_is_used() -> 
     assert isinstance(result.network(torch.zeros(1, 1, 16, 16)), torch.Tensor)
 
 
+def test_an_inspection_says_and_shows_what_can_be_pruned(capsys: pytest.CaptureFixture[str]) -> None:
+    found = amc.inspect(make_task(), rules={"round_to": 2})
+    assert found.units
+    assert {cost.name for cost in found.costs} >= {"macs", "params"}
+    found.show()
+    assert found.units[0].name in capsys.readouterr().out
+    assert found.units[0].name in found._repr_html_()
+    with pytest.raises(ValueError, match="round"):
+        amc.inspect(make_task(), rules={"round_too": 2})
+
+
 def test_public_names_are_few_sorted_and_there() -> None:
     assert amc.__all__ == sorted(amc.__all__)
     assert all(getattr(amc, name) is not None for name in amc.__all__)
