@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc.runs.finetuning.settings import FinetuneConfig
 from amc.runs.finetuning.subject import Finetuned, Subject
@@ -55,7 +55,7 @@ def subject_of(task: Task, policy: Policy) -> Subject:
         with torch.no_grad():
             return float((network(inputs).argmax(1) == targets).float().mean())
 
-    return Subject(task=task, policy=policy, network=policy.apply(task.network), score=score)
+    return Subject(task=task, policy=policy, network=policy.apply(task.network), score=score, channels_last=True)
 
 
 def settings(**changes: Any) -> FinetuneConfig:
@@ -192,9 +192,56 @@ def test_targets_that_are_numbers_are_fitted(tmp_path: Path) -> None:
         with torch.no_grad():
             return -float((network(x) - y).square().mean())
 
-    subject = Subject(task=task, policy=policy, network=policy.apply(network), score=error)
+    subject = Subject(task=task, policy=policy, network=policy.apply(network), score=error, channels_last=True)
     trained = finetune(subject, settings(distillation=0.0, epochs=8, batch=32), tmp_path / "state")
     assert error(trained.network) > 0.5 * error(subject.network)
+
+
+class Viewing(nn.Module):
+    """Flattens by `view`, which channels-last maps forbid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.wide, self.out = nn.Conv2d(2, 8, 3), nn.Linear(128, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.conv(x).relu()
+        return self.out(self.wide(maps.view(len(x), -1)).relu())  # type: ignore[no-any-return]
+
+
+def volumes() -> nn.Module:
+    return nn.Sequential(nn.Conv3d(2, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def random_subject(network: nn.Module, *shape: int) -> Subject:
+    """A network of four classes, pruned to half, on 32 random samples of a shape."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, *shape, generator=generator), torch.randint(4, (32,), generator=generator)
+    split = ArraySplit(x.numpy(), y.numpy())
+    task = Task(network=network, example_input=x[:1], calibration=split, validation=split, test=split, training=split)
+    anatomy = dissect(network, x[:1], None)
+    policy = Policy(
+        structure=structure_fingerprint(network),
+        weights=weights_fingerprint(network),
+        units=tuple(UnitPolicy(unit=unit, indices=tuple(range(unit.channels // 2))) for unit in anatomy.units),
+    )
+    return Subject(
+        task=task,
+        policy=policy,
+        network=policy.apply(network),
+        score=lambda network: 0.0,
+        channels_last=anatomy.graph.channels_last,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(Viewing, (2, 6, 6)), (volumes, (2, 4, 5, 5))], ids=["a view of maps", "volumes"]
+)
+def test_networks_that_do_not_run_channels_last_are_trained(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    subject = random_subject(make(), *shape)
+    assert not same(subject.network, finetune(subject, settings(epochs=1), tmp_path / "state").network)
 
 
 @pytest.mark.parametrize(

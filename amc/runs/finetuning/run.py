@@ -149,6 +149,7 @@ class _Finetuning:
             policy=read_policy(path / POLICY),
             network=load_applied(task.network, path),
             score=self._validation,
+            channels_last=self.setup.anatomy.graph.channels_last,
             early=None if config.early is None else self._early(config.early),
         )
         subject.check(config)

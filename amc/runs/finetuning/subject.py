@@ -34,6 +34,7 @@ class Subject:
         policy: What was found.
         network: The network found, repaired.
         score: Of a network on validation.
+        channels_last: Whether the dense network runs on channels-last images, as its graph says.
         early: The dense network with the weights of an early checkpoint, for init rewind.
     """
 
@@ -41,6 +42,7 @@ class Subject:
     policy: Policy
     network: nn.Module
     score: Score
+    channels_last: bool
     early: nn.Module | None = None
 
     @property

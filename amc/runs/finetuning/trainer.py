@@ -25,7 +25,7 @@ from amc.runs.finetuning.optimization import averaged, learning_rate, make_optim
 from amc.runs.finetuning.parameters import choose, merged
 from amc.runs.finetuning.schedule import softly_kept, stages, zero_softly
 from amc.runs.finetuning.settings import FinetuneConfig
-from amc.runs.finetuning.start import initialized, rewound, sliced
+from amc.runs.finetuning.start import initialized, placed, rewound, sliced
 from amc.runs.finetuning.state import State, load_optimizer, optimizer_tensors, read_state
 from amc.runs.finetuning.subject import Finetuned, Subject
 from amc.scoring.backend import native_bf16
@@ -120,8 +120,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         task, config = self.subject.task, self.config
-        self.dense = copy.deepcopy(task.network).eval()
-        self.dense.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dense = self._placed(copy.deepcopy(task.network).eval())
         self.batches = Batches.of(config, self.subject.training, task.augment, self.world)
         self.policy = self.subject.policy
         self.stages = stages(config, self.policy, task.network)
@@ -207,7 +206,7 @@ class _Training:
         config, stage = self.config, self.stages[number]
         impose(network, stage.patterns)
         masks, plain = masks_of(network, stage.patterns), copy.deepcopy(network)
-        network = network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = self._placed(network)
         masks = {name: mask.to(config.device) for name, mask in masks.items()}
         generator = torch.Generator().manual_seed(keyed_seed(config.seed, "finetune updates", number))
         parameters = choose(network, config, generator)
@@ -229,8 +228,7 @@ class _Training:
         for step, (inputs, targets) in enumerate(self.batches.epoch(self.epoch)):
             for group in at.optimizer.param_groups:
                 group["lr"] = self._rate(step)
-            inputs, targets = mapped(lambda tensor: tensor.to(config.device), inputs), targets.to(config.device)
-            inputs = channels_last(inputs)
+            inputs, targets = self._inputs(inputs), targets.to(config.device)
             with self._arithmetic():
                 outputs = call(at.wrapped, inputs)
                 teacher = self._teacher(inputs)
@@ -251,6 +249,14 @@ class _Training:
                 f"({config.learning_rate}), or correct the task's loss"
             )
         return value
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        return placed(network, self.config.device, channels_last=self.subject.channels_last)
+
+    def _inputs(self, inputs: Inputs) -> Inputs:
+        """A batch where the network is, in its layout: a `view` in its code can need contiguous images."""
+        inputs = mapped(lambda tensor: tensor.to(self.config.device), inputs)
+        return channels_last(inputs) if self.subject.channels_last else mapped(Tensor.contiguous, inputs)
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step: a cosine over all epochs, or one for each stage of several epochs."""
