@@ -244,6 +244,43 @@ def test_networks_that_do_not_run_channels_last_are_trained(
     assert not same(subject.network, finetune(subject, settings(epochs=1), tmp_path / "state").network)
 
 
+def normalized() -> nn.Sequential:
+    body = (nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def changed(subject: Subject, trained: nn.Module) -> set[str]:
+    """The parameters that training has changed."""
+    return {
+        name for name, old in subject.network.named_parameters() if not torch.equal(old, trained.get_parameter(name))
+    }
+
+
+@pytest.mark.parametrize("parameters", ["all", "norms", "lora"])
+def test_what_is_frozen_stays_as_it_is(parameters: str, tmp_path: Path) -> None:
+    network = normalized()
+    network[:2].requires_grad_(False)
+    subject = random_subject(network, 2, 6, 6)
+    trained = finetune(subject, settings(epochs=1, parameters=parameters), tmp_path / "state").network
+    assert changed(subject, trained) == {"5.bias", "7.bias"} | (
+        set() if parameters == "norms" else {"5.weight", "7.weight"}
+    )
+
+
+@pytest.mark.parametrize("parameters", ["all", "lora"])
+def test_a_network_that_is_frozen_as_a_whole_is_trained_and_returned_frozen(parameters: str, tmp_path: Path) -> None:
+    subject = random_subject(normalized().requires_grad_(False), 2, 6, 6)
+    trained = finetune(subject, settings(epochs=1, parameters=parameters), tmp_path / "state").network
+    assert changed(subject, trained) == {name for name, _ in trained.named_parameters()}
+    assert not any(one.requires_grad for one in trained.parameters())
+
+
+def test_training_without_anything_to_train_is_refused(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    with pytest.raises(ValueError, match="parameters='norms' this network has none"):
+        finetune(random_subject(network, 6), settings(parameters="norms"), tmp_path / "state")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

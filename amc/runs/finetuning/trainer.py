@@ -22,7 +22,7 @@ from amc.runs.finetuning.batches import ALONE, Batches, World
 from amc.runs.finetuning.losses import default_loss, total
 from amc.runs.finetuning.masks import Masks, hold, impose, masks_of
 from amc.runs.finetuning.optimization import averaged, learning_rate, make_optimizer
-from amc.runs.finetuning.parameters import choose, merged
+from amc.runs.finetuning.parameters import choose, merged, thaw
 from amc.runs.finetuning.schedule import softly_kept, stages, zero_softly
 from amc.runs.finetuning.settings import FinetuneConfig
 from amc.runs.finetuning.start import initialized, placed, rewound, sliced
@@ -209,6 +209,8 @@ class _Training:
         network = self._placed(network)
         masks = {name: mask.to(config.device) for name, mask in masks.items()}
         generator = torch.Generator().manual_seed(keyed_seed(config.seed, "finetune updates", number))
+        if not any(parameter.requires_grad for parameter in self.dense.parameters()):
+            thaw(network)  # frozen for inference
         parameters = choose(network, config, generator)
         return _Position(
             stage=number,
