@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from amc.runs.finetuning.settings import FinetuneConfig
 from amc.runs.finetuning.subject import Finetuned, Subject
-from amc.runs.finetuning.trainer import finetune
+from amc.runs.finetuning.trainer import finetune, rehearse
 from amc.runs.finetuning.workers import finetune_on_workers
 from amc.tasks.models.digits import DigitsNet
 from amc.tasks.splits import ArraySplit, subset
@@ -279,6 +279,58 @@ def test_training_without_anything_to_train_is_refused(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
     with pytest.raises(ValueError, match="parameters='norms' this network has none"):
         finetune(random_subject(network, 6), settings(parameters="norms"), tmp_path / "state")
+
+
+class Odd(nn.Module):
+    """Does in training mode what training does not stand."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.body, self.out = way, nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.way != "no gradient"):
+            features = self.body(x)
+            outputs = self.out(features)
+        if self.training and self.way == "overwritten":
+            features.zero_()
+        return (outputs, features) if self.training and self.way == "auxiliary" else outputs
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (lambda: Odd("auxiliary"), {}, r"in training mode it returns a tuple of 2: .* heads switched off"),
+        (lambda: Odd("no gradient"), {}, "carry none: take no_grad, inference_mode and detach out of its forward"),
+        (lambda: Odd("overwritten"), {}, "a step on 8 training samples raised RuntimeError: .* inplace"),
+        (lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)), {"batch": 1}, "a larger batch"),
+        (lambda: Odd("not at all"), {"batch": 1, "workers": 2}, "every worker needs a sample"),
+        (lambda: Odd("not at all"), {"device": "cuda"}, "needs a CUDA device"),
+    ],
+    ids=["auxiliary", "no gradient", "overwritten", "batch", "workers", "device"],
+)
+def test_what_does_not_train_is_found_by_one_step(
+    make: Callable[[], nn.Module],
+    changes: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=message) as refused:
+        rehearse(random_subject(make(), 6), settings(**changes), tmp_path / "state")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_rehearsal_changes_nothing(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 4))
+    subject = random_subject(network, 6)
+    before = [weights_fingerprint(one) for one in (network, subject.network)]
+    drawn = torch.random.get_rng_state()
+    rehearse(subject, settings(), tmp_path / "state")
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert [weights_fingerprint(one) for one in (network, subject.network)] == before
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from amc.reporting.html import write_report
 from amc.runs.ending import report_data
 from amc.runs.finetuning.settings import FinetuneConfig, finetune_config, read_settings
 from amc.runs.finetuning.subject import Finetuned, Subject
-from amc.runs.finetuning.trainer import finetune
+from amc.runs.finetuning.trainer import finetune, rehearse
 from amc.runs.finetuning.workers import finetune_on_workers
 from amc.runs.folder import CONFIG, REPORT, RunFolder
 from amc.runs.opening import reopened
@@ -152,7 +152,7 @@ class _Finetuning:
             channels_last=self.setup.anatomy.graph.channels_last,
             early=None if config.early is None else self._early(config.early),
         )
-        subject.check(config)
+        rehearse(subject, config, home / STATE)
         home.mkdir(exist_ok=True)
         write_text(home / SETTINGS, config.to_toml())
         self.screen.step("fine-tuning", 0, config.epochs)
