@@ -198,6 +198,14 @@ def test_settings_that_do_not_fit_are_refused_before_they_are_written(run: Path)
     assert not (run / FINETUNING).exists()
 
 
+def test_an_earlier_training_stays_where_it_is_if_a_fresh_one_is_refused(run: Path) -> None:
+    (run / FINETUNING).mkdir()
+    (run / FINETUNING / SETTINGS).write_text("epochs = 7")
+    with pytest.raises(ValueError, match="every worker needs a sample"):
+        finetune_run(run, {"epochs": 1, "batch": 1, "workers": 2}, NoScreen(), given=GIVEN, fresh=True)
+    assert [one.name for one in (run / FINETUNING).iterdir()] == [SETTINGS]
+
+
 def test_only_a_run_that_has_ended_is_trained_and_only_with_code_that_was_named(run: Path) -> None:
     with pytest.raises(ValueError, match="may not choose code"):
         finetune_run(run, {}, NoScreen(), given={})

@@ -72,13 +72,11 @@ def finetune_run(
         if given is not None:
             confirm_code(config.model_dump(include=set(KEYS)), given, str(path / CONFIG))
         home = path / FINETUNING
-        if fresh and home.exists():
-            move_aside(home)
-        stored = _stored(home, settings)
+        stored = None if fresh else _stored(home, settings)
         setup = set_up(config, screen.step, objects)
         if FINETUNED not in record or stored is None or not (home / WEIGHTS).exists():
             with _standing(path):
-                tuned = _Finetuning(folder, setup, record, screen).run(settings, stored)
+                tuned = _Finetuning(folder, setup, record, screen).run(settings, stored, fresh=fresh)
         else:
             tuned = record
         if not (path / REPORT).exists():
@@ -138,8 +136,13 @@ class _Finetuning:
     record: Mapping[str, Any]
     screen: Screen
 
-    def run(self, settings: Mapping[str, Any], stored: FinetuneConfig | None) -> Mapping[str, Any]:
-        """Trains, scores once on test samples, writes; the content of the result."""
+    def run(
+        self, settings: Mapping[str, Any], stored: FinetuneConfig | None, *, fresh: bool = False
+    ) -> Mapping[str, Any]:
+        """Trains, scores once on test samples, writes; the content of the result.
+
+        With `fresh` an earlier training goes aside, once it is known that this one can begin.
+        """
         path, task, home = self.folder.path, self.setup.task, self.folder.path / FINETUNING
         check_training(task)
         samples = len(task.training) if task.training is not None else 0
@@ -153,6 +156,8 @@ class _Finetuning:
             early=None if config.early is None else self._early(config.early),
         )
         rehearse(subject, config, home / STATE)
+        if fresh and home.exists():
+            move_aside(home)
         home.mkdir(exist_ok=True)
         write_text(home / SETTINGS, config.to_toml())
         self.screen.step("fine-tuning", 0, config.epochs)
