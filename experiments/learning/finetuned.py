@@ -171,6 +171,7 @@ def candidate(prepared: Prepared, tools: Tools, label: str, assignment: Assignme
         policy=prepared.policy(assignment),
         network=one.network,
         score=lambda network: score(prepared, network, "validation"),
+        channels_last=prepared.setup.anatomy.graph.channels_last,
     )
     return Candidate(label, subject, {}, {"reward": reward, "confirmed": unseen})
 
@@ -183,7 +184,11 @@ def early_checkpoint(prepared: Prepared, options: argparse.Namespace) -> nn.Modu
         structure=structure_fingerprint(task.network), weights=weights_fingerprint(task.network), units=units
     )
     subject = Subject(
-        task=task, policy=whole, network=task.network, score=lambda network: score(prepared, network, "validation")
+        task=task,
+        policy=whole,
+        network=task.network,
+        score=lambda network: score(prepared, network, "validation"),
+        channels_last=prepared.setup.anatomy.graph.channels_last,
     )
     config = FinetuneConfig(
         epochs=EARLY_EPOCHS,
@@ -207,6 +212,7 @@ def searched(prepared: Prepared, options: argparse.Namespace) -> Candidate:
         policy=read_policy(out / "policy.json"),
         network=load_applied(prepared.setup.task.network, out),
         score=lambda network: score(prepared, network, "validation"),
+        channels_last=prepared.setup.anatomy.graph.channels_last,
     )
     validation = result.reports["found"].metric["validation"]
     return Candidate("ddpg", subject, {}, {"confirmed": validation})

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,21 @@ def noisy() -> Task:
     return with_training(training=(inputs.numpy(), targets.numpy()))
 
 
+class Auxiliary(nn.Sequential):
+    """Returns its input, too, but only in training mode."""
+
+    def forward(self, x: Tensor) -> Any:
+        outputs = x
+        for module in self:
+            outputs = module(outputs)
+        return (outputs, x) if self.training else outputs
+
+
+def auxiliary() -> Task:
+    task = with_training(training=make_task().calibration)
+    return replace(task, network=Auxiliary(*task.network.children()).eval())
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -162,8 +178,9 @@ def noisy() -> Task:
         (lambda: with_training(training=make_task().calibration, loss=vector_loss), r"loss must be one finite number"),
         (lambda: with_training(training=make_task().calibration, loss=nn.NLLLoss2d), "it raised"),
         (noisy, "training sample 17 holds NaN"),
+        (auxiliary, "one tensor in training mode as in evaluation"),
     ],
-    ids=["no training", "a loss per sample", "no loss at all", "NaN"],
+    ids=["no training", "a loss per sample", "no loss at all", "NaN", "other outputs in training"],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     make: Callable[[], Task], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +190,20 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=told):
         amc.finetune(result, epochs=1, progress=False)
     assert not (tmp_path / "run" / FINETUNING).exists()
+
+
+def test_settings_that_do_not_fit_are_refused_before_they_are_written(run: Path) -> None:
+    with pytest.raises(ValueError, match="every worker needs a sample"):
+        finetune_run(run, {"epochs": 1, "batch": 1, "workers": 2}, NoScreen(), given=GIVEN)
+    assert not (run / FINETUNING).exists()
+
+
+def test_an_earlier_training_stays_where_it_is_if_a_fresh_one_is_refused(run: Path) -> None:
+    (run / FINETUNING).mkdir()
+    (run / FINETUNING / SETTINGS).write_text("epochs = 7")
+    with pytest.raises(ValueError, match="every worker needs a sample"):
+        finetune_run(run, {"epochs": 1, "batch": 1, "workers": 2}, NoScreen(), given=GIVEN, fresh=True)
+    assert [one.name for one in (run / FINETUNING).iterdir()] == [SETTINGS]
 
 
 def test_only_a_run_that_has_ended_is_trained_and_only_with_code_that_was_named(run: Path) -> None:

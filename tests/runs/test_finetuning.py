@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc.runs.finetuning.settings import FinetuneConfig
 from amc.runs.finetuning.subject import Finetuned, Subject
-from amc.runs.finetuning.trainer import finetune
+from amc.runs.finetuning.trainer import finetune, rehearse
 from amc.runs.finetuning.workers import finetune_on_workers
 from amc.tasks.models.digits import DigitsNet
 from amc.tasks.splits import ArraySplit, subset
@@ -55,7 +55,7 @@ def subject_of(task: Task, policy: Policy) -> Subject:
         with torch.no_grad():
             return float((network(inputs).argmax(1) == targets).float().mean())
 
-    return Subject(task=task, policy=policy, network=policy.apply(task.network), score=score)
+    return Subject(task=task, policy=policy, network=policy.apply(task.network), score=score, channels_last=True)
 
 
 def settings(**changes: Any) -> FinetuneConfig:
@@ -192,9 +192,145 @@ def test_targets_that_are_numbers_are_fitted(tmp_path: Path) -> None:
         with torch.no_grad():
             return -float((network(x) - y).square().mean())
 
-    subject = Subject(task=task, policy=policy, network=policy.apply(network), score=error)
+    subject = Subject(task=task, policy=policy, network=policy.apply(network), score=error, channels_last=True)
     trained = finetune(subject, settings(distillation=0.0, epochs=8, batch=32), tmp_path / "state")
     assert error(trained.network) > 0.5 * error(subject.network)
+
+
+class Viewing(nn.Module):
+    """Flattens by `view`, which channels-last maps forbid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.wide, self.out = nn.Conv2d(2, 8, 3), nn.Linear(128, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.conv(x).relu()
+        return self.out(self.wide(maps.view(len(x), -1)).relu())  # type: ignore[no-any-return]
+
+
+def volumes() -> nn.Module:
+    return nn.Sequential(nn.Conv3d(2, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def random_subject(network: nn.Module, *shape: int) -> Subject:
+    """A network of four classes, pruned to half, on 32 random samples of a shape."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, *shape, generator=generator), torch.randint(4, (32,), generator=generator)
+    split = ArraySplit(x.numpy(), y.numpy())
+    task = Task(network=network, example_input=x[:1], calibration=split, validation=split, test=split, training=split)
+    anatomy = dissect(network, x[:1], None)
+    policy = Policy(
+        structure=structure_fingerprint(network),
+        weights=weights_fingerprint(network),
+        units=tuple(UnitPolicy(unit=unit, indices=tuple(range(unit.channels // 2))) for unit in anatomy.units),
+    )
+    return Subject(
+        task=task,
+        policy=policy,
+        network=policy.apply(network),
+        score=lambda network: 0.0,
+        channels_last=anatomy.graph.channels_last,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(Viewing, (2, 6, 6)), (volumes, (2, 4, 5, 5))], ids=["a view of maps", "volumes"]
+)
+def test_networks_that_do_not_run_channels_last_are_trained(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    subject = random_subject(make(), *shape)
+    assert not same(subject.network, finetune(subject, settings(epochs=1), tmp_path / "state").network)
+
+
+def normalized() -> nn.Sequential:
+    body = (nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def changed(subject: Subject, trained: nn.Module) -> set[str]:
+    """The parameters that training has changed."""
+    return {
+        name for name, old in subject.network.named_parameters() if not torch.equal(old, trained.get_parameter(name))
+    }
+
+
+@pytest.mark.parametrize("parameters", ["all", "norms", "lora"])
+def test_what_is_frozen_stays_as_it_is(parameters: str, tmp_path: Path) -> None:
+    network = normalized()
+    network[:2].requires_grad_(False)
+    subject = random_subject(network, 2, 6, 6)
+    trained = finetune(subject, settings(epochs=1, parameters=parameters), tmp_path / "state").network
+    assert changed(subject, trained) == {"5.bias", "7.bias"} | (
+        set() if parameters == "norms" else {"5.weight", "7.weight"}
+    )
+
+
+@pytest.mark.parametrize("parameters", ["all", "lora"])
+def test_a_network_that_is_frozen_as_a_whole_is_trained_and_returned_frozen(parameters: str, tmp_path: Path) -> None:
+    subject = random_subject(normalized().requires_grad_(False), 2, 6, 6)
+    trained = finetune(subject, settings(epochs=1, parameters=parameters), tmp_path / "state").network
+    assert changed(subject, trained) == {name for name, _ in trained.named_parameters()}
+    assert not any(one.requires_grad for one in trained.parameters())
+
+
+def test_training_without_anything_to_train_is_refused(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    with pytest.raises(ValueError, match="parameters='norms' this network has none"):
+        finetune(random_subject(network, 6), settings(parameters="norms"), tmp_path / "state")
+
+
+class Odd(nn.Module):
+    """Does in training mode what training does not stand."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.body, self.out = way, nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.way != "no gradient"):
+            features = self.body(x)
+            outputs = self.out(features)
+        if self.training and self.way == "overwritten":
+            features.zero_()
+        return (outputs, features) if self.training and self.way == "auxiliary" else outputs
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (lambda: Odd("auxiliary"), {}, r"in training mode it returns a tuple of 2: .* heads switched off"),
+        (lambda: Odd("no gradient"), {}, "carry none: take no_grad, inference_mode and detach out of its forward"),
+        (lambda: Odd("overwritten"), {}, "a step on 8 training samples raised RuntimeError: .* inplace"),
+        (lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)), {"batch": 1}, "a larger batch"),
+        (lambda: Odd("not at all"), {"batch": 1, "workers": 2}, "every worker needs a sample"),
+        (lambda: Odd("not at all"), {"device": "cuda"}, "needs a CUDA device"),
+    ],
+    ids=["auxiliary", "no gradient", "overwritten", "batch", "workers", "device"],
+)
+def test_what_does_not_train_is_found_by_one_step(
+    make: Callable[[], nn.Module],
+    changes: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=message) as refused:
+        rehearse(random_subject(make(), 6), settings(**changes), tmp_path / "state")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_rehearsal_changes_nothing(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 4))
+    subject = random_subject(network, 6)
+    before = [weights_fingerprint(one) for one in (network, subject.network)]
+    drawn = torch.random.get_rng_state()
+    rehearse(subject, settings(), tmp_path / "state")
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert [weights_fingerprint(one) for one in (network, subject.network)] == before
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

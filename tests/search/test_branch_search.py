@@ -172,7 +172,7 @@ def test_a_network_without_branches_is_trained_on_every_schedule(schedule: str, 
         branches=(anatomy.branches[1].branch,),
     )
     small = policy.apply(task.network)
-    subject = Subject(task=task, policy=policy, network=small, score=lambda network: 0.0)
+    subject = Subject(task=task, policy=policy, network=small, score=lambda network: 0.0, channels_last=True)
     config = FinetuneConfig.model_validate({"epochs": 3, "learning_rate": 0.02, "schedule": schedule})
     trained = finetune(subject, config, tmp_path / "state").network
     shapes = {name: value.shape for name, value in trained.state_dict().items()}

@@ -46,6 +46,30 @@ def distance(outputs: Tensor, dense: Tensor, targets: Tensor, temperature: float
     return F.kl_div(got, wanted, reduction="sum", log_target=True) / positions * temperature**2
 
 
+class Untrainable(ValueError):
+    """What the network returns cannot be trained by; the message has the cure."""
+
+
+def check_outputs(outputs: object) -> None:
+    """Refuses outputs in training mode that no loss, or no gradient, can be had of.
+
+    Raises:
+        Untrainable: If they are no tensor, or do not depend on what is trained.
+    """
+    if not isinstance(outputs, Tensor):
+        several = f" of {len(outputs)}" if isinstance(outputs, tuple | list | dict) else ""
+        raise Untrainable(
+            f"forward must return one tensor in training mode as in evaluation, but in training mode it returns a "
+            f"{type(outputs).__name__}{several}: pass a network whose forward returns the same in both, its auxiliary "
+            "heads switched off (they are not pruned with the rest)"
+        )
+    if not outputs.requires_grad:
+        raise Untrainable(
+            "outputs must carry a gradient to what is trained, but those of this network carry none: take no_grad, "
+            "inference_mode and detach out of its forward (around calls that only evaluate they do no harm)"
+        )
+
+
 def total(config: FinetuneConfig, loss: Loss, outputs: Tensor, targets: Tensor, dense: Tensor | None) -> Tensor:
     """The weighted sum of both; `dense` [B, ...] are the dense network's outputs, None without distillation."""
     own = loss(outputs, targets)

@@ -1,4 +1,8 @@
-"""What is trained: all parameters, normalization and biases, or low-rank updates beside frozen weights."""
+"""What is trained: all parameters, normalization and biases, or low-rank updates beside frozen weights.
+
+What the user has frozen stays as it is. Only a network without any parameter that requires a gradient is taken as one
+that was frozen for inference, and thawed: who asks for its training cannot have meant that nothing is trained.
+"""
 
 from __future__ import annotations
 
@@ -39,21 +43,42 @@ class LowRank(nn.Module):
         return weight + (self.up @ self.down).view_as(weight) * self.mask
 
 
+def thaw(network: nn.Module) -> None:
+    """Lets every parameter be trained that can have a gradient, in place."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+
+
 def choose(network: nn.Module, config: FinetuneConfig, generator: torch.Generator) -> list[nn.Parameter]:
     """Freezes what is not trained and returns the rest; low-rank updates are added to the network.
 
     Args:
-        network: Changed in place.
+        network: Changed in place; what is frozen already stays so.
         config: What to train.
         generator: Draws the updates.
+
+    Raises:
+        ValueError: If nothing is left to train.
     """
     if config.parameters == "all":
-        return [parameter for parameter in network.parameters() if parameter.requires_grad]
+        chosen = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    else:
+        chosen = _light_or_lora(network, config, generator)
+    if not chosen:
+        raise ValueError(
+            f"training needs parameters that may change, but with parameters={config.parameters!r} this network has "
+            "none that is not frozen: choose others of all, norms and lora, or requires_grad_(True) what is to change"
+        )
+    return chosen
+
+
+def _light_or_lora(network: nn.Module, config: FinetuneConfig, generator: torch.Generator) -> list[nn.Parameter]:
     light = _light(network)
+    heavy = [module for module in network.modules() if _weighty(module)]
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     if config.parameters == "lora":
-        for module in [m for m in network.modules() if _weighty(m)]:
+        for module in heavy:
             weight = module.get_parameter("weight")
             rank = min(config.rank, weight.shape[0], weight[0].numel())
             parametrize.register_parametrization(module, "weight", LowRank(weight.detach(), rank, generator))
@@ -73,16 +98,17 @@ def merged(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _light(network: nn.Module) -> list[nn.Parameter]:
-    """Normalization and biases (PERP, section 3: some per mille of the parameters)."""
+    """Normalization and biases that are not frozen (PERP, section 3: some per mille of the parameters)."""
     found = dict[int, nn.Parameter]()
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, NORMALIZATIONS) or name.endswith("bias"):
+            if parameter.requires_grad and (isinstance(module, NORMALIZATIONS) or name.endswith("bias")):
                 found[id(parameter)] = parameter
     return list(found.values())
 
 
 def _weighty(module: nn.Module) -> bool:
-    """Whether a module has a weight matrix of its own that updates of low rank make sense for."""
+    """Whether a module has a weight matrix of its own, not frozen, that updates of low rank make sense for."""
     weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.ndim >= 2 and not isinstance(module, NORMALIZATIONS)
+    matrix = isinstance(weight, nn.Parameter) and weight.requires_grad and weight.ndim >= 2
+    return matrix and not isinstance(module, NORMALIZATIONS)

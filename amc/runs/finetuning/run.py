@@ -22,7 +22,7 @@ from amc.reporting.html import write_report
 from amc.runs.ending import report_data
 from amc.runs.finetuning.settings import FinetuneConfig, finetune_config, read_settings
 from amc.runs.finetuning.subject import Finetuned, Subject
-from amc.runs.finetuning.trainer import finetune
+from amc.runs.finetuning.trainer import finetune, rehearse
 from amc.runs.finetuning.workers import finetune_on_workers
 from amc.runs.folder import CONFIG, REPORT, RunFolder
 from amc.runs.opening import reopened
@@ -72,13 +72,11 @@ def finetune_run(
         if given is not None:
             confirm_code(config.model_dump(include=set(KEYS)), given, str(path / CONFIG))
         home = path / FINETUNING
-        if fresh and home.exists():
-            move_aside(home)
-        stored = _stored(home, settings)
+        stored = None if fresh else _stored(home, settings)
         setup = set_up(config, screen.step, objects)
         if FINETUNED not in record or stored is None or not (home / WEIGHTS).exists():
             with _standing(path):
-                tuned = _Finetuning(folder, setup, record, screen).run(settings, stored)
+                tuned = _Finetuning(folder, setup, record, screen).run(settings, stored, fresh=fresh)
         else:
             tuned = record
         if not (path / REPORT).exists():
@@ -138,8 +136,13 @@ class _Finetuning:
     record: Mapping[str, Any]
     screen: Screen
 
-    def run(self, settings: Mapping[str, Any], stored: FinetuneConfig | None) -> Mapping[str, Any]:
-        """Trains, scores once on test samples, writes; the content of the result."""
+    def run(
+        self, settings: Mapping[str, Any], stored: FinetuneConfig | None, *, fresh: bool = False
+    ) -> Mapping[str, Any]:
+        """Trains, scores once on test samples, writes; the content of the result.
+
+        With `fresh` an earlier training goes aside, once it is known that this one can begin.
+        """
         path, task, home = self.folder.path, self.setup.task, self.folder.path / FINETUNING
         check_training(task)
         samples = len(task.training) if task.training is not None else 0
@@ -149,9 +152,12 @@ class _Finetuning:
             policy=read_policy(path / POLICY),
             network=load_applied(task.network, path),
             score=self._validation,
+            channels_last=self.setup.anatomy.graph.channels_last,
             early=None if config.early is None else self._early(config.early),
         )
-        subject.check(config)
+        rehearse(subject, config, home / STATE)
+        if fresh and home.exists():
+            move_aside(home)
         home.mkdir(exist_ok=True)
         write_text(home / SETTINGS, config.to_toml())
         self.screen.step("fine-tuning", 0, config.epochs)

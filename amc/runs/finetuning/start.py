@@ -1,4 +1,4 @@
-"""The weights that training begins with, and the same network with fewer channels later on."""
+"""The weights that training begins with, where they lie, and the same network with fewer channels later on."""
 
 from __future__ import annotations
 
@@ -39,6 +39,23 @@ def initialized(network: nn.Module, seed: int) -> nn.Module:
 def rewound(policy: Policy, early: nn.Module) -> nn.Module:
     """The found widths on the weights of an early checkpoint (Renda et al., ICLR 2020: weight rewinding)."""
     return policy.apply(early, check_weights=False)
+
+
+def placed(network: nn.Module, device: str, *, channels_last: bool) -> nn.Module:
+    """The network itself on a device, with its tensors of four axes in the layout that convolutions are fast in.
+
+    `Module.to(memory_format=torch.channels_last)` refuses tensors of five axes, which a Conv3d has.
+
+    Args:
+        network: Changed in place.
+        device: Where it trains.
+        channels_last: Whether it runs on channels-last images; else its tensors stay as they lie.
+    """
+    network.to(device)
+    images = (tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.ndim == 4)
+    for tensor in images if channels_last else ():
+        tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return network
 
 
 def sliced(

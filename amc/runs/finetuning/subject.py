@@ -34,6 +34,7 @@ class Subject:
         policy: What was found.
         network: The network found, repaired.
         score: Of a network on validation.
+        channels_last: Whether the dense network runs on channels-last images, as its graph says.
         early: The dense network with the weights of an early checkpoint, for init rewind.
     """
 
@@ -41,6 +42,7 @@ class Subject:
     policy: Policy
     network: nn.Module
     score: Score
+    channels_last: bool
     early: nn.Module | None = None
 
     @property
@@ -60,8 +62,11 @@ class Subject:
         """Refuses what cannot be trained, before work starts.
 
         Raises:
-            ValueError: Without training samples or an early checkpoint to rewind to, or if the loss does not fit.
+            ValueError: Without training samples, without a CUDA device or an early checkpoint that the configuration
+                needs, or if the loss does not fit.
         """
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
         self._check_loss(config.seed)
         if (config.init == "rewind") != (self.early is not None):
             raise ValueError(
@@ -77,7 +82,7 @@ class Subject:
         with torch.no_grad():
             outputs = call(self.task.network, inputs)
         try:
-            value = (self.task.loss or default_loss)(outputs.requires_grad_(), targets)
+            value = (self.task.loss or default_loss)(outputs.clone().requires_grad_(), targets)
         except Exception as error:  # whatever a user's function raises
             raise ValueError(
                 f"training needs a loss of outputs {list(outputs.shape)} and targets {list(targets.shape)}, but it "

@@ -19,17 +19,18 @@ from torch.optim.swa_utils import AveragedModel
 
 from agents.searcher import keyed_seed
 from amc.runs.finetuning.batches import ALONE, Batches, World
-from amc.runs.finetuning.losses import default_loss, total
+from amc.runs.finetuning.losses import Untrainable, check_outputs, default_loss, total
 from amc.runs.finetuning.masks import Masks, hold, impose, masks_of
 from amc.runs.finetuning.optimization import averaged, learning_rate, make_optimizer
-from amc.runs.finetuning.parameters import choose, merged
+from amc.runs.finetuning.parameters import choose, merged, thaw
 from amc.runs.finetuning.schedule import softly_kept, stages, zero_softly
 from amc.runs.finetuning.settings import FinetuneConfig
-from amc.runs.finetuning.start import initialized, rewound, sliced
+from amc.runs.finetuning.start import initialized, placed, rewound, sliced
 from amc.runs.finetuning.state import State, load_optimizer, optimizer_tensors, read_state
-from amc.runs.finetuning.subject import Finetuned, Subject
+from amc.runs.finetuning.subject import CHECKED, Finetuned, Subject
 from amc.scoring.backend import native_bf16
-from envs.network.inputs import Inputs, call, channels_last, mapped, tensors
+from amc.tasks.plugins import describe
+from envs.network.inputs import Inputs, call, channels_last, mapped, rows, tensors
 from envs.space.policy import Policy, UnitPolicy, tensors_fingerprint, weights_fingerprint
 
 Told = Callable[[int, int, Mapping[str, Any]], None]
@@ -58,6 +59,23 @@ def finetune(subject: Subject, config: FinetuneConfig, path: Path, told: Told | 
         ValueError: If it cannot be trained, or the file belongs to another training; before any long work.
     """
     return _train(subject, config, path, told, ALONE, alone).finished()
+
+
+def rehearse(subject: Subject, config: FinetuneConfig, path: Path) -> None:
+    """Refuses what cannot be trained, by a step on copies: nothing is written, and torch draws afterwards as before.
+
+    Args:
+        subject: What will be trained.
+        config: How.
+        path: Where the state's file will be.
+
+    Raises:
+        ValueError: If it cannot be trained.
+    """
+    subject.check(config)
+    devices = [torch.cuda.current_device()] if config.device == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # dropout
+        _Training(subject, config, path, World(0, config.workers), alone).rehearse()
 
 
 def train_together(
@@ -120,8 +138,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         task, config = self.subject.task, self.config
-        self.dense = copy.deepcopy(task.network).eval()
-        self.dense.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dense = self._placed(copy.deepcopy(task.network).eval())
         self.batches = Batches.of(config, self.subject.training, task.augment, self.world)
         self.policy = self.subject.policy
         self.stages = stages(config, self.policy, task.network)
@@ -151,6 +168,26 @@ class _Training:
         if self.at.average is not None:
             self.at.average.load_state_dict(state.tensors["average"])
         load_optimizer(self.at.optimizer, state.tensors)
+
+    def rehearse(self) -> None:
+        """A step on a few samples of the first batch, as training takes it; its network is good for nothing else then.
+
+        Raises:
+            ValueError: If it does not run.
+        """
+        inputs, targets = next(self.batches.epoch(0))
+        few = min(CHECKED, len(targets))
+        self.at.network.train()
+        try:
+            self._step(0, rows(inputs, 0, few), targets[:few])
+        except Untrainable:
+            raise
+        except Exception as error:  # whatever the user's network raises, and what torch does on the way back
+            raise ValueError(
+                f"the network of task {self.subject.task.name!r} must run forward and backward in training mode, but a "
+                f"step on {few} training samples raised {describe(error)}: let its forward compute what it does in "
+                "evaluation, correct the loss, or choose other settings (a larger batch, precision fp32)"
+            ) from error
 
     def one_epoch(self) -> None:
         """One pass over the samples, scored and written down."""
@@ -207,9 +244,11 @@ class _Training:
         config, stage = self.config, self.stages[number]
         impose(network, stage.patterns)
         masks, plain = masks_of(network, stage.patterns), copy.deepcopy(network)
-        network = network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = self._placed(network)
         masks = {name: mask.to(config.device) for name, mask in masks.items()}
         generator = torch.Generator().manual_seed(keyed_seed(config.seed, "finetune updates", number))
+        if not any(parameter.requires_grad for parameter in self.dense.parameters()):
+            thaw(network)  # frozen for inference
         parameters = choose(network, config, generator)
         return _Position(
             stage=number,
@@ -223,27 +262,11 @@ class _Training:
 
     def _pass(self) -> float:
         """Trains one epoch; the mean loss."""
-        config, at = self.config, self.at
-        at.network.train()
-        losses = []
-        for step, (inputs, targets) in enumerate(self.batches.epoch(self.epoch)):
-            for group in at.optimizer.param_groups:
-                group["lr"] = self._rate(step)
-            inputs, targets = mapped(lambda tensor: tensor.to(config.device), inputs), targets.to(config.device)
-            inputs = channels_last(inputs)
-            with self._arithmetic():
-                outputs = call(at.wrapped, inputs)
-                teacher = self._teacher(inputs)
-            loss = total(config, self.loss, outputs.float(), targets, teacher)
-            at.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            at.optimizer.step()
-            hold(at.network, at.masks)
-            if at.average is not None:
-                at.average.update_parameters(at.network)
-            losses.append(loss.detach())
-        if self.stages[at.stage].soft:
-            zero_softly(at.network, self.policy)
+        config = self.config
+        self.at.network.train()
+        losses = [self._step(step, *batch) for step, batch in enumerate(self.batches.epoch(self.epoch))]
+        if self.stages[self.at.stage].soft:
+            zero_softly(self.at.network, self.policy)
         value = float(torch.stack(losses).mean())
         if value != value:
             raise ValueError(
@@ -251,6 +274,33 @@ class _Training:
                 f"({config.learning_rate}), or correct the task's loss"
             )
         return value
+
+    def _step(self, step: int, inputs: Inputs, targets: Tensor) -> Tensor:
+        """One step of the present epoch; its loss."""
+        config, at = self.config, self.at
+        for group in at.optimizer.param_groups:
+            group["lr"] = self._rate(step)
+        inputs, targets = self._inputs(inputs), targets.to(config.device)
+        with self._arithmetic():
+            outputs = call(at.wrapped, inputs)
+            teacher = self._teacher(inputs)
+        check_outputs(outputs)
+        loss = total(config, self.loss, outputs.float(), targets, teacher)
+        at.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        at.optimizer.step()
+        hold(at.network, at.masks)
+        if at.average is not None:
+            at.average.update_parameters(at.network)
+        return loss.detach()
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        return placed(network, self.config.device, channels_last=self.subject.channels_last)
+
+    def _inputs(self, inputs: Inputs) -> Inputs:
+        """A batch where the network is, in its layout: a `view` in its code can need contiguous images."""
+        inputs = mapped(lambda tensor: tensor.to(self.config.device), inputs)
+        return channels_last(inputs) if self.subject.channels_last else mapped(Tensor.contiguous, inputs)
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step: a cosine over all epochs, or one for each stage of several epochs."""
