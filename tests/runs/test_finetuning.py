@@ -244,6 +244,26 @@ def test_networks_that_do_not_run_channels_last_are_trained(
     assert not same(subject.network, finetune(subject, settings(epochs=1), tmp_path / "state").network)
 
 
+def restless() -> nn.Sequential:
+    """Drops out in training, and computes a weight from other parameters."""
+    body = (nn.Conv2d(2, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.ReLU())
+    return nn.Sequential(*body, nn.Dropout(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)))
+
+
+@pytest.mark.parametrize("parameters", ["all", "lora"])
+def test_dropout_is_drawn_by_the_seed_and_computed_weights_stay_computed(parameters: str, tmp_path: Path) -> None:
+    subject = random_subject(restless().eval(), 2, 6, 6)
+    config = settings(epochs=2, batch=8, parameters=parameters)
+    drawn = torch.get_rng_state()
+    whole = finetune(subject, config, tmp_path / "whole")
+    assert torch.get_rng_state().equal(drawn)
+    torch.rand(3)
+    with pytest.raises(Stopped):
+        finetune(subject, config, tmp_path / "cut", stopping(1))
+    assert same(whole.network, finetune(subject, config, tmp_path / "cut").network)
+    assert whole.network.state_dict().keys() == subject.network.state_dict().keys()
+
+
 def normalized() -> nn.Sequential:
     body = (nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(*body, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))

@@ -90,11 +90,20 @@ def _light_or_lora(network: nn.Module, config: FinetuneConfig, generator: torch.
 
 def merged(network: nn.Module) -> dict[str, Tensor]:
     """The state of the plain network: low-rank updates are added to the weights they belong to."""
-    state = {name: tensor for name, tensor in network.state_dict().items() if "parametrizations." not in name}
+    state = network.state_dict()
     for name, module in network.named_modules():
-        if parametrize.is_parametrized(module, "weight"):
-            state[f"{name}.weight" if name else "weight"] = module.weight
+        if _updated(module):  # a weight or spectral normalization of the user's own stays what it is
+            prefix = f"{name}." if name else ""
+            state = {key: one for key, one in state.items() if not key.startswith(f"{prefix}parametrizations.")}
+            state[f"{prefix}weight"] = module.weight
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _updated(module: nn.Module) -> bool:
+    """Whether a module's weight has an update of low rank."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return False
+    return any(isinstance(one, LowRank) for one in module.parametrizations["weight"])  # type: ignore[index]
 
 
 def _light(network: nn.Module) -> list[nn.Parameter]:

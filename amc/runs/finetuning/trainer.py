@@ -73,9 +73,13 @@ def rehearse(subject: Subject, config: FinetuneConfig, path: Path) -> None:
         ValueError: If it cannot be trained.
     """
     subject.check(config)
-    devices = [torch.cuda.current_device()] if config.device == "cuda" else []
-    with torch.random.fork_rng(devices=devices):  # dropout
+    with torch.random.fork_rng(devices=_devices(config)):  # dropout
         _Training(subject, config, path, World(0, config.workers), alone).rehearse()
+
+
+def _devices(config: FinetuneConfig) -> list[int]:
+    """Beside the CPU, where random numbers are drawn."""
+    return [torch.cuda.current_device()] if config.device == "cuda" else []
 
 
 def train_together(
@@ -264,7 +268,10 @@ class _Training:
         """Trains one epoch; the mean loss."""
         config = self.config
         self.at.network.train()
-        losses = [self._step(step, *batch) for step, batch in enumerate(self.batches.epoch(self.epoch))]
+        with torch.random.fork_rng(devices=_devices(config)):
+            world = self.batches.world
+            torch.manual_seed(keyed_seed(config.seed, "finetune dropout", self.epoch * world.size + world.rank))
+            losses = [self._step(step, *batch) for step, batch in enumerate(self.batches.epoch(self.epoch))]
         if self.stages[self.at.stage].soft:
             zero_softly(self.at.network, self.policy)
         value = float(torch.stack(losses).mean())
