@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -219,11 +220,23 @@ class _Reader:
     def _set(self, values: list[Any]) -> set[Any]:
         return set(self._list(values))
 
+    def _frozenset(self, values: list[Any]) -> frozenset[Any]:
+        return frozenset(self._list(values))
+
+    def _named_tuple(self, parts: list[Any]) -> Any:
+        kind, values = self._named(parts[0]), self._list(parts[1])
+        if not (inspect.isclass(kind) and issubclass(kind, tuple) and len(getattr(kind, "_fields", ())) == len(values)):
+            raise ValueError(f"{parts[0]!r} is no named tuple of {len(values)}")
+        return tuple.__new__(kind, values)
+
     def _size(self, values: list[int]) -> torch.Size:
         return torch.Size(values)
 
     def _dict(self, pairs: list[Any]) -> dict[Any, Any]:
         return {self._value(key): self._value(value) for key, value in pairs}
+
+    def _ordered_dict(self, pairs: list[Any]) -> OrderedDict[Any, Any]:
+        return OrderedDict(self._dict(pairs))
 
     def _dtype(self, name: str) -> torch.dtype:
         found = getattr(torch, name)
@@ -236,6 +249,9 @@ class _Reader:
 
     def _tensor(self, key: str) -> Tensor:
         return self.tensors[key]
+
+    def _one_parameter(self, parts: list[Any]) -> nn.Parameter:
+        return self._parameter(*parts)
 
     def _partial(self, parts: list[Any]) -> Any:
         function, arguments, keywords = map(self._value, parts)
@@ -255,11 +271,15 @@ _KINDS = {
     "list": "list",
     "tuple": "tuple",
     "set": "set",
+    "frozenset": "frozenset",
+    "namedtuple": "named_tuple",
     "size": "size",
     "dict": "dict",
+    "ordered_dict": "ordered_dict",
     "dtype": "dtype",
     "device": "device",
     "tensor": "tensor",
+    "parameter": "one_parameter",
     "partial": "partial",
     "enum": "enum",
     "object": "object",

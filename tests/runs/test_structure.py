@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,8 @@ def attribute(value: Any) -> Callable[[dict[str, Any]], None]:
         attribute({"object": 10**6}),
         attribute({"float": "text"}),
         attribute({"nonsense": 1}),
+        attribute({"namedtuple": ["os:system", ["true"]]}),
+        attribute({"namedtuple": ["torch.nn.modules.linear:Linear", [1]]}),
         attribute({"enum": ["os:system", "x"]}),
         attribute({"dtype": "load"}),
         lambda header: header.update(root=-(10**9)),
@@ -238,6 +242,94 @@ def test_functions_of_torch_may_be_attributes(tmp_path: Path) -> None:
     values = torch.tensor([-1.0, 2.0])
     for before, after in zip(network.extra, again.extra, strict=True):  # type: ignore[arg-type]
         assert torch.equal(before(values), after(values))
+
+
+KEPT = """
+from collections import defaultdict, namedtuple
+from typing import NamedTuple
+from torch import nn
+
+Widths = namedtuple("Widths", "narrow wide")
+
+class Sizes(NamedTuple):
+    width: int
+    inner: Widths
+
+class Options(dict):
+    __getattr__ = dict.__getitem__
+
+class Name(str):
+    pass
+
+class Pair(tuple):
+    pass
+
+class Slotted:
+    __slots__ = ("__dict__", "width")
+
+class Net(nn.Module):
+    def __init__(self, extra):
+        super().__init__()
+        self.linear, self.extra = nn.Linear(2, 2), extra
+"""
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module with a network that holds what it is given."""
+    (tmp_path / "kept_code.py").write_text(KEPT)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("kept_code")
+    del sys.modules["kept_code"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kept: kept.Widths(3, 4.5),
+        lambda kept: kept.Sizes(3, kept.Widths(1, (2,))),
+        lambda kept: [kept.Sizes(3, kept.Widths(1, None))],
+        lambda kept: OrderedDict(b=1, a=OrderedDict()),
+        lambda kept: {"a": frozenset({1, "b"}), "b": {2}},
+    ],
+)
+def test_attributes_keep_their_types(make: Callable[[Any], Any], kept: Any, tmp_path: Path) -> None:
+    value = make(kept)
+    again = load_network(written(kept.Net(value), tmp_path / "small")).extra
+    assert type(again) is type(value)
+    assert repr(again) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kept: kept.Options(width=3),
+        lambda kept: kept.Name("three"),
+        lambda kept: kept.Pair((1, 2)),
+        lambda kept: kept.Slotted(),
+        lambda kept: kept.defaultdict(int),
+        lambda kept: [torch.zeros(2).as_subclass(type("Own", (Tensor,), {}))],
+    ],
+)
+def test_a_type_that_would_not_come_back_is_never_replaced(
+    make: Callable[[Any], Any], kept: Any, tmp_path: Path
+) -> None:
+    folder = written(kept.Net(make(kept)), tmp_path / "small")
+    with pytest.raises(OtherCode, match=r"the network\.extra.* no file without code can hold.*network=\.\.\."):
+        load_network(folder)
+
+
+def test_tensors_and_modules_in_a_list_are_told_apart(kept: Any, tmp_path: Path) -> None:
+    network = kept.Net([torch.zeros(2), torch.ones(2), nn.Linear(2, 2), nn.Linear(2, 2)])
+    network.tied = [network.linear.weight, nn.Parameter(torch.ones(1), requires_grad=False)]
+    again = load_network(written(network, tmp_path / "small"))
+    for before, after in zip(network.extra[:2], again.extra[:2], strict=True):
+        assert torch.equal(before, after)
+    for before, after in zip(network.extra[2:], again.extra[2:], strict=True):
+        assert torch.equal(before.weight, after.weight)
+    assert again.tied[0] is again.linear.weight
+    assert isinstance(again.tied[1], nn.Parameter)
+    assert not again.tied[1].requires_grad
 
 
 @pytest.mark.slow
