@@ -15,13 +15,14 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from amc.export.applied import WEIGHTS, Which, load_applied, network_folder
-from amc.export.structure import SCHEMA_VERSION, STRUCTURE, source_digest
+from amc.export.structure import NUMBERS, SCHEMA_VERSION, STRUCTURE, source_digest
 from hw_profiles.documents import one_line
 
 DAMAGED = (OSError, SafetensorError, RecursionError, ValueError, KeyError, TypeError, AttributeError, IndexError)
@@ -211,6 +212,12 @@ class _Reader:
     def _float(self, text: str) -> float:
         return float(text)
 
+    def _number(self, parts: list[Any]) -> Any:
+        name, value = parts[0], self._value(parts[1])
+        if name not in NUMBERS or not isinstance(value, bool | int | float):
+            raise ValueError(f"{name!r} is no type of numbers")
+        return np.dtype(name).type(value)
+
     def _list(self, values: list[Any]) -> list[Any]:
         return [self._value(value) for value in values]
 
@@ -268,6 +275,7 @@ class _Reader:
 
 _KINDS = {
     "float": "float",
+    "number": "number",
     "list": "list",
     "tuple": "tuple",
     "set": "set",

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import BuiltinMethodType
 from typing import Any, TypeAlias
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ EMPTY = nn.Module().__dict__.keys()
 
 RECURRENT = ("_flat_weights", "_flat_weight_refs")
 """What recurrent modules keep of their parameters beside them; made again from those."""
+NUMBERS = frozenset(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)) - {"float8"} | {
+    "bool"
+}
+"""Numbers of numpy that Python's own hold without loss."""
 
 
 class Undescribed(ValueError):
@@ -202,6 +207,12 @@ def _named_tuple(value: Any, into: _Description, where: str) -> JSON:
     return {"namedtuple": [_name(type(value), into, where), _items("list")(value, into, where)["list"]]}
 
 
+def _number(value: np.generic, into: _Description, where: str) -> JSON:
+    if value.dtype.name not in NUMBERS:
+        raise Undescribed(f"{where} is a {type(value).__name__}, which no file without code can hold")
+    return {"number": [value.dtype.name, _value(value.item(), into, where)]}
+
+
 def _parameter(value: nn.Parameter, into: _Description, where: str) -> JSON:
     return {"parameter": [_tensor(value, into, where, "(attribute)"), value.requires_grad]}
 
@@ -235,6 +246,7 @@ _KINDS: tuple[tuple[type[Any], Writer], ...] = (
     (torch.dtype, lambda value, into, where: {"dtype": str(value).removeprefix("torch.")}),
     (torch.device, lambda value, into, where: {"device": str(value)}),
     (enum.Enum, _enum),
+    (np.generic, _number),  # numpy.float64 is a float, too, whose text no float has
 )
 
 

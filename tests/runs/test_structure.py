@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -181,6 +182,8 @@ def attribute(value: Any) -> Callable[[dict[str, Any]], None]:
         attribute({"object": 10**6}),
         attribute({"float": "text"}),
         attribute({"nonsense": 1}),
+        attribute({"number": ["object", 1]}),
+        attribute({"number": ["float64", "1"]}),
         attribute({"namedtuple": ["os:system", ["true"]]}),
         attribute({"namedtuple": ["torch.nn.modules.linear:Linear", [1]]}),
         attribute({"enum": ["os:system", "x"]}),
@@ -291,6 +294,15 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         lambda kept: [kept.Sizes(3, kept.Widths(1, None))],
         lambda kept: OrderedDict(b=1, a=OrderedDict()),
         lambda kept: {"a": frozenset({1, "b"}), "b": {2}},
+        lambda kept: np.sqrt(8),
+        lambda kept: [
+            np.float32(0.1),
+            np.float16(0.1),
+            np.int64(-(2**62)),
+            np.uint8(3),
+            np.bool_(True),
+            np.float64("nan"),
+        ],
     ],
 )
 def test_attributes_keep_their_types(make: Callable[[Any], Any], kept: Any, tmp_path: Path) -> None:
@@ -307,6 +319,9 @@ def test_attributes_keep_their_types(make: Callable[[Any], Any], kept: Any, tmp_
         lambda kept: kept.Name("three"),
         lambda kept: kept.Pair((1, 2)),
         lambda kept: kept.Slotted(),
+        lambda kept: np.complex64(1j),
+        lambda kept: np.str_("text"),
+        lambda kept: np.ones(2),
         lambda kept: kept.defaultdict(int),
         lambda kept: [torch.zeros(2).as_subclass(type("Own", (Tensor,), {}))],
     ],
@@ -322,7 +337,7 @@ def test_a_type_that_would_not_come_back_is_never_replaced(
 def test_tensors_and_modules_in_a_list_are_told_apart(kept: Any, tmp_path: Path) -> None:
     network = kept.Net([torch.zeros(2), torch.ones(2), nn.Linear(2, 2), nn.Linear(2, 2)])
     network.tied = [network.linear.weight, nn.Parameter(torch.ones(1), requires_grad=False)]
-    again = load_network(written(network, tmp_path / "small"))
+    again: Any = load_network(written(network, tmp_path / "small"))
     for before, after in zip(network.extra[:2], again.extra[:2], strict=True):
         assert torch.equal(before, after)
     for before, after in zip(network.extra[2:], again.extra[2:], strict=True):
