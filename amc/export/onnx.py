@@ -258,15 +258,18 @@ def by_tracing(network: nn.Module, example: Inputs, axes: Axes = ((0,),)) -> byt
 def by_torch_export(network: nn.Module, example: Inputs, axes: Axes = ((0,),)) -> bytes:
     """The torch.export exporter: slow, for what tracing does not catch and for the day the other is gone."""
     batch = torch.export.Dim("batch")
-    each = tuple({axis: torch.export.Dim.AUTO if axis else batch for axis in own} for own in axes)
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor, own in zip(tensors(example), axes, strict=True):
+        shapes[tensor] = {axis: torch.export.Dim.AUTO if axis else batch for axis in own}
+    called = network if isinstance(example, Tensor) else _InOrder(network, example)
     program = torch.onnx.export(
-        network if isinstance(example, Tensor) else _InOrder(network, example),
+        called,
         tensors(example),
         dynamo=True,
         verbose=False,
         input_names=_names(network, example),
         output_names=["output"],
-        dynamic_shapes=each if isinstance(example, Tensor) else (each,),
+        dynamic_shapes=shapes.dynamic_shapes(called, tensors(example)),  # in the form of forward's signature
     )
     return bytes(program.model_proto.SerializeToString()) if program is not None else b""
 

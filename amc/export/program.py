@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ShapesCollection
 
 from amc.storage.files import write_bytes
 from amc.tasks.task import Task
@@ -51,8 +52,10 @@ def write_program(network: nn.Module, example_input: Tensor, path: Path) -> None
         OSError: If the file cannot be written.
     """
     inputs = torch.cat([example_input] * 3)  # a batch of 1 would be taken for a constant
+    shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]  # in the form of forward's signature, as of *args
+    shapes[inputs] = {0: Dim.DYNAMIC}
     try:
-        program = torch.export.export(network.eval(), (inputs,), dynamic_shapes=({0: Dim.DYNAMIC},))
+        program = torch.export.export(network.eval(), (inputs,), dynamic_shapes=shapes)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         buffer.seek(0)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.export.applied import POLICY, WEIGHTS, load_applied, read_policy, write_applied
-from amc.export.onnx import TOLERANCE, by_tracing, onnx_bytes, verify_onnx, write_onnx
+from amc.export.onnx import TOLERANCE, _quiet, by_torch_export, by_tracing, onnx_bytes, verify_onnx, write_onnx
 from amc.profiling.timing import latency_ms
 from envs.space.policy import Policy, UnitPolicy, structure_fingerprint, weights_fingerprint
 from envs.space.policy_file import digest_of
@@ -107,6 +107,18 @@ def test_what_tracing_cannot_export_goes_through_torch_export() -> None:
     network = Attention().eval()
     model = onnx_bytes(network, torch.zeros(1, 3, 8, 8))
     assert verify_onnx(model, network, torch.randn(5, 3, 8, 8)) < 1e-5
+
+
+class Passing(nn.Linear):
+    def forward(self, *args: Tensor) -> Tensor:
+        return super().forward(*args)
+
+
+def test_torch_export_takes_a_network_of_any_arguments() -> None:
+    network, inputs = Passing(3, 4).eval(), torch.randn(4, 3)
+    with _quiet():
+        model = by_torch_export(network, inputs[:2])
+    assert verify_onnx(model, network, inputs) < 1e-5
 
 
 def test_batch_is_the_only_dynamic_axis_and_the_weights_are_inside(residual: Any) -> None:

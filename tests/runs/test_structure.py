@@ -347,6 +347,25 @@ def test_tensors_and_modules_in_a_list_are_told_apart(kept: Any, tmp_path: Path)
     assert not again.tied[1].requires_grad
 
 
+class Passing(nn.Module):
+    """Hands on whatever it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 4)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = self.body(*args, **kwargs)
+        return found
+
+
+def test_a_program_is_written_of_a_network_that_takes_any_arguments(tmp_path: Path) -> None:
+    network, inputs = Passing(), torch.ones(4, 3)
+    write_program(network, inputs[:1], tmp_path / "small.pt2")
+    found = torch.export.load(tmp_path / "small.pt2").module()(inputs)
+    assert torch.allclose(found, outputs(network, inputs), atol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_program_runs_without_the_package(tmp_path: Path) -> None:
     network, inputs = DigitsNet(), torch.ones(4, 1, 16, 16)
