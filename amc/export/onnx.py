@@ -9,7 +9,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,6 +36,7 @@ from envs.network.inputs import (
 from envs.network.outputs import selecting
 from hw_profiles.documents import one_line
 
+logger = logging.getLogger(__name__)
 TOLERANCE = 1e-3
 """Largest accepted difference between onnxruntime and torch, relative to the largest output."""
 
@@ -44,11 +45,16 @@ CHECKED_IMAGES = 16
 """Real images on which a written model is compared with torch."""
 
 
+Axes: TypeAlias = Sequence[Sequence[int]]
+"""Of each input, the axes whose sizes may change."""
+
+
 def onnx_bytes(network: nn.Module, example_input: Inputs) -> bytes:
     """A network as ONNX with a dynamic batch axis and the weights inside.
 
-    There is one input for each tensor, named `input`, or as forward's parameters where there are several. The length
-    of texts (integers [B, L], and what is as long) is dynamic where the network takes shorter ones.
+    There is one input for each tensor, named `input`, or as forward's parameters where there are several. The lengths
+    of texts (integers [B, L], and what is as long) are dynamic where the network takes shorter ones, those of different
+    length independently of each other.
 
     Args:
         network: Maps inputs of B samples to one tensor [B, ...]; it is not changed. Exported in eval mode.
@@ -127,9 +133,15 @@ def write_onnx(
     Raises:
         ValueError: If the network cannot be exported, the model differs from it, or a pattern is broken; or OSError.
     """
-    model, difference = _export(network, example_input, [inputs, *others])
+    model, difference, axes = _export(network, example_input, [inputs, *others])
     verify_model(model, network, patterns or {})
     write_bytes(path, model)
+    for name, tensor, own in zip(_names(network, example_input), tensors(example_input), axes, strict=True):
+        if _is_text(tensor) and 1 not in own:
+            logger.warning(
+                "%s takes %s at the example's length of %d alone: for any length, forward must take it from its inputs",
+                *(path.name, name, tensor.shape[1]),
+            )
     return difference
 
 
@@ -163,13 +175,14 @@ def _shapes(inputs: Inputs) -> list[torch.Size]:
     return [tensor.shape[1:] for tensor in tensors(inputs)]
 
 
-def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]) -> tuple[bytes, float]:
-    """The model of the first exporter whose model agrees with torch on all batches, and by how much it differs."""
+def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]) -> tuple[bytes, float, Axes]:
+    """The first model that agrees with torch on all batches, by how much it differs, and its dynamic axes."""
     twin = _portable(network)
     example = mapped(lambda tensor: tensor.detach().cpu(), example_input)
     shorter = _shortened(twin, example)
-    attempts = [[*batches, shorter], batches] if shorter is not None else [batches]
-    for checked, exporter in product(attempts, EXPORTERS):
+    each = [[one] for one in shorter] if len(shorter) > 1 else []  # one length alone, where not all can be left open
+    for further, exporter in product([shorter, *each, []] if shorter else [[]], EXPORTERS):
+        checked = [*batches, *further]
         example_of_two = repeated(example, 2)  # a batch of 1 would be taken for a constant
         axes = _dynamic_axes(example, checked)
         try:
@@ -183,14 +196,10 @@ def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]
             )
             continue
         try:
-            return model, verify_onnx(model, twin, *checked)
+            return model, verify_onnx(model, twin, *checked), axes
         except ValueError as error:
             failure = error
     raise failure
-
-
-Axes: TypeAlias = Sequence[Sequence[int]]
-"""Of each input, the axes whose sizes may change."""
 
 
 def _dynamic_axes(example: Inputs, batches: Sequence[Inputs]) -> Axes:
@@ -202,22 +211,36 @@ def _dynamic_axes(example: Inputs, batches: Sequence[Inputs]) -> Axes:
     ]
 
 
-def _shortened(network: nn.Module, example: Inputs) -> Inputs | None:
-    """The example cut to half of its length where it is a text, and the network takes that; None otherwise."""
-    lengths = {one.shape[1] for one in tensors(example) if one.ndim == 2 and not one.is_floating_point()}
-    if len(lengths) != 1 or (length := lengths.pop()) < 2:
-        return None
+def _is_text(tensor: Tensor) -> bool:
+    return tensor.ndim == 2 and not tensor.is_floating_point()
+
+
+def _shortened(network: nn.Module, example: Inputs) -> list[Inputs]:
+    """The example with texts cut to half: those of each length alone where the network takes it, else all of them."""
+    lengths = {one.shape[1] for one in tensors(example) if _is_text(one) and one.shape[1] > 1}
+    alone = [_cut(example, {length}) for length in sorted(lengths)]
+    taken = [one for one in alone if _runs(network, one)]
+    if not taken and len(lengths) > 1 and _runs(network, together := _cut(example, lengths)):
+        return [together]
+    return taken
+
+
+def _cut(example: Inputs, lengths: Set[int]) -> Inputs:
+    """The example with what is as long as texts of these lengths cut to half."""
 
     def cut(tensor: Tensor) -> Tensor:
-        return tensor[:, : length // 2] if tensor.ndim > 1 and tensor.shape[1] == length else tensor
+        return tensor[:, : tensor.shape[1] // 2] if tensor.ndim > 1 and tensor.shape[1] in lengths else tensor
 
-    shorter = mapped(cut, example)
+    return mapped(cut, example)
+
+
+def _runs(network: nn.Module, inputs: Inputs) -> bool:
     try:
         with torch.no_grad():
-            call(network, shorter)
+            call(network, inputs)
     except Exception:  # whatever the network's own code raises
-        return None
-    return shorter
+        return False
+    return True
 
 
 class _InOrder(nn.Module):
