@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import json
 import sys
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from amc.export.applied import WEIGHTS, Which, load_applied, network_folder
+from amc.export.names import NotNamed, named, packages_of
 from amc.export.structure import NUMBERS, SCHEMA_VERSION, STRUCTURE, source_digest
 from hw_profiles.documents import one_line
 
@@ -128,13 +128,11 @@ class _Reader:
     tensors: Mapping[str, Tensor]
     made: dict[int, Any] = field(default_factory=dict)
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    packages: set[str] = field(init=False)
+    packages: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Notes which packages the network's own modules come from."""
-        classes = [entry["class"] for entry in self.objects if entry["kind"] == "module"]
-        roots = {name.partition(":")[0].partition(".")[0] for name in classes if not name.startswith("torch.")}
-        self.packages = roots - sys.stdlib_module_names
+        self.packages = packages_of(entry["class"] for entry in self.objects if entry["kind"] == "module")
 
     def network(self, root: int) -> nn.Module:
         """The root of all modules."""
@@ -184,23 +182,13 @@ class _Reader:
 
     def _named(self, name: str) -> Any:
         """What stands under "module:qualified.name", where a network may use it."""
-        module, _, qualified = name.partition(":")
-        if not self._allowed(module):
-            raise ValueError(f"{name!r} comes from no package that the network's modules come from")
-        found: Any = sys.modules.get(module) or importlib.import_module(module)
-        for part in qualified.split("."):
-            found = getattr(found, part)
-        compiled = module in ("torch", "torch.nn.functional") and "." not in qualified and inspect.isbuiltin(found)
-        plain = inspect.isfunction(found) or inspect.isclass(found)
-        if not compiled and (module == "torch" or not plain or found.__module__ != module):
-            raise ValueError(f"{name!r} is no class or function that is defined there")
-        return found
-
-    def _allowed(self, module: str) -> bool:
-        """Whether a name from a module may be used: torch.nn, torch's operators, the packages of the modules."""
-        if module == "torch" or module.startswith("torch.nn."):
-            return True
-        return module in self.sources and module.partition(".")[0] in self.packages
+        try:
+            return named(name, self.sources, self.packages)
+        except NotNamed as error:
+            raise OtherCode(
+                "what a stored network names must be of torch.nn or a package that its modules come from, but "
+                f"{error}: load it by `amc.load(folder, network=...)` into a dense network of yours"
+            ) from error
 
     def _value(self, value: Any) -> Any:
         """What `_value` of the writer made of an attribute."""

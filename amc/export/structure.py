@@ -28,6 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from amc.export.names import NotNamed, named, packages_of
 from amc.storage.files import write_bytes
 
 SCHEMA_VERSION = 1
@@ -60,6 +61,7 @@ class _Description:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     alive: list[Any] = field(default_factory=list)
 
 
@@ -88,6 +90,7 @@ def describe(network: nn.Module) -> tuple[dict[str, JSON], dict[str, Tensor]]:
     """
     into = _Description()
     root = _module(network, into, "the network")
+    _check_names(into)
     header = {
         "schema_version": SCHEMA_VERSION,
         "root": root,
@@ -134,6 +137,19 @@ def _module(module: nn.Module, into: _Description, where: str) -> int:
         },
     }
     return place
+
+
+def _check_names(into: _Description) -> None:
+    """Refuses names that the reader will refuse: only after the last module is it known where all of them come from."""
+    packages = packages_of(entry["class"] for entry in into.objects if entry["kind"] == "module")
+    for name, where in into.names.items():
+        try:
+            named(name, into.sources, packages)
+        except NotNamed as error:
+            raise Undescribed(
+                f"{where} is {name.replace(':', '.')}, which is neither of torch.nn nor of a package that the "
+                "network's modules come from: define it there, or write a program (`amc.save_program`)"
+            ) from error
 
 
 def _reserve(value: Any, into: _Description) -> int:
@@ -278,4 +294,5 @@ def _name(thing: Any, into: _Description, where: str) -> str:
                 "program (`amc.save_program`)"
             )
         into.sources[module] = source_digest(Path(file))
+    into.names.setdefault(name, where)
     return name

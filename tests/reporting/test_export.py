@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from amc.export.applied import POLICY, WEIGHTS, load_applied, read_policy, write_applied
 from amc.export.onnx import TOLERANCE, _quiet, by_torch_export, by_tracing, onnx_bytes, verify_onnx, write_onnx
+from amc.export.program import write_program
 from amc.profiling.timing import latency_ms
 from envs.space.policy import Policy, UnitPolicy, structure_fingerprint, weights_fingerprint
 from envs.space.policy_file import digest_of
@@ -114,11 +115,13 @@ class Passing(nn.Linear):
         return super().forward(*args)
 
 
-def test_torch_export_takes_a_network_of_any_arguments() -> None:
+def test_torch_export_takes_a_network_of_any_arguments(tmp_path: Path) -> None:
     network, inputs = Passing(3, 4).eval(), torch.randn(4, 3)
     with _quiet():
         model = by_torch_export(network, inputs[:2])
     assert verify_onnx(model, network, inputs) < 1e-5
+    write_program(network, inputs[:1], tmp_path / "small.pt2")
+    torch.testing.assert_close(torch.export.load(tmp_path / "small.pt2").module()(inputs), network(inputs))
 
 
 def test_batch_is_the_only_dynamic_axis_and_the_weights_are_inside(residual: Any) -> None:

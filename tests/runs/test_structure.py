@@ -334,6 +334,30 @@ def test_a_type_that_would_not_come_back_is_never_replaced(
         load_network(folder)
 
 
+def test_code_from_elsewhere_is_no_damage(kept: Any, tmp_path: Path) -> None:
+    """The writer accepts what the reader does, and says what helps: to apply the policy again would not."""
+    (tmp_path / "beside.py").write_text("class Config:\n    pass\n\nfrom enum import Enum\nKind = Enum('Kind', 'A')\n")
+    beside = importlib.import_module("beside")
+    average = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
+    for network, name in (
+        (kept.Net(beside.Config()), r"network\.extra is beside\.Config"),
+        (kept.Net([beside.Kind.A]), r"network\.extra\[0\] is beside\.Kind"),
+        (nn.Sequential(torch.ao.quantization.QuantStub()), r"0 is torch\.ao\.quantization"),
+        (average, r"the network is torch\.optim\.swa_utils\.AveragedModel"),
+        (kept.Net(torch.einsum), r"network\.extra is torch\.functional\.einsum"),
+    ):
+        with pytest.raises(OtherCode, match=rf"{name}.*network=\.\.\."):
+            load_network(written(network, tmp_path / "small"))
+    del sys.modules["beside"]
+
+
+def test_a_folder_that_names_code_from_elsewhere_says_what_helps(tmp_path: Path) -> None:
+    folder = written(nn.Sequential(nn.Linear(2, 2)), tmp_path / "small")
+    for name in ("torch.functional:einsum", "torch.nn.modules.linear:Gone"):
+        with pytest.raises(OtherCode, match=r"must be of torch\.nn .*network=\.\.\."):
+            load_network(edited(folder, attribute({"name": name})))
+
+
 def test_tensors_and_modules_in_a_list_are_told_apart(kept: Any, tmp_path: Path) -> None:
     network = kept.Net([torch.zeros(2), torch.ones(2), nn.Linear(2, 2), nn.Linear(2, 2)])
     network.tied = [network.linear.weight, nn.Parameter(torch.ones(1), requires_grad=False)]
@@ -345,25 +369,6 @@ def test_tensors_and_modules_in_a_list_are_told_apart(kept: Any, tmp_path: Path)
     assert again.tied[0] is again.linear.weight
     assert isinstance(again.tied[1], nn.Parameter)
     assert not again.tied[1].requires_grad
-
-
-class Passing(nn.Module):
-    """Hands on whatever it is called with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(3, 4)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        found: Tensor = self.body(*args, **kwargs)
-        return found
-
-
-def test_a_program_is_written_of_a_network_that_takes_any_arguments(tmp_path: Path) -> None:
-    network, inputs = Passing(), torch.ones(4, 3)
-    write_program(network, inputs[:1], tmp_path / "small.pt2")
-    found = torch.export.load(tmp_path / "small.pt2").module()(inputs)
-    assert torch.allclose(found, outputs(network, inputs), atol=1e-6)
 
 
 @pytest.mark.slow
