@@ -199,7 +199,20 @@ def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]
             return model, verify_onnx(model, twin, *checked), axes
         except ValueError as error:
             failure = error
+    if precisions := _other_precisions(twin, example):
+        reason = failure.__cause__ if isinstance(failure.__cause__, Exception) else failure
+        raise ValueError(
+            "a network must be in float32 where onnxruntime has its operators in no other precision, but this one has "
+            f"{precisions} ({one_line(reason)}): export `network.float()`, by a task with inputs "
+            "of float32"
+        ) from failure
     raise failure
+
+
+def _other_precisions(network: nn.Module, example: Inputs) -> str:
+    """The types of floats in a network and its inputs that are not float32."""
+    values = (*network.parameters(), *network.buffers(), *tensors(example))
+    return ", ".join(sorted({str(one.dtype) for one in values if one.is_floating_point()} - {"torch.float32"}))
 
 
 def _dynamic_axes(example: Inputs, batches: Sequence[Inputs]) -> Axes:

@@ -167,6 +167,18 @@ def test_a_model_is_compared_on_at_least_one_image(residual: Any) -> None:
         verify_onnx(b"", residual.network, residual.inputs(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_precision_that_onnxruntime_lacks_is_named_with_its_cure(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amc.export.onnx.EXPORTERS", (by_tracing,))
+    network, inputs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).to(dtype), torch.randn(2, 3, 4, 4, dtype=dtype)
+    with pytest.raises(ValueError, match=rf"{dtype}.*network\.float\(\)") as error:
+        write_onnx(network, inputs[:1], inputs, tmp_path / "network.onnx")
+    assert "again" not in one_line(error).rpartition("):")[2]
+    assert write_onnx(network.float(), inputs[:1].float(), inputs.float(), tmp_path / "network.onnx") < 1e-3
+
+
 def test_bytes_that_are_no_model_are_refused(residual: Any) -> None:
     with pytest.raises(ValueError, match="must load in onnxruntime") as error:
         verify_onnx(b"no model", residual.network, residual.inputs(2))
