@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from amc.export.check import verify_model
 from amc.storage.files import write_bytes
+from amc.tasks.checks import wrapped
 from amc.tasks.task import Task
 from envs.network.copies import functional_copy
 from envs.network.inputs import (
@@ -190,9 +191,10 @@ def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]
                 model = exporter(twin, example_of_two, axes)
         except Exception as error:  # the exporters raise whatever the network's code raises
             reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            cure = f"export its `{inner}`" if (inner := wrapped(network)) else "use operators that torch.onnx knows"
             failure = ValueError(
                 f"the network must be expressible in ONNX, but {type(network).__name__} is not "
-                f"({type(reason).__name__}: {one_line(reason)}): use operators that torch.onnx knows"
+                f"({type(reason).__name__}: {one_line(reason)}): {cure}"
             )
             continue
         try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 
 from amc.storage.files import write_bytes
+from amc.tasks.checks import wrapped
 from amc.tasks.task import Task
 from envs.network.outputs import selecting
 from hw_profiles.documents import one_line
@@ -61,9 +62,10 @@ def write_program(network: nn.Module, example_input: Tensor, path: Path) -> None
         buffer.seek(0)
         read = torch.export.load(buffer).module()
     except Exception as error:  # torch.export raises whatever the network's code raises, and much else
+        cure = f"write its `{inner}`" if (inner := wrapped(network)) else "export it to ONNX, or load it by `amc.load`"
         raise ValueError(
             f"a program needs a network that torch.export can capture, but it says {type(error).__name__}: "
-            f"{one_line(error)}; export it to ONNX, or load it by `amc.load`"
+            f"{one_line(error)}; {cure}"
         ) from error
     for batch in (1, 2, 5):
         few = torch.cat([example_input] * batch)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from amc.export.names import NotNamed, named, packages_of
 from amc.storage.files import write_bytes
+from amc.tasks.checks import wrapped
 
 SCHEMA_VERSION = 1
 STRUCTURE = "structure.safetensors"
@@ -111,6 +112,11 @@ def _module(module: nn.Module, into: _Description, where: str) -> int:
     """Describes one module, once; its place in the list of objects."""
     if id(module) in into.places:
         return into.places[id(module)]
+    if (inner := wrapped(module)) and not isinstance(module, nn.DataParallel):
+        raise Undescribed(
+            f"{where} is a {type(module).__name__}, which no file without code can hold: search its `{inner}`, which "
+            "has the same weights"
+        )
     if any(getattr(module, hooks) for hooks in HOOKS):
         raise Undescribed(f"{where} has hooks, which are code: remove them, or write a program (`amc.save_program`)")
     place = _reserve(module, into)

@@ -110,6 +110,13 @@ def test_what_tracing_cannot_export_goes_through_torch_export() -> None:
     assert verify_onnx(model, network, torch.randn(5, 3, 8, 8)) < 1e-5
 
 
+class Unknown(nn.Module):
+    """Looks at values, which no exporter follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tensor(x.sum().tolist()) if x.sum() > 1e9 else torch.from_numpy(x.numpy())
+
+
 class Passing(nn.Linear):
     def forward(self, *args: Tensor) -> Tensor:
         return super().forward(*args)
@@ -122,6 +129,14 @@ def test_torch_export_takes_a_network_of_any_arguments(tmp_path: Path) -> None:
     assert verify_onnx(model, network, inputs) < 1e-5
     write_program(network, inputs[:1], tmp_path / "small.pt2")
     torch.testing.assert_close(torch.export.load(tmp_path / "small.pt2").module()(inputs), network(inputs))
+
+
+def test_a_wrapped_network_that_cannot_be_exported_is_told_to_export_what_it_wraps(tmp_path: Path) -> None:
+    network, inputs = nn.DataParallel(Unknown()).eval(), torch.zeros(2, 3)
+    for write in (lambda: onnx_bytes(network, inputs[:1]), lambda: write_program(network, inputs[:1], tmp_path / "x")):
+        with pytest.raises(ValueError, match=r"its `module`$") as error:
+            write()
+        one_line(error)
 
 
 def test_batch_is_the_only_dynamic_axis_and_the_weights_are_inside(residual: Any) -> None:

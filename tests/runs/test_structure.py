@@ -216,7 +216,13 @@ def test_what_cannot_be_described_says_why_when_it_is_loaded(tmp_path: Path) -> 
     hooked = nn.Linear(2, 2)
     hooked.register_forward_hook(lambda *_: None)
     local = nn.Sequential(type("Local", (nn.Identity,), {})())
-    for network, reason in ((hooked, "hooks"), (local, "cannot be imported")):
+    compiled: Any = torch.compile(nn.Linear(2, 2), backend="eager")
+    for network, reason in (
+        (hooked, "hooks"),
+        (local, "cannot be imported"),
+        (compiled, "the network is a OptimizedModule.*search its `_orig_mod`"),
+        (nn.Sequential(compiled), "0 is a OptimizedModule.*search its `_orig_mod`"),
+    ):
         with pytest.raises(OtherCode, match=reason):
             load_network(written(network, tmp_path / "small"))
 
