@@ -9,7 +9,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from amc.export.check import verify_model
 from amc.storage.files import write_bytes
+from amc.tasks.checks import wrapped
 from amc.tasks.task import Task
 from envs.network.copies import functional_copy
 from envs.network.inputs import (
@@ -36,6 +37,7 @@ from envs.network.inputs import (
 from envs.network.outputs import selecting
 from hw_profiles.documents import one_line
 
+logger = logging.getLogger(__name__)
 TOLERANCE = 1e-3
 """Largest accepted difference between onnxruntime and torch, relative to the largest output."""
 
@@ -44,11 +46,16 @@ CHECKED_IMAGES = 16
 """Real images on which a written model is compared with torch."""
 
 
+Axes: TypeAlias = Sequence[Sequence[int]]
+"""Of each input, the axes whose sizes may change."""
+
+
 def onnx_bytes(network: nn.Module, example_input: Inputs) -> bytes:
     """A network as ONNX with a dynamic batch axis and the weights inside.
 
-    There is one input for each tensor, named `input`, or as forward's parameters where there are several. The length
-    of texts (integers [B, L], and what is as long) is dynamic where the network takes shorter ones.
+    There is one input for each tensor, named `input`, or as forward's parameters where there are several. The lengths
+    of texts (integers [B, L], and what is as long) are dynamic where the network takes shorter ones, those of different
+    length independently of each other.
 
     Args:
         network: Maps inputs of B samples to one tensor [B, ...]; it is not changed. Exported in eval mode.
@@ -127,9 +134,15 @@ def write_onnx(
     Raises:
         ValueError: If the network cannot be exported, the model differs from it, or a pattern is broken; or OSError.
     """
-    model, difference = _export(network, example_input, [inputs, *others])
+    model, difference, axes = _export(network, example_input, [inputs, *others])
     verify_model(model, network, patterns or {})
     write_bytes(path, model)
+    for name, tensor, own in zip(_names(network, example_input), tensors(example_input), axes, strict=True):
+        if _is_text(tensor) and 1 not in own:
+            logger.warning(
+                "%s takes %s at the example's length of %d alone: for any length, forward must take it from its inputs",
+                *(path.name, name, tensor.shape[1]),
+            )
     return difference
 
 
@@ -163,13 +176,14 @@ def _shapes(inputs: Inputs) -> list[torch.Size]:
     return [tensor.shape[1:] for tensor in tensors(inputs)]
 
 
-def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]) -> tuple[bytes, float]:
-    """The model of the first exporter whose model agrees with torch on all batches, and by how much it differs."""
+def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]) -> tuple[bytes, float, Axes]:
+    """The first model that agrees with torch on all batches, by how much it differs, and its dynamic axes."""
     twin = _portable(network)
     example = mapped(lambda tensor: tensor.detach().cpu(), example_input)
     shorter = _shortened(twin, example)
-    attempts = [[*batches, shorter], batches] if shorter is not None else [batches]
-    for checked, exporter in product(attempts, EXPORTERS):
+    each = [[one] for one in shorter] if len(shorter) > 1 else []  # one length alone, where not all can be left open
+    for further, exporter in product([shorter, *each, []] if shorter else [[]], EXPORTERS):
+        checked = [*batches, *further]
         example_of_two = repeated(example, 2)  # a batch of 1 would be taken for a constant
         axes = _dynamic_axes(example, checked)
         try:
@@ -177,20 +191,30 @@ def _export(network: nn.Module, example_input: Inputs, batches: Sequence[Inputs]
                 model = exporter(twin, example_of_two, axes)
         except Exception as error:  # the exporters raise whatever the network's code raises
             reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            cure = f"export its `{inner}`" if (inner := wrapped(network)) else "use operators that torch.onnx knows"
             failure = ValueError(
                 f"the network must be expressible in ONNX, but {type(network).__name__} is not "
-                f"({type(reason).__name__}: {one_line(reason)}): use operators that torch.onnx knows"
+                f"({type(reason).__name__}: {one_line(reason)}): {cure}"
             )
             continue
         try:
-            return model, verify_onnx(model, twin, *checked)
+            return model, verify_onnx(model, twin, *checked), axes
         except ValueError as error:
             failure = error
+    if precisions := _other_precisions(twin, example):
+        reason = failure.__cause__ if isinstance(failure.__cause__, Exception) else failure
+        raise ValueError(
+            "a network must be in float32 where onnxruntime has its operators in no other precision, but this one has "
+            f"{precisions} ({one_line(reason)}): export `network.float()`, by a task with inputs "
+            "of float32"
+        ) from failure
     raise failure
 
 
-Axes: TypeAlias = Sequence[Sequence[int]]
-"""Of each input, the axes whose sizes may change."""
+def _other_precisions(network: nn.Module, example: Inputs) -> str:
+    """The types of floats in a network and its inputs that are not float32."""
+    values = (*network.parameters(), *network.buffers(), *tensors(example))
+    return ", ".join(sorted({str(one.dtype) for one in values if one.is_floating_point()} - {"torch.float32"}))
 
 
 def _dynamic_axes(example: Inputs, batches: Sequence[Inputs]) -> Axes:
@@ -202,22 +226,36 @@ def _dynamic_axes(example: Inputs, batches: Sequence[Inputs]) -> Axes:
     ]
 
 
-def _shortened(network: nn.Module, example: Inputs) -> Inputs | None:
-    """The example cut to half of its length where it is a text, and the network takes that; None otherwise."""
-    lengths = {one.shape[1] for one in tensors(example) if one.ndim == 2 and not one.is_floating_point()}
-    if len(lengths) != 1 or (length := lengths.pop()) < 2:
-        return None
+def _is_text(tensor: Tensor) -> bool:
+    return tensor.ndim == 2 and not tensor.is_floating_point()
+
+
+def _shortened(network: nn.Module, example: Inputs) -> list[Inputs]:
+    """The example with texts cut to half: those of each length alone where the network takes it, else all of them."""
+    lengths = {one.shape[1] for one in tensors(example) if _is_text(one) and one.shape[1] > 1}
+    alone = [_cut(example, {length}) for length in sorted(lengths)]
+    taken = [one for one in alone if _runs(network, one)]
+    if not taken and len(lengths) > 1 and _runs(network, together := _cut(example, lengths)):
+        return [together]
+    return taken
+
+
+def _cut(example: Inputs, lengths: Set[int]) -> Inputs:
+    """The example with what is as long as texts of these lengths cut to half."""
 
     def cut(tensor: Tensor) -> Tensor:
-        return tensor[:, : length // 2] if tensor.ndim > 1 and tensor.shape[1] == length else tensor
+        return tensor[:, : tensor.shape[1] // 2] if tensor.ndim > 1 and tensor.shape[1] in lengths else tensor
 
-    shorter = mapped(cut, example)
+    return mapped(cut, example)
+
+
+def _runs(network: nn.Module, inputs: Inputs) -> bool:
     try:
         with torch.no_grad():
-            call(network, shorter)
+            call(network, inputs)
     except Exception:  # whatever the network's own code raises
-        return None
-    return shorter
+        return False
+    return True
 
 
 class _InOrder(nn.Module):
@@ -258,15 +296,18 @@ def by_tracing(network: nn.Module, example: Inputs, axes: Axes = ((0,),)) -> byt
 def by_torch_export(network: nn.Module, example: Inputs, axes: Axes = ((0,),)) -> bytes:
     """The torch.export exporter: slow, for what tracing does not catch and for the day the other is gone."""
     batch = torch.export.Dim("batch")
-    each = tuple({axis: torch.export.Dim.AUTO if axis else batch for axis in own} for own in axes)
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor, own in zip(tensors(example), axes, strict=True):
+        shapes[tensor] = {axis: torch.export.Dim.AUTO if axis else batch for axis in own}
+    called = network if isinstance(example, Tensor) else _InOrder(network, example)
     program = torch.onnx.export(
-        network if isinstance(example, Tensor) else _InOrder(network, example),
+        called,
         tensors(example),
         dynamo=True,
         verbose=False,
         input_names=_names(network, example),
         output_names=["output"],
-        dynamic_shapes=each if isinstance(example, Tensor) else (each,),
+        dynamic_shapes=shapes.dynamic_shapes(called, tensors(example)),  # in the form of forward's signature
     )
     return bytes(program.model_proto.SerializeToString()) if program is not None else b""
 

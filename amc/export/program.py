@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ShapesCollection
 
 from amc.storage.files import write_bytes
+from amc.tasks.checks import wrapped
 from amc.tasks.task import Task
 from envs.network.outputs import selecting
 from hw_profiles.documents import one_line
@@ -51,16 +53,19 @@ def write_program(network: nn.Module, example_input: Tensor, path: Path) -> None
         OSError: If the file cannot be written.
     """
     inputs = torch.cat([example_input] * 3)  # a batch of 1 would be taken for a constant
+    shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]  # in the form of forward's signature, as of *args
+    shapes[inputs] = {0: Dim.DYNAMIC}
     try:
-        program = torch.export.export(network.eval(), (inputs,), dynamic_shapes=({0: Dim.DYNAMIC},))
+        program = torch.export.export(network.eval(), (inputs,), dynamic_shapes=shapes)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         buffer.seek(0)
         read = torch.export.load(buffer).module()
     except Exception as error:  # torch.export raises whatever the network's code raises, and much else
+        cure = f"write its `{inner}`" if (inner := wrapped(network)) else "export it to ONNX, or load it by `amc.load`"
         raise ValueError(
             f"a program needs a network that torch.export can capture, but it says {type(error).__name__}: "
-            f"{one_line(error)}; export it to ONNX, or load it by `amc.load`"
+            f"{one_line(error)}; {cure}"
         ) from error
     for batch in (1, 2, 5):
         few = torch.cat([example_input] * batch)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,13 +14,15 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from amc.export.applied import WEIGHTS, Which, load_applied, network_folder
-from amc.export.structure import SCHEMA_VERSION, STRUCTURE, source_digest
+from amc.export.names import NotNamed, named, packages_of
+from amc.export.structure import NUMBERS, SCHEMA_VERSION, STRUCTURE, source_digest
 from hw_profiles.documents import one_line
 
 DAMAGED = (OSError, SafetensorError, RecursionError, ValueError, KeyError, TypeError, AttributeError, IndexError)
@@ -126,13 +128,11 @@ class _Reader:
     tensors: Mapping[str, Tensor]
     made: dict[int, Any] = field(default_factory=dict)
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    packages: set[str] = field(init=False)
+    packages: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Notes which packages the network's own modules come from."""
-        classes = [entry["class"] for entry in self.objects if entry["kind"] == "module"]
-        roots = {name.partition(":")[0].partition(".")[0] for name in classes if not name.startswith("torch.")}
-        self.packages = roots - sys.stdlib_module_names
+        self.packages = packages_of(entry["class"] for entry in self.objects if entry["kind"] == "module")
 
     def network(self, root: int) -> nn.Module:
         """The root of all modules."""
@@ -182,23 +182,13 @@ class _Reader:
 
     def _named(self, name: str) -> Any:
         """What stands under "module:qualified.name", where a network may use it."""
-        module, _, qualified = name.partition(":")
-        if not self._allowed(module):
-            raise ValueError(f"{name!r} comes from no package that the network's modules come from")
-        found: Any = sys.modules.get(module) or importlib.import_module(module)
-        for part in qualified.split("."):
-            found = getattr(found, part)
-        compiled = module in ("torch", "torch.nn.functional") and "." not in qualified and inspect.isbuiltin(found)
-        plain = inspect.isfunction(found) or inspect.isclass(found)
-        if not compiled and (module == "torch" or not plain or found.__module__ != module):
-            raise ValueError(f"{name!r} is no class or function that is defined there")
-        return found
-
-    def _allowed(self, module: str) -> bool:
-        """Whether a name from a module may be used: torch.nn, torch's operators, the packages of the modules."""
-        if module == "torch" or module.startswith("torch.nn."):
-            return True
-        return module in self.sources and module.partition(".")[0] in self.packages
+        try:
+            return named(name, self.sources, self.packages)
+        except NotNamed as error:
+            raise OtherCode(
+                "what a stored network names must be of torch.nn or a package that its modules come from, but "
+                f"{error}: load it by `amc.load(folder, network=...)` into a dense network of yours"
+            ) from error
 
     def _value(self, value: Any) -> Any:
         """What `_value` of the writer made of an attribute."""
@@ -210,6 +200,12 @@ class _Reader:
     def _float(self, text: str) -> float:
         return float(text)
 
+    def _number(self, parts: list[Any]) -> Any:
+        name, value = parts[0], self._value(parts[1])
+        if name not in NUMBERS or not isinstance(value, bool | int | float):
+            raise ValueError(f"{name!r} is no type of numbers")
+        return np.dtype(name).type(value)
+
     def _list(self, values: list[Any]) -> list[Any]:
         return [self._value(value) for value in values]
 
@@ -219,11 +215,23 @@ class _Reader:
     def _set(self, values: list[Any]) -> set[Any]:
         return set(self._list(values))
 
+    def _frozenset(self, values: list[Any]) -> frozenset[Any]:
+        return frozenset(self._list(values))
+
+    def _named_tuple(self, parts: list[Any]) -> Any:
+        kind, values = self._named(parts[0]), self._list(parts[1])
+        if not (inspect.isclass(kind) and issubclass(kind, tuple) and len(getattr(kind, "_fields", ())) == len(values)):
+            raise ValueError(f"{parts[0]!r} is no named tuple of {len(values)}")
+        return tuple.__new__(kind, values)
+
     def _size(self, values: list[int]) -> torch.Size:
         return torch.Size(values)
 
     def _dict(self, pairs: list[Any]) -> dict[Any, Any]:
         return {self._value(key): self._value(value) for key, value in pairs}
+
+    def _ordered_dict(self, pairs: list[Any]) -> OrderedDict[Any, Any]:
+        return OrderedDict(self._dict(pairs))
 
     def _dtype(self, name: str) -> torch.dtype:
         found = getattr(torch, name)
@@ -236,6 +244,9 @@ class _Reader:
 
     def _tensor(self, key: str) -> Tensor:
         return self.tensors[key]
+
+    def _one_parameter(self, parts: list[Any]) -> nn.Parameter:
+        return self._parameter(*parts)
 
     def _partial(self, parts: list[Any]) -> Any:
         function, arguments, keywords = map(self._value, parts)
@@ -252,14 +263,19 @@ class _Reader:
 
 _KINDS = {
     "float": "float",
+    "number": "number",
     "list": "list",
     "tuple": "tuple",
     "set": "set",
+    "frozenset": "frozenset",
+    "namedtuple": "named_tuple",
     "size": "size",
     "dict": "dict",
+    "ordered_dict": "ordered_dict",
     "dtype": "dtype",
     "device": "device",
     "tensor": "tensor",
+    "parameter": "one_parameter",
     "partial": "partial",
     "enum": "enum",
     "object": "object",

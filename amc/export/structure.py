@@ -16,16 +16,21 @@ import hashlib
 import inspect
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import BuiltinMethodType
 from typing import Any, TypeAlias
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from amc.export.names import NotNamed, named, packages_of
 from amc.storage.files import write_bytes
+from amc.tasks.checks import wrapped
 
 SCHEMA_VERSION = 1
 STRUCTURE = "structure.safetensors"
@@ -38,6 +43,10 @@ EMPTY = nn.Module().__dict__.keys()
 
 RECURRENT = ("_flat_weights", "_flat_weight_refs")
 """What recurrent modules keep of their parameters beside them; made again from those."""
+NUMBERS = frozenset(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)) - {"float8"} | {
+    "bool"
+}
+"""Numbers of numpy that Python's own hold without loss."""
 
 
 class Undescribed(ValueError):
@@ -53,6 +62,7 @@ class _Description:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     alive: list[Any] = field(default_factory=list)
 
 
@@ -81,6 +91,7 @@ def describe(network: nn.Module) -> tuple[dict[str, JSON], dict[str, Tensor]]:
     """
     into = _Description()
     root = _module(network, into, "the network")
+    _check_names(into)
     header = {
         "schema_version": SCHEMA_VERSION,
         "root": root,
@@ -101,6 +112,11 @@ def _module(module: nn.Module, into: _Description, where: str) -> int:
     """Describes one module, once; its place in the list of objects."""
     if id(module) in into.places:
         return into.places[id(module)]
+    if (inner := wrapped(module)) and not isinstance(module, nn.DataParallel):
+        raise Undescribed(
+            f"{where} is a {type(module).__name__}, which no file without code can hold: search its `{inner}`, which "
+            "has the same weights"
+        )
     if any(getattr(module, hooks) for hooks in HOOKS):
         raise Undescribed(f"{where} has hooks, which are code: remove them, or write a program (`amc.save_program`)")
     place = _reserve(module, into)
@@ -129,6 +145,19 @@ def _module(module: nn.Module, into: _Description, where: str) -> int:
     return place
 
 
+def _check_names(into: _Description) -> None:
+    """Refuses names that the reader will refuse: only after the last module is it known where all of them come from."""
+    packages = packages_of(entry["class"] for entry in into.objects if entry["kind"] == "module")
+    for name, where in into.names.items():
+        try:
+            named(name, into.sources, packages)
+        except NotNamed as error:
+            raise Undescribed(
+                f"{where} is {name.replace(':', '.')}, which is neither of torch.nn nor of a package that the "
+                "network's modules come from: define it there, or write a program (`amc.save_program`)"
+            ) from error
+
+
 def _reserve(value: Any, into: _Description) -> int:
     place = into.places[id(value)] = len(into.objects)
     into.objects.append(None)
@@ -148,13 +177,15 @@ def _tensor(tensor: Tensor, into: _Description, where: str, name: str) -> str:
 
 def _value(value: Any, into: _Description, where: str) -> JSON:
     """An attribute: numbers and texts as they are, everything else as {kind: content}."""
-    if value is None or (isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)):
+    if value is None or type(value) in (bool, int, str):
         return value
-    if isinstance(value, float):
-        return {"float": repr(value)}
+    if write := _EXACT.get(type(value)):
+        return write(value, into, where)
     for kind, write in _KINDS:
         if isinstance(value, kind):
             return write(value, into, where)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _named_tuple(value, into, where)
     if inspect.isroutine(value) or inspect.isclass(value):
         return {"name": _name(value, into, where)}
     return _object(value, into, where)
@@ -163,7 +194,7 @@ def _value(value: Any, into: _Description, where: str) -> JSON:
 def _object(value: Any, into: _Description, where: str) -> JSON:
     """Any other object, by its class and attributes; each once."""
     if id(value) not in into.places:
-        if not hasattr(value, "__dict__"):
+        if not hasattr(value, "__dict__") or not _is_plain(type(value)):
             raise Undescribed(f"{where} is a {type(value).__name__}, which no file without code can hold")
         place = _reserve(value, into)
         attributes = {name: _value(one, into, f"{where}.{name}") for name, one in vars(value).items()}
@@ -171,15 +202,41 @@ def _object(value: Any, into: _Description, where: str) -> JSON:
     return {"object": into.places[id(value)]}
 
 
-def _items(kind: str) -> Callable[[Any, _Description, str], JSON]:
+def _is_plain(kind: type[Any]) -> bool:
+    """Whether objects of a class hold nothing beside their attributes: one of dicts or texts has items as well."""
+    bases = [vars(base) for base in kind.__mro__ if base is not object]
+    return not any(base.get("__slots__") or isinstance(base.get("__new__"), BuiltinMethodType) for base in bases)
+
+
+def _items(kind: str) -> Writer:
     def write(values: Any, into: _Description, where: str) -> JSON:
-        return {kind: [_value(value, into, where) for value in values]}
+        return {kind: [_value(value, into, f"{where}[{place}]") for place, value in enumerate(values)]}
 
     return write
 
 
-def _pairs(values: Any, into: _Description, where: str) -> JSON:
-    return {"dict": [[_value(key, into, where), _value(value, into, where)] for key, value in values.items()]}
+def _pairs(kind: str) -> Writer:
+    def write(values: Any, into: _Description, where: str) -> JSON:
+        pairs = ((_value(key, into, where), key, value) for key, value in values.items())
+        return {kind: [[name, _value(value, into, f"{where}[{key!r}]")] for name, key, value in pairs]}
+
+    return write
+
+
+def _named_tuple(value: Any, into: _Description, where: str) -> JSON:
+    if getattr(value, "__dict__", None) or len(value) != len(value._fields):
+        raise Undescribed(f"{where} is a {type(value).__name__}, which no file without code can hold")
+    return {"namedtuple": [_name(type(value), into, where), _items("list")(value, into, where)["list"]]}
+
+
+def _number(value: np.generic, into: _Description, where: str) -> JSON:
+    if value.dtype.name not in NUMBERS:
+        raise Undescribed(f"{where} is a {type(value).__name__}, which no file without code can hold")
+    return {"number": [value.dtype.name, _value(value.item(), into, where)]}
+
+
+def _parameter(value: nn.Parameter, into: _Description, where: str) -> JSON:
+    return {"parameter": [_tensor(value, into, where, "(attribute)"), value.requires_grad]}
 
 
 def _partial(value: Any, into: _Description, where: str) -> JSON:
@@ -191,18 +248,27 @@ def _enum(value: Any, into: _Description, where: str) -> JSON:
     return {"enum": [_name(type(value), into, where), value.name]}
 
 
-_KINDS: tuple[tuple[Any, Callable[[Any, _Description, str], JSON]], ...] = (
+Writer: TypeAlias = Callable[[Any, _Description, str], JSON]
+_EXACT: dict[type[Any], Writer] = {
+    float: lambda value, into, where: {"float": repr(value)},
+    Tensor: lambda value, into, where: {"tensor": _tensor(value, into, where, "(attribute)")},
+    nn.Parameter: _parameter,
+    torch.Size: _items("size"),
+    list: _items("list"),
+    tuple: _items("tuple"),
+    set: _items("set"),
+    frozenset: _items("frozenset"),
+    dict: _pairs("dict"),
+    OrderedDict: _pairs("ordered_dict"),
+    functools.partial: _partial,
+}
+"""Types that come back as they are; what is derived from them would not."""
+_KINDS: tuple[tuple[type[Any], Writer], ...] = (
     (nn.Module, lambda value, into, where: {"object": _module(value, into, where)}),
-    (Tensor, lambda value, into, where: {"tensor": _tensor(value, into, where, "(attribute)")}),
-    (torch.Size, _items("size")),
     (torch.dtype, lambda value, into, where: {"dtype": str(value).removeprefix("torch.")}),
     (torch.device, lambda value, into, where: {"device": str(value)}),
-    (list, _items("list")),
-    (tuple, _items("tuple")),
-    (set | frozenset, _items("set")),
-    (dict, _pairs),
-    (functools.partial, _partial),
     (enum.Enum, _enum),
+    (np.generic, _number),  # numpy.float64 is a float, too, whose text no float has
 )
 
 
@@ -234,4 +300,5 @@ def _name(thing: Any, into: _Description, where: str) -> str:
                 "program (`amc.save_program`)"
             )
         into.sources[module] = source_digest(Path(file))
+    into.names.setdefault(name, where)
     return name

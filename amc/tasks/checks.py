@@ -89,12 +89,24 @@ def check_training(task: Task) -> None:
         _check_targets("training", split, _read("training", split, few)[1], outputs.shape[-1])
 
 
+def wrapped(network: nn.Module) -> str:
+    """The attribute that holds the network proper of one that torch.compile or data parallelism wraps; '' of others."""
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "module"
+    return "_orig_mod" if "_orig_mod" in network._modules else ""
+
+
 def _check_layers(task: str, network: nn.Module) -> None:
     """Refuses networks whose layers cannot be sliced, or could not be loaded into a fresh one afterwards."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise ValueError(
             f"the network of task {task!r} must consist of plain modules, but is scripted: pass the module that "
             "torch.jit.script or torch.jit.trace made it from, with the same state dict"
+        )
+    if isinstance(network, nn.DataParallel) and network.device_ids:  # it has none where there is no CUDA
+        raise ValueError(
+            f"the network of task {task!r} must run on the CPU, but is a {type(network).__name__} over devices "
+            f"{list(network.device_ids)}: pass `network.module`, which has the same weights"
         )
     for name, module in network.named_modules():
         if isinstance(vars(module).get("weight"), Tensor):

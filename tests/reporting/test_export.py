@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.export.applied import POLICY, WEIGHTS, load_applied, read_policy, write_applied
-from amc.export.onnx import TOLERANCE, by_tracing, onnx_bytes, verify_onnx, write_onnx
+from amc.export.onnx import TOLERANCE, _quiet, by_torch_export, by_tracing, onnx_bytes, verify_onnx, write_onnx
+from amc.export.program import write_program
 from amc.profiling.timing import latency_ms
 from envs.space.policy import Policy, UnitPolicy, structure_fingerprint, weights_fingerprint
 from envs.space.policy_file import digest_of
@@ -109,6 +110,35 @@ def test_what_tracing_cannot_export_goes_through_torch_export() -> None:
     assert verify_onnx(model, network, torch.randn(5, 3, 8, 8)) < 1e-5
 
 
+class Unknown(nn.Module):
+    """Looks at values, which no exporter follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tensor(x.sum().tolist()) if x.sum() > 1e9 else torch.from_numpy(x.numpy())
+
+
+class Passing(nn.Linear):
+    def forward(self, *args: Tensor) -> Tensor:
+        return super().forward(*args)
+
+
+def test_torch_export_takes_a_network_of_any_arguments(tmp_path: Path) -> None:
+    network, inputs = Passing(3, 4).eval(), torch.randn(4, 3)
+    with _quiet():
+        model = by_torch_export(network, inputs[:2])
+    assert verify_onnx(model, network, inputs) < 1e-5
+    write_program(network, inputs[:1], tmp_path / "small.pt2")
+    torch.testing.assert_close(torch.export.load(tmp_path / "small.pt2").module()(inputs), network(inputs))
+
+
+def test_a_wrapped_network_that_cannot_be_exported_is_told_to_export_what_it_wraps(tmp_path: Path) -> None:
+    network, inputs = nn.DataParallel(Unknown()).eval(), torch.zeros(2, 3)
+    for write in (lambda: onnx_bytes(network, inputs[:1]), lambda: write_program(network, inputs[:1], tmp_path / "x")):
+        with pytest.raises(ValueError, match=r"its `module`$") as error:
+            write()
+        one_line(error)
+
+
 def test_batch_is_the_only_dynamic_axis_and_the_weights_are_inside(residual: Any) -> None:
     graph = onnx.load_from_string(onnx_bytes(residual.network, residual.example)).graph
     axes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input]
@@ -150,6 +180,18 @@ def test_a_model_with_other_weights_is_refused(residual: Any, value: float) -> N
 def test_a_model_is_compared_on_at_least_one_image(residual: Any) -> None:
     with pytest.raises(ValueError, match="at least one"):
         verify_onnx(b"", residual.network, residual.inputs(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_precision_that_onnxruntime_lacks_is_named_with_its_cure(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amc.export.onnx.EXPORTERS", (by_tracing,))
+    network, inputs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).to(dtype), torch.randn(2, 3, 4, 4, dtype=dtype)
+    with pytest.raises(ValueError, match=rf"{dtype}.*network\.float\(\)") as error:
+        write_onnx(network, inputs[:1], inputs, tmp_path / "network.onnx")
+    assert "again" not in one_line(error).rpartition("):")[2]
+    assert write_onnx(network.float(), inputs[:1].float(), inputs.float(), tmp_path / "network.onnx") < 1e-3
 
 
 def test_bytes_that_are_no_model_are_refused(residual: Any) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -179,6 +182,10 @@ def attribute(value: Any) -> Callable[[dict[str, Any]], None]:
         attribute({"object": 10**6}),
         attribute({"float": "text"}),
         attribute({"nonsense": 1}),
+        attribute({"number": ["object", 1]}),
+        attribute({"number": ["float64", "1"]}),
+        attribute({"namedtuple": ["os:system", ["true"]]}),
+        attribute({"namedtuple": ["torch.nn.modules.linear:Linear", [1]]}),
         attribute({"enum": ["os:system", "x"]}),
         attribute({"dtype": "load"}),
         lambda header: header.update(root=-(10**9)),
@@ -209,7 +216,13 @@ def test_what_cannot_be_described_says_why_when_it_is_loaded(tmp_path: Path) -> 
     hooked = nn.Linear(2, 2)
     hooked.register_forward_hook(lambda *_: None)
     local = nn.Sequential(type("Local", (nn.Identity,), {})())
-    for network, reason in ((hooked, "hooks"), (local, "cannot be imported")):
+    compiled: Any = torch.compile(nn.Linear(2, 2), backend="eager")
+    for network, reason in (
+        (hooked, "hooks"),
+        (local, "cannot be imported"),
+        (compiled, "the network is a OptimizedModule.*search its `_orig_mod`"),
+        (nn.Sequential(compiled), "0 is a OptimizedModule.*search its `_orig_mod`"),
+    ):
         with pytest.raises(OtherCode, match=reason):
             load_network(written(network, tmp_path / "small"))
 
@@ -238,6 +251,130 @@ def test_functions_of_torch_may_be_attributes(tmp_path: Path) -> None:
     values = torch.tensor([-1.0, 2.0])
     for before, after in zip(network.extra, again.extra, strict=True):  # type: ignore[arg-type]
         assert torch.equal(before(values), after(values))
+
+
+KEPT = """
+from collections import defaultdict, namedtuple
+from typing import NamedTuple
+from torch import nn
+
+Widths = namedtuple("Widths", "narrow wide")
+
+class Sizes(NamedTuple):
+    width: int
+    inner: Widths
+
+class Options(dict):
+    __getattr__ = dict.__getitem__
+
+class Name(str):
+    pass
+
+class Pair(tuple):
+    pass
+
+class Slotted:
+    __slots__ = ("__dict__", "width")
+
+class Net(nn.Module):
+    def __init__(self, extra):
+        super().__init__()
+        self.linear, self.extra = nn.Linear(2, 2), extra
+"""
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module with a network that holds what it is given."""
+    (tmp_path / "kept_code.py").write_text(KEPT)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("kept_code")
+    del sys.modules["kept_code"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kept: kept.Widths(3, 4.5),
+        lambda kept: kept.Sizes(3, kept.Widths(1, (2,))),
+        lambda kept: [kept.Sizes(3, kept.Widths(1, None))],
+        lambda kept: OrderedDict(b=1, a=OrderedDict()),
+        lambda kept: {"a": frozenset({1, "b"}), "b": {2}},
+        lambda kept: np.sqrt(8),
+        lambda kept: [
+            np.float32(0.1),
+            np.float16(0.1),
+            np.int64(-(2**62)),
+            np.uint8(3),
+            np.bool_(True),
+            np.float64("nan"),
+        ],
+    ],
+)
+def test_attributes_keep_their_types(make: Callable[[Any], Any], kept: Any, tmp_path: Path) -> None:
+    value = make(kept)
+    again = load_network(written(kept.Net(value), tmp_path / "small")).extra
+    assert type(again) is type(value)
+    assert repr(again) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kept: kept.Options(width=3),
+        lambda kept: kept.Name("three"),
+        lambda kept: kept.Pair((1, 2)),
+        lambda kept: kept.Slotted(),
+        lambda kept: np.complex64(1j),
+        lambda kept: np.str_("text"),
+        lambda kept: np.ones(2),
+        lambda kept: kept.defaultdict(int),
+        lambda kept: [torch.zeros(2).as_subclass(type("Own", (Tensor,), {}))],
+    ],
+)
+def test_a_type_that_would_not_come_back_is_never_replaced(
+    make: Callable[[Any], Any], kept: Any, tmp_path: Path
+) -> None:
+    folder = written(kept.Net(make(kept)), tmp_path / "small")
+    with pytest.raises(OtherCode, match=r"the network\.extra.* no file without code can hold.*network=\.\.\."):
+        load_network(folder)
+
+
+def test_code_from_elsewhere_is_no_damage(kept: Any, tmp_path: Path) -> None:
+    """The writer accepts what the reader does, and says what helps: to apply the policy again would not."""
+    (tmp_path / "beside.py").write_text("class Config:\n    pass\n\nfrom enum import Enum\nKind = Enum('Kind', 'A')\n")
+    beside = importlib.import_module("beside")
+    average = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
+    for network, name in (
+        (kept.Net(beside.Config()), r"network\.extra is beside\.Config"),
+        (kept.Net([beside.Kind.A]), r"network\.extra\[0\] is beside\.Kind"),
+        (nn.Sequential(torch.ao.quantization.QuantStub()), r"0 is torch\.ao\.quantization"),
+        (average, r"the network is torch\.optim\.swa_utils\.AveragedModel"),
+        (kept.Net(torch.einsum), r"network\.extra is torch\.functional\.einsum"),
+    ):
+        with pytest.raises(OtherCode, match=rf"{name}.*network=\.\.\."):
+            load_network(written(network, tmp_path / "small"))
+    del sys.modules["beside"]
+
+
+def test_a_folder_that_names_code_from_elsewhere_says_what_helps(tmp_path: Path) -> None:
+    folder = written(nn.Sequential(nn.Linear(2, 2)), tmp_path / "small")
+    for name in ("torch.functional:einsum", "torch.nn.modules.linear:Gone"):
+        with pytest.raises(OtherCode, match=r"must be of torch\.nn .*network=\.\.\."):
+            load_network(edited(folder, attribute({"name": name})))
+
+
+def test_tensors_and_modules_in_a_list_are_told_apart(kept: Any, tmp_path: Path) -> None:
+    network = kept.Net([torch.zeros(2), torch.ones(2), nn.Linear(2, 2), nn.Linear(2, 2)])
+    network.tied = [network.linear.weight, nn.Parameter(torch.ones(1), requires_grad=False)]
+    again: Any = load_network(written(network, tmp_path / "small"))
+    for before, after in zip(network.extra[:2], again.extra[:2], strict=True):
+        assert torch.equal(before, after)
+    for before, after in zip(network.extra[2:], again.extra[2:], strict=True):
+        assert torch.equal(before.weight, after.weight)
+    assert again.tied[0] is again.linear.weight
+    assert isinstance(again.tied[1], nn.Parameter)
+    assert not again.tied[1].requires_grad
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import amc
 from amc.config.search import SearchConfig
-from amc.export.onnx import verify_onnx
+from amc.export.onnx import verify_onnx, write_onnx
 from amc.problem.inspection import inspection
 from amc.runs.library import search
 from amc.tasks.checks import check_task
@@ -162,6 +162,35 @@ def test_a_pair_of_inputs_and_a_nested_output_are_searched_by_a_learner(tmp_path
     assert amc.export_onnx(result.network, tmp_path / "pair.onnx", task) < 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "pair.onnx")
     assert [one.name for one in session.get_inputs()] == ["first", "second"]
+
+
+class Answering(nn.Module):
+    """Weighs the words of one text by those of another, which may be of any other length."""
+
+    def __init__(self, length: int | None = None) -> None:
+        super().__init__()
+        self.words, self.length = nn.Embedding(20, 8), length
+
+    def forward(self, question: Tensor, text: Tensor) -> Tensor:
+        asked, read = self.words(question), self.words(text)
+        if self.length is not None:
+            asked = asked.reshape(len(asked), self.length, 8)
+        found: Tensor = (asked @ read.transpose(1, 2)).softmax(2) @ read
+        return found
+
+
+@pytest.mark.parametrize(("length", "free"), [(None, {"question", "text"}), (6, {"text"})])
+def test_texts_of_two_lengths_are_left_open_each(
+    length: int | None, free: set[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    network, example = Answering(length).eval(), (torch.ones(1, 6).long(), torch.ones(1, 9).long())
+    write_onnx(network, example, tuple(one.repeat(3, 1) for one in example), tmp_path / "two.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "two.onnx")
+    assert {one.name for one in session.get_inputs() if isinstance(one.shape[1], str)} == free
+    others = (torch.randint(20, (2, 11 if length is None else 6)), torch.randint(20, (2, 4)))
+    assert verify_onnx((tmp_path / "two.onnx").read_bytes(), network, others) < 1e-5
+    assert ("takes question at the example's length of 6 alone" in caplog.text) == (length is not None)
 
 
 @pytest.mark.slow

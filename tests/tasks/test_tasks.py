@@ -141,6 +141,13 @@ class Overflow(nn.Module):
         return x.flatten(1) / 0.0
 
 
+def spread() -> nn.Module:
+    """As it comes out of the constructor where there is a CUDA device."""
+    parallel = nn.DataParallel(network())
+    parallel.device_ids = [0]
+    return parallel
+
+
 class Many(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -170,6 +177,10 @@ def with_target(value: float, row: int) -> tuple[Tensor, Tensor]:
         ({"network": broken_network()}, r"weights must be finite, but the network .* 0.weight"),
         ({"network": Crash()}, "must run on its example input .* raised KeyError: 'no such feature'"),
         ({"network": network().to("meta")}, "weights must have values, but .* meta tensors"),
+        (
+            {"network": spread()},
+            r"must run on the CPU, but is a DataParallel over devices \[0\]: pass `network.module`",
+        ),
         ({"network": Overflow()}, "finite values, but on its example input it returned NaN or infinity"),
         ({"network": Restless()}, r"must give the same outputs for the same inputs, but two passes .* differ"),
         ({"network": Many()}, "must return one tensor .* it returned tuple"),
