@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.export.check import verify_model
+from amc.export.found import Found, network_and_task
 from amc.storage.files import write_bytes
 from amc.tasks.checks import wrapped
 from amc.tasks.task import Task
@@ -146,15 +147,17 @@ def write_onnx(
     return difference
 
 
-def export_onnx(network: nn.Module, path: Path | str, task: Task, patterns: Mapping[str, str] | None = None) -> float:
+def export_onnx(
+    network: nn.Module | Found, path: Path | str, task: Task | None = None, patterns: Mapping[str, str] | None = None
+) -> float:
     """Writes a network as ONNX after comparing it with torch on validation images of its task.
 
     The model puts out what the task's `output` selects.
 
     Args:
-        network: The network, such as `result.network`.
+        network: What a search returned (the fine-tuned network, once there is one), or any network of the task's.
         path: The file.
-        task: Whose example input and images are used.
+        task: Whose example input and images are used; what a search returned knows it.
         patterns: Layer name -> pattern that network and model must keep to.
 
     Returns:
@@ -163,6 +166,7 @@ def export_onnx(network: nn.Module, path: Path | str, task: Task, patterns: Mapp
     Raises:
         ValueError: If the network cannot be exported, the model differs from it, or a pattern is broken; or OSError.
     """
+    network, task = network_and_task(network, task)
     count = min(CHECKED_IMAGES, len(task.validation))
     inputs, _ = task.validation.batch(range(count))
     single = [task.validation.batch(range(place, place + 1))[0] for place in range(count)]

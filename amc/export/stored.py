@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from amc.export.applied import FINETUNING, POLICY, WEIGHTS, Which, network_folder, read_policy
 from amc.export.interface import CHECKED, INTERFACE, Interface, read_interface
@@ -55,11 +55,6 @@ class Stored:
         return f"onnxruntime and torch agree on {CHECKED} inputs (largest relative difference {difference:.1e})"
 
     def _program(self, path: Path) -> str:
-        if not isinstance(self.interface.example, Tensor):
-            raise ValueError(
-                "a program is written for networks of one input tensor, but this one takes several: export it as "
-                "NAME.onnx, or load it by `amc.load`"
-            )
         write_program(self.network, self.interface.example, path)
         return "`torch.export.load(path).module()` runs it with torch alone, at any batch size"
 

@@ -36,6 +36,7 @@ class Result:
         networks: dense, found and, once it was trained, fine-tuned; uniform and start (where there was one) too if the
             search ended just now.
         reports: Network name -> accuracies and recounted costs.
+        task: What was searched.
         folder: The run folder, None where none was asked for.
         objects: What the search was given as objects.
     """
@@ -44,6 +45,7 @@ class Result:
     policy: Policy = field(repr=False)
     networks: Mapping[str, nn.Module] = field(repr=False)
     reports: Mapping[str, NetworkReport]
+    task: Task = field(repr=False)
     folder: Path | None
     objects: Objects = field(default=NO_OBJECTS, repr=False)
 
@@ -60,6 +62,7 @@ class Result:
             policy=run.result.policy,
             networks={name: unselected(network) for name, network in run.result.networks.items()},
             reports=run.result.reports,
+            task=run.prepared.setup.task,
             folder=run.folder if kept else None,
             objects=run.prepared.setup.objects,
         )
@@ -121,4 +124,6 @@ def reopened(path: Path, objects: Objects, given: Mapping[str, str] | None = Non
     if FINETUNED in record and (path / FINETUNING / WEIGHTS).is_file():  # not while it is trained again
         networks[FINETUNED] = unselected(load_applied(task.network, path / FINETUNING))
     policy = read_policy(path / POLICY)
-    return Result(record=record, policy=policy, networks=networks, reports=reports, folder=path, objects=objects)
+    return Result(
+        record=record, policy=policy, networks=networks, reports=reports, task=task, folder=path, objects=objects
+    )

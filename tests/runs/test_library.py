@@ -139,6 +139,17 @@ def test_an_inspection_says_and_shows_what_can_be_pruned(capsys: pytest.CaptureF
         amc.inspect(make_task(), rules={"round_too": 2})
 
 
+def test_what_was_found_is_written_without_naming_its_task(found: Result, tmp_path: Path) -> None:
+    amc.save_program(found, tmp_path / "small.pt2")
+    assert amc.export_onnx(found, tmp_path / "small.onnx") < 1e-4
+    x = torch.randn(3, *found.task.example_input.shape[1:])
+    with torch.no_grad():
+        got = torch.export.load(tmp_path / "small.pt2").module()(x)
+        assert torch.allclose(got, found.network(x), atol=1e-5)
+    with pytest.raises(ValueError, match="written with its task, but got none"):
+        amc.save_program(found.network, tmp_path / "other.pt2")
+
+
 def test_public_names_are_few_sorted_and_there() -> None:
     assert amc.__all__ == sorted(amc.__all__)
     assert all(getattr(amc, name) is not None for name in amc.__all__)
