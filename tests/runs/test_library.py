@@ -142,7 +142,9 @@ def test_an_inspection_says_and_shows_what_can_be_pruned(capsys: pytest.CaptureF
 def test_what_was_found_is_written_without_naming_its_task(found: Result, tmp_path: Path) -> None:
     amc.save_program(found, tmp_path / "small.pt2")
     assert amc.export_onnx(found, tmp_path / "small.onnx") < 1e-4
-    x = torch.randn(3, *found.task.example_input.shape[1:])
+    example = found.task.example_input
+    assert isinstance(example, torch.Tensor)
+    x = torch.randn(3, *example.shape[1:])
     with torch.no_grad():
         got = torch.export.load(tmp_path / "small.pt2").module()(x)
         assert torch.allclose(got, found.network(x), atol=1e-5)
