@@ -14,7 +14,7 @@ from amc.export.found import Found, network_and_task
 from amc.storage.files import write_bytes
 from amc.tasks.checks import wrapped
 from amc.tasks.task import Task
-from envs.network.inputs import Inputs, call, mapped, tensors
+from envs.network.inputs import Inputs, call, repeated, tensors
 from envs.network.outputs import selecting
 from hw_profiles.documents import one_line
 
@@ -51,7 +51,7 @@ def write_program(network: nn.Module, example_input: Inputs, path: Path) -> None
         ValueError: If torch.export cannot capture the network, or what it captured computes something else.
         OSError: If the file cannot be written.
     """
-    inputs = _repeated(example_input, 3)  # a batch of 1 would be taken for a constant
+    inputs = repeated(example_input, 3)  # a batch of 1 would be taken for a constant
     shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]  # in the form of forward's signature, as of *args
     for tensor in tensors(inputs):
         shapes[tensor] = {0: Dim.DYNAMIC}
@@ -69,7 +69,7 @@ def write_program(network: nn.Module, example_input: Inputs, path: Path) -> None
             f"{one_line(error)}; {cure}"
         ) from error
     for batch in (1, 2, 5):
-        few = _repeated(example_input, batch)
+        few = repeated(example_input, batch)
         try:
             with torch.no_grad():
                 expected, got = call(network, few), call(read, few)
@@ -83,8 +83,3 @@ def write_program(network: nn.Module, example_input: Inputs, path: Path) -> None
                 "export it to ONNX, or load it by `amc.load`"
             )
     write_bytes(path, buffer.getvalue())
-
-
-def _repeated(inputs: Inputs, batch: int) -> Inputs:
-    """A batch of the same sample."""
-    return mapped(lambda tensor: torch.cat([tensor] * batch), inputs)
