@@ -112,7 +112,7 @@ def _small_cut(layout: Layout) -> float:
     """Bytes of one image at the largest cut that must be kept if walks are to take no more than `MOST_WALKED`."""
     fronts = _front_bytes(layout)
     work = np.concatenate([[0], np.cumsum(layout.macs(layout.widths())[0])])
-    stops = [index for index, layer in enumerate(layout.layers) if layer.has_weight]
+    stops = [index for index, layer in enumerate(layout.layers) if layer.has_weight] or [0]
     for cut in np.unique(fronts):
         kept = np.maximum.accumulate(np.where(fronts <= cut, np.arange(len(fronts)), 0))
         begins = [0, *(kept[stop] for stop in stops[:-1])]
