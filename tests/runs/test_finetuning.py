@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,14 @@ from envs.space.policy import LayerPolicy, Policy, UnitPolicy, structure_fingerp
 from envs.units.anatomy import dissect
 
 SPARSE = {"stage2.0.conv2": "unstructured:0.5", "stage3.1.conv2": "2:4"}
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Random networks have the same weights in every run: of a few hidden units all can be dead by chance."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture(scope="module")
