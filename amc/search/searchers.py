@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from agents.names import AGENTS
 from agents.searcher import MakeSearcher, Searcher, SearchInputs
-from agents.settings import PAPER_SETTINGS, DDPGSettings
+from agents.settings import PAPER_SETTINGS, Algorithm, DDPGSettings
 from amc.config.search import SearchConfig
 from amc.problem.given.searcher import watched_searcher
 from amc.problem.prepare import Prepared
@@ -77,6 +77,11 @@ def ranged_searcher(config: SearchConfig, setup: Setup) -> Searcher:
         sigma=settings.warmup_start_sigma,
     )
     return _made(config, setup, inputs)
+
+
+def sees_whole(config: SearchConfig) -> bool:
+    """Whether the agent of a range learns of whole assignments."""
+    return config.agent in get_args(Algorithm) and _settings(config, RANGED).whole_critic
 
 
 def _settings(config: SearchConfig, defaults: Mapping[str, Any] = MappingProxyType({})) -> DDPGSettings:

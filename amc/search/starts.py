@@ -55,16 +55,17 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
     answer = dict[str, Key]()
     solve = {"knapsack": lambda: best_knapsack(prepared, pool, tools), "uniform": setup.uniform}
     if taught is not None:
-        ends, own = taught.ends(setup), middle_of(prepared)
+        ends, own, dense = taught.ends(setup), middle_of(prepared), None
         if ends is not None and taught.learned_with(config):
             middle = budgeted(ends[0], between(ends, 0.5))
             guide = guides_of(prepared, pool, tools, taught.best, middle, ends).at(own)
             solve["knapsack"] = lambda: setup.assignment(guide.solution)
+            dense = float(setup.reward(prepared.evaluate(setup.dense())))
         else:
             known = best_knapsack(prepared, pool, tools)
             solve["knapsack"] = lambda: known
             guide = guides_of(prepared, pool, tools, known.key, setup.constraint, ends).at(own)
-        answer = {ANSWER: taught.answer(setup, guide).key}
+        answer = {ANSWER: taught.answer(setup, guide, dense).key}
     return {**answer, **{name: solve[name]().key for name in wanted}}
 
 

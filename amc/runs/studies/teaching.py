@@ -30,7 +30,7 @@ def taught_by(path: Path) -> Taught:
         )
     if snapshot is None:
         raise ValueError(f"an agent must have learned a round, but {str(path)!r} has none yet: `amc resume` it first")
-    return Taught(config=config, state=snapshot.searcher, best=snapshot.starts[KNAPSACK])
+    return Taught(config=config, state=snapshot.searcher, best=snapshot.starts[KNAPSACK], lines=snapshot.lines)
 
 
 def asking(path: Path, constraint: Mapping[str, Any], refine: int, profile: str | None = None) -> SearchConfig:

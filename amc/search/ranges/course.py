@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from agents.searcher import Plan, Searcher
+from agents.searcher import FixedPlan, Plan, Searcher
 from amc.pool.pool import Pool
 from amc.problem.bounds import Ends
 from amc.problem.prepare import Prepared
@@ -13,11 +13,19 @@ from amc.search.episode import Episode, Line
 from amc.search.ranges.baseline import Baseline
 from amc.search.ranges.budgets import GRID, BudgetRange
 from amc.search.ranges.environment import answer_of
-from amc.search.ranges.guides import KNAPSACK, Guides
+from amc.search.ranges.guides import KNAPSACK, Guide, Guides
 from amc.search.ranges.pose import Pose, Posed
+from amc.search.ranges.surrogate import Surrogate, rewards_in
+from amc.search.searchers import sees_whole
 from amc.search.starts import guides_of, middle_of
 from amc.search.tools import Tools
 from envs.space.assignment import Key
+
+OWN = 4
+"""Of so many episodes after the warm-up one is the agent's own; the others are what the surrogate expects most of."""
+DARING = 0.0, 1.0
+"""How many standard deviations better than expected an assignment may be, in turn: finding out what it is like pays."""
+SURROGATE = "surrogate"
 
 
 class Course(Protocol):
@@ -55,6 +63,9 @@ class OneBudget:
 class ManyBudgets:
     """Every episode draws its budgets; the first ones are the knapsack's own solutions over the range.
 
+    After the warm-up a learner that sees whole assignments is helped by a surrogate of them: what that one prefers is
+    written in the agent's actions, and the agent learns from it as from its own episodes.
+
     Several devices take turns, one episode each: every one has its own range, knapsack solutions and baseline.
 
     Args:
@@ -70,6 +81,7 @@ class ManyBudgets:
         own = [guides.under(lowest) for lowest, _ in devices] or [guides]
         self._devices = list(zip(ranges, own, strict=True))
         self._baselines: dict[int, Baseline] = {}
+        self._sees_whole = sees_whole(prepared.config)
 
     def next(self, played: int, wanted: int) -> int:
         """The knapsack's solutions are rounds of their own, as later rewards are compared with theirs."""
@@ -78,13 +90,24 @@ class ManyBudgets:
 
     def posed(self, plans: Sequence[Plan], lines: Sequence[Line]) -> Sequence[Plan]:
         """Each with its episode's budgets."""
-        return [Posed(plan, self._pose(episode, lines)) for episode, plan in enumerate(plans, start=len(lines))]
+        warm = len(lines) >= GRID * len(self._devices) + self._prepared.config.warmup
+        learned = self._learned(lines) if warm else None
+        posed = []
+        for episode, plan in enumerate(plans, start=len(lines)):
+            guide, pose = self._problem(episode, lines)
+            turn = episode // len(self._devices)
+            if learned is not None and turn % OWN:
+                wanted = learned.best(guide, DARING[turn % len(DARING)])
+                plan = FixedPlan(guide.actions_for(wanted), SURROGATE)
+            posed.append(Posed(plan, pose))
+        return posed
 
     def ended(self, searcher: Searcher, episodes: Sequence[Episode]) -> Sequence[Episode]:
         """At the middle of the range: the knapsack and the agent's answer, evaluated; charged."""
         prepared = self._prepared
         guide = self.guides.at(middle_of(prepared))
-        solution, answer = prepared.setup.assignment(guide.solution), answer_of(searcher, guide)
+        solution = prepared.setup.assignment(guide.solution)
+        answer = answer_of(searcher, guide, self._learned(episodes))
         found = []
         for label, assignment in ((KNAPSACK, solution), (prepared.config.agent, answer)):
             evaluation = prepared.evaluate(assignment)
@@ -99,12 +122,19 @@ class ManyBudgets:
             )
         return found
 
-    def _pose(self, episode: int, lines: Sequence[Line]) -> Pose:
+    def _learned(self, lines: Sequence[Line]) -> Surrogate | None:
+        """What all episodes so far say of whole assignments, where the agent learns of these."""
+        setup = self._prepared.setup
+        if not self._sees_whole:
+            return None
+        return Surrogate.of(setup.constraint.costing, self.guides.curves, self._dense, rewards_in(lines, setup.reward))
+
+    def _problem(self, episode: int, lines: Sequence[Line]) -> tuple[Guide, Pose]:
         turn, device = divmod(episode, len(self._devices))
         budgets, guides = self._devices[device]
         limits = budgets.of_episode(turn)
         level = self._level(device, lines).at(limits) if turn >= GRID else None
-        return Pose.of(limits, guides.at(limits), level, device)
+        return guides.at(limits), Pose.of(limits, guides.at(limits), level, device)
 
     def _level(self, device: int, lines: Sequence[Line]) -> Baseline:
         if device not in self._baselines:

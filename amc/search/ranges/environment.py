@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from agents.searcher import Answering, Plan, Searcher
 from amc.search.ranges.guides import Guide
+from amc.search.ranges.surrogate import Surrogate
 from envs.reward import Evaluation, Reward
 from envs.space.assignment import Assignment
 from envs.space.policy import Policy
@@ -106,12 +107,21 @@ def walked(guide: Guide, plan: Plan) -> Assignment:
     return guide.assignment(actions)
 
 
-def answer_of(searcher: Searcher, guide: Guide) -> Assignment:
+def answer_of(searcher: Searcher, guide: Guide, learned: Surrogate | None = None) -> Assignment:
     """What an agent answers for a guide's budgets, without exploring.
+
+    Args:
+        searcher: The agent.
+        guide: The knapsack at the budgets.
+        learned: What it has learned of whole assignments of these sites: what that one expects most of is answered,
+            looked for from the agent's own answer, too.
 
     Raises:
         ValueError: If the agent cannot be asked.
     """
     if not isinstance(searcher, Answering):
         raise ValueError("a range needs an agent that has a method `answer`, but this one has none: use ddpg")
-    return walked(guide, searcher.answer())
+    own = walked(guide, searcher.answer())
+    if learned is None:
+        return own
+    return Assignment.of(guide.constraint.costing.sites, learned.best(guide, further=[own.values]))

@@ -80,6 +80,28 @@ class Guide:
             self.constraint.costing.sites, self.solution if still else knapsack(self.constraint, weighed)
         )
 
+    def actions_for(self, kept: IntArray) -> tuple[float, ...]:
+        """[S] actions whose `assignment` is about the wanted one: there each site's damage per cost counts alike.
+
+        Args:
+            kept: [S] a wanted assignment; costs are those between each site's neighbouring choices, as shares of the
+                budgets.
+        """
+        costing = self.constraint.costing
+        wanted = []
+        for place, (curve, site) in enumerate(zip(self.curves, costing.sites, strict=True)):
+            values = site.values()
+            own = int(np.searchsorted(values, kept[place]))
+            ends = values[[max(own - 1, 0), min(own + 1, len(values) - 1)]]
+            rows = np.repeat(kept[None], 2, axis=0)
+            rows[:, place] = ends
+            cost = sum(float(np.diff(costing.many(cost, rows))[0]) / limit for cost, limit in self.constraint.budgets)
+            damage = -float(np.diff(curve.at(ends))[0])
+            wanted.append(np.log(cost / damage) if cost > 0 and damage > 0 else np.nan)
+        known = np.asarray(wanted) if np.isfinite(wanted).any() else np.zeros(len(wanted))
+        relative = np.nan_to_num(known - np.nanmean(known))
+        return tuple(np.clip(STILL + relative / (2 * np.log(REACH)), 0.0, 1.0).tolist())
+
     @cached_property
     def _static(self) -> FloatArray:
         """[S, D - 2] what does not depend on earlier actions."""

@@ -8,9 +8,11 @@ from agents.searcher import Searcher, SearcherState, Teachable
 from amc.config.search import SearchConfig
 from amc.problem.bounds import Ends, bind_ends
 from amc.problem.setup import Setup
+from amc.search.episode import Line
 from amc.search.ranges.environment import answer_of
 from amc.search.ranges.guides import Guide
-from amc.search.searchers import ranged_searcher
+from amc.search.ranges.surrogate import Surrogate, rewards_in
+from amc.search.searchers import ranged_searcher, sees_whole
 from envs.space.assignment import Assignment, Key
 from envs.space.constraint import InfeasibleBudget
 
@@ -29,11 +31,13 @@ class Taught:
         config: Its configuration.
         state: Of its searcher.
         best: The knapsack's best solution at the middle of its range.
+        lines: Its episodes.
     """
 
     config: SearchConfig
     state: SearcherState
     best: Key
+    lines: tuple[Line, ...]
 
     def learned_with(self, config: SearchConfig) -> bool:
         """Whether a search's damage curves are those that it has learned with."""
@@ -51,12 +55,13 @@ class Taught:
         except InfeasibleBudget:
             return None
 
-    def answer(self, setup: Setup, guide: Guide) -> Assignment:
+    def answer(self, setup: Setup, guide: Guide, dense: float | None = None) -> Assignment:
         """The agent's answer for the setup's own budget.
 
         Args:
             setup: What is asked about; its network may be another one than the agent has seen.
             guide: Of its budget.
+            dense: Reward of the dense network that the agent has learned with; None: it is another one.
 
         Raises:
             ValueError: If the budgets are of other costs, or outside of the agent's range.
@@ -67,7 +72,12 @@ class Taught:
             searcher.learn_from(self.state)
         else:  # it has the same sites, or refuses
             searcher.load(self.state)
-        return answer_of(searcher, guide)
+        return answer_of(searcher, guide, None if dense is None else self._learned(setup, guide, dense))
+
+    def _learned(self, setup: Setup, guide: Guide, dense: float) -> Surrogate | None:
+        if not sees_whole(self.config):
+            return None
+        return Surrogate.of(setup.constraint.costing, guide.curves, dense, rewards_in(self.lines, setup.reward))
 
     def teach(self, searcher: Searcher) -> None:
         """Lets a searcher that has not begun go on with what was learned.
