@@ -129,8 +129,9 @@ class Searcher(Protocol):
     def tell(self, trajectories: Sequence[Trajectory | None]) -> None:
         """Learn from the round that `propose` gave last.
 
-        An episode that failed has no reward and stands as None: it counts as played, so that the next plans are
-        the next ones, and nothing is learned from it.
+        An episode that failed has no reward and stands as None, as does one that was none of the searcher's own and
+        cannot be said in its actions: it counts as played, so that the next plans are the next ones, and nothing is
+        learned from it.
         """
         ...
 

@@ -144,7 +144,10 @@ def play(rollout: Rollout, round_: Round, plan: Plan) -> Outcome:
 def written_down(
     prepared: Prepared, rollout: Rollout, plan: Plan, answer: Answer[Outcome]
 ) -> tuple[Line, Trajectory | None]:
-    """An episode as it is kept, counted in the order of the plans, and what the searcher learns from it."""
+    """An episode as it is kept, counted in the order of the plans, and what the searcher learns from it.
+
+    Nothing where the episode failed, or was of an assignment that none of the searcher's actions mean.
+    """
     outcome = answer.value
     if outcome is None:  # no worker came back from it: its walk is repeated here
         outcome = play(rollout, Round(known={}, refused=answer.lost), plan)
@@ -161,6 +164,9 @@ def written_down(
         evaluation=evaluation,
         **problem,
     )
+    pose = pose_of(plan)
+    if pose is not None and pose.wanted is not None:
+        return episode, None
     trajectory = Trajectory(
         observations=outcome.observations, actions=outcome.actions, reward=outcome.reward, label=plan.label
     )

@@ -107,7 +107,7 @@ class Rollout:
         if pose is None:
             return self.environment
         constraint = self._devices[pose.device] if self._devices else self.constraint
-        return RangedEnv(pose.guide(constraint), self._evaluating.policy, self._evaluate, self._reward)
+        return RangedEnv(pose.guide(constraint), self._evaluating.policy, self._evaluate, self._reward, pose.wanted)
 
     def _evaluate(self, assignment: Assignment) -> Evaluation:
         """The evaluation of an assignment, its costs by the device of the episode.

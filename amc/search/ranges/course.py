@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from agents.searcher import FixedPlan, Plan, Searcher
@@ -99,6 +100,8 @@ class ManyBudgets:
             if learned is not None and turn % OWN:
                 wanted = learned.best(guide, DARING[turn % len(DARING)])
                 plan = FixedPlan(guide.actions_for(wanted), SURROGATE)
+                if guide.assignment(plan.actions).key != tuple(wanted.tolist()):
+                    pose = replace(pose, wanted=wanted)
             posed.append(Posed(plan, pose))
         return posed
 

@@ -15,6 +15,7 @@ from amc.search.ranges.surrogate import Surrogate
 from envs.reward import Evaluation, Reward
 from envs.space.assignment import Assignment
 from envs.space.policy import Policy
+from hw_profiles.layers import IntArray
 
 Array = NDArray[np.float32]
 
@@ -36,6 +37,7 @@ class RangedEnv(gymnasium.Env[Array, Array]):
         policy_of: Callable[[Assignment], Policy],
         evaluate: Callable[[Assignment], Evaluation],
         reward: Reward,
+        wanted: IntArray | None = None,
     ) -> None:
         """Builds spaces; evaluates nothing yet.
 
@@ -44,8 +46,9 @@ class RangedEnv(gymnasium.Env[Array, Array]):
             policy_of: Turns an assignment into a policy.
             evaluate: Compresses and scores an assignment's policy.
             reward: Turns an evaluation into a number.
+            wanted: [S] an assignment that no actions mean, to be decided whatever they are; None: they decide.
         """
-        self._guide = guide
+        self._guide, self._wanted = guide, wanted
         self._policy_of, self._evaluate, self._reward = policy_of, evaluate, reward
         self._actions: list[float] = []
         self._decided: Assignment | None = None
@@ -64,8 +67,10 @@ class RangedEnv(gymnasium.Env[Array, Array]):
             raise RuntimeError(f"an assignment needs {self._guide.steps} actions, but got {len(self._actions)}: step")
         if self._decided is None:
             assignment = self._guide.assignment(self._actions)
+            if self._wanted is not None:
+                assignment = Assignment.of(self._guide.constraint.costing.sites, self._wanted)
             if not self._guide.constraint.keeps(assignment.values).all():
-                raise RuntimeError(f"the knapsack must keep every budget, but did not: {assignment}")
+                raise RuntimeError(f"every budget must be kept, but this assignment breaks one: {assignment}")
             self._decided = assignment
         return self._decided
 

@@ -26,6 +26,7 @@ class Pose:
         curves: Damage per site.
         level: The knapsack's reward; None for the knapsack's own solutions, whose gain is 0.
         device: Which of several devices the budgets are of.
+        wanted: [S] an assignment to be played that no actions of the agent mean; it learns nothing from it.
     """
 
     limits: Limits
@@ -34,6 +35,7 @@ class Pose:
     curves: tuple[Curve, ...]
     level: Level | None
     device: int = 0
+    wanted: IntArray | None = None
 
     @classmethod
     def of(cls, limits: Limits, guide: Guide, level: Level | None, device: int = 0) -> Pose:

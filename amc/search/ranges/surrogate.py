@@ -1,9 +1,9 @@
 """What was learned over a range of whole assignments: a Gaussian process of what the knapsack's curves leave out.
 
 What a policy loses depends on what was decided, not on what was allowed, so that all episodes of all budgets and
-devices serve every budget. Far from them the surrogate says what the curves say. Its best assignment under a budget is found by
-the knapsack itself, on the surrogate's own curves around the best one so far (Bayesian optimization: Jones et al.,
-Efficient Global Optimization of Expensive Black-Box Functions, 1998).
+devices serve every budget. Far from them the surrogate says what the curves say. Its best assignment under a budget is
+found by the knapsack itself, on the surrogate's own curves around the best one so far (Bayesian optimization: Jones et
+al., Efficient Global Optimization of Expensive Black-Box Functions, 1998).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOST = 1000
 """The latest episodes that are fitted; the time grows with their cube."""
 CHOICES = 32
 """Choices of a site at which a curve is computed, about; between them it is interpolated."""
-NEAR = 3
+NEAR = 2
 """Remembered assignments within a budget from which its best is looked for, beside the knapsack's."""
 ROUNDS = 6
 """How often the knapsack is solved again from one start, if it still gets better."""
@@ -118,16 +118,14 @@ class Surrogate:
     def _improved(self, constraint: Constraint, start: IntArray, daring: float) -> IntArray:
         """[S] a local optimum."""
         best, least = start, float(self.expected(start[None], daring)[0])
-        own = np.asarray([site.action(int(value)) for site, value in zip(self.costing.sites, best, strict=True)])
         for _ in range(ROUNDS):
             solved = knapsack(constraint, self._around(best, least, daring))
-            there = _ratios(self.costing, solved[None])[0]
+            own, there = _ratios(self.costing, np.asarray([best, solved]))
             tried = [solved, *(constraint.scaled(own + part * (there - own)) for part in PARTS[1:])]
             expected = self.expected(np.asarray(tried), daring)
             if expected.min() >= least - 1e-6:
                 break
             best, least = tried[int(expected.argmin())], float(expected.min())
-            own = _ratios(self.costing, best[None])[0]
         return best
 
     def _around(self, kept: IntArray, least: float, daring: float) -> list[Curve]:
