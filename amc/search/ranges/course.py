@@ -22,7 +22,7 @@ from amc.search.starts import guides_of, middle_of
 from amc.search.tools import Tools
 from envs.space.assignment import Key
 
-OWN = 4
+OWN = 8
 """Of so many episodes after the warm-up one is the agent's own; the others are what the surrogate expects most of."""
 DARING = 0.0, 1.0
 """How many standard deviations better than expected an assignment may be, in turn: finding out what it is like pays."""
