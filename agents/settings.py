@@ -73,7 +73,8 @@ class LearningConfig(BaseModel):
         True,
         description="with starts, the actor becomes after each round the clone of what a critic of whole assignments "
         "prefers, which learns from all episodes; its gradient steps serve its own critic then, and SAC's width; not "
-        "with clone_start=false or agent_from (paper: false)",
+        "with clone_start=false or agent_from; over a range of budgets a surrogate of whole assignments proposes most "
+        "episodes and the answers (paper: false)",
     )
     best_share: float = Field(
         0.0,
