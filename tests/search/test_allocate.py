@@ -129,9 +129,7 @@ def test_a_dynamic_program_short_of_states_stays_feasible_and_close(seed: int, f
     damages = [np.sort(generator.exponential(1, 6))[::-1] for _ in range(6)]
     budget = sum(c[0] for c in costs) + fraction * sum(c[-1] - c[0] for c in costs)
     exact = solve_additive(costs, damages, budget)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(allocate, "STATES", 40)
-        rough = solve_additive(costs, damages, budget)
+    rough = solve_additive(costs, damages, budget, states=40)
     assert exact is not None
     assert rough is not None
     loss = [sum(d[p] for d, p in zip(damages, picks, strict=True)) for picks in (exact, rough)]

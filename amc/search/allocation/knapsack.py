@@ -34,21 +34,22 @@ TRIES = 4096
 """Pairs of moves whose true costs are looked at in one round."""
 
 
-def knapsack(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
+def knapsack(constraint: Constraint, curves: Sequence[Curve], states: int = STATES) -> IntArray:
     """Minimum of total damage within every budget.
 
     Args:
         constraint: Sites and budgets.
         curves: Damage per unit, in site order.
+        states: Maximum of partial solutions; fewer are faster, and exact for fewer sites.
 
     Returns:
         [S] kept channels.
     """
     thin = thinned(constraint.costing.sites)
     if thin == constraint.costing.sites:
-        return _solved(constraint, curves)
-    coarse = _solved(_over(constraint, thin), curves)  # which branches go; then all widths of those that stay
-    fine = _solved(_over(constraint, _decided(constraint.costing.sites, coarse)), curves)
+        return _solved(constraint, curves, states)
+    coarse = _solved(_over(constraint, thin), curves, states)  # which branches go; then all widths of those that stay
+    fine = _solved(_over(constraint, _decided(constraint.costing.sites, coarse)), curves, states)
     return min((fine, coarse), key=lambda kept: _damage(constraint.costing, curves, kept))
 
 
@@ -72,14 +73,14 @@ def _damage(costing: Costing, curves: Sequence[Curve], kept: IntArray) -> float:
     return float(sum(curve.at(value)[0] for curve, value in zip(curves, values, strict=True)))
 
 
-def _solved(constraint: Constraint, curves: Sequence[Curve]) -> IntArray:
+def _solved(constraint: Constraint, curves: Sequence[Curve], states: int) -> IntArray:
     costing = constraint.costing
     groups = together(costing, [curve.at(site.values()) for curve, site in zip(curves, costing.sites, strict=True)])
     starts = [constraint.uniform(), constraint.fallback]
     if len(constraint.budgets) == 1 and is_additive(costing, constraint.budgets[0].cost, groups):
         cost, limit = constraint.budgets[0]
         base, tables = linearize(costing, cost, costing.heaviest(), groups)
-        picks = solve_additive([base + tables[0], *tables[1:]], [group.damage for group in groups], limit)
+        picks = solve_additive([base + tables[0], *tables[1:]], [group.damage for group in groups], limit, states)
         if picks is not None and constraint.keeps(_kept(costing, groups, picks))[0]:
             return _best(groups, [_kept(costing, groups, picks), *starts])
     starts = [_by_multipliers(constraint, groups), *starts]
@@ -104,16 +105,19 @@ def linearize(costing: Costing, cost: Cost, kept: IntArray, groups: Sequence[Gro
     return base, np.split(changes, ends[:-1])
 
 
-def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], budget: float) -> list[int] | None:
+def solve_additive(
+    tables: Sequence[FloatArray], damages: Sequence[FloatArray], budget: float, states: int = STATES
+) -> list[int] | None:
     """Exact multiple-choice knapsack: one option per group, least damage with summed cost <= budget.
 
     Keeps the Pareto front of (cost, damage) over the groups so far. Exact while the front stays below
-    `STATES`; then one partial solution per cell of a grid of costs is kept, each with its true cost.
+    `states`; then one partial solution per cell of a grid of costs is kept, each with its true cost.
 
     Args:
         tables: Cost of each option per group.
         damages: Damage of each option per group.
         budget: Bound on the summed cost.
+        states: Maximum of partial solutions that are kept.
 
     Returns:
         Index of the option per group, or None if nothing fits.
@@ -131,9 +135,9 @@ def solve_additive(tables: Sequence[FloatArray], damages: Sequence[FloatArray], 
         if not len(fits):
             return None
         front = _pareto(cost[fits], loss[fits])
-        if len(front) > STATES:
+        if len(front) > states:
             low = cost[fits].min()
-            grid = (budget - rest - low) / STATES
+            grid = (budget - rest - low) / states
             rounded = np.ceil((cost[fits] - low) / grid)  # one partial solution per cell, the least damage in it
             front = _pareto(rounded, loss[fits])
         chosen = fits[front]

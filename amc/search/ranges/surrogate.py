@@ -41,6 +41,8 @@ NEAR = 2
 """Remembered assignments within a budget from which its best is looked for, beside the knapsack's."""
 ROUNDS = 6
 """How often the knapsack is solved again from one start, if it still gets better."""
+STATES = 500
+"""Partial solutions of the knapsack: a surrogate is not known so well that it would have to be solved exactly."""
 PARTS = 1.0, 0.5, 0.25
 """How far of the way to the knapsack's solution is tried: its curves hold near where they were computed."""
 
@@ -119,7 +121,7 @@ class Surrogate:
         """[S] a local optimum."""
         best, least = start, float(self.expected(start[None], daring)[0])
         for _ in range(ROUNDS):
-            solved = knapsack(constraint, self._around(best, least, daring))
+            solved = knapsack(constraint, self._around(best, least, daring), STATES)
             own, there = _ratios(self.costing, np.asarray([best, solved]))
             tried = [solved, *(constraint.scaled(own + part * (there - own)) for part in PARTS[1:])]
             expected = self.expected(np.asarray(tried), daring)
