@@ -42,10 +42,17 @@ PARTS = (
         label="resnet20-50",
         network="resnet20",
         macs=0.5,
-        agents=("ddpg", "cmaes", "random", "knapsack", "uniform"),
+        agents=("ddpg", "cmaes", "swap", "knapsack"),
         effort=490_000,
     ),
-    Part(label="resnet56-30", network="resnet56", macs=0.3, agents=("ddpg", "knapsack"), effort=600_000),
+    Part(
+        label="resnet56-30",
+        network="resnet56",
+        macs=0.3,
+        agents=("ddpg", "swap", "cmaes", "knapsack"),
+        effort=600_000,
+        seeds=2,
+    ),
     Part(
         label="resnet20-30", network="resnet20", macs=0.3, agents=("ddpg", "cmaes", "swap", "knapsack"), effort=490_000
     ),
