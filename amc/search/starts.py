@@ -22,7 +22,7 @@ from amc.search.allocation.audition import audition, quick_audition
 from amc.search.allocation.curves import damage_curves
 from amc.search.allocation.knapsack import knapsack
 from amc.search.ranges.budgets import Limits
-from amc.search.ranges.guides import KNAPSACK, Guide, Guides, budgeted, kind_of, solutions
+from amc.search.ranges.guides import KNAPSACK, Guides, budgeted, kind_of, solutions
 from amc.search.ranges.taught import Taught
 from amc.search.tools import Tools
 from envs.compression.damage import Curve
@@ -146,14 +146,6 @@ def guides_of(prepared: Prepared, pool: Pool, tools: Tools, best: Key, solved: C
     plain = Guides(solved if ends is None else ends[0], own)
     around = dict.fromkeys(setup.assignment(plain.at(anchor).solution) for anchor in anchors)
     return Guides(setup.constraint, corrected(own, factors(prepared, pool, tools, own, list(around))))
-
-
-def started_from(prepared: Prepared, pool: Pool, tools: Tools, best: Key) -> Guide:
-    """The knapsack at the budgets of the setup, with the kind of damage curves whose solution a search starts from."""
-    setup = prepared.setup
-    curves = damage_curves(prepared, pool, tools)
-    own = tuple(curves[kind_of(setup.constraint, curves, best)])
-    return Guide(constraint=setup.constraint, curves=own, solution=np.asarray(best, np.int64))
 
 
 def between(ends: Ends, share: float) -> Limits:

@@ -1,12 +1,12 @@
-"""Which problem every episode is, always the same one or one of a range of budgets, and whose proposal is played."""
+"""Which problem every episode is: always the same one, or one of a range of budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from agents.searcher import FixedPlan, Plan, Searcher, keyed_generator
+from agents.searcher import FixedPlan, Plan, Searcher
 from amc.pool.pool import Pool
 from amc.problem.bounds import Ends
 from amc.problem.prepare import Prepared
@@ -18,20 +18,15 @@ from amc.search.ranges.guides import KNAPSACK, Guide, Guides
 from amc.search.ranges.pose import Pose, Posed
 from amc.search.ranges.surrogate import Surrogate, rewards_in
 from amc.search.searchers import sees_whole
-from amc.search.starts import guides_of, middle_of, started_from
+from amc.search.starts import guides_of, middle_of
 from amc.search.tools import Tools
 from envs.space.assignment import Key
 
 OWN = 8
 """Of so many episodes after the warm-up one is the agent's own; the others are what the surrogate expects most of."""
-DARING = 2.0
-"""At most so many standard deviations better than expected may an assignment be: finding out what it is like pays."""
+DARING = 0.0, 1.0
+"""How many standard deviations better than expected an assignment may be, in turn: finding out what it is like pays."""
 SURROGATE = "surrogate"
-
-
-def daring(seed: int, episode: int) -> float:
-    """How many it may be in an episode, which makes the proposals of a round differ: none in every second one."""
-    return float(keyed_generator(seed, "daring", episode).random()) * DARING * (episode % 2)
 
 
 class Course(Protocol):
@@ -51,37 +46,15 @@ class Course(Protocol):
 
 
 class OneBudget:
-    """Every episode has the constraint of the setup.
-
-    Args:
-        prepared: Of the search.
-        guide: The knapsack's solution that the search starts from, where a surrogate helps its agent; else None.
-    """
-
-    def __init__(self, prepared: Prepared, guide: Callable[[], Guide] | None = None) -> None:
-        self._prepared, self._guide_of = prepared, guide
-        self._guide: Guide | None = None
+    """Every episode has the constraint of the setup."""
 
     def next(self, played: int, wanted: int) -> int:
         """All of them."""
         return wanted
 
     def posed(self, plans: Sequence[Plan], lines: Sequence[Line]) -> Sequence[Plan]:
-        """As they are; after the warm-up most are what the surrogate expects most of."""
-        config, setup = self._prepared.config, self._prepared.setup
-        if self._guide_of is None or len(lines) < len(config.starts) + config.warmup:
-            return plans
-        self._guide = self._guide or self._guide_of()
-        played = rewards_in(lines, setup.reward)
-        learned = Surrogate.of(setup.constraint.costing, self._guide.curves, setup.dense_reward, played)
-        known = {line.key for line in lines}
-        posed = list(plans)
-        for place, episode in enumerate(range(len(lines), len(lines) + len(plans))):
-            if episode % OWN:
-                wanted = setup.assignment(learned.best(self._guide, daring(config.seed, episode), but=known))
-                posed[place] = FixedPlan(tuple(wanted.actions), SURROGATE)
-                known.add(wanted.key)
-        return posed
+        """As they are."""
+        return plans
 
     def ended(self, searcher: Searcher, episodes: Sequence[Episode]) -> Sequence[Episode]:
         """As they are."""
@@ -120,13 +93,12 @@ class ManyBudgets:
         """Each with its episode's budgets."""
         warm = len(lines) >= GRID * len(self._devices) + self._prepared.config.warmup
         learned = self._learned(lines) if warm else None
-        known = {line.key for line in lines}
         posed = []
         for episode, plan in enumerate(plans, start=len(lines)):
             guide, pose = self._problem(episode, lines)
             turn = episode // len(self._devices)
             if learned is not None and turn % OWN:
-                wanted = learned.best(guide, daring(self._prepared.config.seed, turn), but=known)
+                wanted = learned.best(guide, DARING[turn % len(DARING)])
                 plan = FixedPlan(guide.actions_for(wanted), SURROGATE)
                 if guide.assignment(plan.actions).key != tuple(wanted.tolist()):
                     pose = replace(pose, wanted=wanted)
@@ -180,8 +152,7 @@ class ManyBudgets:
 def course_of(prepared: Prepared, pool: Pool, tools: Tools, starts: Mapping[str, Key]) -> Course:
     """The problems of a search; a range's curves and the dense network's reward are charged."""
     if prepared.setup.ends is None:
-        helped = sees_whole(prepared.config) and KNAPSACK in starts and not prepared.setup.objects.of_compression()
-        return OneBudget(prepared, (lambda: started_from(prepared, pool, tools, starts[KNAPSACK])) if helped else None)
+        return OneBudget()
     dense = prepared.evaluate(prepared.setup.dense())
     guides = guides_of(prepared, pool, tools, starts[KNAPSACK], prepared.setup.constraint, prepared.setup.ends)
     return ManyBudgets(prepared, guides, float(prepared.setup.reward(dense)))

@@ -9,7 +9,7 @@ al., Efficient Global Optimization of Expensive Black-Box Functions, 1998).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,38 +102,33 @@ class Surrogate:
             mean, deviation = self.process.predict(ratios, return_std=True)
         return np.asarray(line + mean - daring * deviation)
 
-    def best(
-        self, guide: Guide, daring: float = 0.0, further: Sequence[IntArray] = (), but: Container[Key] = ()
-    ) -> IntArray:
+    def best(self, guide: Guide, daring: float = 0.0, further: Sequence[IntArray] = ()) -> IntArray:
         """[S] the least expected loss within the budgets of a guide.
 
         Args:
             guide: Whose solution is one start.
             daring: How many standard deviations an assignment may turn out better than expected.
             further: More starts, [S] each, within the budgets.
-            but: Assignments that are known, and only taken where nothing else was found.
         """
         constraint = guide.constraint
         known = self.played[constraint.keeps(self.played)]
         near = known[np.argsort(self.expected(known, daring), kind="stable")[:NEAR]] if len(known) else known
-        found = [one for start in (guide.solution, *further, *near) for one in self._ascent(constraint, start, daring)]
-        found = [one for one in found if tuple(one.tolist()) not in but] or found
-        return np.asarray(found[int(self.expected(np.asarray(found), daring).argmin())])
+        starts = [guide.solution, *further, *near]
+        found = np.asarray([self._improved(constraint, start, daring) for start in starts])
+        return np.asarray(found[self.expected(found, daring).argmin()])
 
-    def _ascent(self, constraint: Constraint, start: IntArray, daring: float) -> list[IntArray]:
-        """[S] each, all that was tried on the way to a local optimum, and the start."""
+    def _improved(self, constraint: Constraint, start: IntArray, daring: float) -> IntArray:
+        """[S] a local optimum."""
         best, least = start, float(self.expected(start[None], daring)[0])
-        seen = [start]
         for _ in range(ROUNDS):
             solved = knapsack(constraint, self._around(best, least, daring), STATES)
             own, there = _ratios(self.costing, np.asarray([best, solved]))
             tried = [solved, *(constraint.scaled(own + part * (there - own)) for part in PARTS[1:])]
             expected = self.expected(np.asarray(tried), daring)
-            seen += tried
             if expected.min() >= least - 1e-6:
                 break
             best, least = tried[int(expected.argmin())], float(expected.min())
-        return seen
+        return best
 
     def _around(self, kept: IntArray, least: float, daring: float) -> list[Curve]:
         """What each site alone would change of an assignment's expectation."""
