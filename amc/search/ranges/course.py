@@ -16,8 +16,7 @@ from amc.search.ranges.budgets import GRID, BudgetRange
 from amc.search.ranges.environment import answer_of
 from amc.search.ranges.guides import KNAPSACK, Guide, Guides
 from amc.search.ranges.pose import Pose, Posed
-from amc.search.ranges.surrogate import Surrogate, rewards_in
-from amc.search.searchers import sees_whole
+from amc.search.ranges.surrogate import Surrogate, learned_by
 from amc.search.starts import guides_of, middle_of
 from amc.search.tools import Tools
 from envs.space.assignment import Key
@@ -82,7 +81,6 @@ class ManyBudgets:
         own = [guides.under(lowest) for lowest, _ in devices] or [guides]
         self._devices = list(zip(ranges, own, strict=True))
         self._baselines: dict[int, Baseline] = {}
-        self._sees_whole = sees_whole(prepared.config)
 
     def next(self, played: int, wanted: int) -> int:
         """The knapsack's solutions are rounds of their own, as later rewards are compared with theirs."""
@@ -126,18 +124,15 @@ class ManyBudgets:
         return found
 
     def _learned(self, lines: Sequence[Line]) -> Surrogate | None:
-        """What all episodes so far say of whole assignments, where the agent learns of these."""
-        setup = self._prepared.setup
-        if not self._sees_whole:
-            return None
-        return Surrogate.of(setup.constraint.costing, self.guides.curves, self._dense, rewards_in(lines, setup.reward))
+        return learned_by(self._prepared.config, self._prepared.setup, self.guides.curves, self._dense, lines)
 
     def _problem(self, episode: int, lines: Sequence[Line]) -> tuple[Guide, Pose]:
         turn, device = divmod(episode, len(self._devices))
         budgets, guides = self._devices[device]
         limits = budgets.of_episode(turn)
         level = self._level(device, lines).at(limits) if turn >= GRID else None
-        return guides.at(limits), Pose.of(limits, guides.at(limits), level, device)
+        guide = guides.at(limits)
+        return guide, Pose.of(limits, guide, level, device)
 
     def _level(self, device: int, lines: Sequence[Line]) -> Baseline:
         if device not in self._baselines:

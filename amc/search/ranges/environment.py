@@ -66,8 +66,9 @@ class RangedEnv(gymnasium.Env[Array, Array]):
         if len(self._actions) < self._guide.steps:
             raise RuntimeError(f"an assignment needs {self._guide.steps} actions, but got {len(self._actions)}: step")
         if self._decided is None:
-            assignment = self._guide.assignment(self._actions)
-            if self._wanted is not None:
+            if self._wanted is None:
+                assignment = self._guide.assignment(self._actions)
+            else:
                 assignment = Assignment.of(self._guide.constraint.costing.sites, self._wanted)
             if not self._guide.constraint.keeps(assignment.values).all():
                 raise RuntimeError(f"every budget must be kept, but this assignment breaks one: {assignment}")

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from amc.config.search import SearchConfig
+from amc.problem.setup import Setup
 from amc.search.allocation.knapsack import knapsack
 from amc.search.episode import Episode, Line
 from amc.search.ranges.guides import Guide
+from amc.search.searchers import sees_whole
 from envs.compression.damage import Curve
-from envs.reward import Reward
 from envs.space.assignment import Key
 from envs.space.constraint import Constraint, Costing
 from hw_profiles.layers import IntArray
@@ -43,8 +45,8 @@ ROUNDS = 6
 """How often the knapsack is solved again from one start, if it still gets better."""
 STATES = 500
 """Partial solutions of the knapsack: a surrogate is not known so well that it would have to be solved exactly."""
-PARTS = 1.0, 0.5, 0.25
-"""How far of the way to the knapsack's solution is tried: its curves hold near where they were computed."""
+PARTS = 0.5, 0.25
+"""How far of the way to the knapsack's solution is tried, too: its curves hold near where they were computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,7 +71,7 @@ class Surrogate:
     def of(
         cls, costing: Costing, curves: Sequence[Curve], dense: float, played: Sequence[tuple[Key, float]]
     ) -> Surrogate:
-        """Fitted to evaluated assignments; the same on every machine and with any number of threads.
+        """Fitted to evaluated assignments; the same with any number of threads.
 
         Args:
             costing: Sites.
@@ -87,16 +89,18 @@ class Surrogate:
         losses = dense - np.asarray(rewards, np.float64)
         logs = np.log(np.maximum(losses, max(LEAST * float(losses.max()), 1e-12)))
         line = _line(curves, kept)
-        scale = np.linalg.lstsq(line, logs, rcond=None)[0].astype(np.float64)
-        process = _regression(_ratios(costing, kept), logs - line @ scale)
+        with threadpool_limits(1):
+            scale = np.linalg.lstsq(line, logs, rcond=None)[0].astype(np.float64)
+            process = _regression(_ratios(costing, kept), logs - line @ scale)
         return cls(costing=costing, curves=tuple(curves), played=kept, scale=scale, process=process)
 
     def expected(self, kept: IntArray, daring: float = 0.0) -> FloatArray:
         """[K] expected log losses of [K, S] assignments, less so many of their standard deviations."""
         kept = _settled(self.costing, kept)
-        line, ratios = _line(self.curves, kept) @ self.scale, _ratios(self.costing, kept)
+        ratios = _ratios(self.costing, kept)
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # variances that rounding makes negative are 0
+            line = _line(self.curves, kept) @ self.scale
             if not daring:
                 return np.asarray(line + self.process.predict(ratios))
             mean, deviation = self.process.predict(ratios, return_std=True)
@@ -123,7 +127,7 @@ class Surrogate:
         for _ in range(ROUNDS):
             solved = knapsack(constraint, self._around(best, least, daring), STATES)
             own, there = _ratios(self.costing, np.asarray([best, solved]))
-            tried = [solved, *(constraint.scaled(own + part * (there - own)) for part in PARTS[1:])]
+            tried = [solved, *(constraint.scaled(own + part * (there - own)) for part in PARTS)]
             expected = self.expected(np.asarray(tried), daring)
             if expected.min() >= least - 1e-6:
                 break
@@ -144,9 +148,25 @@ class Surrogate:
         ]
 
 
-def rewards_in(lines: Sequence[Line], reward: Reward) -> list[tuple[Key, float]]:
-    """The assignments of all episodes that did not fail, and their rewards."""
-    return [(line.key, float(reward(line.evaluation))) for line in lines if isinstance(line, Episode)]
+def learned_by(
+    config: SearchConfig, setup: Setup, curves: Sequence[Curve], dense: float, lines: Sequence[Line]
+) -> Surrogate | None:
+    """What the episodes of a search over a range say of whole assignments; None if its agent does not learn of these.
+
+    Args:
+        config: Of that search.
+        setup: Its sites and its reward.
+        curves: Damage per site.
+        dense: Reward of the dense network.
+        lines: Its episodes; failed ones say nothing.
+
+    Raises:
+        ValueError: If all of them failed.
+    """
+    if not sees_whole(config):
+        return None
+    played = [(line.key, float(setup.reward(line.evaluation))) for line in lines if isinstance(line, Episode)]
+    return Surrogate.of(setup.constraint.costing, curves, dense, played)
 
 
 def _regression(ratios: FloatArray, left: FloatArray) -> GaussianProcessRegressor:
@@ -156,7 +176,7 @@ def _regression(ratios: FloatArray, left: FloatArray) -> GaussianProcessRegresso
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     kernel = ConstantKernel(1.0, (1e-3, 1e3)) * Matern(0.5, (0.1, 10.0), nu=2.5) + WhiteKernel(1e-2, (1e-5, 1.0))
-    with threadpool_limits(1), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound is as good as any
         return GaussianProcessRegressor(kernel, normalize_y=True).fit(ratios, left)
 

@@ -11,8 +11,8 @@ from amc.problem.setup import Setup
 from amc.search.episode import Line
 from amc.search.ranges.environment import answer_of
 from amc.search.ranges.guides import Guide
-from amc.search.ranges.surrogate import Surrogate, rewards_in
-from amc.search.searchers import ranged_searcher, sees_whole
+from amc.search.ranges.surrogate import learned_by
+from amc.search.searchers import ranged_searcher
 from envs.space.assignment import Assignment, Key
 from envs.space.constraint import InfeasibleBudget
 
@@ -72,12 +72,9 @@ class Taught:
             searcher.learn_from(self.state)
         else:  # it has the same sites, or refuses
             searcher.load(self.state)
-        return answer_of(searcher, guide, None if dense is None else self._learned(setup, guide, dense))
-
-    def _learned(self, setup: Setup, guide: Guide, dense: float) -> Surrogate | None:
-        if not sees_whole(self.config):
-            return None
-        return Surrogate.of(setup.constraint.costing, guide.curves, dense, rewards_in(self.lines, setup.reward))
+        if dense is None:
+            return answer_of(searcher, guide)
+        return answer_of(searcher, guide, learned_by(self.config, setup, guide.curves, dense, self.lines))
 
     def teach(self, searcher: Searcher) -> None:
         """Lets a searcher that has not begun go on with what was learned.
