@@ -137,14 +137,15 @@ class DDPGSearcher:
             if episode < len(self._starts):
                 self._consider_center(self._starts[episode].label, trajectory)
         self._told += len(trajectories)
-        if self._learned_from is not None:
+        if self._learned_from is None:
+            if self._learner.episodes and self._told >= len(self._starts) + self._warmup:
+                self._end_warmup()
+        elif finished:
             self._learner.train(self._learner.steps_for(len(finished)), index=self._told)
             if self._whole is None:
                 self._learner.imitate(index=self._told)
             else:
                 self._follow(self._whole, self._sigma(self._told - self._learned_from))
-        elif self._learner.episodes and self._told >= len(self._starts) + self._warmup:
-            self._end_warmup()
 
     def answer(self) -> Plan:
         """The actor without noise; before it has learned anything what is explored around."""

@@ -120,6 +120,18 @@ def test_nothing_is_learned_from_a_failed_episode() -> None:
     assert all(np.isfinite(array).all() for name, array in searcher.state().arrays.items() if name != "rewards")
 
 
+def test_a_round_of_which_nothing_is_told_changes_no_weight_and_warns_of_nothing() -> None:
+    searcher = made(SEARCHERS["ddpg"])
+    for _ in range(6):
+        searcher.tell([toy().play(plan) for plan in searcher.propose(4)])
+    before = searcher.state().arrays
+    searcher.propose(4)
+    searcher.tell([None] * 4)
+    after = searcher.state().arrays
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
 # --- DDPG, TD3 and SAC ----------------------------------------------------------------------------------------
 
 
