@@ -115,7 +115,8 @@ def factors(
 ) -> list[NDArray[np.float64]]:
     """For each assignment, [S] what to multiply the curves by around it; all steps are judged together, and charged."""
     setup = prepared.setup
-    steps = [steps_around(setup.sites, one.values) for one in around]
+    costing = setup.constraint.costing  # a step can leave a layer too narrow for its pattern
+    steps = [list(costing.fitted(np.asarray(steps_around(setup.sites, one.values)))) for one in around]
     tried = [each for one, own in zip(around, steps, strict=True) for each in (one, *map(setup.assignment, own))]
     damages = iter(quick_audition(prepared, pool, tools, tried))
     found = []

@@ -224,6 +224,14 @@ def of_devices(devices: list[str], ended: Path) -> Path:
     return ended.parent / "devices"
 
 
+def test_widths_and_patterns_have_a_range_where_narrower_layers_do_not_take_their_pattern(tmp_path: Path) -> None:
+    mixed = {"choose": "mixed", "constraint": {"macs": "0.2:0.6"}, "episodes": GRID + 5, "warmup": 0}
+    new_run(SearchConfig(**{**SETTINGS, **mixed}), tmp_path / "run", NoScreen())
+    lines = [json.loads(line) for line in (tmp_path / "run" / EPISODES).read_text().splitlines()]
+    assert all(line["costs"]["macs"] <= line["budgets"]["macs"] for line in lines)
+    assert "surrogate" in {line["searcher"] for line in lines}
+
+
 def test_devices_take_turns_and_every_episode_keeps_the_latency_of_its_own(
     of_devices: Path, devices: list[str]
 ) -> None:
