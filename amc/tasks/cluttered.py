@@ -15,8 +15,8 @@ SIZE, DIGIT, FRAGMENT = 32, 16, 8
 """Pixels along the edges of an image, of a digit in it and of a fragment."""
 FRAGMENTS = 6
 """Fragments in an image."""
-COUNTS = (600, 1000, 1200)
-"""Images for calibration, validation and test; each set is drawn from digits of its own."""
+COUNTS = (600, 4000, 10000)
+"""Images for calibration, validation and test; each set is drawn from digits of its own, most of them several times."""
 
 
 def cluttered_digits(seed: int = 0) -> tuple[ArraySplit, ArraySplit, ArraySplit]:
@@ -71,19 +71,21 @@ def clutter(digits: Tensor, chosen: Tensor, generator: torch.Generator) -> Tenso
     _put(images, digits[chosen], generator)
     for _ in range(FRAGMENTS):
         others = torch.randint(len(digits), (len(chosen),), generator=generator)
-        corners = torch.randint(DIGIT - FRAGMENT + 1, (len(chosen), 2), generator=generator).tolist()
-        cut = [
-            digits[other, :, top : top + FRAGMENT, left : left + FRAGMENT]
-            for other, (top, left) in zip(others.tolist(), corners, strict=True)
-        ]
-        _put(images, torch.stack(cut), generator)
+        corners = torch.randint(DIGIT - FRAGMENT + 1, (len(chosen), 2), generator=generator)
+        _put(images, digits[_places(others, corners, FRAGMENT)][:, None], generator)
     return images
 
 
 def _put(images: Tensor, patches: Tensor, generator: torch.Generator) -> None:
     """Lays each patch `[B, 1, P, P]` into its image `[B, 1, 32, 32]` at a random place."""
     edge = patches.shape[-1]
-    places = torch.randint(SIZE - edge + 1, (len(images), 2), generator=generator).tolist()
-    for image, patch, (top, left) in zip(images, patches, places, strict=True):
-        window = image[:, top : top + edge, left : left + edge]
-        torch.maximum(window, patch, out=window)
+    corners = torch.randint(SIZE - edge + 1, (len(images), 2), generator=generator)
+    windows = _places(torch.arange(len(images)), corners, edge)
+    images[windows] = torch.maximum(images[windows], patches[:, 0])
+
+
+def _places(images: Tensor, corners: Tensor, edge: int) -> tuple[Tensor, int, Tensor, Tensor]:
+    """An index of the windows `[B, edge, edge]` with upper left `corners` `[B, 2]` in `images` `[B]` of one channel."""
+    steps = torch.arange(edge)
+    rows, columns = corners[:, 0, None] + steps, corners[:, 1, None] + steps
+    return images[:, None, None], 0, rows[:, :, None], columns[:, None, :]
