@@ -2,7 +2,8 @@
 
 Command: python -m experiments.learning.ranges --data DIR --weights DIR [--only LABEL] [--seeds N] [--agents ...]
 Resumable: finished runs under runs/ranges are kept, stopped ones go on. Writes experiments/results/ranges.md after
-every seed, of whatever has ended. DIR holds cifar10_*.npz and resnet{20,56}_cifar10.safetensors.
+every seed, of whatever has ended. DIR holds cifar10_*.npz, resnet{20,56}_cifar10.safetensors and the folder
+kwt1-speech-commands.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Part:
 
     Attributes:
         label: For people and folders.
-        network: Task, without its prefix.
+        network: Of `TASKS`.
         cost: What is bounded.
         span: The range that is learned.
         budgets: Where agents are asked; none of them is drawn exactly.
@@ -88,8 +89,36 @@ PARTS = (
         agent_from="resnet20",
         episodes=32,
     ),
+    Part(label="cluttered-anew", network="cluttered", cost="macs", span="0.06:0.2", budgets=(0.08, 0.15), episodes=32),
+    Part(
+        label="cluttered-carried",
+        network="cluttered",
+        cost="macs",
+        span="0.06:0.2",
+        budgets=(0.08, 0.15),
+        agent_from="resnet20",
+        episodes=32,
+    ),
+    Part(label="kwt1-anew", network="kwt1", cost="macs", span="0.3:0.6", budgets=(0.35, 0.5), episodes=32),
+    Part(
+        label="kwt1-carried",
+        network="kwt1",
+        cost="macs",
+        span="0.3:0.6",
+        budgets=(0.35, 0.5),
+        agent_from="resnet20",
+        episodes=32,
+    ),
 )
-"""The last two: 20 episodes, after the 12 of the knapsack, of an agent that is carried over and of a new one."""
+"""The last six: 20 episodes, after the 12 of the knapsack, of an agent that is carried over and of a new one."""
+TASKS = {
+    "resnet20": "cifar10-resnet20",
+    "resnet56": "cifar10-resnet56",
+    "cluttered": "cluttered-digits",
+    "kwt1": "experiments.transformers.speech:kwt1",
+}
+LAST = 20
+"""Episodes whose mean reward is shown: all but the 12 of the knapsack, where an agent is carried over."""
 
 
 def amc(*arguments: str) -> None:
@@ -108,10 +137,25 @@ def going(folder: Path, *arguments: str) -> Path:
     return folder
 
 
+def source(network: str, data: Path, weights: Path) -> list[str]:
+    """Options that name a task, where its data is, and its weights."""
+    task = ["--task", TASKS[network]]
+    if network.startswith("resnet"):
+        task += ["--data", str(data), "--checkpoint", str(weights / f"{network}_cifar10.safetensors")]
+    elif network == "kwt1":
+        task += ["--data", str(data / "kwt1-speech-commands")]
+    return task
+
+
+def won_back(folder: Path) -> float:
+    """The share of the knapsack's loss that the last episodes of a search over a range won back, in the mean."""
+    lines = (folder / "episodes.jsonl").read_text().splitlines()[-LAST:]
+    return float(np.mean([json.loads(line)["reward"] for line in lines]))
+
+
 def play(part: Part, agents: Sequence[str], seed: int, options: argparse.Namespace) -> None:
     """All runs of one part with one seed."""
-    weights = options.weights.resolve() / f"{part.network}_cifar10.safetensors"
-    task = ["--task", f"cifar10-{part.network}", "--data", str(options.data.resolve()), "--checkpoint", str(weights)]
+    task = source(part.network, options.data.resolve(), options.weights.resolve())
     common = [*task, *part.options, "--seed", str(seed)]
     for agent in agents:
         taught = ["--set", f"agent_from={RUNS / part.agent_from / agent / str(seed)}"] if part.agent_from else []
@@ -119,7 +163,7 @@ def play(part: Part, agents: Sequence[str], seed: int, options: argparse.Namespa
         folder = going(RUNS / part.label / agent / f"{seed}", "search", *common, *range_, *taught)
         for budget in part.budgets:
             asked = ["--constraint", f"{part.cost}={budget}"]
-            going(RUNS / part.label / agent / f"{seed}-{budget}", "policy", str(folder), *asked)
+            going(RUNS / part.label / agent / f"{seed}-{budget}", "policy", str(folder), *task[:2], *asked)
     for rival in (KNAPSACK, *part.rivals):
         for budget in part.budgets:
             asked = ["--constraint", f"{part.cost}={budget}", "--agent", rival.partition("-")[0]]
@@ -177,7 +221,8 @@ def write(parts: Sequence[Part], agents: Sequence[str]) -> None:
         "Accuracy, and gain over the knapsack solved again at this budget, paired over all 10,000 images, ± half of",
         "the 95 % interval. `corrected`: the knapsack on the curves that the range corrected, where its agents begin.",
         "Effort is image-forwards of the run itself: an answer comes on top of the search over the range, which is in",
-        "the line above each table. `ddpg-alone` is ddpg at this budget only.",
+        "the line above each table, with the share of the knapsack's loss that its last episodes won back, in the mean",
+        "and by the reward. `ddpg-alone` is ddpg at this budget only.",
     ]
     for part in parts:
         body = list(rows(part, agents))
@@ -187,6 +232,8 @@ def write(parts: Sequence[Part], agents: Sequence[str]) -> None:
             f for agent in agents for f in (RUNS / part.label / agent).glob("[0-9]") if (f / "result.json").exists()
         ]
         paid = f"{effort(searched):,} image-forwards" if searched else "not ended"
+        if searched:
+            paid += f"; won back by the last {LAST}: {np.mean([won_back(folder) for folder in searched]):.2%}"
         lines += ["", f"## {part.label}: {part.cost} {part.span}, {part.episodes} episodes ({paid})", ""]
         lines += [
             "| agent | budget | seeds | accuracy, % | gain, points | image-forwards |",
