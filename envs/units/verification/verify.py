@@ -155,4 +155,6 @@ def _difference(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]]) 
 
 def _culprit(trial: Trial, small: nn.Module, stays: Mapping[str, list[int]]) -> str:
     kept = next(iter(stays.values())) if len(stays) == 1 else []
-    return find_culprit(trial.graph, trial.network, small, trial.samples, kept, TOLERANCE)
+    samples = (part.samples for part in (trial.shorter(), trial))  # most are found on one sample
+    culprits = (find_culprit(trial.graph, trial.network, small, some, kept, TOLERANCE) for some in samples)
+    return next(filter(None, culprits), "")
