@@ -18,11 +18,11 @@ from amc.search.confirm import confirm
 from amc.search.episode import Episode, Failure, Line
 from amc.search.ranges.course import course_of
 from amc.search.ranges.pose import pose_of, problem_of
-from amc.search.ranges.taught import Taught
+from amc.search.ranges.taught import ANSWERS, Taught
 from amc.search.result import SearchResult
 from amc.search.rollout import RETRIES, EvaluationFailed, Outcome, Rollout, Round
 from amc.search.searchers import make_searcher
-from amc.search.starts import ANSWER, starting_keys
+from amc.search.starts import starting_keys
 from amc.search.state import Progress, Snapshot
 from amc.search.stopping import Clock, bar_to_pass, check_success, reason_to_stop, successful
 from amc.search.tools import Tools
@@ -95,7 +95,7 @@ def search(
         check_success(played.lines, config.planned_episodes)
     episodes = successful(prepared, played.lines)
     dense = tools.dense_outputs(prepared)
-    labels = [] if config.single else [label for label in starts if label != ANSWER]
+    labels = [] if config.single else [label for label in starts if label not in ANSWERS]
     found = course.ended(searcher, episodes)
     confirmation = confirm(prepared, pool, tools, dense, labels, found, clock.left(config))
     return conclude(prepared, pool, tools, dense, confirmation, played, stopped, clock)

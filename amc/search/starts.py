@@ -29,8 +29,6 @@ from envs.compression.damage import Curve
 from envs.space.assignment import Assignment, Key
 from envs.space.constraint import Constraint
 
-ANSWER = "answer"
-"""Label of the answer that an agent of a range gave for the budget: a candidate, but none that found is measured by."""
 RANGED_ROUNDS = 2
 """How often the knapsack is solved over a range where nothing is set: one correction serves all budgets."""
 ANCHORS = 1 / 6, 1 / 2, 5 / 6
@@ -44,7 +42,7 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
         prepared: Task and settings.
         pool: Where the work is done.
         tools: Of the search.
-        taught: An agent of many budgets, whose answer goes first where there is one budget.
+        taught: An agent of many budgets, whose answers go first where there is one budget.
     """
     config, setup = prepared.config, prepared.setup
     if setup.ends is not None:
@@ -65,7 +63,7 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
             known = best_knapsack(prepared, pool, tools)
             solve["knapsack"] = lambda: known
             guide = guides_of(prepared, pool, tools, known.key, setup.constraint, ends).at(own)
-        answer = {ANSWER: taught.answer(setup, guide, dense).key}
+        answer = {label: one.key for label, one in taught.answers(setup, guide, dense).items()}
     return {**answer, **{name: solve[name]().key for name in wanted}}
 
 

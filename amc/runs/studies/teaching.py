@@ -11,8 +11,8 @@ from amc.runs.folder import RunFolder
 from amc.search.ranges.guides import KNAPSACK
 from amc.search.ranges.taught import Taught
 
-STARTS = 3
-"""The agent's answer, the knapsack's solution and uniform widths."""
+STARTS = "knapsack", "uniform"
+"""What the agent's answers are compared with."""
 
 
 def taught_by(path: Path) -> Taught:
@@ -60,9 +60,9 @@ def asked_of(
     own = {
         "constraint": {**taught.config.constraint, **constraint},
         "agent": "swap",
-        "starts": ("knapsack", "uniform"),
+        "starts": STARTS,
         "agent_from": str(path),
-        "episodes": STARTS + refine,
+        "episodes": len(taught.labels) + len(STARTS) + refine,
         **({} if profile is None else {"profile": profile}),
     }
     config = load_config(None, {**values, **own})

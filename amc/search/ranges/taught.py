@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from agents.searcher import Searcher, SearcherState, Teachable
 from amc.config.search import SearchConfig
 from amc.problem.bounds import Ends, bind_ends
 from amc.problem.setup import Setup
 from amc.search.episode import Line
+from amc.search.ranges.budgets import STRATA
 from amc.search.ranges.environment import answer_of
 from amc.search.ranges.guides import Guide
 from amc.search.ranges.surrogate import learned_by
-from amc.search.searchers import ranged_searcher
+from amc.search.searchers import ranged_searcher, sees_whole
 from envs.space.assignment import Assignment, Key
 from envs.space.constraint import InfeasibleBudget
 
@@ -21,6 +23,11 @@ CURVES = (
     *("reward_split", "reward_images", "seed", "device"),
 )
 """Keys of a configuration that damage curves depend on."""
+ANSWERS = "answer", "answer of half", "answer of other half"
+"""Labels of the answers: candidates, but none that found is measured by."""
+DIVIDED = 64
+"""Episodes from which on each half of them answers, too. Answers that are nearly as good as each other differ by chance
+where images decide; with one alone it is chance that decides whether it may be found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,8 +62,13 @@ class Taught:
         except InfeasibleBudget:
             return None
 
-    def answer(self, setup: Setup, guide: Guide, dense: float | None = None) -> Assignment:
-        """The agent's answer for the setup's own budget.
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the answers on the network that it has learned on."""
+        return ANSWERS if sees_whole(self.config) and len(self.lines) >= DIVIDED else ANSWERS[:1]
+
+    def answers(self, setup: Setup, guide: Guide, dense: float | None = None) -> dict[str, Assignment]:
+        """The agent's answers for the setup's own budget by label, the best guess first; some can be the same.
 
         Args:
             setup: What is asked about; its network may be another one than the agent has seen.
@@ -73,8 +85,14 @@ class Taught:
         else:  # it has the same sites, or refuses
             searcher.load(self.state)
         if dense is None:
-            return answer_of(searcher, guide)
-        return answer_of(searcher, guide, learned_by(self.config, setup, guide.curves, dense, self.lines))
+            return {ANSWERS[0]: answer_of(searcher, guide)}
+        blocks = [self.lines[start : start + STRATA] for start in range(0, len(self.lines), STRATA)]
+        parts = (self.lines, tuple(chain(*blocks[::2])), tuple(chain(*blocks[1::2])))
+        learned = {
+            label: learned_by(self.config, setup, guide.curves, dense, lines)
+            for label, lines in zip(self.labels, parts, strict=False)
+        }
+        return {label: answer_of(searcher, guide, one) for label, one in learned.items()}
 
     def teach(self, searcher: Searcher) -> None:
         """Lets a searcher that has not begun go on with what was learned.
