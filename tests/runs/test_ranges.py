@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +20,9 @@ from amc.profiling.setting import Setting
 from amc.runs.folder import EPISODES, RESULT, RunFolder
 from amc.runs.runner import NoScreen, new_run, resume_run
 from amc.runs.studies.teaching import asking, taught_by
-from amc.search.ranges.budgets import GRID
+from amc.search.ranges.budgets import GRID, STRATA
+from amc.search.ranges.surrogate import learned_by
+from amc.search.ranges.taught import ANSWERS
 from envs.units.anatomy import dissect
 from hw_profiles.bench.measure import MeasureOptions
 from tests.tasks.small import make_task
@@ -134,6 +136,23 @@ def test_an_agent_answers_for_a_budget_and_is_not_worse_than_the_knapsack(ended:
     again = amc.policy(ended, {"macs": 0.45}, refine=2, out=tmp_path / "again", progress=False)
     assert again.record["found"]["choices"] == found.record["found"]["choices"]
     assert equal(tmp_path / "answer", tmp_path / "again")
+
+
+def test_each_half_of_many_episodes_answers_too(ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amc.search.ranges.taught.DIVIDED", 2 * STRATA)
+    fitted: list[int] = []
+
+    def seen(config: Any, setup: Any, curves: Any, dense: float, lines: Sequence[Any]) -> Any:
+        fitted.append(len(lines))
+        return learned_by(config, setup, curves, dense, lines)
+
+    monkeypatch.setattr("amc.search.ranges.taught.learned_by", seen)
+    found = amc.policy(ended, {"macs": 0.45}, out=tmp_path / "answer", progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "answer" / EPISODES).read_text().splitlines()]
+    assert [line["searcher"] for line in lines] == [*ANSWERS, "knapsack", "uniform"]
+    assert fitted[0] == fitted[1] + fitted[2]
+    assert all(fitted)
+    assert all(line["costs"]["macs"] <= 0.45 * found.record["dense"]["costs"]["macs"] for line in lines)
 
 
 def test_the_result_of_a_task_that_no_file_holds_is_asked_as_it_is(tmp_path: Path) -> None:
