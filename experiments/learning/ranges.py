@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,24 @@ class Part:
     episodes: int = 600
     options: tuple[str, ...] = ()
 
+    @property
+    def alone(self) -> Path:
+        """Folder of the searches at one budget, which parts of the same network and cost share."""
+        return RUNS / f"{self.network}-{self.cost}-alone"
+
 
 KNAPSACK = "knapsack"
 CORRECTED = "corrected"
 """The knapsack solved again on the curves that the range corrected: what the first agent's answers start from."""
 PROFILE = ("--profile", "amd-epyc-onnxruntime-t1-b1")
+
+
+def beginnings(network: str, span: str, budgets: tuple[float, ...]) -> tuple[Part, Part]:
+    """20 episodes, after the 12 of the knapsack, of a new agent and of one that is carried over."""
+    anew = Part(label=f"{network}-anew", network=network, cost="macs", span=span, budgets=budgets, episodes=32)
+    return anew, replace(anew, label=f"{network}-carried", agent_from="resnet20")
+
+
 PARTS = (
     Part(
         label="resnet20",
@@ -77,40 +90,10 @@ PARTS = (
         budgets=(0.5, 0.65, 0.8),
         options=PROFILE,
     ),
-    Part(
-        label="resnet56-anew", network="resnet56", cost="macs", span="0.15:0.45", budgets=(0.2, 0.3, 0.4), episodes=32
-    ),
-    Part(
-        label="resnet56-carried",
-        network="resnet56",
-        cost="macs",
-        span="0.15:0.45",
-        budgets=(0.2, 0.3, 0.4),
-        agent_from="resnet20",
-        episodes=32,
-    ),
-    Part(label="cluttered-anew", network="cluttered", cost="macs", span="0.06:0.2", budgets=(0.08, 0.15), episodes=32),
-    Part(
-        label="cluttered-carried",
-        network="cluttered",
-        cost="macs",
-        span="0.06:0.2",
-        budgets=(0.08, 0.15),
-        agent_from="resnet20",
-        episodes=32,
-    ),
-    Part(label="kwt1-anew", network="kwt1", cost="macs", span="0.3:0.6", budgets=(0.35, 0.5), episodes=32),
-    Part(
-        label="kwt1-carried",
-        network="kwt1",
-        cost="macs",
-        span="0.3:0.6",
-        budgets=(0.35, 0.5),
-        agent_from="resnet20",
-        episodes=32,
-    ),
+    *beginnings("resnet56", "0.15:0.45", (0.2, 0.3, 0.4)),
+    *beginnings("cluttered", "0.06:0.2", (0.08, 0.15)),
+    *beginnings("kwt1", "0.3:0.6", (0.35, 0.5)),
 )
-"""The last six: 20 episodes, after the 12 of the knapsack, of an agent that is carried over and of a new one."""
 TASKS = {
     "resnet20": "cifar10-resnet20",
     "resnet56": "cifar10-resnet56",
@@ -167,7 +150,7 @@ def play(part: Part, agents: Sequence[str], seed: int, options: argparse.Namespa
     for rival in (KNAPSACK, *part.rivals):
         for budget in part.budgets:
             asked = ["--constraint", f"{part.cost}={budget}", "--agent", rival.partition("-")[0]]
-            going(RUNS / part.label / rival / f"{seed}-{budget}", "search", *common, *asked)
+            going(part.alone / rival / f"{seed}-{budget}", "search", *common, *asked)
 
 
 def each(folder: Path, network: str) -> NDArray[np.float32]:
@@ -180,10 +163,10 @@ def rows(part: Part, agents: Sequence[str]) -> Iterator[str]:
     """A line of the table per agent and budget, and one of the mean over budgets."""
     for agent in (CORRECTED, *agents, *part.rivals):
         pairs: dict[int, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {}
-        folder, network = (agents[0], "start") if agent == CORRECTED else (agent, "found")
+        searched, network = (agents[0], "start") if agent == CORRECTED else (agent, "found")
+        folder, plain = (part.alone if agent in part.rivals else RUNS / part.label) / searched, part.alone / KNAPSACK
         for budget in part.budgets:
-            made = sorted((RUNS / part.label / folder).glob(f"*-{budget}"))
-            plain = RUNS / part.label / KNAPSACK
+            made = sorted(folder.glob(f"*-{budget}"))
             ended = [f for f in made if all((one / "result.json").exists() for one in (f, plain / f.name))]
             if not ended:
                 continue
