@@ -29,6 +29,8 @@ from envs.compression.damage import Curve
 from envs.space.assignment import Assignment, Key
 from envs.space.constraint import Constraint
 
+PLAIN = "plain knapsack"
+"""Label of the knapsack's solution on curves that were not corrected, where an agent has learned on corrected ones."""
 RANGED_ROUNDS = 2
 """How often the knapsack is solved over a range where nothing is set: one correction serves all budgets."""
 ANCHORS = 1 / 6, 1 / 2, 5 / 6
@@ -51,17 +53,21 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
     if config.agent == "random":
         wanted = ()
     answer = dict[str, Key]()
-    solve = {"knapsack": lambda: best_knapsack(prepared, pool, tools), "uniform": setup.uniform}
+    solve = {KNAPSACK: lambda: best_knapsack(prepared, pool, tools), "uniform": setup.uniform}
     if taught is not None:
         ends, own, dense = taught.ends(setup), middle_of(prepared), None
         if ends is not None and taught.learned_with(config):
             middle = budgeted(ends[0], between(ends, 0.5))
             guide = guides_of(prepared, pool, tools, taught.best, middle, ends).at(own)
-            solve["knapsack"] = lambda: setup.assignment(guide.solution)
+            plain = plain_guides(prepared, pool, tools, taught.best, middle).at(own)
+            solve[KNAPSACK] = lambda: setup.assignment(guide.solution)
+            solve[PLAIN] = lambda: setup.assignment(plain.solution)
+            if KNAPSACK in wanted and not config.single:
+                wanted = (*wanted, PLAIN)  # the correction is of the whole range: at this budget it can be worse
             dense = float(setup.reward(prepared.evaluate(setup.dense())))
         else:
             known = best_knapsack(prepared, pool, tools)
-            solve["knapsack"] = lambda: known
+            solve[KNAPSACK] = lambda: known
             guide = guides_of(prepared, pool, tools, known.key, setup.constraint, ends).at(own)
         answer = {label: one.key for label, one in taught.answers(setup, guide, dense).items()}
     return {**answer, **{name: solve[name]().key for name in wanted}}
@@ -136,15 +142,20 @@ def guides_of(prepared: Prepared, pool: Pool, tools: Tools, best: Key, solved: C
         ends: The lowest and the highest budgets of the range, None where those budgets are all; they and those of
             `solved` may be of another device than the setup's.
     """
-    setup = prepared.setup
-    curves = damage_curves(prepared, pool, tools)
-    own = curves[kind_of(solved, curves, best)]
+    plain = plain_guides(prepared, pool, tools, best, solved)
     if (prepared.config.knapsack.rounds or RANGED_ROUNDS) == 1:
-        return Guides(setup.constraint, own)
+        return plain
     anchors = [tuple(solved.limits().values())] if ends is None else [between(ends, share) for share in ANCHORS]
-    plain = Guides(solved if ends is None else ends[0], own)
-    around = dict.fromkeys(setup.assignment(plain.at(anchor).solution) for anchor in anchors)
-    return Guides(setup.constraint, corrected(own, factors(prepared, pool, tools, own, list(around))))
+    there = plain.under(solved if ends is None else ends[0])
+    around = list(dict.fromkeys(prepared.setup.assignment(there.at(anchor).solution) for anchor in anchors))
+    factors_ = factors(prepared, pool, tools, plain.curves, around)
+    return Guides(prepared.setup.constraint, corrected(plain.curves, factors_))
+
+
+def plain_guides(prepared: Prepared, pool: Pool, tools: Tools, best: Key, solved: Constraint) -> Guides:
+    """`guides_of` on curves that are not corrected."""
+    curves = damage_curves(prepared, pool, tools)
+    return Guides(prepared.setup.constraint, curves[kind_of(solved, curves, best)])
 
 
 def between(ends: Ends, share: float) -> Limits:

@@ -23,6 +23,7 @@ from amc.runs.studies.teaching import asking, taught_by
 from amc.search.ranges.budgets import GRID, STRATA
 from amc.search.ranges.surrogate import learned_by
 from amc.search.ranges.taught import ANSWERS
+from amc.search.starts import PLAIN
 from envs.units.anatomy import dissect
 from hw_profiles.bench.measure import MeasureOptions
 from tests.tasks.small import make_task
@@ -130,7 +131,7 @@ def test_an_answer_needs_no_judging_beside_confirmation(
 def test_an_agent_answers_for_a_budget_and_is_not_worse_than_the_knapsack(ended: Path, tmp_path: Path) -> None:
     found = amc.policy(ended, {"macs": 0.45}, refine=2, out=tmp_path / "answer", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "answer" / EPISODES).read_text().splitlines()]
-    assert [line["searcher"] for line in lines] == ["answer", "knapsack", "uniform", "swap", "swap"]
+    assert [line["searcher"] for line in lines] == ["answer", "knapsack", "uniform", PLAIN, "swap", "swap"]
     dense = found.record["dense"]["costs"]["macs"]
     assert all(line["costs"]["macs"] <= 0.45 * dense for line in lines)
     again = amc.policy(ended, {"macs": 0.45}, refine=2, out=tmp_path / "again", progress=False)
@@ -149,7 +150,7 @@ def test_each_half_of_many_episodes_answers_too(ended: Path, tmp_path: Path, mon
     monkeypatch.setattr("amc.search.ranges.taught.learned_by", seen)
     found = amc.policy(ended, {"macs": 0.45}, out=tmp_path / "answer", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "answer" / EPISODES).read_text().splitlines()]
-    assert [line["searcher"] for line in lines] == [*ANSWERS, "knapsack", "uniform"]
+    assert [line["searcher"] for line in lines] == [*ANSWERS, "knapsack", "uniform", PLAIN]
     assert fitted[0] == fitted[1] + fitted[2]
     assert all(fitted)
     assert all(line["costs"]["macs"] <= 0.45 * found.record["dense"]["costs"]["macs"] for line in lines)

@@ -10,9 +10,10 @@ from amc.config.search import SearchConfig, load_config
 from amc.runs.folder import RunFolder
 from amc.search.ranges.guides import KNAPSACK
 from amc.search.ranges.taught import Taught
+from amc.search.starts import PLAIN
 
 STARTS = "knapsack", "uniform"
-"""What the agent's answers are compared with."""
+"""What the agent's answers are compared with, beside the knapsack on curves that are not corrected."""
 
 
 def taught_by(path: Path) -> Taught:
@@ -57,12 +58,13 @@ def asked_of(
         ValueError: If its range does not hold the budget, or it has not learned for the device.
     """
     values = taught.config.model_dump(mode="json", exclude_none=True, exclude={"budget_range", "effort", "max_minutes"})
+    first = (*taught.labels, *STARTS, PLAIN)
     own = {
         "constraint": {**taught.config.constraint, **constraint},
         "agent": "swap",
         "starts": STARTS,
         "agent_from": str(path),
-        "episodes": len(taught.labels) + len(STARTS) + refine,
+        "episodes": len(first) + refine,
         **({} if profile is None else {"profile": profile}),
     }
     config = load_config(None, {**values, **own})
