@@ -64,6 +64,9 @@ from agents.searcher import (
 from agents.settings import Algorithm, DDPGSettings
 from agents.whole_critic import WholeCritic
 
+TRIALS = 4
+"""Episodes, of the warm-up, in which an agent that was carried over must do better than the best start."""
+
 
 class DDPGSearcher:
     """A `Searcher` that walks the steps with an actor and learns from the final rewards.
@@ -98,11 +101,13 @@ class DDPGSearcher:
         self._anchor = anchor
         known = _checked_shares(shares, steps)
         self._shares = known if settings.along_budget else None
-        self._learner = Learner(observation_size, steps, settings, seed)
+        self._learner = self._new_learner()
         whole = settings.whole_critic and self._clones
         self._whole = WholeCritic(steps, known, settings.best_share) if whole else None
         self._told = 0
-        self._taught = False  # by another searcher, before the first episode
+        self._teacher: Learner | None = None  # what another searcher learned, while it is on trial
+        self._tried: list[float] = []  # its rewards
+        self._taught = False  # it was better than the starts
         self._learned_from: int | None = None  # the first learned episode, once warm-up has ended
         # What to explore around: before a start was played, the one that is likely to become it.
         likely = [start.actions for start in self._starts if anchor in (None, start.label)]
@@ -131,14 +136,12 @@ class DDPGSearcher:
                     f"but got {trajectory.observations.shape} for {trajectory.label!r}"
                 )
         for episode, trajectory in finished:
-            self._learner.remember(trajectory)
-            if self._whole is not None:
-                self._whole.remember(trajectory)
-            if episode < len(self._starts):
-                self._consider_center(self._starts[episode].label, trajectory)
+            self._remember(episode, trajectory)
         self._told += len(trajectories)
+        if self._teacher is not None and self._told >= len(self._starts) + TRIALS:
+            self._judge(self._teacher)
         if self._learned_from is None:
-            if self._learner.episodes and self._told >= len(self._starts) + self._warmup:
+            if self._teacher is None and self._learner.episodes and self._told >= len(self._starts) + self._warmup:
                 self._end_warmup()
         elif finished:
             self._learner.train(self._learner.steps_for(len(finished)), index=self._told)
@@ -148,31 +151,36 @@ class DDPGSearcher:
                 self._follow(self._whole, self._sigma(self._told - self._learned_from))
 
     def answer(self) -> Plan:
-        """The actor without noise; before it has learned anything what is explored around."""
-        if self._learned_from is None and not self._taught:
+        """The actor without noise; before it has learned anything another searcher's, or what is explored around."""
+        if self._teacher is not None:
+            return self._noiseless(self._teacher)
+        if self._learned_from is None:
             return FixedPlan(tuple(self._center.tolist()), self._settings.algorithm)
-        return self._learner.plan(0.0, (0.5,) * self._shape[0])
+        return self._noiseless(self._learner)
 
     def learn_from(self, state: SearcherState) -> None:
-        """Begins with another searcher's actor and critic, and without a warm-up.
+        """Begins with another searcher's actor and critic and without a warm-up, if they are better than the starts.
 
-        What was learned is in the actor, so it follows no critic that has seen nothing yet.
+        After the starts that actor is played without noise `TRIALS` times; if it does worse in the mean than the best
+        start, what it knew does not hold here, and the search goes on as if it had not been.
         """
-        self._learner.learn_from(_learner_state(state))
-        self._taught, self._whole = True, None
+        self._teacher = self._new_learner()
+        self._teacher.learn_from(_learner_state(state))
 
     def state(self) -> SearcherState:
         """Everything learned, and where the schedule stands."""
         learner = self._learner.state()
         whole = {} if self._whole is None else _named("whole", self._whole.state())
+        teacher = {} if self._teacher is None else _named("teacher", self._teacher.state())
         return SearcherState(
-            {"center": self._center.copy(), **_named("learner", learner), **whole},
+            {"center": self._center.copy(), **_named("learner", learner), **whole, **teacher},
             {
                 "told": self._told,
                 "learned_from": self._learned_from,
                 "center_reward": self._center_reward,
                 "learner": learner.numbers,
                 **({"taught": True} if self._taught else {}),
+                **({"tried": [*self._tried]} if self._teacher is not None else {}),
             },
         )
 
@@ -181,6 +189,11 @@ class DDPGSearcher:
         numbers = state.numbers
         self._learner.load(_learner_state(state))
         self._taught = numbers.get("taught", False) is True
+        self._teacher, self._tried = None, []
+        if isinstance(tried := numbers.get("tried"), list):
+            self._teacher = self._new_learner()
+            self._teacher.learn_from(SearcherState(under("teacher", state.arrays), {}))
+            self._tried = [reward for reward in tried if isinstance(reward, float)]
         self._whole = None if self._taught else self._whole
         if self._whole is not None:
             self._whole.load(SearcherState(under("whole", state.arrays), {}))
@@ -189,6 +202,27 @@ class DDPGSearcher:
         unlearned, unplayed = numbers["learned_from"] is None, numbers["center_reward"] is None
         self._learned_from = None if unlearned else number(numbers, "learned_from", int)
         self._center_reward = None if unplayed else number(numbers, "center_reward", float)
+
+    def _new_learner(self) -> Learner:
+        steps, observation_size = self._shape
+        return Learner(observation_size, steps, self._settings, self._seed)
+
+    def _noiseless(self, learner: Learner) -> Plan:
+        return learner.plan(0.0, (0.5,) * self._shape[0])
+
+    def _is_trial(self, episode: int) -> bool:
+        """Whether it is another searcher's actor that is played."""
+        return self._teacher is not None and 0 <= episode - len(self._starts) < TRIALS
+
+    def _judge(self, teacher: Learner) -> None:
+        """Takes over what another searcher learned, or leaves it.
+
+        What was learned is in the actor then, so it follows no critic that has seen little yet.
+        """
+        self._teacher = None
+        if self._tried and (self._center_reward is None or np.mean(self._tried) > self._center_reward):
+            self._learner.learn_from(teacher.state())
+            self._taught, self._whole = True, None
 
     @property
     def _warmup(self) -> int:
@@ -216,13 +250,24 @@ class DDPGSearcher:
         draws = self._draws(stream, episode)
         return along(draws, self._shares) if self._shares and self._starts else draws
 
-    def _unlearned_plan(self, episode: int) -> FixedPlan:
+    def _unlearned_plan(self, episode: int) -> Plan:
         if episode < len(self._starts):
             return self._starts[episode]
+        if self._teacher is not None and self._is_trial(episode):
+            return self._noiseless(self._teacher)
         sigma = self._settings.warmup_start_sigma if self._starts else self._settings.warmup_sigma
         draws = self._draws_along("warmup", episode)
         actions = (truncated_normal(float(mean), sigma, draw) for mean, draw in zip(self._center, draws, strict=True))
         return FixedPlan(tuple(actions), self._settings.algorithm)
+
+    def _remember(self, episode: int, trajectory: Trajectory) -> None:
+        self._learner.remember(trajectory)
+        if self._whole is not None:
+            self._whole.remember(trajectory)
+        if episode < len(self._starts):
+            self._consider_center(self._starts[episode].label, trajectory)
+        elif self._is_trial(episode):
+            self._tried.append(float(trajectory.reward))
 
     def _consider_center(self, label: str, trajectory: Trajectory) -> None:
         better = self._center_reward is None or trajectory.reward > self._center_reward
