@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -66,11 +67,17 @@ class Curve:
         """
         if len(self.kept) < 2:
             return np.interp(kept, self.kept, self.damage)
-        return np.asarray(PchipInterpolator(self.kept, self.damage)(kept), dtype=np.float64)
+        return np.asarray(_monotone(self.kept, self.damage)(kept), dtype=np.float64)
 
     def scaled(self, factor: float) -> Curve:
         """The same with every damage so many times as large."""
         return replace(self, damage=tuple((factor * np.asarray(self.damage)).tolist()))
+
+
+@lru_cache(maxsize=4096)
+def _monotone(kept: tuple[int, ...], damage: tuple[float, ...]) -> PchipInterpolator:
+    """Remembered: searches look at the same curves again and again."""
+    return PchipInterpolator(kept, damage)
 
 
 def measured_widths(site: Site, count: int) -> list[int]:

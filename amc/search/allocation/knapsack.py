@@ -77,24 +77,28 @@ def _solved(constraint: Constraint, curves: Sequence[Curve], states: int) -> Int
     costing = constraint.costing
     groups = together(costing, [curve.at(site.values()) for curve, site in zip(curves, costing.sites, strict=True)])
     starts = [constraint.uniform(), constraint.fallback]
-    if len(constraint.budgets) == 1 and is_additive(costing, constraint.budgets[0].cost, groups):
-        cost, limit = constraint.budgets[0]
-        base, tables = linearize(costing, cost, costing.heaviest(), groups)
-        picks = solve_additive([base + tables[0], *tables[1:]], [group.damage for group in groups], limit, states)
+    cost, limit = constraint.budgets[0]
+    tables = additive_tables(costing, cost, groups) if len(constraint.budgets) == 1 else None
+    if tables is not None:
+        picks = solve_additive(tables, [group.damage for group in groups], limit, states)
         if picks is not None and constraint.keeps(_kept(costing, groups, picks))[0]:
             return _best(groups, [_kept(costing, groups, picks), *starts])
     starts = [_by_multipliers(constraint, groups), *starts]
     return _best(groups, [exchange(constraint, groups, kept) for kept in starts])
 
 
-def is_additive(costing: Costing, cost: Cost, groups: Sequence[Group], draws: int = 32) -> bool:
-    """Whether a cost is a sum over groups, tried on random assignments (a cost is a black box)."""
+def additive_tables(costing: Costing, cost: Cost, groups: Sequence[Group], draws: int = 32) -> list[FloatArray] | None:
+    """Per group the cost of each option, if the cost is their sum: tried on random assignments, as it is a black box.
+
+    What the groups have in common is counted with the first one.
+    """
     generator = np.random.default_rng(0)
     base, tables = linearize(costing, cost, costing.heaviest(), groups)
     picks = np.stack([generator.integers(len(group.options), size=draws) for group in groups], axis=1)
     kept = np.stack([_kept(costing, groups, row) for row in picks])
     sums = base + sum(table[picks[:, g]] for g, table in enumerate(tables))
-    return bool(np.allclose(costing.many(cost, kept), sums, rtol=1e-9, atol=1e-6))
+    additive = np.allclose(costing.many(cost, kept), sums, rtol=1e-9, atol=1e-6)
+    return [base + tables[0], *tables[1:]] if additive else None
 
 
 def linearize(costing: Costing, cost: Cost, kept: IntArray, groups: Sequence[Group]) -> tuple[float, list[FloatArray]]:
