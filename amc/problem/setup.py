@@ -18,7 +18,7 @@ from amc.problem.given.objects import NO_OBJECTS, Objects
 from amc.profiling.store import load_table
 from amc.scoring.draws import Draws, Role
 from amc.scoring.scorer import Scorer, scoring_chunk
-from amc.tasks.checks import check_task
+from amc.tasks.checks import check_labelled, check_task
 from amc.tasks.metrics import accuracy
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import Split, verification_samples
@@ -162,6 +162,10 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
         raise ValueError("--device cuda needs a CUDA device, but torch sees none here: use --device cpu")
     task = objects.task or load_task(config.task, data=config.data, checkpoint=config.checkpoint)
     check_task(task)
+    if config.reward_split == "calibration":
+        check_labelled(task, "reward_split=calibration")
+    if "loss" in config.knapsack.damages:
+        check_labelled(task, "the damage 'loss'")
     _check_savings(config, task)
     draws = Draws(config, len(task.calibration), len(task.validation))
     tables = _tables(config, objects)

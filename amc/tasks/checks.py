@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from amc.tasks.batches import Batch, fitted, several
 from amc.tasks.checkpoint import check_finite
-from amc.tasks.metrics import accuracy, check_classes
+from amc.tasks.metrics import IGNORED, accuracy, check_classes
 from amc.tasks.plugins import describe
 from amc.tasks.splits import ArraySplit, NotFinite, Split, check_finite_inputs, chunks, known_targets
 from amc.tasks.task import Task
@@ -42,7 +42,7 @@ def check_task(task: Task) -> None:
             )
         first[role] = _read(role, split, range(_MIN_SAMPLES))
         _check_inputs(role, split, first[role][0], task)
-        if task.metric is accuracy:
+        if task.metric is accuracy and not (role == "calibration" and _unlabelled(first[role][1])):
             _check_targets(role, split, first[role][1], classes)
     inputs, targets = first["validation"]
     cure = "it runs on the example input, so correct the data or its transform, or let the network take any batch size"
@@ -55,6 +55,21 @@ def check_task(task: Task) -> None:
     statistics = task.metric.statistics(outputs, targets[:4])
     if task.metric.is_mean:
         task.metric.value(tuple(rows.numpy() for rows in statistics))
+
+
+def check_labelled(task: Task, needs: str) -> None:
+    """Refuses calibration samples without labels where something needs them.
+
+    Raises:
+        ValueError: If the first samples have none; it says what needs them.
+    """
+    if _unlabelled(_read("calibration", task.calibration, range(_MIN_SAMPLES))[1]):
+        raise ValueError(f"{needs} needs labels of calibration samples, but they have none: give them, or leave it out")
+
+
+def _unlabelled(targets: Tensor) -> bool:
+    """Whether nothing is asked of any of these samples."""
+    return not targets.is_floating_point() and bool((targets == IGNORED).all())
 
 
 def _check_repeats(task: Task, outputs: Tensor) -> None:
@@ -218,9 +233,10 @@ def _bytes(split: ArraySplit) -> int:
 
 def _check_targets(role: str, split: Split, first: Tensor, classes: int) -> None:
     if first.ndim != 1 or first.is_floating_point():
+        unasked = f" ({IGNORED} where there are none)" if role == "calibration" else ""
         raise ValueError(
             f"top1 needs one integer class per sample, but {role} has {first.dtype} targets "
-            f"{list(first.shape)}: give integer classes, or the task a metric of its own"
+            f"{list(first.shape)}: give integer classes{unasked}, or the task a metric of its own"
         )
     targets = known_targets(split)
     try:

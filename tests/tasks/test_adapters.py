@@ -19,6 +19,8 @@ import amc.tasks
 from amc.config.search import SearchConfig
 from amc.problem.inspection import inspection
 from amc.scoring.scorer import Scorer
+from amc.tasks.checks import check_task
+from amc.tasks.metrics import IGNORED
 from amc.tasks.task import Task
 from envs.network.graph import trace
 from envs.network.inputs import call, tensors
@@ -77,6 +79,7 @@ def test_a_classifier_of_texts_needs_labels_only_to_be_scored() -> None:
     samples = texts()
     bare = {name: column for name, column in samples.items() if name != "label"}
     task = of_huggingface("BertForSequenceClassification", "BertConfig", bare, samples, num_labels=3, **SMALL)
+    check_task(task)
     inputs, targets = task.test.batch([0, 4, 1])
     assert inputs["input_ids"].shape == (3, 7)
     assert inputs["attention_mask"].sum(dim=1).tolist() == [3, 7, 4]
@@ -90,16 +93,20 @@ def test_a_classifier_of_texts_needs_labels_only_to_be_scored() -> None:
 
 def test_a_classifier_of_tokens_is_scored_on_those_that_have_labels() -> None:
     samples = with_token_labels(texts())
+    bare = {name: column for name, column in samples.items() if name != "labels"}
     task = of_huggingface(
         "DistilBertForTokenClassification",
         "DistilBertConfig",
-        *(items(samples), items(samples)),
+        *(items(bare), items(samples)),
         **{"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24, "vocab_size": 40, "num_labels": 3},
     )
     right = total = 0
     for place, labels in enumerate(samples["labels"]):
         found = call(task.network, task.test.batch([place])[0])[0].argmax(dim=-1)
         right, total = right + int((found == torch.tensor(labels)).sum()), total + len(labels)
+    check_task(task)
+    inputs, targets = task.calibration.batch([0, 4])
+    assert targets.tolist() == torch.full_like(tensors(inputs)[0], IGNORED).tolist()
     assert task.metric.name == "token accuracy"
     assert score(task) == pytest.approx(right / total)
 

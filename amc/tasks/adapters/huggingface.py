@@ -77,7 +77,7 @@ def from_huggingface(
     reader = _Reader(
         takes=frozenset(takes),
         padding={"input_ids": 0 if pad is None else int(pad), **dict.fromkeys(LABELS, IGNORED)},
-        causal=scored == "causal",
+        scored=scored,
     )
     parts = {"calibration": calibration, "validation": validation, "test": test}
     parts |= {} if training is None else {"training": training}
@@ -87,14 +87,14 @@ def from_huggingface(
         network=model,
         example_input=_example(splits["calibration"], length),
         metric=chosen,
-        loss=_loss(model, scored) if loss is None else loss,
+        loss=LOSSES.get(scored) if loss is None else loss,
         output=output,
         **splits,  # type: ignore[arg-type]
     )
 
 
 def _scored(model: nn.Module) -> str:
-    """What a model scores: "sample", "token", "causal", or "" where its class does not say."""
+    """What a model scores: "sample" (its class), "value", "token", "causal", or "" where its class does not say."""
     try:
         from transformers.models.auto import modeling_auto
     except ImportError as error:
@@ -103,14 +103,14 @@ def _scored(model: nn.Module) -> str:
     for registry, scored in CLASSES.items():
         known = getattr(modeling_auto, registry, {}).values()
         if names & {one for entry in known for one in ([entry] if isinstance(entry, str) else entry)}:
-            return scored
+            regression = scored == "sample" and getattr(model.config, "num_labels", 0) == 1
+            return "value" if regression else scored
     return ""
 
 
 def _metric(model: nn.Module, scored: str) -> Metric:
-    if scored == "sample" and getattr(model.config, "num_labels", 0) == 1:
-        return spearman
-    found = {"sample": accuracy, "token": token_accuracy, "causal": perplexity}.get(scored)
+    metrics = {"sample": accuracy, "value": spearman, "token": token_accuracy, "causal": perplexity}
+    found = metrics.get(scored)
     if found is None:
         raise ValueError(
             f"from_huggingface knows metrics of language models and classifiers, but {type(model).__name__} is none: "
@@ -129,11 +129,8 @@ def value_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.mse_loss(outputs.flatten(), targets.to(outputs.dtype).flatten())
 
 
-def _loss(model: nn.Module, scored: str) -> Loss | None:
-    """What the model's class is trained by, None where cross-entropy of samples is meant anyway."""
-    if scored == "sample" and getattr(model.config, "num_labels", 0) == 1:
-        return value_loss
-    return token_loss if scored in ("token", "causal") else None
+LOSSES: dict[str, Loss] = {"value": value_loss, "token": token_loss, "causal": token_loss}
+"""What a model is trained by, where cross-entropy of samples is not meant anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +140,12 @@ class _Reader:
     Attributes:
         takes: Names of what forward takes.
         padding: What a column is padded with, 0 where it is not named.
-        causal: Whether the targets are the words themselves, each from those before it.
+        scored: As `_scored` says: the targets of "causal" are the words themselves, each from those before it.
     """
 
     takes: frozenset[str]
     padding: Mapping[str, int]
-    causal: bool
+    scored: str
 
     def batch(self, items: Sequence[Mapping[str, Any]]) -> Batch:
         """Inputs by name and targets [B] or [B, T] of some items."""
@@ -166,12 +163,15 @@ class _Reader:
         return inputs, self._targets(items, inputs)
 
     def _targets(self, items: Sequence[Mapping[str, Any]], inputs: Mapping[str, Tensor]) -> Tensor:
-        label = next((name for name in LABELS if name in items[0]), None)
-        if self.causal:
-            words, mask = inputs["input_ids"], inputs.get(MASK)
+        words, mask = inputs.get("input_ids"), inputs.get(MASK)
+        if self.scored == "causal" and words is not None:
             seen = words if mask is None else words.masked_fill(mask == 0, IGNORED)
             return torch.cat([seen[:, 1:], torch.full_like(seen[:, :1], IGNORED)], dim=1).long()
-        return torch.zeros(len(items)) if label is None else self._column(label, items)
+        if (label := next((name for name in LABELS if name in items[0]), None)) is not None:
+            return self._column(label, items)
+        if self.scored == "token" and words is not None:
+            return torch.full_like(words, IGNORED)
+        return torch.full((len(items),), IGNORED) if self.scored == "sample" else torch.zeros(len(items))
 
     def _column(self, name: str, items: Sequence[Mapping[str, Any]]) -> Tensor:
         """The values of all items, padded at the end of their first axis where it differs."""
