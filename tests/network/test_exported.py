@@ -255,11 +255,13 @@ def huggingface(family: str) -> nn.Module:
         sizes |= {"num_key_value_heads": 2}
     if family == "ViT":
         sizes |= {"image_size": 16, "patch_size": 4}
-    config = getattr(transformers, f"{family}Config")(**sizes)
     if family == "GPT2":
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": WORDS}
         sizes |= {"bos_token_id": 0, "eos_token_id": 0}
-    heads = {"Llama": "ForCausalLM", "GPT2": "LMHeadModel", "ViT": "ForImageClassification"}
+    if family == "OPT":
+        sizes |= {"ffn_dim": 48, "word_embed_proj_dim": 32}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    heads = {"Llama": "ForCausalLM", "GPT2": "LMHeadModel", "OPT": "ForCausalLM", "ViT": "ForImageClassification"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: nn.Module = getattr(transformers, family + heads.get(family, "ForSequenceClassification"))(
@@ -280,6 +282,14 @@ def items(family: str, count: int = 48) -> list[Any]:
 
 
 @pytest.mark.slow
+def test_a_mask_that_only_padded_texts_bring_does_not_end_an_inspection() -> None:
+    samples = items("MPNet")
+    anatomy = dissect(selecting(huggingface("MPNet"), first), padded(samples[1:2])[0], padded(samples[:7])[0])
+    assert not anatomy.forms
+    assert {unit.kind for unit in anatomy.units} == {"channels"}  # one bias of positions serves the heads of all layers
+
+
+@pytest.mark.slow
 def test_gpt2_is_traced_with_its_tied_embedding() -> None:
     network, samples = selecting(huggingface("GPT2"), last), items("GPT2")
     graph = trace(network, padded(samples[:1])[0], padded(samples[:7])[0])
@@ -289,13 +299,13 @@ def test_gpt2_is_traced_with_its_tied_embedding() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize("family", ["Bert", "DistilBert", "Llama", "ViT"])
+@pytest.mark.parametrize("family", ["Bert", "DistilBert", "GPT2", "Llama", "OPT", "ViT"])
 def test_networks_of_hugging_face_are_traced_searched_repaired_exported_and_loaded(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     network, collate = huggingface(family), pictures if family == "ViT" else padded
-    samples, output = items(family), last if family == "Llama" else first
+    samples, output = items(family), last if family in ("GPT2", "Llama", "OPT") else first
     example, several = collate(samples[1:2])[0], collate(samples[:7])[0]
     anatomy = dissect(selecting(network, output), example, several)
     graph = anatomy.graph

@@ -260,6 +260,41 @@ def test_numbers_and_tables_of_a_class_go_with_its_heads(name: str) -> None:
     assert small(inputs()).shape == (3, 5)
 
 
+class Caching(nn.Module):
+    """Keys and values are kept between calls in an object that is passed along, as language models do; rotated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention, self.head = nn.Linear(5, 16), ZOO.Rotary(16, 4, 4), nn.Linear(16, 5)
+        self.attention.forward = self.attend
+
+    def attend(self, x: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        attention: Any = self.attention
+        b, n, _ = x.shape
+        q, k, v = (
+            layer(x).view(b, n, attention.heads, attention.size).transpose(1, 2)
+            for layer in (attention.q, attention.k, attention.v)
+        )
+        for name, new in (("keys", attention.rotated(k)), ("values", v)):
+            cache[name] = torch.cat([cache[name], new], dim=2) if name in cache else new
+        y = F.scaled_dot_product_attention(attention.rotated(q), cache["keys"], cache["values"])
+        out: Tensor = attention.out(y.transpose(1, 2).reshape(b, n, attention.heads * attention.size))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        logits: Tensor = self.head((y + self.attention(y, cache={})).mean(dim=1))
+        return logits
+
+
+def test_a_cache_that_attention_writes_to_hides_no_heads() -> None:
+    torch.manual_seed(0)
+    anatomy = dissect(Caching().eval(), inputs()[:1], inputs())
+    (unit,) = (unit for unit in anatomy.units if unit.kind == "heads")
+    assert unit.channels == 4
+    assert {one.name for one in unit.attributes} == {"attention.heads"}
+
+
 def test_as_many_query_heads_go_from_each_group() -> None:
     anatomy = read("attention_rotary", "queries")
     unit = anatomy.units[0]

@@ -7,6 +7,7 @@ or a column for each head (biases of positions, slopes) are cut with them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -32,6 +33,12 @@ class _Given(NamedTuple):
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    def call(self, module: nn.Module) -> Any:
+        """What a module gives; a cache of keys and values that it writes to is as it was, the next time."""
+        args, kwargs = deepcopy((self.args, dict(self.kwargs)))
+        with torch.no_grad():
+            return module(*args, **kwargs)
 
 
 def with_attributes(network: nn.Module, found: Found, unit: Unit, example_input: Inputs) -> Unit | None:
@@ -99,7 +106,7 @@ def _given(network: nn.Module, name: str, example_input: Inputs) -> _Given | Non
     twin = copy_network(network).eval()
     taken: list[_Given] = []
     twin.get_submodule(name).register_forward_pre_hook(
-        lambda module, args, kwargs: taken.append(_Given(args, kwargs)), with_kwargs=True
+        lambda module, args, kwargs: taken.append(_Given(*deepcopy((args, kwargs)))), with_kwargs=True
     )
     with torch.no_grad():
         call(twin, example_input)
@@ -110,19 +117,17 @@ def _silent(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], giv
     """What the module gives where some channels are silent."""
     silent = copy_network(network).eval()
     silence(silent, unit, gone)
-    with torch.no_grad():
-        return silent.get_submodule(owner)(*given.args, **given.kwargs)
+    return given.call(silent.get_submodule(owner))
 
 
 def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given, expected: Any) -> bool:
     """Whether the module without some channels gives what is expected."""
     stays = {unit.name: sorted(set(range(unit.channels)) - set(gone))}
     small = slice_network(network, [unit], stays).eval()
-    with torch.no_grad():
-        try:
-            got = small.get_submodule(owner)(*given.args, **given.kwargs)
-        except Exception:  # whatever the module's own code raises
-            return False
+    try:
+        got = given.call(small.get_submodule(owner))
+    except Exception:  # whatever the module's own code raises
+        return False
     return same_output(_tensors(expected), _tensors(got), TOLERANCE)
 
 
