@@ -356,3 +356,23 @@ def test_numbers_that_a_module_holds_are_read_off_the_network_that_a_program_run
     assert [attribute.name for attribute in unit.attributes] == ["1.size"]
     small = slice_network(anatomy.network, anatomy.units, {unit.name: [1, 3]})
     assert agrees(anatomy.graph.require_program(), small, x)
+
+
+class Turning(Split):
+    """Rotates neighbouring channels (as in GPT-J), which are taken by slices with a step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, HEAD)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k = (torch.stack([-part[..., 1::2], part[..., ::2]], dim=-1).flatten(-2) + part for part in (q, k))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(*x.shape[:-1], -1))
+        return out
+
+
+def test_slices_with_a_step_keep_it_in_a_program() -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(5, WIDTH), Turning(), nn.Linear(WIDTH, 3)).eval(), torch.randn(3, 6, 5)
+    graph = trace(network, x[:1], x)
+    assert agrees(graph.program, network, x), graph.reason
+    assert [unit.channels for unit in dissect(network, x[:1], x).units if unit.kind == "heads"] == [WIDTH // HEAD]

@@ -185,7 +185,7 @@ def _does_nothing(node: fx.Node, name: str) -> bool:
     if name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
         return node.args[-1] is False
     if name == "slice":
-        return tuple(node.args[2:4]) == (0, _END)
+        return tuple(node.args[2:]) in ((0, _END), (0, _END, 1))
     if name in ("to", "_to_copy"):
         source = node.args[0].meta["val"]  # type: ignore[union-attr]
         return bool(source.dtype == node.meta["val"].dtype and source.is_floating_point())
