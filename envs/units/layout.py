@@ -374,7 +374,7 @@ def _layer(node: Node, module: nn.Module | None, call: Call, axes: Shape) -> Lay
             out_map=(*frames, *after[2:]),
             **common,
         )
-    channels, rest = _channels(after, axes), _positions(after, axes)
+    channels, rest = max(_channels(after, axes), 1), _positions(after, axes)  # a fresh cache is an empty tensor
     return LayerShape(
         in_channels=channels,
         out_channels=channels,

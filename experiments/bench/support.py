@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import amc
 from amc.export.stored import read_stored
 from amc.storage.files import read_json, write_json, write_text
+from amc.tasks.metrics import accuracy, perplexity
 from amc.tasks.task import Task
 from envs.units.anatomy import dissect
 from hw_profiles.documents import one_line
@@ -53,11 +54,51 @@ TIMM = (
     "vit_tiny_patch16_224",
 )
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+WORDS, LENGTH = 50, 12
+TEXT = {**SMALL, "vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GROUPED = {**TEXT, "num_key_value_heads": 2}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2}
 HUGGING_FACE: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "BERT": ("BertConfig", "BertForSequenceClassification", {**SMALL, "vocab_size": 50}),
+    "ALBERT": ("AlbertConfig", "AlbertForSequenceClassification", {**TEXT, "embedding_size": 16}),
+    "BERT": ("BertConfig", "BertForSequenceClassification", TEXT),
+    "BLOOM": ("BloomConfig", "BloomForCausalLM", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": WORDS}),
+    "Cohere": ("CohereConfig", "CohereForCausalLM", GROUPED),
     "ConvNeXt": ("ConvNextConfig", "ConvNextForImageClassification", {"depths": [1, 1, 2, 1]}),
+    "DINOv2": ("Dinov2Config", "Dinov2ForImageClassification", {**SMALL, "image_size": IMAGE, "patch_size": 8}),
+    "DeBERTa-v2": ("DebertaV2Config", "DebertaV2ForSequenceClassification", TEXT),
+    "DistilBERT": (
+        "DistilBertConfig",
+        "DistilBertForSequenceClassification",
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": WORDS},
+    ),
+    "Falcon": ("FalconConfig", "FalconForCausalLM", TEXT),
+    "GPT-2": ("GPT2Config", "GPT2LMHeadModel", GPT),
+    "GPT-J": ("GPTJConfig", "GPTJForCausalLM", {**GPT, "rotary_dim": 4}),
+    "GPT-NeoX": ("GPTNeoXConfig", "GPTNeoXForCausalLM", TEXT),
+    "Gemma 2": ("Gemma2Config", "Gemma2ForCausalLM", {**GROUPED, "head_dim": 8}),
+    "Llama": ("LlamaConfig", "LlamaForCausalLM", GROUPED),
+    "MPNet": ("MPNetConfig", "MPNetForSequenceClassification", TEXT),
+    "Mixtral": ("MixtralConfig", "MixtralForCausalLM", {**GROUPED, "num_local_experts": 2}),
     "MobileNetV2": ("MobileNetV2Config", "MobileNetV2ForImageClassification", {"depth_multiplier": 0.5}),
+    "ModernBERT": (
+        "ModernBertConfig",
+        "ModernBertForSequenceClassification",
+        {**TEXT, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "OLMo 2": ("Olmo2Config", "Olmo2ForCausalLM", TEXT),
+    "OPT": (
+        "OPTConfig",
+        "OPTForCausalLM",
+        {
+            **{name: TEXT[name] for name in TEXT if name != "intermediate_size"},
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 32,
+        },
+    ),
+    "Phi-3": ("Phi3Config", "Phi3ForCausalLM", GROUPED),
+    "Qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**GROUPED, "head_dim": 8}),
     "ResNet": ("ResNetConfig", "ResNetForImageClassification", {"depths": [1, 1, 1, 1], "embedding_size": 32}),
+    "RoBERTa": ("RobertaConfig", "RobertaForSequenceClassification", TEXT),
     "ViT": ("ViTConfig", "ViTForImageClassification", {**SMALL, "image_size": IMAGE}),
 }
 """Name -> configuration, class, and what of the configuration is set."""
@@ -69,23 +110,28 @@ class Case(NamedTuple):
 
     network: nn.Module
     inputs: Tensor
-    output: str | None
+    output: str | None = None
+    words: bool = False
+    """Whether the next words are the targets, rather than a class of each sample."""
 
 
 def of_timm(name: str) -> Case:
     """A network of timm for small images."""
     sized = {"img_size": IMAGE} if name.startswith(SIZED) else {}
     network = import_module("timm").create_model(name, pretrained=False, num_classes=CLASSES, **sized)
-    return Case(network.eval(), torch.randn(SAMPLES, 3, IMAGE, IMAGE), None)
+    return Case(network.eval(), torch.randn(SAMPLES, 3, IMAGE, IMAGE))
 
 
 def of_hugging_face(name: str) -> Case:
     """A small network of Hugging Face."""
     library = import_module("transformers")
     configuration, kind, settings = HUGGING_FACE[name]
-    network = getattr(library, kind)(getattr(library, configuration)(num_labels=CLASSES, **settings))
-    words = torch.randint(1, 50, (SAMPLES, 12))
-    return Case(network.eval(), words if name == "BERT" else torch.randn(SAMPLES, 3, IMAGE, IMAGE), "logits")
+    words = "LM" in kind
+    classes = {} if words else {"num_labels": CLASSES}
+    network = getattr(library, kind)(getattr(library, configuration)(**classes, **settings)).eval()
+    if words or "Sequence" in kind:
+        return Case(network, torch.randint(3, WORDS, (SAMPLES, LENGTH)), "logits", words)
+    return Case(network, torch.randn(SAMPLES, 3, IMAGE, IMAGE), "logits")
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -105,15 +151,17 @@ def judge(name: str, folder: Path) -> dict[str, Any]:
         ImportError: If the network's library is not here.
     """
     torch.manual_seed(0)
-    network, inputs, output = CASES[name]()
-    said: dict[str, Any] = {"name": name, "units": 0, "fixed": [], **dict.fromkeys(STEPS)}
-    targets = torch.arange(len(inputs)) % CLASSES
+    network, inputs, output, words = CASES[name]()
+    said: dict[str, Any] = {"name": name, "units": 0, "heads": 0, "fixed": [], **dict.fromkeys(STEPS)}
+    targets = inputs.roll(-1, dims=1) if words else torch.arange(len(inputs)) % CLASSES
     splits: dict[str, Any] = dict.fromkeys(("calibration", "validation", "test"), (inputs.numpy(), targets.numpy()))
 
     def searched() -> None:
-        task = Task(name="support", network=network, example_input=inputs[:1], output=output, **splits)
+        metric = perplexity if words else accuracy
+        task = Task(name="support", network=network, example_input=inputs[:1], metric=metric, output=output, **splits)
         anatomy = dissect(task.network, task.example_input, inputs[:4])
         said["units"], said["fixed"] = len(anatomy.units), sorted({one.reason for one in anatomy.fixed})
+        said["heads"] = sum(unit.kind != "channels" for unit in anatomy.units)
         amc.search(task, {"macs": BUDGET}, searcher="knapsack", out=folder, progress=False, **SETTINGS)
 
     steps: dict[str, Callable[[], Any]] = {
@@ -182,10 +230,12 @@ def page(rows: list[dict[str, Any]]) -> str:
         "*Reload*: `amc.load` in a new process gives equal outputs. *timm text*: sizes that timm's",
         "`adapt_model_from_string` reads ([reloading](../guides/reloading.md)).",
         "",
-        f"| network | units | {' | '.join(STEPS)} |",
-        "|---" * (len(STEPS) + 2) + "|",
+        f"| network | units | of attention | {' | '.join(STEPS)} |",
+        "|---" * (len(STEPS) + 3) + "|",
     ]
-    lines += [f"| {row['name']} | {row['units']} | {' | '.join(_mark(row[step]) for step in STEPS)} |" for row in rows]
+    for row in rows:
+        marks = " | ".join(_mark(row[step]) for step in STEPS)
+        lines.append(f"| {row['name']} | {row['units']} | {row['heads']} | {marks} |")
     for row in rows:
         reasons = [f"{step}: {row[step]}" for step in STEPS if row[step]]
         lines += ["", f"**{row['name']}**", "", *(f"- {reason}" for reason in reasons)]

@@ -295,6 +295,42 @@ def test_a_cache_that_attention_writes_to_hides_no_heads() -> None:
     assert {one.name for one in unit.attributes} == {"attention.heads"}
 
 
+class OneLayer(nn.Module):
+    """One layer writes queries, and fewer keys and values: parts one after the other, or group by group."""
+
+    def __init__(self, width: int, heads: int, groups: int, in_turns: bool) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size, self.in_turns = heads, groups, width // heads, in_turns
+        self.qkv, self.proj = nn.Linear(width, (heads + 2 * groups) * self.size), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        if self.in_turns:
+            parts = self.qkv(x).view(b, n, self.groups, -1, self.size)
+            q, k, v = (part.flatten(2, 3) for part in (parts[..., :-2, :], parts[..., -2:-1, :], parts[..., -1:, :]))
+        else:
+            fewer = self.groups * self.size
+            q, k, v = self.qkv(x).split([self.heads * self.size, fewer, fewer], dim=-1)
+            q, k, v = (part.view(b, n, -1, self.size) for part in (q, k, v))
+        q, k, v = (part.transpose(1, 2) for part in (q * q.abs(), k, v))  # no formula of ours
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(b, n, -1))
+        return out
+
+
+@pytest.mark.parametrize("in_turns", [False, True], ids=["parts", "in turns"])
+@pytest.mark.parametrize(("groups", "kind", "channels"), [(2, "head groups", 2), (1, "heads", 4)])
+def test_one_layer_that_writes_fewer_keys_than_queries(groups: int, kind: str, channels: int, in_turns: bool) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 16), OneLayer(16, 4, groups, in_turns), nn.Linear(16, 5)).eval()
+    anatomy = dissect(network, inputs()[:1], inputs())
+    (unit,) = (unit for unit in anatomy.units if unit.name == "1.qkv")
+    assert (unit.kind, unit.channels) == (kind, channels)
+    small: Any = slice_network(anatomy.network, anatomy.units, {unit.name: [0]})
+    assert small[1].qkv.out_features == (2 + 2 if groups == 2 else 1 + 2) * 4
+    assert small(inputs()).shape == (3, 6, 5)
+
+
 def test_as_many_query_heads_go_from_each_group() -> None:
     anatomy = read("attention_rotary", "queries")
     unit = anatomy.units[0]

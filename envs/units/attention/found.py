@@ -171,19 +171,29 @@ def _between_layers(network: nn.Module, ends: _Ends, sizes: Sizes, owners: Mappi
     if any(len({str(one.target) for one in nodes}) != 1 for nodes in layers):
         return None
     q, k, v, out = (str(nodes[0].target) for nodes in layers)
-    widths = [_width(network, name, (q, k, v)) for name in (q, k)]
-    if not ends.summed or any(width % ends.summed for width in widths):
+    widths = _written(network, q, k, v, read=int(network.get_submodule(out).in_features))  # type: ignore[arg-type]
+    if not ends.summed or any(width % ends.summed for width in widths[:2]):
         return None
-    heads, groups = (width // ends.summed for width in widths)
-    if not groups or heads % groups or _width(network, v, (q, k, v)) % groups:
+    heads, groups = (width // ends.summed for width in widths[:2])
+    if not groups or heads % groups or widths[2] % groups:
         return None
     owner = owners.get(ends.result.name, "")
     return Found(q=q, k=k, v=v, out=out, heads=heads, groups=groups, head_width=ends.summed, owner=owner)
 
 
-def _width(network: nn.Module, name: str, projections: tuple[str, str, str]) -> int:
-    """Channels of one of queries, keys and values: a part of the layer that writes several of them."""
-    return int(network.get_submodule(name).out_features) // projections.count(name)  # type: ignore[arg-type]
+def _written(network: nn.Module, q: str, k: str, v: str, *, read: int) -> tuple[int, int, int]:
+    """Channels of queries, keys and values: parts of a layer that writes several of them.
+
+    One layer that writes all three can write fewer keys and values than queries, which are as many as what the heads
+    give.
+    """
+    first, second, third = (
+        int(network.get_submodule(name).out_features) // (q, k, v).count(name)  # type: ignore[arg-type]
+        for name in (q, k, v)
+    )
+    whole = int(network.get_submodule(q).out_features)  # type: ignore[arg-type]
+    shared, rest = divmod(whole - read, 2)
+    return (read, shared, shared) if q == k == v and 0 < shared < read and not rest else (first, second, third)
 
 
 def _read(node: fx.Node, sizes: Sizes) -> list[fx.Node]:

@@ -32,7 +32,7 @@ def attention_units(network: nn.Module, found: Found, decided: Decided = "heads"
         return [[_queries(network, found, interleaved=interleaved)] for interleaved in (False, True) if alone]
     layers = (found.q, found.k, found.v) if found.groups > 1 else (found.q,)
     if found.groups == 1 and found.q in (found.k, found.v):
-        return []
+        return [[_queries(network, found, interleaved=False)]] if found.fused else []
     orders = (False,) if len(set(layers)) == len(layers) else (False, True)
     return [[_heads(network, found, layers, interleaved=interleaved)] for interleaved in orders]
 
@@ -116,15 +116,23 @@ def _unit(
     )
 
 
+def _parts(network: nn.Module, found: Found, name: str, layers: tuple[str, ...]) -> list[int]:
+    """Channels of one head or group in each part of a layer: queries, keys and values, or what of them it writes."""
+    if found.fused and found.groups < found.heads:
+        return [found.heads // found.groups * found.head_width, found.head_width, found.head_width]
+    count = found.groups if found.groups > 1 else found.heads
+    return [_size(network, name, "out") // layers.count(name) // count] * layers.count(name)
+
+
 def _heads(network: nn.Module, found: Found, layers: tuple[str, ...], *, interleaved: bool) -> Unit:
     """One unit over all heads, or groups of heads that share keys and values."""
     count = found.groups if found.groups > 1 else found.heads
     places: dict[str, list[list[int]]] = {name: [[] for _ in range(count)] for name in layers}
     for index, name in enumerate(layers):
-        parts, part = layers.count(name), layers[:index].count(name)
-        width = _size(network, name, "out") // parts // count
+        each, part = _parts(network, found, name, layers), layers[:index].count(name)
+        before, width = sum(each[:part]), each[part]
         for group, row in enumerate(places[name]):
-            start = (group * parts + part if interleaved else part * count + group) * width
+            start = group * sum(each) + before if interleaved else count * before + group * width
             row += range(start, start + width)
     members = [Member(module=name, role="producer", positions=_fixed(rows)) for name, rows in places.items()]
     width = _size(network, found.out, "in") // count
