@@ -14,6 +14,7 @@ from amc.export.found import Found, network_and_task
 from amc.storage.files import write_bytes
 from amc.tasks.checks import wrapped
 from amc.tasks.task import Task
+from envs.network.copies import in_mode
 from envs.network.inputs import Inputs, call, repeated, tensors
 from envs.network.outputs import selecting
 from hw_profiles.documents import one_line
@@ -57,7 +58,7 @@ def write_program(network: nn.Module, example_input: Inputs, path: Path) -> None
         shapes[tensor] = {0: Dim.DYNAMIC}
     given, by_name = ((), inputs) if isinstance(inputs, dict) else (tensors(inputs), {})
     try:
-        program = torch.export.export(network.eval(), given, by_name, dynamic_shapes=shapes)
+        program = torch.export.export(in_mode(network), given, by_name, dynamic_shapes=shapes)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         buffer.seek(0)

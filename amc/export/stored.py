@@ -15,6 +15,7 @@ from amc.export.rebuild import load_network
 from amc.export.structure import STRUCTURE
 from amc.export.timm_string import timm_string
 from amc.storage.files import write_text
+from envs.network.copies import in_mode
 from envs.network.outputs import selecting
 from envs.space.policy import Policy
 
@@ -89,7 +90,7 @@ def read_stored(run: Path, which: Which = "newest") -> Stored:
     interface = read_interface(home)
     return Stored(
         name="fine-tuned" if home.name == FINETUNING else "found",
-        network=selecting(load_network(home).eval(), interface.output),
+        network=selecting(in_mode(load_network(home)), interface.output),
         policy=read_policy(home / POLICY),
         interface=interface,
     )

@@ -21,6 +21,7 @@ from amc.tasks.metrics import accuracy, as_metric
 from amc.tasks.models import cluttered, digits, resnet_cifar
 from amc.tasks.plugins import describe, find_function
 from amc.tasks.splits import ArraySplit, Split, SplitLike, as_split, load_digits, typed
+from envs.network.copies import in_mode
 from envs.network.inputs import Inputs
 from envs.network.outputs import Output, selecting
 from envs.regression.counted import Counts
@@ -106,7 +107,7 @@ class Task:
         splits = {"calibration": calibration, "validation": validation, "test": test}
         values: dict[str, Any] = {role: typed(as_split(data, collate), example) for role, data in splits.items()}
         values["training"] = None if training is None else typed(as_split(training, collate), example)
-        values |= {"name": name, "network": selecting(network.eval(), output), "example_input": example}
+        values |= {"name": name, "network": selecting(in_mode(network), output), "example_input": example}
         values |= {"metric": as_metric(metric), "output": output, "loss": loss, "augment": augment}
         values["counts"] = as_counts(counts, example)
         for field, value in values.items():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from envs.network.inputs import Inputs, call, channels_last, tensors
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def copy_network(network: nn.Module) -> nn.Module:
@@ -22,9 +24,15 @@ def copy_network(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, known)
 
 
+def in_mode(network: AnyModule, *, training: bool = False) -> AnyModule:
+    """The network itself, set to a mode: `train` and `eval` of people's own classes may return nothing."""
+    network.train(training)
+    return network
+
+
 def functional_copy(network: nn.Module) -> nn.Module:
     """`copy_network` in eval mode whose activations do not work in place, so that every value can be kept."""
-    twin = copy_network(network).eval()
+    twin = in_mode(copy_network(network))
     for module in twin.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]

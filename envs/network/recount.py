@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from envs.network.copies import copy_network
+from envs.network.copies import copy_network, in_mode
 from envs.network.counting import FORMULAS, Counter, separate_products
 from envs.network.graph import Graph
 from envs.network.inference import converted
@@ -51,7 +51,7 @@ def independent_macs(network: nn.Module, example_input: Inputs) -> Recount:
         network: The network; it is not changed.
         example_input: [1, ...] input.
     """
-    twin = converted(copy_network(network).eval(), "cpu")  # without gradients, whose hooks the library would set
+    twin = converted(in_mode(copy_network(network)), "cpu")  # without gradients, whose hooks the library would set
     root = type(twin).__name__
     flops = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
     with torch.no_grad(), separate_products(), sdpa_kernel(SDPBackend.MATH), Counter() as names, flops:

@@ -29,7 +29,7 @@ from amc.runs.finetuning.run import SETTINGS, STATE, finetune_run
 from amc.runs.runner import NoScreen
 from amc.storage.files import read_json
 from amc.tasks.task import Task
-from tests.tasks.small import make_task
+from tests.tasks.small import make_task, make_trainable
 
 TASK = "tests.tasks.small:make_trainable"
 QUICK: dict[str, Any] = {
@@ -319,3 +319,32 @@ def test_a_killed_training_goes_on_to_the_same_bytes(run: Path, searched: Path, 
     finetune_run(whole, {"epochs": 30}, NoScreen(), given=GIVEN)
     for name in (STATE, WEIGHTS):
         assert (run / FINETUNING / name).read_bytes() == (whole / FINETUNING / name).read_bytes()
+
+
+class Frozen(nn.Sequential):
+    """Statistics stay as they are in training; its `train` returns nothing, as in much code that people have."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]  # torch's returns the module
+        super().train(mode)
+        for module in self:
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+def test_a_network_whose_train_returns_nothing_is_searched_loaded_and_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})  # three seconds
+    small = make_trainable()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        features = (nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        network = Frozen(*features, nn.Linear(32, 10))
+    splits = {role: getattr(small, role) for role in ("calibration", "validation", "test", "training")}
+    task = amc.Task(name="frozen", network=network, example_input=small.example_input, **splits)
+    settings: dict[str, Any] = {"knapsack": {"widths": 2, "images": 64}, "reward_images": 64, "progress": False}
+    result = amc.search(task, {"macs": 0.7}, searcher="knapsack", out=tmp_path / "run", **settings)
+    assert isinstance(amc.load(tmp_path / "run"), Frozen)
+    trained = amc.finetune(result, epochs=1, progress=False)
+    before, after = (dict(one.network.named_buffers())["1.running_mean"] for one in (result, trained))
+    assert torch.equal(before, after)

@@ -30,6 +30,7 @@ from amc.runs.finetuning.state import State, load_optimizer, optimizer_tensors, 
 from amc.runs.finetuning.subject import CHECKED, Finetuned, Subject
 from amc.scoring.backend import native_bf16
 from amc.tasks.plugins import describe
+from envs.network.copies import in_mode
 from envs.network.inputs import Inputs, call, channels_last, mapped, rows, tensors
 from envs.space.policy import Policy, UnitPolicy, tensors_fingerprint, weights_fingerprint
 
@@ -142,7 +143,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         task, config = self.subject.task, self.config
-        self.dense = self._placed(copy.deepcopy(task.network).eval())
+        self.dense = self._placed(in_mode(copy.deepcopy(task.network)))
         self.batches = Batches.of(config, self.subject.training, task.augment, self.world)
         self.policy = self.subject.policy
         self.stages = stages(config, self.policy, task.network)
@@ -206,7 +207,7 @@ class _Training:
         """The best epoch's network."""
         network = self.policy.apply(self.subject.task.network, check_weights=False)
         network.load_state_dict(self.best_tensors)
-        return Finetuned(network=network.eval(), policy=self.policy, lines=self.lines, best=self.best)
+        return Finetuned(network=in_mode(network), policy=self.policy, lines=self.lines, best=self.best)
 
     def _choose_channels(self, kept: Mapping[str, tuple[int, ...]]) -> None:
         """Takes other channels of the same number for the last stage, as the soft schedule found them."""
@@ -333,7 +334,7 @@ class _Training:
 
     def _candidate(self) -> nn.Module:
         """The network that this epoch would give, plain."""
-        network = copy.deepcopy(self.at.plain).eval()
+        network = in_mode(copy.deepcopy(self.at.plain))
         network.load_state_dict(merged(self.at.network if self.at.average is None else self.at.average.module))
         return network
 

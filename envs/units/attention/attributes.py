@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from envs.network.copies import copy_network, same_output
+from envs.network.copies import copy_network, in_mode, same_output
 from envs.network.inputs import Inputs, call
 from envs.units.attention.found import Found
 from envs.units.slicing import silence, slice_network
@@ -103,7 +103,7 @@ def _drops(unit: Unit) -> list[list[int]]:
 
 def _given(network: nn.Module, name: str, example_input: Inputs) -> _Given | None:
     """What a module is called with, None where it is not called once."""
-    twin = copy_network(network).eval()
+    twin = in_mode(copy_network(network))
     taken: list[_Given] = []
     twin.get_submodule(name).register_forward_pre_hook(
         lambda module, args, kwargs: taken.append(_Given(*deepcopy((args, kwargs)))), with_kwargs=True
@@ -115,7 +115,7 @@ def _given(network: nn.Module, name: str, example_input: Inputs) -> _Given | Non
 
 def _silent(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given) -> Any:
     """What the module gives where some channels are silent."""
-    silent = copy_network(network).eval()
+    silent = in_mode(copy_network(network))
     silence(silent, unit, gone)
     return given.call(silent.get_submodule(owner))
 
@@ -123,7 +123,7 @@ def _silent(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], giv
 def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given, expected: Any) -> bool:
     """Whether the module without some channels gives what is expected."""
     stays = {unit.name: sorted(set(range(unit.channels)) - set(gone))}
-    small = slice_network(network, [unit], stays).eval()
+    small = in_mode(slice_network(network, [unit], stays))
     try:
         got = given.call(small.get_submodule(owner))
     except Exception:  # whatever the module's own code raises

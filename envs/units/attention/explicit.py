@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from envs.network.attention import Attention, AttentionCore, Mask, MultiheadAttention
-from envs.network.copies import copy_network
+from envs.network.copies import copy_network, in_mode
 from envs.units.attention.linear import as_linear
 
 
@@ -101,7 +101,7 @@ def made_explicit(network: nn.Module, forms: Iterable[Form]) -> nn.Module:
     for stack in twin.modules():
         if isinstance(stack, nn.TransformerEncoder):
             stack.use_nested_tensor = False  # its fused kernel reads an nn.MultiheadAttention's weights
-    return twin.train(network.training)
+    return in_mode(twin, training=network.training)
 
 
 def explicit(module: nn.Module, form: Form) -> nn.Module:

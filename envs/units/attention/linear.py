@@ -11,7 +11,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from envs.network.copies import copy_network, same_output
+from envs.network.copies import copy_network, in_mode, same_output
 from envs.network.kinds import is_layer
 
 TOLERANCE = 1e-4
@@ -45,7 +45,7 @@ def _is_transposed(module: nn.Module) -> bool:
     drawn = {
         name: torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor) for name, tensor in own.items()
     }
-    twin = copy_network(module).eval()
+    twin = in_mode(copy_network(module))
     for name, value in drawn.items():
         setattr(twin, name, nn.Parameter(value, requires_grad=False))
     x = torch.randn(2, 3, weight.shape[0], generator=generator, device="cpu").to(weight)
@@ -68,4 +68,4 @@ def as_linear(module: nn.Module) -> nn.Linear:
     layer.weight = nn.Parameter(weight.detach().t().contiguous(), requires_grad=weight.requires_grad)
     if isinstance(bias, Tensor):
         layer.bias = nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
-    return layer.train(module.training)
+    return in_mode(layer, training=module.training)

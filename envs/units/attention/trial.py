@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from envs.network.attention import Mask
-from envs.network.copies import copy_network, same_output
+from envs.network.copies import copy_network, in_mode, same_output
 from envs.network.graph import Graph
 from envs.network.inputs import Inputs, call
 from envs.units.attention.explicit import Form, explicit
@@ -141,7 +141,7 @@ def _drawn_mask(given: Tensor, generator: torch.Generator) -> Tensor:
 
 def _given(network: nn.Module, module: nn.Module, example_input: Inputs) -> _Given | None:
     """What a module reads, if that is tokens [B, N, D] in one call, and at most one mask that says something."""
-    twin = copy_network(network).eval()
+    twin = in_mode(copy_network(network))
     name = next(name for name, one in network.named_modules() if one is module)
     taken: list[Any] = []
     twin.get_submodule(name).register_forward_pre_hook(
@@ -204,7 +204,7 @@ def _gives(twin: nn.Module, form: Form, given: _Given, expected: Any) -> bool:
 @torch.no_grad()
 def _shaken(module: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy in eval mode with random parameters, under which other formulas give other outputs."""
-    twin = copy_network(module).eval()
+    twin = in_mode(copy_network(module))
     for part in twin.modules():
         for name, value in part.named_parameters(recurse=False):
             noise = torch.randn(value.shape, generator=generator, device="cpu").to(value)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from envs.network.copies import copy_network
+from envs.network.copies import copy_network, in_mode
 from envs.units.branches.modules import Constant, ConstantTuple, Shortcut, Skipped
 from envs.units.slicing import Axes, axis_size
 
@@ -123,7 +123,7 @@ def without_branches(network: nn.Module, branches: Iterable[Branch]) -> nn.Modul
                 f"a branch needs the modules that it was found in, but {branch.name!r} has others ({error}): use the "
                 "network that it was found in"
             ) from error
-    return twin.train(network.training)
+    return in_mode(twin, training=network.training)
 
 
 def constant_of(network: nn.Module, branch: Branch) -> Constant | None:
