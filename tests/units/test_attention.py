@@ -218,6 +218,28 @@ def test_masks_are_passed_through(says: str) -> None:
     assert again == anatomy.forms[0]
 
 
+class Tupled(Masked):
+    """Attention gives a tuple, of which the caller takes what lies behind the first."""
+
+    def attend(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor]:  # type: ignore[override]
+        return (super().attend(x, mask),)
+
+    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+        y = self.embed(x)
+        found = self.attention(y, mask=SAYS[self.says][0](keys))
+        more = (y + found[0],) + found[1:]  # noqa: RUF005  # a list would hide what a tensor in its place does
+        logits: Tensor = self.head(more[0].mean(dim=1))
+        return logits
+
+
+def test_attention_that_gives_a_tuple_is_not_made_explicit_as_a_tensor() -> None:
+    torch.manual_seed(0)
+    keys = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])
+    anatomy = dissect(Tupled("keys").eval(), (inputs()[:1], keys[:1]), (inputs(), keys))
+    assert not anatomy.forms
+    assert anatomy.network(inputs(), keys).shape == (3, 5)
+
+
 class Divided(ZOO.Rotary):  # type: ignore[misc, name-defined]
     """Takes the width of a head from that of the tokens, which stays; no explicit attention rotates."""
 
