@@ -61,8 +61,10 @@ class Part:
 
 
 KNAPSACK = "knapsack"
-CORRECTED = "corrected"
-"""The knapsack solved again on the curves that the range corrected: what the first agent's answers start from."""
+START = "start"
+"""The knapsack solved again on the curves as measured or as the range corrected them, whichever has the better reward;
+answers of the first agent are compared with it.
+"""
 PROFILE = ("--profile", "amd-epyc-onnxruntime-t1-b1")
 
 
@@ -161,9 +163,9 @@ def each(folder: Path, network: str) -> NDArray[np.float32]:
 
 def rows(part: Part, agents: Sequence[str]) -> Iterator[str]:
     """A line of the table per agent and budget, and one of the mean over budgets."""
-    for agent in (CORRECTED, *agents, *part.rivals):
+    for agent in (START, *agents, *part.rivals):
         pairs: dict[int, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {}
-        searched, network = (agents[0], "start") if agent == CORRECTED else (agent, "found")
+        searched, network = (agents[0], "start") if agent == START else (agent, "found")
         folder, plain = (part.alone if agent in part.rivals else RUNS / part.label) / searched, part.alone / KNAPSACK
         for budget in part.budgets:
             made = sorted(folder.glob(f"*-{budget}"))
@@ -202,7 +204,8 @@ def write(parts: Sequence[Part], agents: Sequence[str]) -> None:
         f"`python -m experiments.learning.ranges`, commit {commit()}, {processor()}.",
         "",
         "Accuracy, and gain over the knapsack solved again at this budget, paired over all 10,000 images, ± half of",
-        "the 95 % interval. `corrected`: the knapsack on the curves that the range corrected, where its agents begin.",
+        "the 95 % interval. `start`: the knapsack on the curves as measured or as the range corrected them, whichever",
+        "has the better reward.",
         "Effort is image-forwards of the run itself: an answer comes on top of the search over the range, which is in",
         "the line above each table, with the share of the knapsack's loss that its last episodes won back, in the mean",
         "and by the reward. `ddpg-alone` is ddpg at this budget only.",
