@@ -347,3 +347,13 @@ def test_dissecting_keeps_gradients_and_training_mode_as_they_were() -> None:
     assert network.training
     assert network[1].inplace
     assert [p.requires_grad for p in network.parameters()] == [False, True, True, True]
+
+
+def test_synchronized_batch_normalization_is_read_as_any_other() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5))
+    plain = nn.Sequential(*layers).eval()
+    synchronized = nn.Sequential(layers[0], nn.SyncBatchNorm(6), *layers[2:4], nn.SyncBatchNorm(5)).eval()
+    first, second = (dissect(network, torch.zeros(1, 3, 8, 8)).units for network in (plain, synchronized))
+    assert first == second
+    assert [unit.name for unit in first] == ["0"]
