@@ -59,6 +59,7 @@ class Tools:
         if state is None:
             return self.compressor.network
         small = self.compressor.policy_of(assignment).apply(self.compressor.network, check_weights=False)
+        small = placed(small, "cpu")  # where those weights are
         small.load_state_dict(state, strict=True)
         return small
 

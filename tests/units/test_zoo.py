@@ -115,6 +115,9 @@ REPRESENTATIVES = [name for name in NETWORKS if name not in VARIANTS]
 EXPORTED = frozenset(REPRESENTATIVES[::2])
 """Every second one."""
 
+UNEXPORTED = frozenset({"fourier"})
+"""Networks with operators that torch.onnx does not know."""
+
 WHOLE = frozenset(
     {
         "plain",
@@ -275,7 +278,8 @@ def test_any_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_network_at_every_budget_and_in_onnx(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, task = check_network(name, BUDGETS, tmp_path, monkeypatch)
-    write_onnx(small, task.example_input, task.test.batch(range(4))[0], tmp_path / "found.onnx")
+    if name not in UNEXPORTED:
+        write_onnx(small, task.example_input, task.test.batch(range(4))[0], tmp_path / "found.onnx")
 
 
 @pytest.mark.parametrize(
