@@ -161,8 +161,8 @@ class DDPGSearcher:
     def learn_from(self, state: SearcherState) -> None:
         """Begins with another searcher's actor and critic and without a warm-up, if they are better than the starts.
 
-        After the starts that actor is played without noise `TRIALS` times; if it does worse in the mean than the best
-        start, what it knew does not hold here, and the search goes on as if it had not been.
+        After the starts that actor is played without noise `TRIALS` times; if it does no better in the mean than the
+        best start, what it knew does not hold here, and the search goes on as if it had not been.
         """
         self._teacher = self._new_learner()
         self._teacher.learn_from(_learner_state(state))

@@ -58,10 +58,10 @@ def starting_keys(prepared: Prepared, pool: Pool, tools: Tools, taught: Taught |
         ends, own, dense = taught.ends(setup), middle_of(prepared), None
         if ends is not None and taught.learned_with(config):
             middle = budgeted(ends[0], between(ends, 0.5))
-            guide = guides_of(prepared, pool, tools, taught.best, middle, ends).at(own)
-            plain = plain_guides(prepared, pool, tools, taught.best, middle).at(own)
+            plain = plain_guides(prepared, pool, tools, taught.best, middle)
+            guide = corrected_guides(prepared, pool, tools, plain, middle, ends).at(own)
             solve[KNAPSACK] = lambda: setup.assignment(guide.solution)
-            solve[PLAIN] = lambda: setup.assignment(plain.solution)
+            solve[PLAIN] = lambda: setup.assignment(plain.at(own).solution)
             if KNAPSACK in wanted and not config.single:
                 wanted = (*wanted, PLAIN)  # the correction is of the whole range: at this budget it can be worse
             dense = float(setup.reward(prepared.evaluate(setup.dense())))
@@ -142,20 +142,26 @@ def guides_of(prepared: Prepared, pool: Pool, tools: Tools, best: Key, solved: C
         ends: The lowest and the highest budgets of the range, None where those budgets are all; they and those of
             `solved` may be of another device than the setup's.
     """
-    plain = plain_guides(prepared, pool, tools, best, solved)
-    if (prepared.config.knapsack.rounds or RANGED_ROUNDS) == 1:
-        return plain
-    anchors = [tuple(solved.limits().values())] if ends is None else [between(ends, share) for share in ANCHORS]
-    there = plain.under(solved if ends is None else ends[0])
-    around = list(dict.fromkeys(prepared.setup.assignment(there.at(anchor).solution) for anchor in anchors))
-    factors_ = factors(prepared, pool, tools, plain.curves, around)
-    return Guides(prepared.setup.constraint, corrected(plain.curves, factors_))
+    return corrected_guides(prepared, pool, tools, plain_guides(prepared, pool, tools, best, solved), solved, ends)
 
 
 def plain_guides(prepared: Prepared, pool: Pool, tools: Tools, best: Key, solved: Constraint) -> Guides:
     """`guides_of` on curves that are not corrected."""
     curves = damage_curves(prepared, pool, tools)
     return Guides(prepared.setup.constraint, curves[kind_of(solved, curves, best)])
+
+
+def corrected_guides(
+    prepared: Prepared, pool: Pool, tools: Tools, plain: Guides, solved: Constraint, ends: Ends | None
+) -> Guides:
+    """`guides_of` from the plain ones."""
+    if (prepared.config.knapsack.rounds or RANGED_ROUNDS) == 1:
+        return plain
+    anchors = [tuple(solved.limits().values())] if ends is None else [between(ends, share) for share in ANCHORS]
+    there = plain.under(solved if ends is None else ends[0])
+    around = list(dict.fromkeys(prepared.setup.assignment(there.at(anchor).solution) for anchor in anchors))
+    measured = factors(prepared, pool, tools, plain.curves, around)
+    return Guides(prepared.setup.constraint, corrected(plain.curves, measured))
 
 
 def between(ends: Ends, share: float) -> Limits:

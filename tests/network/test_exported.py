@@ -340,10 +340,13 @@ class Split(nn.Module):
         super().__init__()
         self.size, self.qkv, self.out = WIDTH, nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (*x.shape[:-1], -1, HEAD)
         q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).split(self.size, dim=-1))
-        mixed = F.scaled_dot_product_attention(q * q.abs(), k, v, is_causal=True)
+        return q * q.abs(), k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = F.scaled_dot_product_attention(*self.parts(x), is_causal=True)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(*x.shape[:-1], -1))
         return out
 
@@ -361,13 +364,11 @@ def test_numbers_that_a_module_holds_are_read_off_the_network_that_a_program_run
 class Turning(Split):
     """Rotates neighbouring channels (as in GPT-J), which are taken by slices with a step."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (*x.shape[:-1], -1, HEAD)
         q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         q, k = (torch.stack([-part[..., 1::2], part[..., ::2]], dim=-1).flatten(-2) + part for part in (q, k))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(*x.shape[:-1], -1))
-        return out
+        return q, k, v
 
 
 def test_slices_with_a_step_keep_it_in_a_program() -> None:

@@ -6,18 +6,17 @@ or a column for each head (biases of positions, slopes) are cut with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from envs.network.copies import copy_network, in_mode, same_output
-from envs.network.inputs import Inputs, call
+from envs.network.inputs import Inputs
 from envs.units.attention.found import Found
+from envs.units.attention.given import Given, given_to
 from envs.units.slicing import silence, slice_network
 from envs.units.units import Attribute, Unit
 
@@ -26,19 +25,6 @@ TOLERANCE = 1e-3
 
 MAX_CANDIDATES = 8
 """Numbers and tables of one module among which is chosen; those known hold four."""
-
-
-class _Given(NamedTuple):
-    """What a module is called with."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def call(self, module: nn.Module) -> Any:
-        """What a module gives; a cache of keys and values that it writes to is as it was, the next time."""
-        args, kwargs = deepcopy((self.args, dict(self.kwargs)))
-        with torch.no_grad():
-            return module(*args, **kwargs)
 
 
 def with_attributes(network: nn.Module, found: Found, unit: Unit, example_input: Inputs) -> Unit | None:
@@ -51,7 +37,7 @@ def with_attributes(network: nn.Module, found: Found, unit: Unit, example_input:
         example_input: Input of batch 1.
     """
     candidates = list(_candidates(network, found, unit))
-    given = _given(network, found.owner, example_input) if 0 < len(candidates) <= MAX_CANDIDATES else None
+    given = given_to(network, found.owner, example_input) if 0 < len(candidates) <= MAX_CANDIDATES else None
     if given is None:
         return None
     wanted = [(gone, _silent(network, found.owner, unit, gone, given)) for gone in _drops(unit)]
@@ -101,26 +87,14 @@ def _drops(unit: Unit) -> list[list[int]]:
     return [sorted(order[: unit.granule]), sorted(order[unit.granule :])]
 
 
-def _given(network: nn.Module, name: str, example_input: Inputs) -> _Given | None:
-    """What a module is called with, None where it is not called once."""
-    twin = in_mode(copy_network(network))
-    taken: list[_Given] = []
-    twin.get_submodule(name).register_forward_pre_hook(
-        lambda module, args, kwargs: taken.append(_Given(*deepcopy((args, kwargs)))), with_kwargs=True
-    )
-    with torch.no_grad():
-        call(twin, example_input)
-    return taken[0] if len(taken) == 1 else None
-
-
-def _silent(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given) -> Any:
+def _silent(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: Given) -> Any:
     """What the module gives where some channels are silent."""
     silent = in_mode(copy_network(network))
     silence(silent, unit, gone)
     return given.call(silent.get_submodule(owner))
 
 
-def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: _Given, expected: Any) -> bool:
+def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: Given, expected: Any) -> bool:
     """Whether the module without some channels gives what is expected."""
     stays = {unit.name: sorted(set(range(unit.channels)) - set(gone))}
     small = in_mode(slice_network(network, [unit], stays))

@@ -68,4 +68,4 @@ def as_linear(module: nn.Module) -> nn.Linear:
     layer.weight = nn.Parameter(weight.detach().t().contiguous(), requires_grad=weight.requires_grad)
     if isinstance(bias, Tensor):
         layer.bias = nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
-    return in_mode(layer, training=module.training)
+    return layer.train(module.training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from envs.network.attention import Mask
 from envs.network.copies import copy_network, in_mode, same_output
 from envs.network.graph import Graph
-from envs.network.inputs import Inputs, call
+from envs.network.inputs import Inputs
 from envs.units.attention.explicit import Form, explicit
 from envs.units.attention.found import Found
+from envs.units.attention.given import Given, given_to
 
 TOLERANCE = 1e-4
 """Largest accepted difference relative to the output's largest value; other formulas differ by a tenth and more."""
@@ -60,7 +61,7 @@ def form_of(network: nn.Module, found: Found, example_input: Inputs, *, fixed: b
         fixed: Whether the number of heads stays, and not their width.
     """
     module = network.get_submodule(found.owner)
-    given = _given(network, module, example_input)
+    given = _tokens(given_to(network, found.owner, example_input))
     layers = (found.q, found.k, found.v, found.out)
     inside = all(layer.startswith(f"{found.owner}.") for layer in layers)
     if not found.owner or not inside or given is None:
@@ -83,7 +84,7 @@ def form_of(network: nn.Module, found: Found, example_input: Inputs, *, fixed: b
     return replace(form, dropout=within, out_dropout=behind)
 
 
-def _dropouts(module: nn.Module, out: str, drawn: _Given) -> tuple[float, float]:
+def _dropouts(module: nn.Module, out: str, drawn: _Tokens) -> tuple[float, float]:
     """Probabilities of dropout of the weights, and of the result: of what is called behind the last linear layer."""
     called: list[nn.Module] = []
     dropouts = [one for one in module.modules() if isinstance(one, nn.Dropout) and one.p > 0]
@@ -99,25 +100,17 @@ def _dropouts(module: nn.Module, out: str, drawn: _Given) -> tuple[float, float]
     return first, second
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """What a module is called with.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tokens(Given):
+    """Tokens [B, N, D] as the first of what a module is called with.
 
     Attributes:
-        args: Tokens [B, N, D] first.
-        kwargs: The rest.
-        mask: The further tensor among them, None without one.
+        mask: The further tensor, None without one.
     """
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
     mask: Tensor | None
 
-    def call(self, module: nn.Module) -> Any:
-        """What a module gives."""
-        return module(*self.args, **self.kwargs)
-
-    def drawn(self, generator: torch.Generator) -> _Given:
+    def drawn(self, generator: torch.Generator) -> _Tokens:
         """Random tokens of two samples, and a random mask in which everybody sees something."""
         x = self.args[0]
         tokens = torch.randn((2, *x.shape[1:]), generator=generator, device="cpu").to(x)
@@ -125,7 +118,7 @@ class _Given:
         args, kwargs = (
             [mask if one is self.mask else one for one in some] for some in (self.args[1:], self.kwargs.values())
         )
-        return _Given((tokens, *args), dict(zip(self.kwargs, kwargs, strict=True)), mask)
+        return _Tokens((tokens, *args), dict(zip(self.kwargs, kwargs, strict=True)), mask)
 
 
 def _drawn_mask(given: Tensor, generator: torch.Generator) -> Tensor:
@@ -139,25 +132,17 @@ def _drawn_mask(given: Tensor, generator: torch.Generator) -> Tensor:
     return chosen.to(given)
 
 
-def _given(network: nn.Module, module: nn.Module, example_input: Inputs) -> _Given | None:
-    """What a module reads, if that is tokens [B, N, D] in one call, and at most one mask that says something."""
-    twin = in_mode(copy_network(network))
-    name = next(name for name, one in network.named_modules() if one is module)
-    taken: list[Any] = []
-    twin.get_submodule(name).register_forward_pre_hook(
-        lambda module, args, kwargs: taken.append((args, kwargs)), with_kwargs=True
-    )
-    with torch.no_grad():
-        call(twin, example_input)
-    if len(taken) != 1 or not taken[0][0]:
+def _tokens(given: Given | None) -> _Tokens | None:
+    """What a module reads, if that is tokens [B, N, D], and at most one mask that says something."""
+    if given is None or not given.args:
         return None
-    (value, *others), named = taken[0]
-    said = [other for other in (*others, *named.values()) if other is not None and other is not False]
+    value, *others = given.args
+    said = [other for other in (*others, *given.kwargs.values()) if other is not None and other is not False]
     if not isinstance(value, Tensor) or value.ndim < 3 or not value.is_floating_point():
         return None
     if len(said) > 1 or not all(isinstance(one, Tensor) and one.ndim > 1 for one in said):
         return None
-    return _Given((value, *others), named, said[0] if said else None)
+    return _Tokens(given.args, given.kwargs, said[0] if said else None)
 
 
 def _masks(mask: Tensor | None) -> tuple[Mask, ...]:
@@ -169,7 +154,7 @@ def _masks(mask: Tensor | None) -> tuple[Mask, ...]:
     return ("seen", "keys") if mask.is_floating_point() else ("keys",)
 
 
-def _candidates(module: nn.Module, found: Found, given: _Given) -> Iterator[Form]:
+def _candidates(module: nn.Module, found: Found, given: _Tokens) -> Iterator[Form]:
     """Likely formulas first."""
     q, k, v, out = (name.removeprefix(f"{found.owner}.") for name in (found.q, found.k, found.v, found.out))
     width = found.head_width
@@ -193,7 +178,7 @@ def _candidates(module: nn.Module, found: Found, given: _Given) -> Iterator[Form
         )
 
 
-def _gives(twin: nn.Module, form: Form, given: _Given, expected: Any) -> bool:
+def _gives(twin: nn.Module, form: Form, given: _Tokens, expected: Any) -> bool:
     try:
         got = given.call(explicit(twin, form))
     except (RuntimeError, ValueError):  # widths or masks do not fit
