@@ -227,6 +227,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         for _ in range(options.rounds):
             for bench in benches.values():
                 timed_round(bench)
+        for bench in benches.values():
+            bench.folder.close()
     return [summary(repair, bench) for repair, bench in benches.items()]
 
 
