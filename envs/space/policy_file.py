@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from envs.network.attention import Mask
+from envs.network.tracing import resized
 from envs.units.attention.explicit import Form
 from envs.units.branches.branch import ACTIVATIONS, Block, Branch, Skip
 from envs.units.units import Attribute, Kind, Member, Positions, Role, Unit
@@ -140,6 +141,15 @@ class LayerEntry(Strict):
     pattern: str
 
 
+class SizeEntry(Strict):
+    """A number in a forward that follows the heads, as in `envs.network.tracing.resized.Size`."""
+
+    place: Place
+    entry: Place
+    axis: Annotated[int, Field(ge=-1, le=MAX_AXES)]
+    width: Size
+
+
 class FormEntry(Strict):
     """How one attention was made explicit, as in `envs.units.attention.explicit.Form`."""
 
@@ -157,10 +167,12 @@ class FormEntry(Strict):
     dropout: float
     out_dropout: float
     mask: Mask = ""
+    sizes: Annotated[list[SizeEntry], Field(default_factory=list)]
 
     def form(self) -> Form:
         """The form."""
-        return Form(**self.model_dump())
+        sizes = tuple(resized.Size(**entry.model_dump()) for entry in self.sizes)
+        return Form(**self.model_dump(exclude={"sizes"}), sizes=sizes)
 
 
 class SkipEntry(Strict):

@@ -76,7 +76,8 @@ def dissect(
     read = read_attention(network, example_input, samples, attention)
     network, graph = read.network, read.graph
     gates, gate_removals = _verified_gates(network, example_input, graph, read.layers, samples)
-    proposed, fixed = propose_units(network, example_input, graph, {*read.layers, *(unit.name for unit in gates)})
+    gated = {member.module for unit in gates for member in unit.members if member.role != "consumer"}
+    proposed, fixed = propose_units(network, example_input, graph, {*read.layers, *gated})
     verified, rejected, removals = verify_units(network, example_input, graph, proposed, samples=samples)
     verified = _in_order([*read.units, *gates, *verified], graph)
     removals = [*read.removals, *gate_removals, *removals]

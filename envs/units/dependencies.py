@@ -74,7 +74,7 @@ def channel_groups(network: nn.Module, example_input: Inputs, graph: Graph) -> t
             continue
         try:
             group = _walk(dependencies, module, _longest(layers))
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # an arrangement that it does not know
+        except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError):  # an arrangement unknown to it
             lost[names[module]] = fate(graph, [names[module]])
             continue
         visited |= {one.holder for one in group if one.axis == "out"}

@@ -1,16 +1,19 @@
-"""Units of linear layers that write a gate and what it is multiplied with (SwiGLU in one layer, as in Phi-3 or GLM).
+"""Units of layers that write a gate and what it is multiplied with (SwiGLU in one layer, a convolution before a GLU).
 
-One channel is a channel of both, and of the layers that read the product. Proposed here, verified as all units.
+One channel is a channel of both, of depthwise convolutions and normalizations on the way, and of the layers that read
+the product. Proposed here, verified as all units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
 from envs.network.graph import Graph
-from envs.units.units import Member, Positions, Unit
+from envs.network.kinds import NORMS
+from envs.units.slicing import axis_size
+from envs.units.units import Member, Positions, Unit, is_depthwise
 from hw_profiles.layers import WEIGHTED
 
 
@@ -26,47 +29,64 @@ def gated_units(network: nn.Module, graph: Graph, taken: Collection[str]) -> lis
         return []
     calls = graph.calls()
     found = {
-        node.module: _readers_of_a_product(graph, calls, place)
+        node.module: _behind(network, graph, calls, place)
         for place, node in enumerate(graph.nodes)
-        if node.kind == "linear" and node.module is not None and node.module not in taken
+        if node.kind in ("linear", "conv") and node.module is not None and node.module not in taken
     }
-    pairs = [(name, readers) for name, readers in found.items() if readers and _halves(network, name, readers)]
-    return [[_unit(network, name, readers, in_turns=in_turns) for name, readers in pairs] for in_turns in (False, True)]
+    pairs = [(name, layers) for name, layers in found.items() if _halves(network, name, layers)]
+    return [[_unit(network, name, layers, in_turns=in_turns) for name, layers in pairs] for in_turns in (False, True)]
 
 
-def _readers_of_a_product(graph: Graph, calls: Mapping[str, int], start: int) -> list[str]:
-    """The layers that read a layer's outputs, if these are multiplied with each other on the way; else none."""
-    reached, readers, multiplied = {start}, dict[str, None](), False
+def _behind(network: nn.Module, graph: Graph, calls: Mapping[str, int], start: int) -> list[str]:
+    """Layers behind one whose outputs are multiplied with each other on the way, up to those that read it, or none."""
+    reached, layers, multiplied = {start}, dict[str, None](), False
     for place, node in enumerate(graph.nodes):
-        sources = reached.intersection(node.inputs)
-        if not sources or place == start:
+        if place == start or not reached.intersection(node.inputs):
             continue
-        if node.kind in WEIGHTED:
-            readers[str(node.module)] = None
-            continue
-        reached.add(place)
+        module = None if node.module is None else network.get_submodule(node.module)
+        carries = module is not None and _carries(module)
+        if carries or node.kind in WEIGHTED:
+            layers[str(node.module)] = None
+        if carries or node.kind not in WEIGHTED:
+            reached.add(place)
         multiplied = multiplied or node.function == "glu" or (node.kind == "mul" and len(node.inputs) > 1)
-    once = all(calls.get(name) == 1 for name in (*readers, str(graph.nodes[start].module)))
-    return list(readers) if multiplied and once else []
+    once = all(calls.get(name) == 1 for name in (*layers, str(graph.nodes[start].module)))
+    return list(layers) if multiplied and once else []
 
 
-def _halves(network: nn.Module, name: str, readers: Collection[str]) -> bool:
-    """Whether linear layers read half as many channels as a layer writes."""
-    wrote = int(network.get_submodule(name).out_features)  # type: ignore[arg-type]
-    layers = map(network.get_submodule, readers)
-    return wrote > 2 and all(isinstance(layer, nn.Linear) and 2 * layer.in_features == wrote for layer in layers)
+def _carries(module: nn.Module) -> bool:
+    return is_depthwise(module) or isinstance(module, NORMS)
 
 
-def _unit(network: nn.Module, name: str, readers: Collection[str], *, in_turns: bool) -> Unit:
-    channels = int(network.get_submodule(name).out_features) // 2  # type: ignore[arg-type]
+def _halves(network: nn.Module, name: str, layers: Sequence[str]) -> bool:
+    """Whether layers read half as many channels as a layer writes, and those in between carry these or all."""
+    layer = network.get_submodule(name)
+    wrote = axis_size(layer, "producer")
+    if wrote <= 2 or is_depthwise(layer) or getattr(layer, "groups", 1) > 1:
+        return False
+    behind = list(map(network.get_submodule, layers))
+    reading = [one for one in behind if not _carries(one)]
+    carried = {axis_size(one, "carrier") for one in behind if _carries(one)}
+    read = {axis_size(one, "consumer") * 2 for one in reading if getattr(one, "groups", 1) == 1}
+    return bool(reading) and read == {wrote} and carried <= {wrote, wrote // 2}
+
+
+def _unit(network: nn.Module, name: str, layers: Sequence[str], *, in_turns: bool) -> Unit:
+    channels = axis_size(network.get_submodule(name), "producer") // 2
     places: Positions = tuple((channel,) for channel in range(channels))
     written = tuple((2 * c, 2 * c + 1) if in_turns else (c, channels + c) for c in range(channels))
+    behind = {one: network.get_submodule(one) for one in layers}
+    carriers = {one: axis_size(module, "carrier") for one, module in behind.items() if _carries(module)}
     return Unit(
         name=name,
         channels=channels,
         granules=places,
         members=(
             Member(module=name, role="producer", positions=written),
-            *(Member(module=reader, role="consumer", positions=places) for reader in readers),
+            *(
+                Member(module=one, role="carrier", positions=places if width == channels else written)
+                for one, width in carriers.items()
+            ),
+            *(Member(module=one, role="consumer", positions=places) for one in layers if one not in carriers),
         ),
     )

@@ -24,6 +24,7 @@ from envs.network.graph import trace
 from envs.regression.heard import heard_positions
 from envs.regression.statistics import Sampling
 from envs.space.policy import Policy, PolicyMismatch, UnitPolicy
+from envs.space.policy_file import FormEntry
 from envs.space.rules import Rules
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.attention.decided import Decided
@@ -213,7 +214,7 @@ def test_masks_are_passed_through(says: str) -> None:
     assert [form.mask for form in anatomy.forms] == [says]
     assert [unit.name for unit in anatomy.units if unit.kind == "heads"] == ["attention.q_proj"]
     assert torch.allclose(anatomy.network(inputs(), keys), network(inputs(), keys), atol=1e-6)
-    again = Form.from_json(anatomy.forms[0].to_json())
+    again = FormEntry.model_validate(anatomy.forms[0].to_json()).form()
     assert again == anatomy.forms[0]
 
 
@@ -239,20 +240,20 @@ def test_attention_that_gives_a_tuple_is_not_made_explicit_as_a_tensor() -> None
     assert anatomy.network(inputs(), keys).shape == (3, 5)
 
 
-class Divided(ZOO.Rotary):  # type: ignore[misc, name-defined]
-    """Takes the width of a head from that of the tokens, which stays; no explicit attention rotates."""
+class Normalized(ZOO.Rotary):  # type: ignore[misc, name-defined]
+    """Normalizes queries over all heads: with fewer of them it is another function."""
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n, c = x.shape
-        q, k, v = (layer(x).view(b, n, self.heads, c // self.heads) for layer in (self.q, self.k, self.v))
-        q, k, v = self.rotated(q.transpose(1, 2)), self.rotated(k.transpose(1, 2)), v.transpose(1, 2)
+        b, n, _ = x.shape
+        q, k, v = (layer(x) for layer in (self.q, self.k, self.v))
+        q, k, v = (one.view(b, n, self.heads, self.size).transpose(1, 2) for one in (F.normalize(q, dim=-1), k, v))
         out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
 
 
 def test_attention_of_another_formula_stays_with_the_reason() -> None:
     torch.manual_seed(0)
-    anatomy = dissect(ZOO.Transformer(lambda width, heads: Divided(width, heads, heads)).eval(), inputs()[:1])
+    anatomy = dissect(ZOO.Transformer(lambda width, heads: Normalized(width, heads, heads)).eval(), inputs()[:1])
     assert not anatomy.forms
     assert not any(unit.kind != "channels" for unit in anatomy.units)
     reasons = {entry.name: entry.reason for entry in anatomy.fixed}

@@ -21,6 +21,7 @@ from envs.units.anatomy import dissect
 from envs.units.slicing import silence, slice_network
 from envs.units.units import Unit
 from envs.units.verification.verify import verify_units
+from tests.units.zoo_channels import Conformer
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -109,6 +110,17 @@ def test_a_depthwise_convolution_carries_the_channels_of_its_producer(zoo: Calla
 
 def test_a_gate_is_bound_to_the_channels_it_scales(zoo: Callable[[str], Specimen]) -> None:
     assert members(pick(zoo("squeeze_excite"), "0.0"))["producer"] == {"0.0", "2.excite"}
+
+
+def test_a_gated_convolution_is_bound_to_the_depthwise_one_behind_its_gate() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 9, 6, device="cpu")
+    anatomy = dissect(Conformer().eval(), x[:1], x)
+    (unit,) = (unit for unit in anatomy.units if unit.name == "point1")
+    assert unit.channels == 8
+    roles = {member.module: member.role for member in unit.members}
+    assert roles == {"point1": "producer", "deep": "carrier", "batch": "carrier", "point2": "consumer"}
+    assert not any(entry.name in roles for entry in anatomy.fixed if entry.name != "point2")
 
 
 def test_channels_of_a_concatenation_are_read_at_their_offset(zoo: Callable[[str], Specimen]) -> None:

@@ -262,6 +262,24 @@ class Transformer(nn.Module):
         return logits
 
 
+class Differential(nn.Module):
+    """Two maps of attention per head, of which one is subtracted (Ye et al., Differential Transformer, ICLR 2025)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.size, self.weight = heads, width // heads, nn.Parameter(torch.tensor(0.3))
+        self.q, self.k = (nn.Linear(width, 2 * width) for _ in range(2))
+        self.v, self.out = (nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k = (layer(x).view(b, n, self.heads, 2, self.size).permute(3, 0, 2, 1, 4) for layer in (self.q, self.k))
+        first, second = (q @ k.transpose(-1, -2)).div(self.size**0.5).softmax(dim=-1)
+        v = self.v(x).view(b, n, self.heads, self.size).transpose(1, 2)
+        out: Tensor = self.out(((first - self.weight * second) @ v).transpose(1, 2).flatten(2))
+        return out
+
+
 class CrossAttention(nn.Module):
     """torch's own encoder and decoder layers: queries that are learned read what is encoded."""
 
@@ -290,5 +308,6 @@ NETWORKS: dict[str, tuple[Builder, tuple[int, ...]]] = {
     "attention_sloped": (lambda: Transformer(Sloped), (6, 5)),
     "attention_relative": (lambda: Transformer(Relative), (6, 5)),
     "attention_transposed": (lambda: Transformer(Transposed, block=FusedBlock), (6, 5)),
+    "attention_differential": (lambda: Transformer(Differential), (6, 5)),
     "attention_crossed": (CrossAttention, (6, 5)),
 }

@@ -5,20 +5,22 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from envs.network.copies import functional_copy
 from envs.network.counting import separate_products
 from envs.network.inputs import Inputs, argument_names, call
-from envs.network.interpreter import execute
+from envs.network.interpreter import Interpreter, execute
 from envs.network.tracing.leaves import constant, is_leaf
 
+Change: TypeAlias = Callable[[fx.Graph], fx.Graph]
 _IN_PLACE_TWINS: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.imul: operator.mul,
@@ -33,7 +35,9 @@ _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "tril_indice
 """Functions that make tensors from sizes: torch.fx does not see sizes that are still unknown among their arguments."""
 
 
-def symbolic(network: nn.Module, example_input: Inputs, attributes: Collection[str] = ()) -> fx.Graph:
+def symbolic(
+    network: nn.Module, example_input: Inputs, attributes: Collection[str] = (), change: Change | None = None
+) -> fx.Graph:
     """The program of a network's forward, layers whole; it holds for inputs of other sizes, too.
 
     Args:
@@ -42,13 +46,14 @@ def symbolic(network: nn.Module, example_input: Inputs, attributes: Collection[s
             it is one. Other arguments keep their defaults.
         attributes: Numbers and buffers that its modules hold ("blocks.0.attention.heads"), which the program reads off
             the network that it runs on; all others stand in it as they are.
+        change: What is done to the program, of which there may be the beginning only; None for nothing.
 
     Raises:
         Exception: Whatever torch.fx raises where the forward depends on values.
     """
     before = set(vars(network))
-    with separate_products(), _recorded_len(network), _recorded_factories():
-        program = _functional(_traced(network, example_input, attributes))
+    with separate_products(), _recorded_len(network), _recorded_factories(), _known_lengths():
+        program = _traced(network, example_input, attributes, change or (lambda program: program))
     for name in vars(network).keys() - before:  # torch.fx puts tensors that forward makes there
         value = vars(network).pop(name)
         for node in program.nodes:
@@ -57,15 +62,53 @@ def symbolic(network: nn.Module, example_input: Inputs, attributes: Collection[s
     return program
 
 
-def _traced(network: nn.Module, example_input: Inputs, attributes: Collection[str]) -> fx.Graph:
+def _traced(network: nn.Module, example_input: Inputs, attributes: Collection[str], change: Change) -> fx.Graph:
     """The program as torch.fx records it; buffers are recorded only where one is cut to a size of the inputs."""
     held = {name: operator.attrgetter(name)(network) for name in attributes}
+    lengths: dict[str, int] = {}
     try:
-        return _Tracer(example_input, held).trace(network)
+        return _with_lengths(network, _Tracer(example_input, held, lengths), change)
     except TypeError:
-        tracer = _Tracer(example_input, held)
+        tracer = _Tracer(example_input, held, lengths)
         tracer.proxy_buffer_attributes = True
-        return tracer.trace(network)
+        return _with_lengths(network, tracer, change)
+
+
+def _with_lengths(network: nn.Module, tracer: _Tracer, change: Change) -> fx.Graph:
+    """The program of a tracer, which is told what sequences hold that it meets (`*x.shape[:-1]`), one after another."""
+    while True:
+        try:
+            return change(_functional(tracer.trace(network)))
+        except _UnknownLength as unknown:
+            begun = change(_functional(unknown.node.graph))
+            tracer.lengths[unknown.node.name] = _length_of(unknown.node, begun, network, tracer.example)
+
+
+def _length_of(node: fx.Node, program: fx.Graph, network: nn.Module, example_input: Inputs) -> int:
+    """How many entries a sequence has with the example input; the same with any other of its rank.
+
+    Raises:
+        TraceError: If it is a tensor, whose length may differ.
+    """
+    twin = functional_copy(network)
+    with torch.no_grad():
+        for reached, values in Interpreter(program.nodes).walk(twin, example_input):
+            if reached is node and isinstance(values[node], Sequence):
+                return len(values[node])
+    raise fx.proxy.TraceError(f"forward goes through the rows of {node.name!r}, of which there may be others")
+
+
+class _UnknownLength(Exception):
+    """A sequence is unpacked whose length is not known.
+
+    Attributes:
+        node: The sequence.
+    """
+
+    def __init__(self, node: fx.Node) -> None:
+        """Holds the node."""
+        super().__init__(f"{node.name} is unpacked")
+        self.node = node
 
 
 @contextmanager
@@ -88,6 +131,22 @@ def _length(value: Any) -> Any:
     if isinstance(value, fx.Proxy):
         return value.tracer.create_proxy("call_function", len, (value,), {})
     return len(value)
+
+
+@contextmanager
+def _known_lengths() -> Iterator[None]:
+    """Lets Python ask for the length of a sequence before it unpacks one; the method is torch's, and is put back."""
+    before = fx.Proxy.__len__
+
+    def length(proxy: fx.Proxy) -> int:
+        known = proxy.tracer.lengths if isinstance(proxy.tracer, _Tracer) else {}
+        return known[proxy.node.name] if proxy.node.name in known else before(proxy)
+
+    fx.Proxy.__len__ = length  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        fx.Proxy.__len__ = before  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -120,13 +179,13 @@ def _recorded(factory: Callable[..., Tensor]) -> Callable[..., Any]:
 class _Tracer(fx.Tracer):
     """Traces into whatever is not one operator; encoders and decoders of torch's are run layer by layer."""
 
-    def __init__(self, example_input: Inputs, attributes: Mapping[str, Any]) -> None:
+    def __init__(self, example_input: Inputs, attributes: Mapping[str, Any], lengths: dict[str, int]) -> None:
         super().__init__(autowrap_modules=(math,))
-        self._example, self._attributes = example_input, attributes
+        self.example, self._attributes, self.lengths = example_input, attributes, lengths
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One placeholder for each tensor that the network is called with; forward's defaults do the rest."""
-        example, names = self._example, argument_names(root_fn, self._example)
+        example, names = self.example, argument_names(root_fn, self.example)
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
         inputs: Any = dict(zip(names, proxies, strict=True)) if isinstance(example, dict) else tuple(proxies)
         return partial(self._with_attributes, "", partial(call, partial(root_fn, self.root), inputs)), []
@@ -152,6 +211,12 @@ class _Tracer(fx.Tracer):
             for name in names:
                 del held[name]
             held.update(before)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The entries of a sequence whose length is known."""
+        if obj.node.name not in self.lengths:
+            raise _UnknownLength(obj.node)
+        return iter([self.create_proxy("call_function", operator.getitem, (obj, k), {}) for k in range(len(obj))])
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """What follows from attributes that are read off alone is decided as they stand."""

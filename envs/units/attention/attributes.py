@@ -36,15 +36,15 @@ def with_attributes(network: nn.Module, found: Found, unit: Unit, example_input:
         unit: A unit of it.
         example_input: Input of batch 1.
     """
-    candidates = list(_candidates(network, found, unit))
+    candidates = list(candidates_of(network, found, unit))
     given = given_to(network, found.owner, example_input) if 0 < len(candidates) <= MAX_CANDIDATES else None
     if given is None:
         return None
-    wanted = [(gone, _silent(network, found.owner, unit, gone, given)) for gone in _drops(unit)]
+    wanted = [(gone, silent_output(network, found.owner, unit, gone, given)) for gone in drops(unit)]
     for count in range(1, len(candidates) + 1):
         for chosen in combinations(candidates, count):
             whole = replace(unit, attributes=tuple(chosen))
-            if all(_runs(network, found.owner, whole, gone, given, expected) for gone, expected in wanted):
+            if all(runs_without(network, found.owner, whole, gone, given, expected) for gone, expected in wanted):
                 return replace(whole, attributes=(*chosen, *_told(network, chosen)))
     return None
 
@@ -57,7 +57,7 @@ def _told(network: nn.Module, tables: Sequence[Attribute]) -> Iterator[Attribute
             yield Attribute(name=f"{owner}.embedding_dim")
 
 
-def _candidates(network: nn.Module, found: Found, unit: Unit) -> Iterator[Attribute]:
+def candidates_of(network: nn.Module, found: Found, unit: Unit) -> Iterator[Attribute]:
     """Numbers that count heads or their channels, and tables with an axis of heads."""
     owner = network.get_submodule(found.owner)
     prefix = f"{found.owner}." if found.owner else ""
@@ -81,20 +81,20 @@ def _counts(found: Found) -> set[int]:
     return {*numbers, *(number * found.head_width for number in (heads, groups, heads + 2 * groups))} - {1}
 
 
-def _drops(unit: Unit) -> list[list[int]]:
+def drops(unit: Unit) -> list[list[int]]:
     """One step, and all but one."""
     order = unit.in_steps(unit.granules)
     return [sorted(order[: unit.granule]), sorted(order[unit.granule :])]
 
 
-def _silent(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: Given) -> Any:
+def silent_output(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: Given) -> Any:
     """What the module gives where some channels are silent."""
     silent = in_mode(copy_network(network))
     silence(silent, unit, gone)
     return given.call(silent.get_submodule(owner))
 
 
-def _runs(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: Given, expected: Any) -> bool:
+def runs_without(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: Given, expected: Any) -> bool:
     """Whether the module without some channels gives what is expected."""
     stays = {unit.name: sorted(set(range(unit.channels)) - set(gone))}
     small = in_mode(slice_network(network, [unit], stays))

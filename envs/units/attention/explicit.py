@@ -6,7 +6,7 @@ A `Form` says how; it is data, so that a policy can hold it and make the same mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from envs.network.attention import Attention, AttentionCore, Mask, MultiheadAttention
 from envs.network.copies import copy_network, in_mode
+from envs.network.tracing.resized import Resized, Size
 from envs.units.attention.linear import as_linear
 
 
@@ -37,6 +38,7 @@ class Form:
         dropout: Probability that a weight of the attention is dropped in training.
         out_dropout: Probability that a channel of the result is.
         mask: What a further argument of the module says, "" where it has none.
+        sizes: Numbers in the module's forward that follow its heads; where there are some, it stays what it is else.
     """
 
     module: str
@@ -53,22 +55,15 @@ class Form:
     dropout: float = 0.0
     out_dropout: float = 0.0
     mask: Mask = ""
+    sizes: tuple[Size, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dictionary; `_LATER` fields only where they say something."""
-        return {name: value for name, value in asdict(self).items() if (name, value) not in _LATER.items()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Form:
-        """Reads `to_json` back.
-
-        Raises:
-            KeyError: If a field is missing.
-        """
-        return cls(**{name: (_LATER | dict(data))[name] for name in cls.__slots__})
+        fields = {name: value for name, value in asdict(self).items() if (name, value) not in _LATER.items()}
+        return fields | ({"sizes": [size._asdict() for size in self.sizes]} if self.sizes else {})
 
 
-_LATER: dict[str, Any] = {"heads": 1, "groups": 1, "mask": ""}
+_LATER: dict[str, Any] = {"heads": 1, "groups": 1, "mask": "", "sizes": ()}
 """Fields that older files do not have, and what they mean there."""
 
 
@@ -91,7 +86,7 @@ def made_explicit(network: nn.Module, forms: Iterable[Form]) -> nn.Module:
     for form in chosen:
         try:
             module = twin.get_submodule(form.module)
-            if not isinstance(module, (Attention, nn.Linear)):
+            if not isinstance(module, (Attention, Resized, nn.Linear)):
                 twin.set_submodule(form.module, explicit(module, form))
         except (AttributeError, RuntimeError) as error:
             raise ValueError(
@@ -113,6 +108,8 @@ def explicit(module: nn.Module, form: Form) -> nn.Module:
     """
     if isinstance(module, nn.MultiheadAttention):
         return _of_multihead(module, form)
+    if form.sizes:
+        return Resized(module, form.sizes)
     if not form.q:
         return as_linear(module)
     fixed = (form.heads, form.groups)

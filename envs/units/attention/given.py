@@ -26,9 +26,13 @@ class Given:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies: a cache of keys and values that a module writes to is as it was, the next time."""
+        return deepcopy((self.args, dict(self.kwargs)))
+
     def call(self, module: nn.Module) -> Any:
-        """What a module gives; a cache of keys and values that it writes to is as it was, the next time."""
-        args, kwargs = deepcopy((self.args, dict(self.kwargs)))
+        """What a module gives."""
+        args, kwargs = self.arguments()
         with torch.no_grad():
             return module(*args, **kwargs)
 

@@ -19,6 +19,7 @@ from envs.units.attention.explicit import Form, made_explicit
 from envs.units.attention.found import Found, find_attention
 from envs.units.attention.heads import attention_units, undecided
 from envs.units.attention.linear import transposed_layers
+from envs.units.attention.resizing import resized_form
 from envs.units.attention.trial import form_of, multihead_forms
 from envs.units.units import Attribute, Fixed, Unit
 from envs.units.verification.trial import Removal
@@ -80,7 +81,25 @@ def read_attention(
     if forms and _same(network, explicit, example_input if samples is None else samples):
         again = _read(explicit, trace(explicit, example_input, samples), example_input, samples, decided)
         best = replace(again, forms=(*layers, *forms)) if len(again.units) > len(own.units) else own
-    return best if fixed else _with_attributes(best, example_input, samples, decided)
+    if fixed:
+        return best
+    return _resized(_with_attributes(best, example_input, samples, decided), example_input, samples, decided)
+
+
+def _resized(read: ReadAttention, example_input: Inputs, samples: Inputs | None, decided: Decided) -> ReadAttention:
+    """The same with attention whose forward runs once numbers written in it follow the heads, too."""
+    held = {member.module for unit in read.units for member in unit.members}
+    forms: list[Form] = []
+    for found in read.found:
+        units = [unit for some in attention_units(read.network, found, decided) for unit in some]
+        form = resized_form(read.network, found, units, example_input) if units and found.q not in held else None
+        forms += [form] if form is not None else []
+    network = made_explicit(read.network, forms)
+    if not forms or not _same(read.network, network, example_input if samples is None else samples):
+        return read
+    again = _read(network, trace(network, example_input, samples), example_input, samples, decided)
+    again = _with_attributes(replace(again, forms=(*read.forms, *forms)), example_input, samples, decided)
+    return again if len(again.units) > len(read.units) else read
 
 
 def _with_attributes(

@@ -1,0 +1,218 @@
+"""Modules whose forward takes the sizes of its heads from the tensors at hand, in the place of numbers in its code.
+
+A forward that says `x.view(b, n, 4, 8)`, or `c // self.heads` of a width that stays, runs with the widths that it was
+written for only. Here the same forward is recorded by torch.fx, and numbers that are named follow the channels. Which
+numbers, and that the module computes the same, is found out in the room `attention`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from envs.network.interpreter import Interpreter
+from envs.network.kinds import plain_name
+from envs.network.tracing.symbolic import symbolic
+
+SIZED = ("reshape", "unflatten", "expand", "split", "splitwithsizes", "getitem")
+"""Operators that are told sizes, by `plain_name`; of `getitem` those with slices."""
+
+
+class Size(NamedTuple):
+    """One number in a forward, and what it is from now on.
+
+    Attributes:
+        place: The operator that is told it: its place among all of `SIZED` in the program.
+        entry: Its place among the numbers that the operator is told (`told`).
+        axis: Axis of the tensor that the operator reads with which it changes in proportion; -1: it is `width`.
+        width: How wide that axis is in the dense network.
+    """
+
+    place: int
+    entry: int
+    axis: int
+    width: int
+
+
+class Resized(nn.Module):
+    """Stands for a module, and holds what it holds under the same names.
+
+    Attributes:
+        resized_class: The class of the module.
+        resized_sizes: The numbers that follow.
+        resized_record: Stands for the recorded programs, which copies share.
+    """
+
+    def __init__(self, module: nn.Module, sizes: Sequence[Size]) -> None:
+        """Takes over layers and tensors; the module itself is not changed.
+
+        Args:
+            module: The module.
+            sizes: The numbers that follow.
+        """
+        super().__init__()
+        vars(self).update(vars(module))
+        self.resized_class: type[nn.Module] = module.resized_class if isinstance(module, Resized) else type(module)
+        self.resized_sizes, self.resized_record = tuple(sizes), Record()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's own forward gives.
+
+        Args:
+            args: Arguments of the module's forward.
+            kwargs: The same by name.
+
+        Raises:
+            Exception: Whatever torch.fx raises where the forward depends on values.
+        """
+        leaves, spec = tree_flatten((args, kwargs))
+        programs = _programs.setdefault(self.resized_record, {})
+        own = ((name, _constant(value)) for name, value in vars(self).items())
+        key = (str(spec), *map(_constant, leaves), *own)
+        if key not in programs:
+            programs[key] = Interpreter(self.recorded(leaves, spec, self.resized_sizes).nodes)
+        returned: Any = None
+        for node, values in programs[key].walk(self, tuple(filter(_is_tensor, leaves))):
+            returned = values[node]
+        return returned
+
+    def recorded(self, leaves: Sequence[Any], spec: TreeSpec, sizes: Sequence[Size] = ()) -> fx.Graph:
+        """The program of the module's own forward, called with such arguments.
+
+        Args:
+            leaves: All arguments, flat; tensors (or what stands for them) become inputs of the program.
+            spec: How they are put together.
+            sizes: Numbers in it that follow.
+
+        Raises:
+            Exception: Whatever torch.fx raises where the forward depends on values.
+        """
+        itself = self.resized_class.__new__(self.resized_class)
+        itself.__dict__ = vars(self)
+        called = _Called(itself, leaves, spec)
+        program = symbolic(called, tuple(filter(_is_tensor, leaves)), change=partial(resized, sizes=sizes))
+        for node in program.nodes:
+            if node.op in ("call_module", "get_attr"):
+                node.target = str(node.target).partition(".")[2]
+        return program
+
+
+class Record:
+    """Stands for the programs that copies of one module share; holds nothing, so that no file holds them."""
+
+    def __deepcopy__(self, known: dict[int, Any]) -> Record:
+        """Itself."""
+        return self
+
+
+_programs: WeakKeyDictionary[Record, dict[Any, Interpreter]] = WeakKeyDictionary()
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether an argument is a tensor, or stands for one while a network is traced."""
+    return isinstance(value, Tensor | fx.Proxy)
+
+
+def _constant(value: Any) -> Any:
+    """What of an argument or attribute is written into a program."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return Tensor if _is_tensor(value) else type(value)
+
+
+class _Called(nn.Module):
+    """A module that is given the tensors among its arguments in order; the others are as they were."""
+
+    def __init__(self, module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> None:
+        super().__init__()
+
+        def arguments(given: Iterator[Any]) -> Any:  # copies of this module share it
+            return tree_unflatten([next(given) if _is_tensor(leaf) else leaf for leaf in leaves], spec)
+
+        self.module, self._arguments = module, arguments
+
+    def forward(self, *given: Any) -> Any:
+        args, kwargs = self._arguments(iter(given))
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
+def resized(program: fx.Graph, sizes: Sequence[Size]) -> fx.Graph:
+    """The program (or its beginning), changed in place, with numbers in proportion to the tensors at hand."""
+    places = sized(program)
+    for size in sizes:
+        if size.place < len(places):
+            rewrite(places[size.place], size)
+    return program
+
+
+def sized(program: fx.Graph) -> list[fx.Node]:
+    """The operators of a program that are told sizes, in order."""
+    calls = (node for node in program.nodes if node.op in ("call_function", "call_method"))
+    named = (node for node in calls if plain_name(node.target) in SIZED)
+    return [node for node in named if node.args and isinstance(node.args[0], fx.Node) and told(node)]
+
+
+def read_by(node: fx.Node) -> fx.Node:
+    """What an operator of `SIZED` splits, merges or takes a part of."""
+    read = node.args[0]
+    assert isinstance(read, fx.Node)
+    return read
+
+
+def told(node: fx.Node) -> list[Any]:
+    """The numbers that an operator is told: sizes of a reshape or of parts, or starts and stops of slices in turns.
+
+    Args:
+        node: One of `SIZED`.
+    """
+    numbers: list[Any] = []
+
+    def note(number: Any) -> Any:
+        numbers.append(number)
+        return number
+
+    _through(node, note)
+    return numbers
+
+
+def tell(node: fx.Node, numbers: Sequence[Any]) -> None:
+    """Puts other numbers in the place of those that `told` gives, in place."""
+    rest = iter(numbers)
+    node.args = _through(node, lambda _: next(rest))
+
+
+def rewrite(node: fx.Node, size: Size) -> None:
+    """Lets one number of an operator be what `size` says, in place."""
+    numbers: list[Any] = told(node)
+    number: Any = size.width
+    if size.axis >= 0 and plain_name(node.target) in ("reshape", "unflatten") and -1 not in numbers:
+        number = -1  # also where the axis holds the batch
+    elif size.axis >= 0:
+        with node.graph.inserting_before(node):
+            now = node.graph.call_method("size", (read_by(node), size.axis))
+            scaled = node.graph.call_function(operator.mul, (numbers[size.entry], now))
+            number = node.graph.call_function(operator.floordiv, (scaled, size.width))
+    numbers[size.entry] = number
+    tell(node, numbers)
+
+
+def _through(node: fx.Node, change: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """The arguments of an operator with every number that it is told changed."""
+    name, args = plain_name(node.target), list(node.args)
+    if name == "getitem":
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        cut = tuple(slice(change(i.start), change(i.stop), i.step) if isinstance(i, slice) else i for i in index)
+        return args[0], cut if isinstance(args[1], tuple) else cut[0]
+    first = 2 if name == "unflatten" else 1
+    last = first + 1 if name.startswith("split") else len(args)
+    return (*args[:first], *(_each(one, change) for one in args[first:last]), *args[last:])
+
+
+def _each(one: Any, change: Callable[[Any], Any]) -> Any:
+    return type(one)(map(change, one)) if isinstance(one, list | tuple) else change(one)

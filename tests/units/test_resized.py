@@ -1,0 +1,177 @@
+"""Attention whose forward holds numbers in its code: they follow the heads once the forward is recorded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from amc.export.applied import WEIGHTS
+from amc.export.rebuild import load_network
+from amc.export.structure import STRUCTURE, write_structure
+from envs.network.tracing.resized import Resized
+from envs.space.policy_file import FormEntry
+from envs.units.anatomy import Anatomy, dissect
+from envs.units.attention.explicit import made_explicit
+from envs.units.slicing import slice_network
+
+WIDTH = 16
+
+
+def inputs(count: int = 3) -> Tensor:
+    return torch.randn(count, 6, WIDTH, generator=torch.Generator("cpu").manual_seed(1), device="cpu")
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Neighbours turned by their position (Su et al., RoFormer, 2021), in the way of Llama's published code."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    angle = torch.arange(x.shape[-2], device=x.device)[:, None] / 100 ** torch.linspace(0, 1, x.shape[-1] // 2)
+    a, b = pairs.unbind(-1)
+    return torch.stack((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1).flatten(-2)
+
+
+class FromWidth(nn.Module):
+    """`c // self.heads` of the width that stays; queries and keys normalized, and scaled head by head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.scale = nn.Parameter(torch.rand(self.heads, 1, 1) + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = F.normalize(rotated(q), dim=-1) * self.scale, F.normalize(rotated(k), dim=-1)
+        out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+        return out
+
+
+class Written(nn.Module):
+    """Four heads that share two pairs of keys and values, all in the code; parts as slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.out = nn.Linear(WIDTH, 16), nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        both = self.kv(x)
+        k, v = (part.view(b, n, 2, 4).transpose(1, 2) for part in (both[..., :8], both[..., 8:]))
+        q = self.q(x).unflatten(-1, (4, 4)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(rotated(q), rotated(k), v, enable_gqa=True)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, n, 16))
+        return out
+
+
+class Merged(nn.Module):
+    """Heads merged with the batch, split by sizes and multiplied by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 48), nn.Linear(16, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        parts = (part.view(b, n, 4, 4).transpose(1, 2).reshape(b * 4, n, 4) for part in self.qkv(x).split(16, dim=-1))
+        q, k, v = parts
+        y = torch.bmm((torch.bmm(rotated(q), rotated(k).transpose(1, 2)) / 2).softmax(-1), v)
+        out: Tensor = self.out(y.view(b, 4, n, 4).permute(0, 2, 1, 3).reshape(b, n, 16))
+        return out
+
+
+CLASSES: dict[str, tuple[type[nn.Module], str, int]] = {
+    "from width": (FromWidth, "heads", 4),
+    "written": (Written, "head groups", 2),
+    "merged": (Merged, "heads", 4),
+}
+
+
+class Network(nn.Module):
+    """Two blocks around a shortcut, and a classifier."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(kind() for _ in range(2))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+def read(name: str) -> Anatomy:
+    torch.manual_seed(0)
+    return dissect(Network(CLASSES[name][0]).eval(), inputs(1), inputs())
+
+
+def half(anatomy: Anatomy) -> nn.Module:
+    return slice_network(
+        anatomy.network, anatomy.units, {unit.name: range(unit.channels // 2) for unit in anatomy.units}
+    )
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_numbers_in_the_code_follow_the_heads(name: str) -> None:
+    anatomy = read(name)
+    _, kind, count = CLASSES[name]
+    assert [(unit.kind, unit.channels) for unit in anatomy.units if unit.name != "head"] == [(kind, count)] * 2
+    small: Any = half(anatomy)
+    assert small.blocks[0].out.in_features == 8
+    assert small(inputs(2)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_policy_makes_the_same_network_of_other_weights(name: str) -> None:
+    anatomy = read(name)
+    forms = [FormEntry.model_validate(form.to_json()).form() for form in anatomy.forms]
+    assert forms == list(anatomy.forms)
+    torch.manual_seed(1)
+    other = Network(CLASSES[name][0]).eval()
+    explicit = made_explicit(other, forms)
+    assert torch.allclose(explicit(inputs()), other(inputs()), atol=1e-5)
+    assert explicit.state_dict().keys() == other.state_dict().keys()
+
+
+def test_it_trains_and_drops_only_in_training() -> None:
+    small = half(read("from width")).train()
+    before = small(inputs()).sum()
+    before.backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_stored_network_is_the_same_in_another_process(name: str, tmp_path: Path) -> None:
+    small = half(read(name))
+    save_model(small, str(tmp_path / WEIGHTS))
+    write_structure(small, tmp_path / STRUCTURE)
+    assert torch.equal(load_network(tmp_path)(inputs()), small(inputs()))
+    torch.save(small(inputs()), tmp_path / "expected.pt")
+    torch.save(inputs(), tmp_path / "inputs.pt")
+    code = f"""
+import torch
+from pathlib import Path
+from amc.export.rebuild import load_network
+home = Path({str(tmp_path)!r})
+network, x = load_network(home), torch.load(home / "inputs.pt")
+program = torch.export.export(network, (x,), strict=False).module()
+assert torch.allclose(program(x), torch.load(home / "expected.pt"), atol=1e-6)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_layers_keep_their_names() -> None:
+    anatomy = read("from width")
+    block: Any = anatomy.network.get_submodule("blocks.0")
+    assert isinstance(block, Resized)
+    assert block.resized_class is FromWidth
+    assert {name for name, _ in block.named_parameters()} == {name for name, _ in FromWidth().named_parameters()}
