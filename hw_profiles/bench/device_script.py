@@ -36,9 +36,11 @@ class TimedSession:
     """An ONNX model loaded in onnxruntime that can be timed."""
 
     def __init__(self, model: bytes, threads: int, feed: dict[str, Any] | None = None) -> None:
-        """Loads a model and runs it once, on random inputs if none are given."""
+        """Loads a model and runs it once, on random inputs if none are given; inputs that it has not are left out."""
         self._session = make_session(model, threads)
-        self._feed = random_feed(self._session) if feed is None else feed
+        known = {one.name for one in self._session.get_inputs()}
+        given = random_feed(self._session) if feed is None else feed
+        self._feed = {name: array for name, array in given.items() if name in known}
         self._session.run(None, self._feed)
 
     def seconds(self, runs: int) -> float:

@@ -169,6 +169,24 @@ assert torch.allclose(program(x), torch.load(home / "expected.pt"), atol=1e-6)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
 
 
+class Checked(Network):
+    """Looks at the class of its input, which torch.fx has no program for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError("no tensor")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_heads_follow_in_networks_that_torch_export_traces_too(name: str) -> None:
+    torch.manual_seed(0)
+    kind, what, count = CLASSES[name]
+    anatomy = dissect(Checked(kind).eval(), inputs(1), inputs())
+    assert [(unit.kind, unit.channels) for unit in anatomy.units if unit.name != "head"] == [(what, count)] * 2
+    assert half(anatomy)(inputs(2)).shape == (2, 5)
+
+
 def test_layers_keep_their_names() -> None:
     anatomy = read("from width")
     block: Any = anatomy.network.get_submodule("blocks.0")

@@ -17,6 +17,7 @@ from envs.network.counting import separate_products
 from envs.network.inputs import Inputs, argument_names, call, repeated, tensors
 from envs.network.tracing.leaves import is_leaf
 from envs.network.tracing.opaque import opaque_layers
+from envs.network.tracing.resized import Resized, inline
 from envs.network.tracing.rewriting import INNER, rewritten
 from envs.network.tracing.sizes import follow_sizes
 
@@ -38,12 +39,17 @@ def exported(network: nn.Module, example_input: Inputs) -> fx.Graph:
     twin = copy_network(network)
     _keep_no_cache(twin)
     several = repeated(example_input, 2)  # a batch of one would be taken for a constant
-    layers = {name: module for name, module in network.named_modules() if name and is_leaf(module, name)}
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if name and (is_leaf(module, name) or isinstance(module, Resized))
+    }
     with separate_products(), torch.no_grad(), opaque_layers(twin, layers) as calls:
         program = _functional(_Called(twin, several), tensors(several))
         names = argument_names(network.forward, example_input)
         graph = rewritten(program, network, calls, names, tensors(several)[0].device)
     follow_sizes(graph, network, several)
+    inline(graph, network)
     return graph
 
 

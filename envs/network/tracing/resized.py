@@ -72,15 +72,19 @@ class Resized(nn.Module):
             Exception: Whatever torch.fx raises where the forward depends on values.
         """
         leaves, spec = tree_flatten((args, kwargs))
+        returned: Any = None
+        for node, values in self.program(leaves, spec).walk(self, tuple(filter(_is_tensor, leaves))):
+            returned = values[node]
+        return returned
+
+    def program(self, leaves: Sequence[Any], spec: TreeSpec) -> Interpreter:
+        """The program that runs with such arguments, recorded once; arguments as in `recorded`."""
         programs = _programs.setdefault(self.resized_record, {})
         own = ((name, _constant(value)) for name, value in vars(self).items())
         key = (str(spec), *map(_constant, leaves), *own)
         if key not in programs:
             programs[key] = Interpreter(self.recorded(leaves, spec, self.resized_sizes).nodes)
-        returned: Any = None
-        for node, values in programs[key].walk(self, tuple(filter(_is_tensor, leaves))):
-            returned = values[node]
-        return returned
+        return programs[key]
 
     def recorded(self, leaves: Sequence[Any], spec: TreeSpec, sizes: Sequence[Size] = ()) -> fx.Graph:
         """The program of the module's own forward, called with such arguments.
@@ -116,7 +120,7 @@ _programs: WeakKeyDictionary[Record, dict[Any, Interpreter]] = WeakKeyDictionary
 
 def _is_tensor(value: Any) -> bool:
     """Whether an argument is a tensor, or stands for one while a network is traced."""
-    return isinstance(value, Tensor | fx.Proxy)
+    return isinstance(value, Tensor | fx.Proxy | fx.Node)
 
 
 def _constant(value: Any) -> Any:
@@ -149,6 +153,40 @@ def resized(program: fx.Graph, sizes: Sequence[Size]) -> fx.Graph:
         if size.place < len(places):
             rewrite(places[size.place], size)
     return program
+
+
+def inline(graph: fx.Graph, network: nn.Module) -> None:
+    """Puts the programs of a network's `Resized` modules in the place of their calls, in place."""
+    for node in list(graph.nodes):
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, Resized):
+            continue
+        with graph.inserting_before(node):
+            returned = _copied(graph, str(node.target), module, node)
+        if isinstance(returned, fx.Node):
+            node.replace_all_uses_with(returned)
+        for taken in [one for one in node.users if one.target is operator.getitem]:
+            taken.replace_all_uses_with(returned[taken.args[1]])
+            graph.erase_node(taken)
+        graph.erase_node(node)
+
+
+def _copied(graph: fx.Graph, name: str, module: Resized, call: fx.Node) -> Any:
+    """What the program of a module returns, written into a graph with the arguments of a call of the module."""
+    leaves, spec = tree_flatten((call.args, dict(call.kwargs)))
+    given = iter([leaf for leaf in leaves if isinstance(leaf, fx.Node)])
+    twins: dict[fx.Node, Any] = {}
+    for node in module.program(leaves, spec).order:
+        if node.op == "output":
+            return fx.node.map_arg(node.args[0], twins.__getitem__)
+        if node.op == "placeholder":
+            twins[node] = next(given)
+            continue
+        twin = twins[node] = graph.node_copy(node, twins.__getitem__)
+        twin.meta = {"nn_module_stack": {**call.meta.get("nn_module_stack", {}), name: (name, type(module))}}
+        if node.op in ("call_module", "get_attr"):
+            twin.target = f"{name}.{node.target}"
+    raise ValueError(f"the program of {name!r} returns nothing")
 
 
 def sized(program: fx.Graph) -> list[fx.Node]:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from envs.network.copies import functional_copy
 from envs.network.counting import separate_products
 from envs.network.inputs import Inputs, argument_names, call
-from envs.network.interpreter import Interpreter, execute
+from envs.network.interpreter import execute
 from envs.network.tracing.leaves import constant, is_leaf
+from envs.network.tracing.values import Change, ExampleValues, unchanged
 
-Change: TypeAlias = Callable[[fx.Graph], fx.Graph]
 _IN_PLACE_TWINS: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.imul: operator.mul,
@@ -36,7 +35,7 @@ _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "tril_indice
 
 
 def symbolic(
-    network: nn.Module, example_input: Inputs, attributes: Collection[str] = (), change: Change | None = None
+    network: nn.Module, example_input: Inputs, attributes: Collection[str] = (), change: Change = unchanged
 ) -> fx.Graph:
     """The program of a network's forward, layers whole; it holds for inputs of other sizes, too.
 
@@ -46,69 +45,52 @@ def symbolic(
             it is one. Other arguments keep their defaults.
         attributes: Numbers and buffers that its modules hold ("blocks.0.attention.heads"), which the program reads off
             the network that it runs on; all others stand in it as they are.
-        change: What is done to the program, of which there may be the beginning only; None for nothing.
+        change: What is done to the program, of which there may be the beginning only.
 
     Raises:
         Exception: Whatever torch.fx raises where the forward depends on values.
     """
-    before = set(vars(network))
-    with separate_products(), _recorded_len(network), _recorded_factories(), _known_lengths():
-        program = _traced(network, example_input, attributes, change or (lambda program: program))
-    for name in vars(network).keys() - before:  # torch.fx puts tensors that forward makes there
-        value = vars(network).pop(name)
-        for node in program.nodes:
-            if node.op == "get_attr" and node.target == name:
-                node.op, node.target, node.args = "call_function", constant, (value,)
-    return program
+
+    def changed(program: fx.Graph) -> fx.Graph:
+        return change(_functional(program))
+
+    with (
+        _restored(network),
+        separate_products(),
+        _recorded_len(network),
+        _recorded_factories(),
+        _known_lengths(),
+    ):
+        before = set(vars(network))
+        program = _traced(network, example_input, attributes, changed)
+        made = {name: one for name, one in vars(network).items() if name not in before and isinstance(one, Tensor)}
+    for node in program.nodes:  # torch.fx puts tensors that forward makes into the network
+        if node.op == "get_attr" and node.target in made:
+            node.op, node.target, node.args = "call_function", constant, (made[node.target],)
+    return changed(program)
 
 
 def _traced(network: nn.Module, example_input: Inputs, attributes: Collection[str], change: Change) -> fx.Graph:
     """The program as torch.fx records it; buffers are recorded only where one is cut to a size of the inputs."""
     held = {name: operator.attrgetter(name)(network) for name in attributes}
-    lengths: dict[str, int] = {}
     try:
-        return _with_lengths(network, _Tracer(example_input, held, lengths), change)
+        return _Tracer(example_input, held, ExampleValues(network, example_input, change)).trace(network)
     except TypeError:
-        tracer = _Tracer(example_input, held, lengths)
+        tracer = _Tracer(example_input, held, ExampleValues(network, example_input, change))
         tracer.proxy_buffer_attributes = True
-        return _with_lengths(network, tracer, change)
+        return tracer.trace(network)
 
 
-def _with_lengths(network: nn.Module, tracer: _Tracer, change: Change) -> fx.Graph:
-    """The program of a tracer, which is told what sequences hold that it meets (`*x.shape[:-1]`), one after another."""
-    while True:
-        try:
-            return change(_functional(tracer.trace(network)))
-        except _UnknownLength as unknown:
-            begun = change(_functional(unknown.node.graph))
-            tracer.lengths[unknown.node.name] = _length_of(unknown.node, begun, network, tracer.example)
-
-
-def _length_of(node: fx.Node, program: fx.Graph, network: nn.Module, example_input: Inputs) -> int:
-    """How many entries a sequence has with the example input; the same with any other of its rank.
-
-    Raises:
-        TraceError: If it is a tensor, whose length may differ.
-    """
-    twin = functional_copy(network)
-    with torch.no_grad():
-        for reached, values in Interpreter(program.nodes).walk(twin, example_input):
-            if reached is node and isinstance(values[node], Sequence):
-                return len(values[node])
-    raise fx.proxy.TraceError(f"forward goes through the rows of {node.name!r}, of which there may be others")
-
-
-class _UnknownLength(Exception):
-    """A sequence is unpacked whose length is not known.
-
-    Attributes:
-        node: The sequence.
-    """
-
-    def __init__(self, node: fx.Node) -> None:
-        """Holds the node."""
-        super().__init__(f"{node.name} is unpacked")
-        self.node = node
+@contextmanager
+def _restored(network: nn.Module) -> Iterator[None]:
+    """Takes back what forward assigns to its modules: in a trace these are records."""
+    before = [(vars(module), dict(vars(module))) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for now, own in before:
+            now.clear()
+            now.update(own)
 
 
 @contextmanager
@@ -139,8 +121,7 @@ def _known_lengths() -> Iterator[None]:
     before = fx.Proxy.__len__
 
     def length(proxy: fx.Proxy) -> int:
-        known = proxy.tracer.lengths if isinstance(proxy.tracer, _Tracer) else {}
-        return known[proxy.node.name] if proxy.node.name in known else before(proxy)
+        return len(proxy.tracer.example.plain(proxy.node)) if isinstance(proxy.tracer, _Tracer) else before(proxy)
 
     fx.Proxy.__len__ = length  # type: ignore[method-assign]
     try:
@@ -179,13 +160,13 @@ def _recorded(factory: Callable[..., Tensor]) -> Callable[..., Any]:
 class _Tracer(fx.Tracer):
     """Traces into whatever is not one operator; encoders and decoders of torch's are run layer by layer."""
 
-    def __init__(self, example_input: Inputs, attributes: Mapping[str, Any], lengths: dict[str, int]) -> None:
+    def __init__(self, example_input: Inputs, attributes: Mapping[str, Any], example: ExampleValues) -> None:
         super().__init__(autowrap_modules=(math,))
-        self.example, self._attributes, self.lengths = example_input, attributes, lengths
+        self._given, self._attributes, self.example = example_input, attributes, example
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One placeholder for each tensor that the network is called with; forward's defaults do the rest."""
-        example, names = self.example, argument_names(root_fn, self.example)
+        example, names = self._given, argument_names(root_fn, self._given)
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
         inputs: Any = dict(zip(names, proxies, strict=True)) if isinstance(example, dict) else tuple(proxies)
         return partial(self._with_attributes, "", partial(call, partial(root_fn, self.root), inputs)), []
@@ -213,14 +194,13 @@ class _Tracer(fx.Tracer):
             held.update(before)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """The entries of a sequence whose length is known."""
-        if obj.node.name not in self.lengths:
-            raise _UnknownLength(obj.node)
-        return iter([self.create_proxy("call_function", operator.getitem, (obj, k), {}) for k in range(len(obj))])
+        """The entries of a sequence of sizes, or of results."""
+        count = len(self.example.plain(obj.node))
+        return iter([self.create_proxy("call_function", operator.getitem, (obj, k), {}) for k in range(count)])
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """What follows from attributes that are read off alone is decided as they stand."""
-        return bool(self._value(obj.node)) if self._follows(obj.node) else super().to_bool(obj)
+        """Conditions on sizes are decided as with the example, those on attributes that are read off as they stand."""
+        return bool(self._value(obj.node) if self._follows(obj.node) else self.example.plain(obj.node))
 
     def _follows(self, node: fx.Node) -> bool:
         """Whether a value depends on attributes that are read off, and on nothing else."""

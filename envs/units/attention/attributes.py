@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from envs.network.copies import copy_network, in_mode, same_output
 from envs.network.inputs import Inputs
 from envs.units.attention.found import Found
-from envs.units.attention.given import Given, given_to
+from envs.units.attention.given import Given, given_to, scope
 from envs.units.slicing import silence, slice_network
 from envs.units.units import Attribute, Unit
 
@@ -37,14 +37,15 @@ def with_attributes(network: nn.Module, found: Found, unit: Unit, example_input:
         example_input: Input of batch 1.
     """
     candidates = list(candidates_of(network, found, unit))
-    given = given_to(network, found.owner, example_input) if 0 < len(candidates) <= MAX_CANDIDATES else None
+    around = scope(found.owner, found.out)
+    given = given_to(network, around, example_input) if 0 < len(candidates) <= MAX_CANDIDATES else None
     if given is None:
         return None
-    wanted = [(gone, silent_output(network, found.owner, unit, gone, given)) for gone in drops(unit)]
+    wanted = [(gone, silent_output(network, around, unit, gone, given)) for gone in drops(unit)]
     for count in range(1, len(candidates) + 1):
         for chosen in combinations(candidates, count):
             whole = replace(unit, attributes=tuple(chosen))
-            if all(runs_without(network, found.owner, whole, gone, given, expected) for gone, expected in wanted):
+            if all(runs_without(network, around, whole, gone, given, expected) for gone, expected in wanted):
                 return replace(whole, attributes=(*chosen, *_told(network, chosen)))
     return None
 
@@ -87,19 +88,19 @@ def drops(unit: Unit) -> list[list[int]]:
     return [sorted(order[: unit.granule]), sorted(order[unit.granule :])]
 
 
-def silent_output(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: Given) -> Any:
+def silent_output(network: nn.Module, name: str, unit: Unit, gone: Sequence[int], given: Given) -> Any:
     """What the module gives where some channels are silent."""
     silent = in_mode(copy_network(network))
     silence(silent, unit, gone)
-    return given.call(silent.get_submodule(owner))
+    return given.call(silent.get_submodule(name))
 
 
-def runs_without(network: nn.Module, owner: str, unit: Unit, gone: Sequence[int], given: Given, expected: Any) -> bool:
+def runs_without(network: nn.Module, name: str, unit: Unit, gone: Sequence[int], given: Given, expected: Any) -> bool:
     """Whether the module without some channels gives what is expected."""
     stays = {unit.name: sorted(set(range(unit.channels)) - set(gone))}
     small = in_mode(slice_network(network, [unit], stays))
     try:
-        got = given.call(small.get_submodule(owner))
+        got = given.call(small.get_submodule(name))
     except Exception:  # whatever the module's own code raises
         return False
     return same_output(_tensors(expected), _tensors(got), TOLERANCE)

@@ -53,3 +53,15 @@ def given_to(network: nn.Module, name: str, example_input: Inputs) -> Given | No
     with torch.no_grad():
         call(twin, example_input)
     return taken[0] if len(taken) == 1 else None
+
+
+def scope(owner: str, out: str) -> str:
+    """The module nearest to an attention's own that holds the layer that reads what its heads give, too.
+
+    Args:
+        owner: Name of the module in whose forward the attention stands.
+        out: Name of that layer.
+    """
+    while owner and not out.startswith(f"{owner}."):
+        owner = owner.rpartition(".")[0]
+    return owner

@@ -24,7 +24,7 @@ from envs.network.tracing.sizes import matched
 from envs.units.attention.attributes import candidates_of, drops, runs_without, silent_output
 from envs.units.attention.explicit import Form
 from envs.units.attention.found import Found
-from envs.units.attention.given import Given, given_to
+from envs.units.attention.given import Given, given_to, scope
 from envs.units.slicing import slice_network
 from envs.units.units import Attribute, Unit
 
@@ -59,7 +59,10 @@ def resized_form(network: nn.Module, found: Found, units: Sequence[Unit], exampl
     if not same_output(given.call(network.get_submodule(found.owner)), got, TOLERANCE):
         return None
     tried = ((unit, tables) for unit in units for tables in _tables(whole, found, unit))
-    sizes = (_sizes(whole, found, replace(unit, attributes=tables), given) for unit, tables in tried)
+    around = given_to(network, scope(found.owner, found.out), example_input)
+    if around is None:
+        return None
+    sizes = (_sizes(whole, found, replace(unit, attributes=tables), given, around) for unit, tables in tried)
     chosen = next(filter(None, sizes), None)
     return None if chosen is None else Form(module=found.owner, sizes=chosen)
 
@@ -72,10 +75,10 @@ def _tables(network: nn.Module, found: Found, unit: Unit) -> Iterator[tuple[Attr
         yield from combinations(tables, count)
 
 
-def _sizes(whole: nn.Module, found: Found, unit: Unit, given: Given) -> tuple[Size, ...]:
+def _sizes(whole: nn.Module, found: Found, unit: Unit, given: Given, around: Given) -> tuple[Size, ...]:
     """Numbers with which the module gives what it gives with silent heads, () where there are none."""
-    dropped = drops(unit)
-    wanted = [silent_output(whole, found.owner, unit, gone, given) for gone in dropped]
+    dropped, name = drops(unit), scope(found.owner, found.out)
+    wanted = [silent_output(whole, name, unit, gone, around) for gone in dropped]
     stays = {unit.name: sorted(set(range(unit.channels)) - set(dropped[0]))}
     small = in_mode(slice_network(whole, [unit], stays)).get_submodule(found.owner)
     for choice in range(CHOICES):
@@ -86,7 +89,7 @@ def _sizes(whole: nn.Module, found: Found, unit: Unit, given: Given) -> tuple[Si
         twin = in_mode(copy_network(whole))
         twin.set_submodule(found.owner, Resized(twin.get_submodule(found.owner), sizes))
         cases = zip(dropped, wanted, strict=True)
-        if all(runs_without(twin, found.owner, unit, gone, given, expected) for gone, expected in cases):
+        if all(runs_without(twin, name, unit, gone, around, expected) for gone, expected in cases):
             return sizes
     return ()
 
