@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,13 +49,16 @@ class _Index(NamedTuple):
     root_idx: int
 
 
-def channel_groups(network: nn.Module, example_input: Inputs, graph: Graph) -> tuple[list[list[Item]], dict[str, str]]:
+def channel_groups(
+    network: nn.Module, example_input: Inputs, graph: Graph, taken: Collection[str] = ()
+) -> tuple[list[list[Item]], dict[str, str]]:
     """Groups of axes, each with its root's output first, and the layers whose channels are lost, with the reason.
 
     Args:
         network: The network; it is not changed.
         example_input: Input of batch 1.
         graph: Its operator graph.
+        taken: Layers that no group begins at: a walk through the operators of an attention takes long.
     """
     twin = _differentiable(network)
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
@@ -70,7 +73,8 @@ def channel_groups(network: nn.Module, example_input: Inputs, graph: Graph) -> t
         lost = dict.fromkeys(map(names.__getitem__, layers), f"Torch-Pruning cannot read it ({first_line(error)})")
         return _by_graph(network, graph, lost)
     for module in (one for one in dependencies.module2node if isinstance(one, WEIGHTED)):
-        if module in visited or dependencies.get_pruner_of_module(module) is None:
+        skipped = module in visited or names[module] in taken
+        if skipped or dependencies.get_pruner_of_module(module) is None:
             continue
         try:
             group = _walk(dependencies, module, _longest(layers))

@@ -141,7 +141,7 @@ def propose_units(
     order, calls = graph.order(), graph.calls()
     units: list[Unit] = []
     fixed: list[Fixed] = []
-    groups, lost = channel_groups(network, example_input, graph)
+    groups, lost = channel_groups(network, example_input, graph, taken)
     fixed += [Fixed(name, reason) for name, reason in lost.items() if name not in taken]
     for items in groups:
         shared = [name for name in _producers(items, network) if name in taken]

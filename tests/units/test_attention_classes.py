@@ -105,3 +105,31 @@ def test_one_layer_that_writes_fewer_keys_than_queries(groups: int, kind: str, c
     small: Any = slice_network(anatomy.network, anatomy.units, {unit.name: [0]})
     assert small[1].qkv.out_features == (2 + 2 if groups == 2 else 1 + 2) * 4
     assert small(inputs()).shape == (3, 6, 5)
+
+
+class Gated(OneLayer):
+    """What the heads give is multiplied with gates of the tokens: one for each channel, or for each head."""
+
+    def __init__(self, width: int, heads: int, gates: int) -> None:
+        super().__init__(width, heads, heads, in_turns=False)
+        self.gate, self.each = nn.Linear(width, gates), gates // heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (part.view(b, n, -1, self.size).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        y = F.scaled_dot_product_attention(q * q.abs(), k, v).transpose(1, 2)
+        gates = self.gate(x).sigmoid().view(b, n, -1, self.each)
+        out: Tensor = self.proj((y * gates).reshape(b, n, -1))
+        return out
+
+
+@pytest.mark.parametrize("gates", [4, 16])
+def test_gates_go_with_the_heads_that_they_open(gates: int) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 16), Gated(16, 4, gates), nn.Linear(16, 5)).eval()
+    anatomy = dissect(network, inputs()[:1], inputs())
+    (unit,) = (unit for unit in anatomy.units if unit.name == "1.qkv")
+    assert (unit.kind, unit.channels) == ("heads", 4)
+    small: Any = slice_network(anatomy.network, anatomy.units, {unit.name: [0, 3]})
+    assert small[1].gate.out_features == gates // 2
+    assert small(inputs()).shape == (3, 6, 5)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -100,7 +99,7 @@ class Resized(nn.Module):
         itself = self.resized_class.__new__(self.resized_class)
         itself.__dict__ = vars(self)
         called = _Called(itself, leaves, spec)
-        program = symbolic(called, tuple(filter(_is_tensor, leaves)), change=partial(resized, sizes=sizes))
+        program = symbolic(called, tuple(filter(_is_tensor, leaves)), change=_Resizing(sizes))
         for node in program.nodes:
             if node.op in ("call_module", "get_attr"):
                 node.target = str(node.target).partition(".")[2]
@@ -146,13 +145,19 @@ class _Called(nn.Module):
         return type(self.module).forward(self.module, *args, **kwargs)
 
 
-def resized(program: fx.Graph, sizes: Sequence[Size]) -> fx.Graph:
-    """The program (or its beginning), changed in place, with numbers in proportion to the tensors at hand."""
-    places = sized(program)
-    for size in sizes:
-        if size.place < len(places):
-            rewrite(places[size.place], size)
-    return program
+class _Resizing:
+    """Lets numbers of a program be what `Size` says, node by node while it is written."""
+
+    def __init__(self, sizes: Sequence[Size]) -> None:
+        self._sizes, self._place = sizes, 0
+
+    def __call__(self, node: fx.Node) -> None:
+        if not is_sized(node):
+            return
+        for size in self._sizes:
+            if size.place == self._place:
+                rewrite(node, size)
+        self._place += 1
 
 
 def inline(graph: fx.Graph, network: nn.Module) -> None:
@@ -189,11 +194,10 @@ def _copied(graph: fx.Graph, name: str, module: Resized, call: fx.Node) -> Any:
     raise ValueError(f"the program of {name!r} returns nothing")
 
 
-def sized(program: fx.Graph) -> list[fx.Node]:
-    """The operators of a program that are told sizes, in order."""
-    calls = (node for node in program.nodes if node.op in ("call_function", "call_method"))
-    named = (node for node in calls if plain_name(node.target) in SIZED)
-    return [node for node in named if node.args and isinstance(node.args[0], fx.Node) and told(node)]
+def is_sized(node: fx.Node) -> bool:
+    """Whether a node is an operator of a tensor (or of sizes) that is told numbers."""
+    called = node.op in ("call_function", "call_method") and plain_name(node.target) in SIZED
+    return called and bool(node.args) and isinstance(node.args[0], fx.Node) and bool(told(node))
 
 
 def read_by(node: fx.Node) -> fx.Node:

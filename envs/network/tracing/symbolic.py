@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,15 @@ from envs.network.counting import separate_products
 from envs.network.inputs import Inputs, argument_names, call
 from envs.network.interpreter import execute
 from envs.network.tracing.leaves import constant, is_leaf
-from envs.network.tracing.values import Change, ExampleValues, unchanged
+from envs.network.tracing.values import ExampleValues
+
+Change: TypeAlias = Callable[[fx.Node], None]
+"""What is done to a node of a program once it is written."""
+
+
+def unchanged(node: fx.Node) -> None:
+    """Nothing."""
+
 
 _IN_PLACE_TWINS: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -45,15 +53,11 @@ def symbolic(
             it is one. Other arguments keep their defaults.
         attributes: Numbers and buffers that its modules hold ("blocks.0.attention.heads"), which the program reads off
             the network that it runs on; all others stand in it as they are.
-        change: What is done to the program, of which there may be the beginning only.
+        change: What is done to every node once it is written, in place.
 
     Raises:
         Exception: Whatever torch.fx raises where the forward depends on values.
     """
-
-    def changed(program: fx.Graph) -> fx.Graph:
-        return change(_functional(program))
-
     with (
         _restored(network),
         separate_products(),
@@ -62,21 +66,21 @@ def symbolic(
         _known_lengths(),
     ):
         before = set(vars(network))
-        program = _traced(network, example_input, attributes, changed)
+        program = _traced(network, example_input, attributes, change)
         made = {name: one for name, one in vars(network).items() if name not in before and isinstance(one, Tensor)}
     for node in program.nodes:  # torch.fx puts tensors that forward makes into the network
         if node.op == "get_attr" and node.target in made:
             node.op, node.target, node.args = "call_function", constant, (made[node.target],)
-    return changed(program)
+    return program
 
 
 def _traced(network: nn.Module, example_input: Inputs, attributes: Collection[str], change: Change) -> fx.Graph:
     """The program as torch.fx records it; buffers are recorded only where one is cut to a size of the inputs."""
     held = {name: operator.attrgetter(name)(network) for name in attributes}
     try:
-        return _Tracer(example_input, held, ExampleValues(network, example_input, change)).trace(network)
+        return _Tracer(network, example_input, held, change).trace(network)
     except TypeError:
-        tracer = _Tracer(example_input, held, ExampleValues(network, example_input, change))
+        tracer = _Tracer(network, example_input, held, change)
         tracer.proxy_buffer_attributes = True
         return tracer.trace(network)
 
@@ -160,9 +164,20 @@ def _recorded(factory: Callable[..., Tensor]) -> Callable[..., Any]:
 class _Tracer(fx.Tracer):
     """Traces into whatever is not one operator; encoders and decoders of torch's are run layer by layer."""
 
-    def __init__(self, example_input: Inputs, attributes: Mapping[str, Any], example: ExampleValues) -> None:
+    def __init__(self, network: nn.Module, given: Inputs, attributes: Mapping[str, Any], change: Change) -> None:
         super().__init__(autowrap_modules=(math,))
-        self._given, self._attributes, self.example = example_input, attributes, example
+        self._given, self._attributes, self._change = given, attributes, change
+        self.example = ExampleValues(network, given)
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
+    ) -> fx.Node:
+        """A node of an operator that is not in place."""
+        if kwargs.get("inplace") is True:
+            kwargs = {**kwargs, "inplace": False}
+        node = super().create_node(kind, _functional(kind, target, args), args, kwargs, name, type_expr)
+        self._change(node)
+        return node
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One placeholder for each tensor that the network is called with; forward's defaults do the rest."""
@@ -223,18 +238,15 @@ def _layer_by_layer(stack: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return x if stack.norm is None else stack.norm(x)
 
 
-def _functional(program: fx.Graph) -> fx.Graph:
-    """Replaces in-place operators by their twins (values are kept for repair, so nothing may overwrite them).
+def _functional(kind: str, target: Any, args: tuple[Any, ...]) -> Any:
+    """The twin of an operator in place (values are kept for repair, so nothing may overwrite them), else the operator.
 
     `view` becomes `reshape`, which also takes channels-last maps.
     """
-    for node in program.nodes:
-        if node.op == "call_function":
-            node.target = _IN_PLACE_TWINS.get(node.target, node.target)
-        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-            node.target = node.target.removesuffix("_")
-        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
-            node.target = "reshape"
-        if node.kwargs.get("inplace") is True:
-            node.update_kwarg("inplace", False)
-    return program
+    if kind == "call_function":
+        return _IN_PLACE_TWINS.get(target, target)
+    if kind != "call_method":
+        return target
+    if target.endswith("_") and not target.endswith("__"):
+        target = target.removesuffix("_")
+    return "reshape" if target == "view" and not isinstance(args[-1], torch.dtype) else target

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,33 +13,23 @@ from envs.network.copies import copy_network
 from envs.network.inputs import Inputs, tensors
 from envs.network.interpreter import Values, execute
 
-Change: TypeAlias = Callable[[fx.Graph], fx.Graph]
-"""What is done to a program, or to its beginning, in place."""
-
-
-def unchanged(program: fx.Graph) -> fx.Graph:
-    """Nothing is done."""
-    return program
-
-
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 """As they are outside of traces."""
 
 
 class ExampleValues:
-    """Runs the beginning of a program as far as somebody asks, changed as the program will be."""
+    """Runs what a node of a program depends on, once."""
 
-    def __init__(self, network: nn.Module, example_input: Inputs, change: Change) -> None:
+    def __init__(self, network: nn.Module, example_input: Inputs) -> None:
         """Nothing has run.
 
         Args:
             network: The network that is traced.
             example_input: Its inputs.
-            change: What is done to the program; the network may not run without.
         """
-        self._network, self._inputs, self._change = network, tensors(example_input), change
-        self._known: Values = {}
+        self._network, self._inputs = network, tensors(example_input)
         self._twin = copy_network(network)  # in a trace forward may assign records to what the network holds
+        self._known: Values = {}
 
     def plain(self, node: fx.Node) -> Any:
         """The value of a node that is a number, a truth value or a sequence.
@@ -49,23 +39,31 @@ class ExampleValues:
         """
         if not all(isinstance(one, Tensor) for one in self._inputs):
             raise fx.proxy.TraceError("a trace inside of a trace has no example")
-        begun, twins = fx.Graph(), dict[fx.Node, fx.Node]()
-        begun.graph_copy(node.graph, twins)
+        needed = self._needed(node)
         given = iter(self._inputs)
-        values = {twins[one]: value for one, value in self._known.items()}
         with _untraced(), torch.no_grad():
-            for one in self._change(begun).nodes:
+            for one in node.graph.nodes:
                 argument = next(given) if one.op == "placeholder" else None
-                if one not in values:
-                    values[one] = self._value(one, values) if argument is None else argument
-        self._known = {one: values[twin] for one, twin in twins.items()}
+                if one in needed:
+                    self._known[one] = self._value(one) if argument is None else argument
         if isinstance(value := self._known[node], Tensor):
             raise fx.proxy.TraceError(f"forward asks for the values of {node.name!r}")
         return value
 
-    def _value(self, node: fx.Node, values: Values) -> Any:
+    def _needed(self, node: fx.Node) -> set[fx.Node]:
+        """A node and what it depends on, of what has not run."""
+        needed: set[fx.Node] = set()
+        waiting = [node]
+        while waiting:
+            one = waiting.pop()
+            if one not in needed and one not in self._known:
+                needed.add(one)
+                waiting += one.all_input_nodes
+        return needed
+
+    def _value(self, node: fx.Node) -> Any:
         made = node.op == "get_attr" and not hasattr(self._twin, str(node.target).partition(".")[0])
-        return execute(node, self._network if made else self._twin, values)  # torch.fx puts tensors there that it made
+        return execute(node, self._network if made else self._twin, self._known)  # what torch.fx made it put there
 
 
 @contextmanager

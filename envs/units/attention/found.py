@@ -41,6 +41,7 @@ class Found:
         groups: Key and value heads: each serves heads / groups query heads.
         head_width: Channels of q and k per head.
         owner: Name of the module in whose forward it stands.
+        gates: Linear layers whose outputs what the heads give is multiplied with: by channel, or by head.
     """
 
     q: str
@@ -51,6 +52,7 @@ class Found:
     groups: int
     head_width: int
     owner: str
+    gates: tuple[str, ...] = ()
 
     @property
     def fused(self) -> bool:
@@ -177,8 +179,36 @@ def _between_layers(network: nn.Module, ends: _Ends, sizes: Sizes, owners: Mappi
     heads, groups = (width // ends.summed for width in widths[:2])
     if not groups or heads % groups or widths[2] % groups:
         return None
-    owner = owners.get(ends.result.name, "")
-    return Found(q=q, k=k, v=v, out=out, heads=heads, groups=groups, head_width=ends.summed, owner=owner)
+    gates = [
+        str(gate.target)
+        for factor in _factors(network, ends.result, is_linear)
+        for gate in _nearest([factor], lambda one: _read(one, sizes), is_linear)
+        if network.get_submodule(str(gate.target)).out_features in (heads, widths[2] // groups * heads)
+    ]
+    return Found(
+        q=q,
+        k=k,
+        v=v,
+        out=out,
+        heads=heads,
+        groups=groups,
+        head_width=ends.summed,
+        owner=owners.get(ends.result.name, ""),
+        gates=tuple(name for name in dict.fromkeys(gates) if name not in (q, k, v)),
+    )
+
+
+def _factors(network: nn.Module, result: fx.Node, is_linear: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """What an attention's result is multiplied with in front of the layers that read it."""
+    reached: dict[fx.Node, None] = {}
+    waiting = [result]
+    while waiting:
+        node = waiting.pop()
+        if node not in reached and not is_linear(node):
+            reached[node] = None
+            waiting += node.users
+    products = [node for node in reached if _function(network, node) == "mul"]
+    return [one for node in products for one in node.all_input_nodes if one not in reached]
 
 
 def _written(network: nn.Module, q: str, k: str, v: str, *, read: int) -> tuple[int, int, int]:

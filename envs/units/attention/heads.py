@@ -73,6 +73,7 @@ def _queries(network: nn.Module, found: Found, *, interleaved: bool) -> Unit:
         granules=_each(heads),
         members=(
             Member(module=found.q, role="producer", positions=written),
+            *_gates(network, found, heads),
             Member(module=found.out, role="consumer", positions=read),
         ),
         kind="heads",
@@ -141,9 +142,22 @@ def _heads(network: nn.Module, found: Found, layers: tuple[str, ...], *, interle
         name=found.q,
         channels=count,
         granules=tuple((group,) for group in range(count)),
-        members=(*members, Member(module=found.out, role="consumer", positions=read)),
+        members=(*members, *_gates(network, found, count), Member(module=found.out, role="consumer", positions=read)),
         kind="heads" if count == found.heads else "head groups",
     )
+
+
+def _gates(network: nn.Module, found: Found, count: int) -> list[Member]:
+    """What layers that gate the heads write for each of some heads, or groups of heads."""
+    widths = {name: _size(network, name, "out") // count for name in found.gates}
+    return [
+        Member(
+            module=name,
+            role="producer",
+            positions=tuple(tuple(range(head * width, (head + 1) * width)) for head in range(count)),
+        )
+        for name, width in widths.items()
+    ]
 
 
 def _fixed(rows: Sequence[Sequence[int]]) -> Positions:

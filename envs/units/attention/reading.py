@@ -156,7 +156,7 @@ def _read(
         fixed=tuple(entry for name, entry in fixed.items() if name not in held),
         removals=tuple(removals),
         found=tuple(found),
-        layers=frozenset(name for one in found for name in (one.q, one.k, one.v)),
+        layers=frozenset(name for one in found for name in (one.q, one.k, one.v, *one.gates)),
     )
 
 

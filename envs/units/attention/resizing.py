@@ -19,7 +19,7 @@ from envs.network.copies import copy_network, in_mode, same_output
 from envs.network.inputs import Inputs
 from envs.network.interpreter import execute, run
 from envs.network.kinds import plain_name
-from envs.network.tracing.resized import Resized, Size, read_by, sized, tell, told
+from envs.network.tracing.resized import Resized, Size, is_sized, read_by, tell, told
 from envs.network.tracing.sizes import matched
 from envs.units.attention.attributes import candidates_of, drops, runs_without, silent_output
 from envs.units.attention.explicit import Form
@@ -109,7 +109,7 @@ def _followed(dense: Any, small: Any, found: Found, given: Given, choice: int) -
     inputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
     program = dense.recorded(leaves, spec)
     before = dict(run(program, dense, inputs))
-    places = {node: place for place, node in enumerate(sized(program))}
+    places = {node: place for place, node in enumerate(filter(is_sized, program.nodes))}
     sizes: list[Size] = []
     now: dict[fx.Node, Any] = {}
     for node in program.nodes:
