@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from envs.network.attention import Mask
-from envs.network.tracing import resized
+from envs.network.tracing import numbers
 from envs.units.attention.explicit import Form
 from envs.units.branches.branch import ACTIVATIONS, Block, Branch, Skip
 from envs.units.units import Attribute, Kind, Member, Positions, Role, Unit
@@ -142,7 +142,7 @@ class LayerEntry(Strict):
 
 
 class SizeEntry(Strict):
-    """A number in a forward that follows the heads, as in `envs.network.tracing.resized.Size`."""
+    """A number in a forward that follows the heads, as in `envs.network.tracing.numbers.Size`."""
 
     place: Place
     entry: Place
@@ -171,7 +171,7 @@ class FormEntry(Strict):
 
     def form(self) -> Form:
         """The form."""
-        sizes = tuple(resized.Size(**entry.model_dump()) for entry in self.sizes)
+        sizes = tuple(numbers.Size(**entry.model_dump()) for entry in self.sizes)
         return Form(**self.model_dump(exclude={"sizes"}), sizes=sizes)
 
 

@@ -8,35 +8,16 @@ numbers, and that the module computes the same, is found out in the room `attent
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from envs.network.interpreter import Interpreter
-from envs.network.kinds import plain_name
+from envs.network.tracing.numbers import Resizing, Size
 from envs.network.tracing.symbolic import symbolic
-
-SIZED = ("reshape", "unflatten", "expand", "split", "splitwithsizes", "getitem")
-"""Operators that are told sizes, by `plain_name`; of `getitem` those with slices."""
-
-
-class Size(NamedTuple):
-    """One number in a forward, and what it is from now on.
-
-    Attributes:
-        place: The operator that is told it: its place among all of `SIZED` in the program.
-        entry: Its place among the numbers that the operator is told (`told`).
-        axis: Axis of the tensor that the operator reads with which it changes in proportion; -1: it is `width`.
-        width: How wide that axis is in the dense network.
-    """
-
-    place: int
-    entry: int
-    axis: int
-    width: int
 
 
 class Resized(nn.Module):
@@ -99,7 +80,7 @@ class Resized(nn.Module):
         itself = self.resized_class.__new__(self.resized_class)
         itself.__dict__ = vars(self)
         called = _Called(itself, leaves, spec)
-        program = symbolic(called, tuple(filter(_is_tensor, leaves)), change=_Resizing(sizes))
+        program = symbolic(called, tuple(filter(_is_tensor, leaves)), change=Resizing(sizes))
         for node in program.nodes:
             if node.op in ("call_module", "get_attr"):
                 node.target = str(node.target).partition(".")[2]
@@ -145,21 +126,6 @@ class _Called(nn.Module):
         return type(self.module).forward(self.module, *args, **kwargs)
 
 
-class _Resizing:
-    """Lets numbers of a program be what `Size` says, node by node while it is written."""
-
-    def __init__(self, sizes: Sequence[Size]) -> None:
-        self._sizes, self._place = sizes, 0
-
-    def __call__(self, node: fx.Node) -> None:
-        if not is_sized(node):
-            return
-        for size in self._sizes:
-            if size.place == self._place:
-                rewrite(node, size)
-        self._place += 1
-
-
 def inline(graph: fx.Graph, network: nn.Module) -> None:
     """Puts the programs of a network's `Resized` modules in the place of their calls, in place."""
     for node in list(graph.nodes):
@@ -192,69 +158,3 @@ def _copied(graph: fx.Graph, name: str, module: Resized, call: fx.Node) -> Any:
         if node.op in ("call_module", "get_attr"):
             twin.target = f"{name}.{node.target}"
     raise ValueError(f"the program of {name!r} returns nothing")
-
-
-def is_sized(node: fx.Node) -> bool:
-    """Whether a node is an operator of a tensor (or of sizes) that is told numbers."""
-    called = node.op in ("call_function", "call_method") and plain_name(node.target) in SIZED
-    return called and bool(node.args) and isinstance(node.args[0], fx.Node) and bool(told(node))
-
-
-def read_by(node: fx.Node) -> fx.Node:
-    """What an operator of `SIZED` splits, merges or takes a part of."""
-    read = node.args[0]
-    assert isinstance(read, fx.Node)
-    return read
-
-
-def told(node: fx.Node) -> list[Any]:
-    """The numbers that an operator is told: sizes of a reshape or of parts, or starts and stops of slices in turns.
-
-    Args:
-        node: One of `SIZED`.
-    """
-    numbers: list[Any] = []
-
-    def note(number: Any) -> Any:
-        numbers.append(number)
-        return number
-
-    _through(node, note)
-    return numbers
-
-
-def tell(node: fx.Node, numbers: Sequence[Any]) -> None:
-    """Puts other numbers in the place of those that `told` gives, in place."""
-    rest = iter(numbers)
-    node.args = _through(node, lambda _: next(rest))
-
-
-def rewrite(node: fx.Node, size: Size) -> None:
-    """Lets one number of an operator be what `size` says, in place."""
-    numbers: list[Any] = told(node)
-    number: Any = size.width
-    if size.axis >= 0 and plain_name(node.target) in ("reshape", "unflatten") and -1 not in numbers:
-        number = -1  # also where the axis holds the batch
-    elif size.axis >= 0:
-        with node.graph.inserting_before(node):
-            now = node.graph.call_method("size", (read_by(node), size.axis))
-            scaled = node.graph.call_function(operator.mul, (numbers[size.entry], now))
-            number = node.graph.call_function(operator.floordiv, (scaled, size.width))
-    numbers[size.entry] = number
-    tell(node, numbers)
-
-
-def _through(node: fx.Node, change: Callable[[Any], Any]) -> tuple[Any, ...]:
-    """The arguments of an operator with every number that it is told changed."""
-    name, args = plain_name(node.target), list(node.args)
-    if name == "getitem":
-        index = args[1] if isinstance(args[1], tuple) else (args[1],)
-        cut = tuple(slice(change(i.start), change(i.stop), i.step) if isinstance(i, slice) else i for i in index)
-        return args[0], cut if isinstance(args[1], tuple) else cut[0]
-    first = 2 if name == "unflatten" else 1
-    last = first + 1 if name.startswith("split") else len(args)
-    return (*args[:first], *(_each(one, change) for one in args[first:last]), *args[last:])
-
-
-def _each(one: Any, change: Callable[[Any], Any]) -> Any:
-    return type(one)(map(change, one)) if isinstance(one, list | tuple) else change(one)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from envs.network.attention import Attention, AttentionCore, Mask, MultiheadAttention
 from envs.network.copies import copy_network, in_mode
-from envs.network.tracing.resized import Resized, Size
+from envs.network.tracing.numbers import Size
+from envs.network.tracing.resized import Resized
 from envs.units.attention.linear import as_linear
 
 

@@ -90,10 +90,17 @@ def _resized(read: ReadAttention, example_input: Inputs, samples: Inputs | None,
     """The same with attention whose forward runs once numbers written in it follow the heads, too."""
     held = {member.module for unit in read.units for member in unit.members}
     forms: list[Form] = []
+    in_vain: set[tuple[type[nn.Module], int, int, int]] = set()
     for found in read.found:
         units = [unit for some in attention_units(read.network, found, decided) for unit in some]
-        form = resized_form(read.network, found, units, example_input) if units and found.q not in held else None
-        forms += [form] if form is not None else []
+        kind = (type(read.network.get_submodule(found.owner)), found.heads, found.groups, found.head_width)
+        if not units or found.q in held or kind in in_vain:
+            continue
+        form = resized_form(read.network, found, units, example_input)
+        if form is None:
+            in_vain.add(kind)
+        else:
+            forms.append(form)
     network = made_explicit(read.network, forms)
     if not forms or not _same(read.network, network, example_input if samples is None else samples):
         return read

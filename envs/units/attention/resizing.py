@@ -19,7 +19,8 @@ from envs.network.copies import copy_network, in_mode, same_output
 from envs.network.inputs import Inputs
 from envs.network.interpreter import execute, run
 from envs.network.kinds import plain_name
-from envs.network.tracing.resized import Resized, Size, is_sized, read_by, tell, told
+from envs.network.tracing.numbers import Size, is_sized, read_by, tell, told
+from envs.network.tracing.resized import Resized
 from envs.network.tracing.sizes import matched
 from envs.units.attention.attributes import candidates_of, drops, runs_without, silent_output
 from envs.units.attention.explicit import Form
