@@ -390,8 +390,9 @@ def test_a_loss_that_is_no_number_ends_training_with_a_cure(subject: Subject, tm
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # its own options, read by Ray Train
 def test_two_workers_of_ray_train_share_the_batches(subject: Subject, tmp_path: Path) -> None:
-    config = settings(workers=2, epochs=2)
+    config = settings(workers=2, epochs=4)  # the mean of weights lags behind for two of them, on one process too
     trained: Finetuned = finetune_on_workers(subject, config, tmp_path / "state")
-    assert len(trained.lines) == 2
+    assert len(trained.lines) == 4
     assert subject.score(trained.network) > subject.score(subject.network)
