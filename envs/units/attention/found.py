@@ -8,7 +8,7 @@ sums over. That this is true is verified elsewhere, by removal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -22,7 +22,9 @@ from envs.network.counting import counting
 from envs.network.graph import Graph
 from envs.network.inputs import Inputs
 from envs.network.interpreter import run
-from envs.network.kinds import plain_name
+from envs.network.kinds import BATCH_NORMS, CONVOLUTIONS, plain_name
+from envs.units.slicing import axis_size
+from envs.units.units import is_depthwise
 
 PRODUCTS = ("matmul", "bmm", "einsum")
 FUSED = "scaleddotproductattention"
@@ -41,7 +43,9 @@ class Found:
         groups: Key and value heads: each serves heads / groups query heads.
         head_width: Channels of q and k per head.
         owner: Name of the module in whose forward it stands.
-        gates: Linear layers whose outputs what the heads give is multiplied with: by channel, or by head.
+        gates: Layers whose outputs what the heads give is multiplied with: by channel, or by head.
+        carriers: Batch normalizations and depthwise convolutions between such a layer and the products, and the layer.
+        passed: The same on the other ways to the layer that reads what the heads give, such as beside the products.
     """
 
     q: str
@@ -53,6 +57,8 @@ class Found:
     head_width: int
     owner: str
     gates: tuple[str, ...] = ()
+    carriers: tuple[tuple[str, str], ...] = ()
+    passed: tuple[str, ...] = ()
 
     @property
     def fused(self) -> bool:
@@ -166,14 +172,14 @@ def _between_layers(network: nn.Module, ends: _Ends, sizes: Sizes, owners: Mappi
     """The attention with the linear layers around it, None where they are others or their widths do not fit."""
 
     def is_linear(node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), nn.Linear)
+        return node.op == "call_module" and _is_pointwise(network.get_submodule(str(node.target)))
 
     layers = [_nearest([end], lambda one: _read(one, sizes), is_linear) for end in (ends.q, ends.k, ends.v)]
     layers.append(_nearest(ends.result.users, lambda one: one.users, is_linear))
     if any(len({str(one.target) for one in nodes}) != 1 for nodes in layers):
         return None
     q, k, v, out = (str(nodes[0].target) for nodes in layers)
-    widths = _written(network, q, k, v, read=int(network.get_submodule(out).in_features))  # type: ignore[arg-type]
+    widths = _written(network, q, k, v, read=axis_size(network.get_submodule(out), "consumer"))
     if not ends.summed or any(width % ends.summed for width in widths[:2]):
         return None
     heads, groups = (width // ends.summed for width in widths[:2])
@@ -183,8 +189,10 @@ def _between_layers(network: nn.Module, ends: _Ends, sizes: Sizes, owners: Mappi
         str(gate.target)
         for factor in _factors(network, ends.result, is_linear)
         for gate in _nearest([factor], lambda one: _read(one, sizes), is_linear)
-        if network.get_submodule(str(gate.target)).out_features in (heads, widths[2] // groups * heads)
+        if axis_size(network.get_submodule(str(gate.target)), "producer") in (heads, widths[2] // groups * heads)
     ]
+    carriers = dict.fromkeys(_carriers(network, (ends.q, ends.k, ends.v), sizes, is_linear))
+    behind = dict.fromkeys(_carriers(network, _read(layers[3][0], sizes), sizes, is_linear))
     return Found(
         q=q,
         k=k,
@@ -195,7 +203,34 @@ def _between_layers(network: nn.Module, ends: _Ends, sizes: Sizes, owners: Mappi
         head_width=ends.summed,
         owner=owners.get(ends.result.name, ""),
         gates=tuple(name for name in dict.fromkeys(gates) if name not in (q, k, v)),
+        carriers=tuple(carriers),
+        passed=tuple(name for name, _ in behind if name not in {name for name, _ in carriers}),
     )
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Whether a layer mixes the channels of each position alone: linear, or a convolution with a kernel of one."""
+    if not isinstance(module, CONVOLUTIONS):
+        return isinstance(module, nn.Linear)
+    return module.groups == 1 and {*module.kernel_size, *module.stride} == {1}
+
+
+def _carriers(
+    network: nn.Module, start: Iterable[fx.Node], sizes: Sizes, is_linear: Callable[[fx.Node], bool]
+) -> Iterator[tuple[str, str]]:
+    """What maps every channel to itself between some nodes and the layers in front of them, and the first of these."""
+    seen: set[fx.Node] = set()
+    waiting = list(start)
+    while waiting:
+        node = waiting.pop()
+        if node in seen or is_linear(node):
+            continue
+        seen.add(node)
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, BATCH_NORMS) or (module is not None and is_depthwise(module)):
+            layers = _nearest([node], lambda one: _read(one, sizes), is_linear)
+            yield from ((str(node.target), str(layer.target)) for layer in layers[:1])
+        waiting += _read(node, sizes)
 
 
 def _factors(network: nn.Module, result: fx.Node, is_linear: Callable[[fx.Node], bool]) -> list[fx.Node]:
@@ -218,10 +253,9 @@ def _written(network: nn.Module, q: str, k: str, v: str, *, read: int) -> tuple[
     give.
     """
     first, second, third = (
-        int(network.get_submodule(name).out_features) // (q, k, v).count(name)  # type: ignore[arg-type]
-        for name in (q, k, v)
+        axis_size(network.get_submodule(name), "producer") // (q, k, v).count(name) for name in (q, k, v)
     )
-    whole = int(network.get_submodule(q).out_features)  # type: ignore[arg-type]
+    whole = axis_size(network.get_submodule(q), "producer")
     shared, rest = divmod(whole - read, 2)
     return (read, shared, shared) if q == k == v and 0 < shared < read and not rest else (first, second, third)
 

@@ -8,12 +8,13 @@ over which queries and keys are multiplied and summed, and channels of values. O
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from envs.units.attention.decided import Decided
 from envs.units.attention.found import Found
+from envs.units.slicing import axis_size
 from envs.units.units import Member, Positions, Role, Unit
 
 
@@ -73,6 +74,7 @@ def _queries(network: nn.Module, found: Found, *, interleaved: bool) -> Unit:
         granules=_each(heads),
         members=(
             Member(module=found.q, role="producer", positions=written),
+            *_carriers(network, found, {found.q: written}, read),
             *_gates(network, found, heads),
             Member(module=found.out, role="consumer", positions=read),
         ),
@@ -135,9 +137,11 @@ def _heads(network: nn.Module, found: Found, layers: tuple[str, ...], *, interle
         for group, row in enumerate(places[name]):
             start = group * sum(each) + before if interleaved else count * before + group * width
             row += range(start, start + width)
-    members = [Member(module=name, role="producer", positions=_fixed(rows)) for name, rows in places.items()]
+    written = {name: _fixed(rows) for name, rows in places.items()}
+    members = [Member(module=name, role="producer", positions=rows) for name, rows in written.items()]
     width = _size(network, found.out, "in") // count
     read = tuple(tuple(range(group * width, (group + 1) * width)) for group in range(count))
+    members += _carriers(network, found, written, read)
     return Unit(
         name=found.q,
         channels=count,
@@ -145,6 +149,14 @@ def _heads(network: nn.Module, found: Found, layers: tuple[str, ...], *, interle
         members=(*members, *_gates(network, found, count), Member(module=found.out, role="consumer", positions=read)),
         kind="heads" if count == found.heads else "head groups",
     )
+
+
+def _carriers(network: nn.Module, found: Found, written: Mapping[str, Positions], read: Positions) -> list[Member]:
+    """What carries channels on: of layers in the places where they write them, of the heads where they are read."""
+    places = {name: written[layer] for name, layer in found.carriers if layer in written}
+    width = sum(map(len, read))
+    places |= {name: read for name in found.passed if _size(network, name, "out") == width}
+    return [Member(module=name, role="carrier", positions=rows) for name, rows in places.items()]
 
 
 def _gates(network: nn.Module, found: Found, count: int) -> list[Member]:
@@ -165,5 +177,4 @@ def _fixed(rows: Sequence[Sequence[int]]) -> Positions:
 
 
 def _size(network: nn.Module, name: str, axis: str) -> int:
-    layer = network.get_submodule(name)
-    return int(layer.in_features if axis == "in" else layer.out_features)  # type: ignore[arg-type]
+    return axis_size(network.get_submodule(name), "consumer" if axis == "in" else "producer")

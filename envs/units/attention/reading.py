@@ -40,7 +40,7 @@ class ReadAttention:
         units: Verified units.
         fixed: Layers that stay, and why.
         removals: What was recorded while units were verified.
-        layers: Layers that write queries, keys or values.
+        layers: Layers that write queries, keys, values or gates, and what carries these on.
         found: Where it attends.
     """
 
@@ -163,7 +163,9 @@ def _read(
         fixed=tuple(entry for name, entry in fixed.items() if name not in held),
         removals=tuple(removals),
         found=tuple(found),
-        layers=frozenset(name for one in found for name in (one.q, one.k, one.v, *one.gates)),
+        layers=frozenset(
+            name for one in found for name in (one.q, one.k, one.v, *one.gates, *dict(one.carriers), *one.passed)
+        ),
     )
 
 

@@ -64,7 +64,8 @@ def form_of(network: nn.Module, found: Found, example_input: Inputs, *, fixed: b
     given = _tokens(given_to(network, found.owner, example_input))
     layers = (found.q, found.k, found.v, found.out)
     inside = all(layer.startswith(f"{found.owner}.") for layer in layers)
-    if not found.owner or not inside or given is None:
+    linear = all(isinstance(network.get_submodule(layer), nn.Linear) for layer in layers)
+    if not found.owner or not inside or not linear or given is None:
         return None
     generator = torch.Generator().manual_seed(0)
     twin = _shaken(module, generator)

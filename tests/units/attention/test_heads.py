@@ -36,7 +36,7 @@ from envs.units.slicing import slice_network
 def _forms() -> Any:
     """A file beside this one; tests are no package."""
     specification = importlib.util.spec_from_file_location(
-        "zoo_attention", Path(__file__).with_name("zoo_attention.py")
+        "zoo_attention", Path(__file__).parents[1] / "zoo_attention.py"
     )
     assert specification is not None
     assert specification.loader is not None

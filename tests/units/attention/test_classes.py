@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from envs.units.anatomy import dissect
 from envs.units.slicing import slice_network
-from tests.units.test_attention import ZOO, built, inputs, read
+from tests.units.attention.test_heads import ZOO, built, inputs, read
 
 ATTRIBUTES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "attention_rotary": ("head groups", 2, {"heads": 2, "groups": 1, "repeats": 2}),

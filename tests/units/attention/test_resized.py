@@ -166,7 +166,7 @@ network, x = load_network(home), torch.load(home / "inputs.pt")
 program = torch.export.export(network, (x,), strict=False).module()
 assert torch.allclose(program(x), torch.load(home / "expected.pt"), atol=1e-6)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[3])
 
 
 class Checked(Network):
