@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 
@@ -13,8 +13,14 @@ class NotNamed(ValueError):
     """A name is none that a file may hold."""
 
 
-def packages_of(classes: Iterable[str]) -> frozenset[str]:
-    """The packages that a network's own modules come from, of the names of their classes."""
+def packages_of(objects: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The packages that a network's own modules come from, of what a file says of its objects.
+
+    A module that stands for another names the class of that one.
+    """
+    modules = [entry for entry in objects if entry["kind"] == "module"]
+    stood_for = (entry["attributes"].get("resized_class") for entry in modules)
+    classes = [*(entry["class"] for entry in modules), *(one["name"] for one in stood_for if isinstance(one, dict))]
     roots = {name.partition(":")[0].partition(".")[0] for name in classes if not name.startswith("torch.")}
     return frozenset(roots - sys.stdlib_module_names)
 

@@ -132,7 +132,7 @@ class _Reader:
 
     def __post_init__(self) -> None:
         """Notes which packages the network's own modules come from."""
-        self.packages = packages_of(entry["class"] for entry in self.objects if entry["kind"] == "module")
+        self.packages = packages_of(self.objects)
 
     def network(self, root: int) -> nn.Module:
         """The root of all modules."""

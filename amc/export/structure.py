@@ -147,7 +147,7 @@ def _module(module: nn.Module, into: _Description, where: str) -> int:
 
 def _check_names(into: _Description) -> None:
     """Refuses names that the reader will refuse: only after the last module is it known where all of them come from."""
-    packages = packages_of(entry["class"] for entry in into.objects if entry["kind"] == "module")
+    packages = packages_of(into.objects)
     for name, where in into.names.items():
         try:
             named(name, into.sources, packages)

@@ -21,7 +21,7 @@ class Size(NamedTuple):
     """One number in a forward, and what it is from now on.
 
     Attributes:
-        place: The operator that is told it: its place among all of `SIZED` in the program.
+        place: The operator that is told it: its place among those of `SIZED` in the program that read what layers give.
         entry: Its place among the numbers that the operator is told (`told`).
         axis: Axis of the tensor that the operator reads with which it changes in proportion; -1: it is `width`.
         width: How wide that axis is in the dense network.
@@ -36,22 +36,27 @@ class Size(NamedTuple):
 class Resizing:
     """Lets numbers of a program be what `Size` says, node by node while it is written."""
 
-    def __init__(self, sizes: Sequence[Size]) -> None:
+    def __init__(self, sizes: Sequence[Size] = ()) -> None:
         """Nothing is written.
 
         Args:
             sizes: The numbers that follow.
         """
-        self._sizes, self._place = sizes, 0
+        self._sizes = sizes
+        self._behind: set[fx.Node] = set()
+        self.places: list[fx.Node] = []
+        """The operators that are told sizes of what layers give, so far: those of masks come and go with the mask."""
 
     def __call__(self, node: fx.Node) -> None:
         """Takes the next node of the program."""
-        if not is_sized(node):
+        if node.op == "call_module" or self._behind.intersection(node.all_input_nodes):
+            self._behind.add(node)
+        if not is_sized(node) or read_by(node) not in self._behind:
             return
         for size in self._sizes:
-            if size.place == self._place:
+            if size.place == len(self.places):
                 rewrite(node, size)
-        self._place += 1
+        self.places.append(node)
 
 
 def is_sized(node: fx.Node) -> bool:

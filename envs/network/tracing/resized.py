@@ -7,11 +7,13 @@ numbers, and that the module computes the same, is found out in the room `attent
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -57,30 +59,47 @@ class Resized(nn.Module):
             returned = values[node]
         return returned
 
+    def __getattr__(self, name: str) -> Any:
+        """What the module's class has: methods and properties, of what this module holds."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            found = inspect.getattr_static(vars(self).get("resized_class", nn.Module), name, None)
+            if found is None:
+                raise
+            return found.__get__(self, type(self)) if hasattr(found, "__get__") else found
+
     def program(self, leaves: Sequence[Any], spec: TreeSpec) -> Interpreter:
         """The program that runs with such arguments, recorded once; arguments as in `recorded`."""
         programs = _programs.setdefault(self.resized_record, {})
-        own = ((name, _constant(value)) for name, value in vars(self).items())
-        key = (str(spec), *map(_constant, leaves), *own)
+        held = (*self.parameters(), *self.buffers())
+        own = (tuple((name, _constant(value)) for name, value in vars(one).items()) for one in self.modules())
+        key = (str(spec), *map(_constant, leaves), *((one.dtype, one.device) for one in held), *own)
         if key not in programs:
-            programs[key] = Interpreter(self.recorded(leaves, spec, self.resized_sizes).nodes)
+            programs[key] = Interpreter(self.recorded(leaves, spec, Resizing(self.resized_sizes)).nodes)
         return programs[key]
 
-    def recorded(self, leaves: Sequence[Any], spec: TreeSpec, sizes: Sequence[Size] = ()) -> fx.Graph:
+    def recorded(self, leaves: Sequence[Any], spec: TreeSpec, resizing: Resizing) -> fx.Graph:
         """The program of the module's own forward, called with such arguments.
 
         Args:
             leaves: All arguments, flat; tensors (or what stands for them) become inputs of the program.
             spec: How they are put together.
-            sizes: Numbers in it that follow.
+            resizing: Lets numbers follow.
 
         Raises:
+            ValueError: If there is an argument that could change unseen.
             Exception: Whatever torch.fx raises where the forward depends on values.
         """
+        if strange := [leaf for leaf in leaves if not _is_tensor(leaf) and _constant(leaf) is type(leaf)]:
+            raise ValueError(
+                f"a module that is recorded takes tensors and numbers, but got a {type(strange[0]).__name__}: give it "
+                "what is in it instead"
+            )
         itself = self.resized_class.__new__(self.resized_class)
         itself.__dict__ = vars(self)
         called = _Called(itself, leaves, spec)
-        program = symbolic(called, tuple(filter(_is_tensor, leaves)), change=Resizing(sizes))
+        program = symbolic(called, tuple(filter(_is_tensor, leaves)), change=resizing, decides=False)
         for node in program.nodes:
             if node.op in ("call_module", "get_attr"):
                 node.target = str(node.target).partition(".")[2]
@@ -105,7 +124,7 @@ def _is_tensor(value: Any) -> bool:
 
 def _constant(value: Any) -> Any:
     """What of an argument or attribute is written into a program."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
         return value
     return Tensor if _is_tensor(value) else type(value)
 

@@ -43,7 +43,12 @@ _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "tril_indice
 
 
 def symbolic(
-    network: nn.Module, example_input: Inputs, attributes: Collection[str] = (), change: Change = unchanged
+    network: nn.Module,
+    example_input: Inputs,
+    attributes: Collection[str] = (),
+    change: Change = unchanged,
+    *,
+    decides: bool = True,
 ) -> fx.Graph:
     """The program of a network's forward, layers whole; it holds for inputs of other sizes, too.
 
@@ -54,6 +59,7 @@ def symbolic(
         attributes: Numbers and buffers that its modules hold ("blocks.0.attention.heads"), which the program reads off
             the network that it runs on; all others stand in it as they are.
         change: What is done to every node once it is written, in place.
+        decides: Whether conditions on sizes are decided as with the example, rather than refused.
 
     Raises:
         Exception: Whatever torch.fx raises where the forward depends on values.
@@ -66,7 +72,7 @@ def symbolic(
         _known_lengths(),
     ):
         before = set(vars(network))
-        program = _traced(network, example_input, attributes, change)
+        program = _traced(network, example_input, attributes, change, decides=decides)
         made = {name: one for name, one in vars(network).items() if name not in before and isinstance(one, Tensor)}
     for node in program.nodes:  # torch.fx puts tensors that forward makes into the network
         if node.op == "get_attr" and node.target in made:
@@ -74,13 +80,15 @@ def symbolic(
     return program
 
 
-def _traced(network: nn.Module, example_input: Inputs, attributes: Collection[str], change: Change) -> fx.Graph:
+def _traced(
+    network: nn.Module, example_input: Inputs, attributes: Collection[str], change: Change, *, decides: bool
+) -> fx.Graph:
     """The program as torch.fx records it; buffers are recorded only where one is cut to a size of the inputs."""
     held = {name: operator.attrgetter(name)(network) for name in attributes}
     try:
-        return _Tracer(network, example_input, held, change).trace(network)
+        return _Tracer(network, example_input, held, change, decides=decides).trace(network)
     except TypeError:
-        tracer = _Tracer(network, example_input, held, change)
+        tracer = _Tracer(network, example_input, held, change, decides=decides)
         tracer.proxy_buffer_attributes = True
         return tracer.trace(network)
 
@@ -164,9 +172,11 @@ def _recorded(factory: Callable[..., Tensor]) -> Callable[..., Any]:
 class _Tracer(fx.Tracer):
     """Traces into whatever is not one operator; encoders and decoders of torch's are run layer by layer."""
 
-    def __init__(self, network: nn.Module, given: Inputs, attributes: Mapping[str, Any], change: Change) -> None:
+    def __init__(
+        self, network: nn.Module, given: Inputs, attributes: Mapping[str, Any], change: Change, *, decides: bool
+    ) -> None:
         super().__init__(autowrap_modules=(math,))
-        self._given, self._attributes, self._change = given, attributes, change
+        self._given, self._attributes, self._change, self._decides = given, attributes, change, decides
         self.example = ExampleValues(network, given)
 
     def create_node(
@@ -215,7 +225,13 @@ class _Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Conditions on sizes are decided as with the example, those on attributes that are read off as they stand."""
-        return bool(self._value(obj.node) if self._follows(obj.node) else self.example.plain(obj.node))
+        if self._follows(obj.node):
+            return bool(self._value(obj.node))
+        if not self._decides:
+            raise fx.proxy.TraceError(
+                f"forward asks for the truth of {obj.node.name!r}, and may be run with other sizes"
+            )
+        return bool(self.example.plain(obj.node))
 
     def _follows(self, node: fx.Node) -> bool:
         """Whether a value depends on attributes that are read off, and on nothing else."""

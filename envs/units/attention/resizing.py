@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
-from envs.network.copies import copy_network, in_mode, same_output
+from envs.network.copies import copy_network, in_mode
 from envs.network.inputs import Inputs
 from envs.network.interpreter import execute, run
 from envs.network.kinds import plain_name
-from envs.network.tracing.numbers import Size, is_sized, read_by, tell, told
+from envs.network.tracing.numbers import Resizing, Size, read_by, tell, told
 from envs.network.tracing.resized import Resized
 from envs.network.tracing.sizes import matched
 from envs.units.attention.attributes import candidates_of, drops, runs_without, silent_output
 from envs.units.attention.explicit import Form
 from envs.units.attention.found import Found
 from envs.units.attention.given import Given, given_to, scope
+from envs.units.attention.recording import records_all
 from envs.units.slicing import slice_network
 from envs.units.units import Attribute, Unit
 
@@ -51,14 +52,10 @@ def resized_form(network: nn.Module, found: Found, units: Sequence[Unit], exampl
     given = given_to(network, found.owner, example_input) if found.owner else None
     if given is None:
         return None
+    if not records_all(network.get_submodule(found.owner), given):
+        return None
     whole = in_mode(copy_network(network))
     whole.set_submodule(found.owner, Resized(whole.get_submodule(found.owner), ()))
-    try:
-        got = given.call(whole.get_submodule(found.owner))
-    except Exception:  # whatever torch.fx, or the module's own code, raises
-        return None
-    if not same_output(given.call(network.get_submodule(found.owner)), got, TOLERANCE):
-        return None
     tried = ((unit, tables) for unit in units for tables in _tables(whole, found, unit))
     around = given_to(network, scope(found.owner, found.out), example_input)
     if around is None:
@@ -108,9 +105,10 @@ def _followed(dense: Any, small: Any, found: Found, given: Given, choice: int) -
     """
     leaves, spec = tree_flatten(given.arguments())
     inputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    program = dense.recorded(leaves, spec)
+    resizing = Resizing()
+    program = dense.recorded(leaves, spec, resizing)
     before = dict(run(program, dense, inputs))
-    places = {node: place for place, node in enumerate(filter(is_sized, program.nodes))}
+    places = {node: place for place, node in enumerate(resizing.places)}
     sizes: list[Size] = []
     now: dict[fx.Node, Any] = {}
     for node in program.nodes:

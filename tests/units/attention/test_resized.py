@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +100,7 @@ CLASSES: dict[str, tuple[type[nn.Module], str, int]] = {
 class Network(nn.Module):
     """Two blocks around a shortcut, and a classifier."""
 
-    def __init__(self, kind: type[nn.Module]) -> None:
+    def __init__(self, kind: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(kind() for _ in range(2))
         self.head = nn.Linear(WIDTH, 5)
@@ -185,6 +188,78 @@ def test_heads_follow_in_networks_that_torch_export_traces_too(name: str) -> Non
     anatomy = dissect(Checked(kind).eval(), inputs(1), inputs())
     assert [(unit.kind, unit.channels) for unit in anatomy.units if unit.name != "head"] == [(what, count)] * 2
     assert half(anatomy)(inputs(2)).shape == (2, 5)
+
+
+class Strange(FromWidth):
+    """Does what no recorded forward does again."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.how == "length" and x.shape[1] > 8:
+            return y.cumsum(dim=1)
+        if self.how == "random" and self.training:
+            return y * torch.bernoulli(torch.full((WIDTH,), 0.5))
+        if self.how == "drawn" and self.training and random.random() < 0.5:
+            return y * 0
+        if self.how == "counting" and self.training:
+            self.seen.add_(1)  # type: ignore[operator]
+        if self.how == "no gradient":
+            with torch.no_grad():
+                return self.out(y)  # type: ignore[no-any-return]
+        if self.how == "in place" and self.training:
+            y.mul_(0.5)
+        if self.how == "keeping":
+            self.last = y
+        return y
+
+
+@pytest.mark.parametrize("how", ["length", "random", "drawn", "counting", "no gradient", "in place", "keeping"])
+def test_what_a_recorded_forward_would_not_do_again_stays_in_its_class(how: str) -> None:
+    torch.manual_seed(0)
+    anatomy = dissect(Network(partial(Strange, how)).eval(), inputs(1), inputs())
+    assert not anatomy.forms
+    assert not any(unit.kind == "heads" for unit in anatomy.units)
+
+
+class Described(FromWidth):
+    """Says how wide it is, which the network reads; the mask is an argument that may be missing."""
+
+    @property
+    def width(self) -> int:
+        return self.out.out_features
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            mask = mask.view(x.shape[0], 1, -1)[..., : x.shape[1]]
+            x = x * mask.transpose(1, 2)
+        return super().forward(x)
+
+
+class Reading(nn.Module):
+    """One block, called with a mask or without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = Described(), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(self.block(x, mask).mean(1) / self.block.width)
+        return logits
+
+
+def test_properties_are_there_and_a_mask_may_be_missing() -> None:
+    torch.manual_seed(0)
+    network, mask = Reading().eval(), torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2, [1.0] * 6])
+    anatomy = dissect(network, (inputs(1), mask[:1]), (inputs(), mask))
+    assert [unit.kind for unit in anatomy.units] == ["heads"]
+    small = half(anatomy)
+    assert torch.allclose(small(inputs(), torch.ones_like(mask)), small(inputs()), atol=1e-6)
+    assert small.double()(inputs().double()).dtype == torch.float64
 
 
 def test_layers_keep_their_names() -> None:
