@@ -43,12 +43,15 @@ class Resizing:
             sizes: The numbers that follow.
         """
         self._sizes = sizes
+        self._graph: fx.Graph | None = None
         self._behind: set[fx.Node] = set()
         self.places: list[fx.Node] = []
         """The operators that are told sizes of what layers give, so far: those of masks come and go with the mask."""
 
     def __call__(self, node: fx.Node) -> None:
-        """Takes the next node of the program."""
+        """Takes the next node of the program, or the first one of another attempt to record it."""
+        if node.graph is not self._graph:
+            self._graph, self._behind, self.places = node.graph, set(), []
         if node.op == "call_module" or self._behind.intersection(node.all_input_nodes):
             self._behind.add(node)
         if not is_sized(node) or read_by(node) not in self._behind:

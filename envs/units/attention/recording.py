@@ -30,11 +30,13 @@ class _Trace:
         tensors: Results, gradients and buffers; None where a parameter has no gradient.
         types: The precision of the results, and whether they have a gradient.
         numbers: States of the generators of random numbers.
+        assigned: Whether forward assigned something to the module.
     """
 
     tensors: list[Any]
     types: list[Any]
     numbers: list[Any]
+    assigned: bool
 
 
 def records_all(module: nn.Module, given: Given) -> bool:
@@ -47,34 +49,33 @@ def records_all(module: nn.Module, given: Given) -> bool:
         module: The module; it is not changed.
         given: What it is called with.
     """
+    return all(_agree_in(module, given, *how) for how in product((False, True), (False, True)))
+
+
+def _agree_in(module: nn.Module, given: Given, training: bool, narrow: bool) -> bool:
+    """Whether both agree in a mode and precision, or the module itself does not run in it."""
     try:
-        return all(
-            _agree(_left(module, given, *how), _left(Resized(copy.deepcopy(module), ()), given, *how))
-            for how in product((False, True), (False, True))
-        )
-    except Exception:  # whatever torch.fx, or the module's own code, raises
+        own = _left(module, given, training, narrow)
+    except Exception:  # whatever the module's own code raises, such as on complex numbers of half the precision
+        return narrow or training
+    try:
+        recorded = _left(Resized(copy.deepcopy(module), ()), given, training, narrow)
+    except Exception:  # whatever torch.fx raises
         return False
-
-
-def _agree(own: _Trace, recorded: _Trace) -> bool:
-    if own.types != recorded.types or own.numbers != recorded.numbers or len(own.tensors) != len(recorded.tensors):
+    if own.assigned or own.types != recorded.types or own.numbers != recorded.numbers:
         return False
-    return all(
+    return len(own.tensors) == len(recorded.tensors) and all(
         a is b if a is None or b is None else same_output(a, b, TOLERANCE)
         for a, b in zip(own.tensors, recorded.tensors, strict=True)
     )
 
 
 def _left(module: nn.Module, given: Given, training: bool, narrow: bool) -> _Trace:
-    """What two calls leave behind, in a mode, in bfloat16 where autocast chooses it.
-
-    Raises:
-        ValueError: If forward assigns to the module.
-    """
+    """What two calls leave behind, in a mode, in bfloat16 where autocast chooses it."""
     twin = in_mode(copy.deepcopy(module), training=training)
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    before = _assigned(twin)
+    before = _held(twin)
     with _seeded(), torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
         for seed in range(2):
             torch.manual_seed(seed)
@@ -86,14 +87,14 @@ def _left(module: nn.Module, given: Given, training: bool, narrow: bool) -> _Tra
             if isinstance(loss, Tensor):
                 loss.backward()  # type: ignore[no-untyped-call]
         numbers = [torch.get_rng_state().tolist(), random.getstate()]
-    if _assigned(twin) != before:
-        raise ValueError("its forward assigns to the module")
+    assigned = _held(twin) != before
     gradients = [parameter.grad for parameter in twin.parameters()]
     types = [(one.dtype, one.requires_grad) for one in results]
-    return _Trace([*(one.detach() for one in results), *gradients, *twin.buffers()], types, numbers)
+    tensors = [*(one.detach() for one in results), *gradients, *twin.buffers()]
+    return _Trace(tensors, types, numbers, assigned)
 
 
-def _assigned(module: nn.Module) -> list[tuple[str, int]]:
+def _held(module: nn.Module) -> list[tuple[str, int]]:
     """The identities of what modules hold beside their tensors and each other."""
     return [(name, id(value)) for one in module.modules() for name, value in vars(one).items()]
 

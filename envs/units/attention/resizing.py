@@ -56,6 +56,8 @@ def resized_form(network: nn.Module, found: Found, units: Sequence[Unit], exampl
         return None
     whole = in_mode(copy_network(network))
     whole.set_submodule(found.owner, Resized(whole.get_submodule(found.owner), ()))
+    if _told(whole, found, given, training=False) != _told(whole, found, given, training=True):
+        return None
     tried = ((unit, tables) for unit in units for tables in _tables(whole, found, unit))
     around = given_to(network, scope(found.owner, found.out), example_input)
     if around is None:
@@ -63,6 +65,14 @@ def resized_form(network: nn.Module, found: Found, units: Sequence[Unit], exampl
     sizes = (_sizes(whole, found, replace(unit, attributes=tables), given, around) for unit, tables in tried)
     chosen = next(filter(None, sizes), None)
     return None if chosen is None else Form(module=found.owner, sizes=chosen)
+
+
+def _told(network: nn.Module, found: Found, given: Given, *, training: bool) -> list[tuple[str, int]]:
+    """The operators that are told sizes of what layers give, and of how many numbers, in a mode."""
+    module: Any = in_mode(copy_network(network), training=training).get_submodule(found.owner)
+    resizing = Resizing()
+    module.recorded(*tree_flatten(given.arguments()), resizing)
+    return [(plain_name(node.target), len(told(node))) for node in resizing.places]
 
 
 def _tables(network: nn.Module, found: Found, unit: Unit) -> Iterator[tuple[Attribute, ...]]:

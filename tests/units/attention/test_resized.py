@@ -74,6 +74,22 @@ class Written(nn.Module):
         return out
 
 
+class Tabled(FromWidth):
+    """Reads a table as long as the tokens: torch.fx records buffers in a second attempt only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.rand(64, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        table: Tensor = self.table  # type: ignore[assignment]
+        b, n, c = x.shape
+        k, q, v = (part.reshape(b, n, self.heads, c // self.heads).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q * self.scale, rotated(k), v).transpose(1, 2)
+        out: Tensor = self.out(y.reshape(b, n, c)) + table[:n]
+        return out
+
+
 class Merged(nn.Module):
     """Heads merged with the batch, split by sizes and multiplied by hand."""
 
@@ -94,6 +110,7 @@ CLASSES: dict[str, tuple[type[nn.Module], str, int]] = {
     "from width": (FromWidth, "heads", 4),
     "written": (Written, "head groups", 2),
     "merged": (Merged, "heads", 4),
+    "tabled": (Tabled, "heads", 4),
 }
 
 
@@ -215,10 +232,14 @@ class Strange(FromWidth):
             y.mul_(0.5)
         if self.how == "keeping":
             self.last = y
+        if self.how == "shaping" and self.training:
+            return y.view(*y.shape[:2], WIDTH)
         return y
 
 
-@pytest.mark.parametrize("how", ["length", "random", "drawn", "counting", "no gradient", "in place", "keeping"])
+@pytest.mark.parametrize(
+    "how", ["length", "random", "drawn", "counting", "no gradient", "in place", "keeping", "shaping"]
+)
 def test_what_a_recorded_forward_would_not_do_again_stays_in_its_class(how: str) -> None:
     torch.manual_seed(0)
     anatomy = dissect(Network(partial(Strange, how)).eval(), inputs(1), inputs())
