@@ -81,6 +81,26 @@ def test_looking_at_sizes_changes_no_example() -> None:
     assert torch.equal(example, before)
 
 
+class Normalized(nn.Module):
+    """Asks for the shape of what a batch normalization gives, which changes what it holds in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(self.norm(x), 0.5, self.training)
+        return y.reshape(*y.shape[:2], -1)
+
+
+def test_looking_at_sizes_in_training_changes_no_statistics_and_draws_no_numbers() -> None:
+    network = Normalized().train()
+    state = torch.get_rng_state()
+    symbolic(network, images(1, 1))
+    assert torch.equal(network.norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 class Looking(nn.Module):
     """What is computed depends on values, or on how many samples there are."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Iterator, Sequence
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,11 +73,12 @@ class Resized(nn.Module):
     def program(self, leaves: Sequence[Any], spec: TreeSpec) -> Interpreter:
         """The program that runs with such arguments, recorded once; arguments as in `recorded`."""
         programs = _programs.setdefault(self.resized_record, {})
-        held = (*self.parameters(), *self.buffers())
-        own = (tuple((name, _constant(value)) for name, value in vars(one).items()) for one in self.modules())
-        key = (str(spec), *map(_constant, leaves), *((one.dtype, one.device) for one in held), *own)
+        held = ((one.dtype, one.device) for one in (*self.parameters(), *self.buffers()))
+        own = (value for one in self.modules() for value in vars(one).values() if isinstance(value, bool | float | str))
+        key = (str(spec), *map(_constant, leaves), *held, *own)  # whole numbers are sizes, which `Size` lets follow
         if key not in programs:
-            programs[key] = Interpreter(self.recorded(leaves, spec, Resizing(self.resized_sizes)).nodes)
+            with _recording:
+                programs[key] = Interpreter(self.recorded(leaves, spec, Resizing(self.resized_sizes)).nodes)
         return programs[key]
 
     def recorded(self, leaves: Sequence[Any], spec: TreeSpec, resizing: Resizing) -> fx.Graph:
@@ -115,6 +117,8 @@ class Record:
 
 
 _programs: WeakKeyDictionary[Record, dict[Any, Interpreter]] = WeakKeyDictionary()
+_recording = RLock()
+"""torch.fx takes the place of calls of all modules while it records."""
 
 
 def _is_tensor(value: Any) -> bool:
@@ -123,7 +127,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _constant(value: Any) -> Any:
-    """What of an argument or attribute is written into a program."""
+    """What of an argument is written into a program."""
     if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
         return value
     return Tensor if _is_tensor(value) else type(value)

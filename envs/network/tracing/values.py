@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from envs.network.copies import copy_network
+from envs.network.copies import copy_network, in_mode
 from envs.network.inputs import Inputs, tensors
 from envs.network.interpreter import Values, execute
 
@@ -18,7 +18,7 @@ _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
 
 class ExampleValues:
-    """Runs what a node of a program depends on, once."""
+    """Runs what a node of a program depends on, once, in eval mode: sizes are the same in both."""
 
     def __init__(self, network: nn.Module, example_input: Inputs) -> None:
         """Nothing has run.
@@ -28,7 +28,7 @@ class ExampleValues:
             example_input: Its inputs.
         """
         self._network, self._inputs = network, tensors(example_input)
-        self._twin = copy_network(network)  # in a trace forward may assign records to what the network holds
+        self._twin = in_mode(copy_network(network))  # forward may assign records to what the network holds, meanwhile
         self._known: Values = {}
 
     def plain(self, node: fx.Node) -> Any:
@@ -41,7 +41,7 @@ class ExampleValues:
             raise fx.proxy.TraceError("a trace inside of a trace has no example")
         needed = self._needed(node)
         given = iter(self._inputs)
-        with _untraced(), torch.no_grad():
+        with _untraced(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for one in node.graph.nodes:
                 argument = next(given) if one.op == "placeholder" else None
                 if one in needed:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from envs.network.copies import copy_network, in_mode, same_output
 from envs.network.inputs import Inputs
+from envs.network.tracing.resized import Resized
 from envs.units.attention.found import Found
 from envs.units.attention.given import Given, given_to, scope
 from envs.units.slicing import silence, slice_network
@@ -63,7 +64,8 @@ def candidates_of(network: nn.Module, found: Found, unit: Unit) -> Iterator[Attr
     owner = network.get_submodule(found.owner)
     prefix = f"{found.owner}." if found.owner else ""
     counts = _counts(found)
-    for name, value in vars(owner).items():
+    numbers = {} if isinstance(owner, Resized) else vars(owner)  # which follow by themselves there
+    for name, value in numbers.items():
         if type(value) is int and value in counts and value % unit.steps == 0:
             yield Attribute(name=prefix + name)
     own = (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))

@@ -30,9 +30,6 @@ from envs.units.attention.recording import records_all
 from envs.units.slicing import slice_network
 from envs.units.units import Attribute, Unit
 
-TOLERANCE = 1e-3
-"""Largest accepted difference of what the module gives; real mistakes are of order 1."""
-
 MAX_TABLES = 4
 """Tables among which several are chosen together."""
 
@@ -50,18 +47,14 @@ def resized_form(network: nn.Module, found: Found, units: Sequence[Unit], exampl
         example_input: Input of batch 1.
     """
     given = given_to(network, found.owner, example_input) if found.owner else None
-    if given is None:
-        return None
-    if not records_all(network.get_submodule(found.owner), given):
+    around = given_to(network, scope(found.owner, found.out), example_input)
+    if given is None or around is None or not records_all(network.get_submodule(found.owner), given):
         return None
     whole = in_mode(copy_network(network))
     whole.set_submodule(found.owner, Resized(whole.get_submodule(found.owner), ()))
     if _told(whole, found, given, training=False) != _told(whole, found, given, training=True):
         return None
     tried = ((unit, tables) for unit in units for tables in _tables(whole, found, unit))
-    around = given_to(network, scope(found.owner, found.out), example_input)
-    if around is None:
-        return None
     sizes = (_sizes(whole, found, replace(unit, attributes=tables), given, around) for unit, tables in tried)
     chosen = next(filter(None, sizes), None)
     return None if chosen is None else Form(module=found.owner, sizes=chosen)
