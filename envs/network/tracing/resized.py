@@ -76,8 +76,8 @@ class Resized(nn.Module):
         held = ((one.dtype, one.device) for one in (*self.parameters(), *self.buffers()))
         own = (value for one in self.modules() for value in vars(one).values() if isinstance(value, bool | float | str))
         key = (str(spec), *map(_constant, leaves), *held, *own)  # whole numbers are sizes, which `Size` lets follow
-        if key not in programs:
-            with _recording:
+        with _recording:
+            if key not in programs:
                 programs[key] = Interpreter(self.recorded(leaves, spec, Resizing(self.resized_sizes)).nodes)
         return programs[key]
 
@@ -118,7 +118,7 @@ class Record:
 
 _programs: WeakKeyDictionary[Record, dict[Any, Interpreter]] = WeakKeyDictionary()
 _recording = RLock()
-"""torch.fx takes the place of calls of all modules while it records."""
+"""torch.fx takes the place of module calls while it records: two threads cannot."""
 
 
 def _is_tensor(value: Any) -> bool:

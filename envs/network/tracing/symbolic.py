@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
+from threading import get_ident
 from typing import Any, TypeAlias
 
 import torch
@@ -178,6 +179,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_modules=(math,))
         self._given, self._attributes, self._change, self._decides = given, attributes, change, decides
         self.example = ExampleValues(network, given)
+        self._thread = get_ident()
 
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
@@ -199,7 +201,15 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return is_leaf(module, name)
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What a module holds; torch.fx asks for all threads, of which one is recorded."""
+        if get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if get_ident() != self._thread:
+            return forward(*args, **kwargs)
         if type(module) in (nn.TransformerEncoder, nn.TransformerDecoder):
             forward = partial(_layer_by_layer, module)
         forward = partial(self._with_attributes, self.path_of_module(module), forward)

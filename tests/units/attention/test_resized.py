@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -281,6 +283,16 @@ def test_properties_are_there_and_a_mask_may_be_missing() -> None:
     small = half(anatomy)
     assert torch.allclose(small(inputs(), torch.ones_like(mask)), small(inputs()), atol=1e-6)
     assert small.double()(inputs().double()).dtype == torch.float64
+
+
+def test_threads_may_be_the_first_to_call_it() -> None:
+    small = half(read("from width"))
+    expected = small(inputs())
+    for _ in range(5):
+        fresh = pickle.loads(pickle.dumps(small))  # without what was recorded
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda _, network=fresh: network(inputs()), range(8)))
+        assert all(torch.equal(result, expected) for result in results)
 
 
 def test_layers_keep_their_names() -> None:
