@@ -54,15 +54,15 @@ class Resizing:
             self._graph, self._behind, self.places = node.graph, set(), []
         if node.op == "call_module" or self._behind.intersection(node.all_input_nodes):
             self._behind.add(node)
-        if not is_sized(node) or read_by(node) not in self._behind:
+        if not _is_sized(node) or read_by(node) not in self._behind:
             return
         for size in self._sizes:
             if size.place == len(self.places):
-                rewrite(node, size)
+                _rewrite(node, size)
         self.places.append(node)
 
 
-def is_sized(node: fx.Node) -> bool:
+def _is_sized(node: fx.Node) -> bool:
     """Whether a node is an operator of a tensor (or of sizes) that is told numbers."""
     called = node.op in ("call_function", "call_method") and plain_name(node.target) in SIZED
     return called and bool(node.args) and isinstance(node.args[0], fx.Node) and bool(told(node))
@@ -97,7 +97,7 @@ def tell(node: fx.Node, numbers: Sequence[Any]) -> None:
     node.args = _through(node, lambda _: next(rest))
 
 
-def rewrite(node: fx.Node, size: Size) -> None:
+def _rewrite(node: fx.Node, size: Size) -> None:
     """Lets one number of an operator be what `size` says, in place."""
     numbers: list[Any] = told(node)
     number: Any = size.width

@@ -219,29 +219,16 @@ def _carriers(
     network: nn.Module, start: Iterable[fx.Node], sizes: Sizes, is_linear: Callable[[fx.Node], bool]
 ) -> Iterator[tuple[str, str]]:
     """What maps every channel to itself between some nodes and the layers in front of them, and the first of these."""
-    seen: set[fx.Node] = set()
-    waiting = list(start)
-    while waiting:
-        node = waiting.pop()
-        if node in seen or is_linear(node):
-            continue
-        seen.add(node)
+    for node in _reached(start, lambda one: [] if is_linear(one) else _read(one, sizes)):
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, BATCH_NORMS) or (module is not None and is_depthwise(module)):
             layers = _nearest([node], lambda one: _read(one, sizes), is_linear)
             yield from ((str(node.target), str(layer.target)) for layer in layers[:1])
-        waiting += _read(node, sizes)
 
 
 def _factors(network: nn.Module, result: fx.Node, is_linear: Callable[[fx.Node], bool]) -> list[fx.Node]:
     """What an attention's result is multiplied with in front of the layers that read it."""
-    reached: dict[fx.Node, None] = {}
-    waiting = [result]
-    while waiting:
-        node = waiting.pop()
-        if node not in reached and not is_linear(node):
-            reached[node] = None
-            waiting += node.users
+    reached = dict.fromkeys(_reached([result], lambda one: [] if is_linear(one) else one.users))
     products = [node for node in reached if _function(network, node) == "mul"]
     return [one for node in products for one in node.all_input_nodes if one not in reached]
 
@@ -269,28 +256,21 @@ def _nearest(
     start: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]], wanted: Callable[[fx.Node], bool]
 ) -> list[fx.Node]:
     """The first nodes of a kind on all ways from some nodes."""
+    return [node for node in _reached(start, lambda one: [] if wanted(one) else following(one)) if wanted(node)]
+
+
+def _upstream(node: fx.Node) -> list[fx.Node]:
+    """A node and all that it depends on."""
+    return _reached([node], lambda one: one.all_input_nodes)
+
+
+def _reached(start: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> list[fx.Node]:
+    """Some nodes and all that follow them, each once."""
     seen: dict[fx.Node, None] = {}
-    hits: dict[fx.Node, None] = {}
     waiting = list(start)
     while waiting:
         node = waiting.pop()
-        if node in seen:
-            continue
-        seen[node] = None
-        if wanted(node):
-            hits[node] = None
-        else:
+        if node not in seen:
+            seen[node] = None
             waiting += following(node)
-    return list(hits)
-
-
-def _upstream(node: fx.Node) -> set[fx.Node]:
-    """A node and all that it depends on."""
-    seen: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        if one not in seen:
-            seen.add(one)
-            waiting += one.all_input_nodes
-    return seen
+    return list(seen)

@@ -64,10 +64,7 @@ def _agree_in(module: nn.Module, given: Given, training: bool, narrow: bool) -> 
         return False
     if own.assigned or own.types != recorded.types or own.numbers != recorded.numbers:
         return False
-    return len(own.tensors) == len(recorded.tensors) and all(
-        a is b if a is None or b is None else same_output(a, b, TOLERANCE)
-        for a, b in zip(own.tensors, recorded.tensors, strict=True)
-    )
+    return same_output(own.tensors, recorded.tensors, TOLERANCE)
 
 
 def _left(module: nn.Module, given: Given, training: bool, narrow: bool) -> _Trace:

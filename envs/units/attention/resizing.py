@@ -46,8 +46,9 @@ def resized_form(network: nn.Module, found: Found, units: Sequence[Unit], exampl
         units: Its unverified units, of which one is to be verified.
         example_input: Input of batch 1.
     """
+    name = scope(found.owner, found.out)
     given = given_to(network, found.owner, example_input) if found.owner else None
-    around = given_to(network, scope(found.owner, found.out), example_input)
+    around = given if name == found.owner else given_to(network, name, example_input)
     if given is None or around is None or not records_all(network.get_submodule(found.owner), given):
         return None
     whole = in_mode(copy_network(network))
