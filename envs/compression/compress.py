@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
 
-from envs.compression.preparation import (
-    HELD_SHARE,
-    Preparation,
-    Remember,
-    halved,
-    samplings,
-)
+from envs.compression.preparation import HELD_SHARE, Preparation, Remember, halved, samplings, with_turns
 from envs.compression.settings import CompressionSettings
 from envs.compression.sparsify import finishes
 from envs.importance.scores import importance_named
@@ -48,6 +43,7 @@ from envs.units.attention.explicit import Form
 from envs.units.branches.branch import is_gone, without_branches
 from envs.units.branches.trial import VerifiedBranch, outermost
 from envs.units.layout import LayoutFamily, kept_counts
+from envs.units.principal import flagged, turned
 from envs.units.slicing import Axes, kept_axes, slice_axes
 from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern
@@ -100,14 +96,16 @@ class Compressor:
             chunks: Calibration inputs.
             settings: How to compress.
             remember: Gives back earlier results of the same (kind, key), or computes them.
-            sparse: Layers that may take a pattern.
+            sparse: Layers that may take a pattern; the channels of their units stay as they are, since other channels
+                have other small weights.
             forms: Attention that was made explicit in the network; policies say so.
             branches: Residual branches that may go.
             counts: Which tokens of a batch count, None: all.
         """
         self.network = placed(network, settings.device)
         self.graph = graph
-        self.units = tuple(units)
+        touched = [unit for unit in units if unit.principal and not _members(unit).intersection(sparse)]
+        self.units = flagged(units, [unit.name for unit in touched])
         self.settings = settings
         self._family = family
         self._forms = tuple(forms)
@@ -141,11 +139,17 @@ class Compressor:
             key=(*self._fingerprints, self.calibration_fingerprint),
             counts=self.counts,
         )
-        moments = preparation.moments(sparse)
-        self.orders = preparation.orders(moments)
+        before = preparation.moments(sparse)
+        turns = preparation.turns(before)
+        self.network = turned(self.network, self.units, turns)
+        changed = replace(preparation, network=self.network)
+        moments = with_turns(before, self.units, turns)
+        self.orders = changed.orders(moments)
 
         def read() -> LayerwiseBank:
-            return LayerwiseBank(self.network, preparation.moments(sparse), settings.ridge)
+            return LayerwiseBank(
+                self.network, with_turns(preparation.moments(sparse), self.units, turns), settings.ridge
+            )
 
         self.dense = Dense(
             network=self.network,
@@ -163,11 +167,16 @@ class Compressor:
             narrow_targets=settings.narrow_targets,
             keep_targets=settings.keep_targets,
             mean_shift=importance_named(settings.importance).mean_shift,
-            factors=preparation.factors(moments),
+            factors=changed.factors(moments),
             means=branch_means(self.network, self.graph, self.branches, chunks, sampling),
         )
         self.preparation_forwards = preparation.image_forwards(moments) + self._repair().preparation_forwards()
         self.preparation_forwards += sum(map(batch_size, chunks)) if self.branches else 0
+
+    @property
+    def principal(self) -> list[str]:
+        """Names of the units whose channels are principal ones."""
+        return [unit.name for unit in self.units if unit.principal]
 
     def _repair(self, name: str | None = None) -> Repair:
         """The repair of that name, None: of the settings."""
@@ -327,3 +336,7 @@ class Compressor:
         twin = copy.copy(self)
         twin._repairs, twin.dense = {self.settings.repair: quick}, quick.dense
         return twin
+
+
+def _members(unit: Unit) -> set[str]:
+    return {member.module for member in unit.members}

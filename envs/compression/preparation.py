@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,16 +16,45 @@ from envs.importance.taylor import FORWARDS, gate_sensitivities, images_at_once
 from envs.network.inputs import Inputs, batch_size, divided
 from envs.regression.counted import Counts
 from envs.regression.factors import Factors
-from envs.regression.statistics import Moments, Sampling, input_moments, pack_moments, totals, unpack_moments
+from envs.regression.ridge import add, changed
+from envs.regression.statistics import (
+    Moments,
+    Sampling,
+    gram_of,
+    input_moments,
+    pack_moments,
+    totals,
+    unpack_moments,
+)
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import repair_class
 from envs.units.layout import LayoutFamily
+from envs.units.principal import SecondMoments, Turn, places, reading_moments, sides, turns_of
 from envs.units.units import Unit
 
 HELD_SHARE = 0.25
 """Of the memory setting, what sequential repair may hold of activations at a cut."""
 
 Remember = Callable[[str, Mapping[str, object], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+
+
+def with_turns(moments: Moments, units: Iterable[Unit], turns: Mapping[str, Turn]) -> Moments:
+    """Moments of what layers read once the channels of some units have changed.
+
+    Args:
+        moments: Of the network as it was.
+        units: Its units.
+        turns: Changes by unit.
+    """
+    found = dict(moments)
+    for unit in (unit for unit in units if unit.name in turns):
+        reader = sides(unit)[0]
+        if reader.role == "consumer" and reader.module in found:
+            matrix = torch.eye(found[reader.module][0].x.shape[1], dtype=torch.float64, device="cpu")
+            for at in places(reader):
+                matrix[torch.tensor(at)[:, None], torch.tensor(at)] = turns[unit.name].inverse.T.cpu()
+            found[reader.module] = tuple(changed(sums, matrix) for sums in found[reader.module])
+    return found
 
 
 def positions_for(images: int, rows: int = ROWS) -> int:
@@ -119,10 +148,28 @@ class Preparation:
         found = self.remember("moments", {**self._key(), "consumers": list(consumers)}, compute)
         return unpack_moments({name: tensor.to(settings.device) for name, tensor in found.items()})
 
+    def turns(self, moments: Moments) -> dict[str, Turn]:
+        """How the channels of principal units change; without their moments by the weights alone."""
+        factors = self.factors(moments)
+        found = {}
+        for unit in (unit for unit in self.units if unit.principal):
+            reader = sides(unit)[0]
+            if unit.name in factors:
+                known = factors[unit.name]
+                found[unit.name] = SecondMoments(known.weights[0] @ known.weights[0], known.gram()[0])
+            elif reader.role == "consumer" and reader.module in moments and moments[reader.module][0].xx is not None:
+                gram = gram_of(add(moments[reader.module]))[0]
+                read = torch.stack([gram[at][:, at] for at in places(reader)]).sum(dim=0)
+                found[unit.name] = SecondMoments(reading_moments(self.network, unit), read)
+        return turns_of(self.network, self.units, found)
+
     def orders(self, moments: Moments) -> dict[str, list[int]]:
         """Channels of each unit by descending importance."""
         settings, score = self.settings, self._importance
-        units = [[one.name, one.channels, one.granule, *([one.shares] if one.shares else [])] for one in self.units]
+        units = [
+            [one.name, one.channels, one.granule, *([one.shares] if one.shares else []), *one.principal * ["principal"]]
+            for one in self.units
+        ]
 
         def compute() -> dict[str, Tensor]:
             evidence = self._evidence(moments)

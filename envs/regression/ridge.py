@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -117,6 +117,20 @@ def missing(sums: Sums, weights: Tensor, columns: Tensor) -> Sums:
         return Sums(count=sums.count, x=x, r=r, xx=xx, xr=xr)
     rows = tuple((rows[:, :, columns], rows.double() @ gone) for rows, _ in sums.rows)
     return Sums(count=sums.count, x=x, r=r, xx=None, xr=None, rows=rows)
+
+
+def changed(sums: Sums, matrix: Tensor) -> Sums:
+    """Sums over rows that are multiplied with a matrix.
+
+    Args:
+        sums: Over rows [1, m, n].
+        matrix: [n, n] float64 M: rows x become x M.
+    """
+    exact = matrix.to(sums.x.device)
+    xx = None if sums.xx is None else (exact.T @ sums.xx.double() @ exact).to(sums.xx.dtype)
+    xr = None if sums.xr is None else (exact.T @ sums.xr.double()).to(sums.xr.dtype)
+    rows = tuple(((x.double() @ exact).to(x.dtype), r) for x, r in sums.rows)
+    return replace(sums, x=(sums.x.double() @ exact).to(sums.x.dtype), xx=xx, xr=xr, rows=rows)
 
 
 Finish = Callable[[Tensor, Tensor], Tensor]

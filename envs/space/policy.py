@@ -19,6 +19,7 @@ from envs.space.patterns import mask_by_magnitude
 from envs.space.policy_file import SCHEMA_VERSION, digest_of, read_policy_file, unit_entry
 from envs.units.attention.explicit import Form, made_explicit
 from envs.units.branches.branch import Branch, without_branches
+from envs.units.principal import can_turn, turned, turns_of
 from envs.units.slicing import axis_size, fits_attribute, slice_network
 from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern
@@ -120,7 +121,9 @@ class Policy:
                 "the policy was made for other weights of this network: its channels may not be the best ones here",
                 stacklevel=2,
             )
-        small = slice_network(network, [entry.unit for entry in self.units], self.kept())
+        units = [entry.unit for entry in self.units]
+        network = turned(network, units, turns_of(network, units, {}))
+        small = slice_network(network, units, self.kept())
         small = without_branches(small, self.branches)
         small = copy.deepcopy(small)  # nothing may stay shared with the dense network
         for name, pattern in self.patterns().items():
@@ -158,12 +161,7 @@ class Policy:
                     "fit: take the file as it was written"
                 )
         for entry in self.units:
-            for attribute in entry.unit.attributes:
-                if not fits_attribute(network, attribute, entry.unit.channels):
-                    raise PolicyMismatch(
-                        f"a policy must name numbers and tables of the network, but {attribute.name!r} does not fit: "
-                        "use the network that it was made for"
-                    )
+            _check_held(network, entry.unit)
 
     def save(self, path: Path | str) -> None:
         """Writes `policy.json`, atomically.
@@ -206,6 +204,21 @@ class Policy:
             forms=tuple(entry.form() for entry in file.attention),
             branches=tuple(entry.branch() for entry in file.branches),
             provenance=file.provenance,
+        )
+
+
+def _check_held(network: nn.Module, unit: Unit) -> None:
+    """Refuses a unit whose numbers, tables or principal channels a network cannot have."""
+    for attribute in unit.attributes:
+        if not fits_attribute(network, attribute, unit.channels):
+            raise PolicyMismatch(
+                f"a policy must name numbers and tables of the network, but {attribute.name!r} does not fit: "
+                "use the network that it was made for"
+            )
+    if unit.principal and not can_turn(network, unit):
+        raise PolicyMismatch(
+            f"principal channels must be those of two linear layers, but {unit.name!r} has others: take the file as "
+            "it was written"
         )
 
 

@@ -86,6 +86,7 @@ class UnitEntry(Strict):
     granule: Run | Rows
     shares: Run | Rows | None = None
     attributes: list[AttributeEntry] = Field(default_factory=list)
+    principal: bool = False
     members: list[MemberEntry]
 
     @model_validator(mode="after")
@@ -131,6 +132,7 @@ class UnitEntry(Strict):
             kind=self.kind,
             shares=shares,
             attributes=tuple(entry.attribute() for entry in self.attributes),
+            principal=self.principal,
         )
 
 
@@ -304,6 +306,7 @@ def unit_entry(unit: Unit, indices: Sequence[int]) -> dict[str, Any]:
         "granule": _runs(unit.granules),
         **({"shares": _runs(unit.shares)} if unit.shares else {}),
         **({"attributes": [asdict(attribute) for attribute in unit.attributes]} if unit.attributes else {}),
+        **({"principal": True} if unit.principal else {}),
         "members": [
             {"module": member.module, "role": member.role, "positions": _runs(member.positions)}
             for member in unit.members

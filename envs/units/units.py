@@ -68,6 +68,7 @@ class Unit:
         kind: What one channel is: "channels" of layers, attention "heads", or "head groups" that share keys and values.
         shares: Sets of equal size of which equally many channels stay (query heads of each group), () without that law.
         attributes: Numbers and tables of modules that change with the channels.
+        principal: Whether its weights are changed so that its channels are principal ones (`envs.units.principal`).
     """
 
     name: str
@@ -77,6 +78,7 @@ class Unit:
     kind: Kind = "channels"
     shares: Positions = ()
     attributes: tuple[Attribute, ...] = ()
+    principal: bool = False
 
     @property
     def granule(self) -> int:

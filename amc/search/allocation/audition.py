@@ -55,6 +55,7 @@ def quick_audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Seq
         "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json"),
         "damage": config.knapsack.damages[0],
+        **({"principal": names} if (names := prepared.compressor.principal) else {}),
         "sites": [[site.name, *([choice.value, choice.label] for choice in site.choices)] for site in setup.sites],
         "candidates": [list(one.key) for one in candidates],
         "seed": config.seed,

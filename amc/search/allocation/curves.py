@@ -58,6 +58,7 @@ def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, lis
         "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
         "knapsack": knapsack.model_dump(mode="json", exclude={"rounds"}),
+        **({"principal": names} if (names := prepared.compressor.principal) else {}),
         "sites": [[site.name, *([choice.value, choice.label] for choice in site.choices)] for site in setup.sites],
         "seed": config.seed,
         **({} if config.device == "cpu" else {"device": config.device}),

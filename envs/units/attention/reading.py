@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from envs.units.attention.heads import attention_units, undecided
 from envs.units.attention.linear import transposed_layers
 from envs.units.attention.resizing import resized_form
 from envs.units.attention.trial import form_of, multihead_forms
+from envs.units.principal import can_turn, flagged, turned, turns_of
 from envs.units.units import Attribute, Fixed, Unit
 from envs.units.verification.trial import Removal
 from envs.units.verification.verify import verify_units
@@ -81,9 +82,21 @@ def read_attention(
     if forms and _same(network, explicit, example_input if samples is None else samples):
         again = _read(explicit, trace(explicit, example_input, samples), example_input, samples, decided)
         best = replace(again, forms=(*layers, *forms)) if len(again.units) > len(own.units) else own
-    if fixed:
-        return best
-    return _resized(_with_attributes(best, example_input, samples, decided), example_input, samples, decided)
+    if not fixed:
+        best = _resized(_with_attributes(best, example_input, samples, decided), example_input, samples, decided)
+    return _principal(best, example_input if samples is None else samples)
+
+
+def _principal(read: ReadAttention, inputs: Inputs) -> ReadAttention:
+    """The same with units principal whose channels can be changed without a change of the network's outputs."""
+    names = [unit.name for unit in read.units if can_turn(read.network, unit)]
+
+    def alike(some: Sequence[str]) -> bool:
+        units = flagged(read.units, some)
+        return _same(read.network, turned(read.network, units, turns_of(read.network, units, {})), inputs)
+
+    chosen = names if alike(names) else [name for name in names if alike([name])]
+    return replace(read, units=flagged(read.units, chosen))
 
 
 def _resized(read: ReadAttention, example_input: Inputs, samples: Inputs | None, decided: Decided) -> ReadAttention:

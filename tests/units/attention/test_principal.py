@@ -1,0 +1,207 @@
+"""Principal channels: the network stays what it is, and where channels go, the least of their products is lost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from envs.compression.compress import Compressor
+from envs.compression.preparation import with_turns
+from envs.compression.settings import CompressionSettings
+from envs.network.copies import same_output
+from envs.regression.ridge import add
+from envs.regression.statistics import Sampling, input_moments
+from envs.space.policy import Policy, PolicyMismatch
+from envs.units.anatomy import Anatomy, dissect
+from envs.units.principal import SecondMoments, sides, turned, turns_of
+from envs.units.units import Member, Unit
+
+WIDTH, HEADS = 16, 4
+
+
+class Attending(nn.Module):
+    """Attention with biases, behind a layer that makes some inputs much larger than others."""
+
+    def __init__(self, heads: int = HEADS) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.last = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        with torch.no_grad():
+            self.first.weight *= torch.logspace(0.5, -1, WIDTH)[:, None]
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.transpose(-1, -2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q, k, v = (self.split(layer(x)) for layer in (self.q, self.k, self.v))
+        mixed = (self.scores(q, k) / 2).softmax(-1) @ v
+        out: Tensor = self.last(x + self.out(mixed.transpose(-3, -2).flatten(-2)))
+        return out
+
+
+class Rectified(Attending):
+    """Something stands between queries, keys and their products."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q.relu() @ k.relu().transpose(-1, -2)
+
+
+class Placed(Attending):
+    """Queries meet a table of places, too."""
+
+    def __init__(self) -> None:
+        super().__init__(heads=1)
+        self.table = nn.Parameter(torch.randn(6, WIDTH))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ (k + self.table).transpose(-1, -2)
+
+
+def built(kind: type[nn.Module] = Attending, *args: Any) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(*args).eval()
+
+
+def inputs(count: int = 3) -> Tensor:
+    return torch.randn(count, 6, 5, generator=torch.Generator().manual_seed(1))
+
+
+@cache
+def read(kind: type[nn.Module] = Attending, *args: Any) -> Anatomy:
+    return dissect(built(kind, *args), inputs()[:1], inputs(), "widths")
+
+
+def compressor(
+    anatomy: Anatomy, repair: str = "none", sparse: tuple[str, ...] = (), importance: str = "obs"
+) -> Compressor:
+    settings = CompressionSettings(repair=repair, positions=6, quick_positions=6, importance=importance)
+    chunks = torch.split(inputs(64), 16)
+    return Compressor(
+        anatomy.network,
+        anatomy.graph,
+        anatomy.family,
+        anatomy.units,
+        chunks,
+        settings,
+        sparse=sparse,
+        forms=anatomy.forms,
+    )
+
+
+def principal(anatomy: Anatomy) -> set[str]:
+    return {unit.name.rpartition(".")[2] for unit in anatomy.units if unit.principal}
+
+
+@pytest.mark.parametrize("heads", [1, HEADS])
+def test_channels_of_attention_are_principal_and_the_network_stays_what_it_is(heads: int) -> None:
+    anatomy = read(Attending, heads)
+    assert {name.partition("_")[0] for name in principal(anatomy)} == {"q", "v"}
+    made = compressor(anatomy)
+    assert same_output(built(Attending, heads)(inputs()), made.network(inputs()), 1e-5)
+    weights = [sides(unit)[0].module for unit in anatomy.units if unit.principal]
+    for name in weights:
+        before, after = (one.get_submodule(name).get_parameter("weight") for one in (anatomy.network, made.network))
+        assert not torch.allclose(before, after)
+
+
+def test_what_stands_between_the_factors_is_noticed() -> None:
+    assert {name.partition("_")[0] for name in principal(read(Rectified))} == {"v"}
+    assert {name.partition("_")[0] for name in principal(read(Placed))} <= {"v"}
+
+
+def test_an_applied_policy_keeps_the_best_low_rank_product_of_the_weights() -> None:
+    """Without data both sides count alike: what is left is the truncated singular value decomposition."""
+    anatomy = read()
+    dense: Any = built()
+    queries, values = (unit for unit in anatomy.units if unit.principal)
+    policy = compressor(anatomy, importance="l2").policy({queries.name: 2 * HEADS, values.name: HEADS})
+    small: Any = Policy.from_json(policy.to_json()).apply(built())
+    pairs = [
+        (dense.q.weight, dense.k.weight, small.q.weight, small.k.weight, 2),
+        (dense.out.weight.T, dense.v.weight, small.out.weight.T, small.v.weight, 1),
+    ]
+    for *before, first, second, rank in pairs:
+        parts = zip(*(one.detach().double().chunk(HEADS) for one in (*before, first, second)), strict=True)
+        for a, b, new_a, new_b in parts:
+            u, s, v = torch.linalg.svd(a.T @ b, full_matrices=False)
+            assert torch.allclose(new_a.T @ new_b, u[:, :rank] * s[:rank] @ v[:rank], atol=1e-4)
+
+
+def test_calibration_tells_which_channels_hold_the_products() -> None:
+    anatomy = read()
+    made = compressor(anatomy)
+    policy = made.policy({unit.name: unit.channels // 2 for unit in made.units if unit.principal})
+    x = inputs(200)
+    with torch.no_grad():
+        errors = [
+            float((network(x) - anatomy.network(x)).square().mean())
+            for network in (made.compress(policy).network, policy.apply(built()))
+        ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_moments_are_those_of_the_changed_network() -> None:
+    anatomy = read()
+    made = compressor(anatomy)
+    names = ["q", "out"]
+    chunks = torch.split(inputs(64), 16)
+    before = input_moments(anatomy.network, names, chunks, Sampling(positions=6))
+    turns = turns_of(anatomy.network, made.units, {})
+    after = input_moments(turned(anatomy.network, made.units, turns), names, chunks, Sampling(positions=6))
+    for name, sums in with_turns(before, made.units, turns).items():
+        got, wanted = add(sums), add(after[name])
+        assert torch.allclose(got.x, wanted.x, rtol=1e-3, atol=1e-2)
+        assert got.xx is not None
+        assert wanted.xx is not None
+        assert torch.allclose(got.xx, wanted.xx, rtol=1e-3, atol=1e-2)
+
+
+def test_layers_that_may_take_a_pattern_keep_their_channels() -> None:
+    anatomy = read()
+    reader = next(sides(unit)[0].module for unit in anatomy.units if unit.principal and unit.role("consumer"))
+    made = compressor(anatomy, sparse=(reader,))
+    assert len(made.principal) == 1
+    assert torch.equal(
+        made.network.get_submodule(reader).get_parameter("weight"),
+        anatomy.network.get_submodule(reader).get_parameter("weight"),
+    )
+
+
+def test_a_side_without_weights_stays_as_it_is() -> None:
+    places = tuple((channel,) for channel in range(3))
+    unit = Unit(
+        name="0",
+        channels=3,
+        granules=places,
+        members=(
+            Member(module="0", role="producer", positions=places),
+            Member(module="1", role="consumer", positions=places),
+        ),
+        principal=True,
+    )
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    zero = SecondMoments(torch.zeros(3, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    turn = turns_of(network, [unit], {"0": zero})["0"]
+    assert torch.equal(turn.forward, torch.eye(3, dtype=torch.float64))
+
+
+def test_a_policy_with_principal_channels_of_other_layers_is_refused() -> None:
+    anatomy = read()
+    policy = compressor(anatomy).policy({})
+    units = tuple(
+        replace(entry, unit=replace(entry.unit, members=entry.unit.members[:1])) if entry.unit.principal else entry
+        for entry in policy.units
+    )
+    with pytest.raises(PolicyMismatch, match="principal channels must be those of two linear layers"):
+        replace(policy, units=units).apply(built())
