@@ -164,7 +164,8 @@ class Scorer:
     def _chunk(self, outputs: Tensor, targets: Tensor, dense: Tensor | None, mask: Tensor | None = None) -> ChunkScore:
         error = None
         if dense is not None:
-            error = damage_of(output_error, outputs, dense, targets, mask).nan_to_num(nan=WORST, posinf=WORST)
+            new, old = map(self.metric.judged, (outputs, dense))
+            error = damage_of(output_error, new, old, targets, mask).nan_to_num(nan=WORST, posinf=WORST)
         return self.metric.statistics(outputs, targets), _cross_entropy(outputs, targets), error
 
     def outputs(self, network: nn.Module, split: Split, indices: Sequence[int]) -> list[Tensor]:

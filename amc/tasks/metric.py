@@ -45,6 +45,9 @@ class Metric:
         transform: Applied to the mean of elements (`math.exp` for perplexity).
         keep: For "set": what is kept of a batch, a tensor or a tuple of tensors `[B, ...]`. Those of all samples are
             the arguments of `function`. By default outputs and targets are kept, whole.
+        prediction: What of the outputs is judged, a function of them alone, such as the cosine of two embeddings; by
+            default the outputs. `function` and `keep` get it in their place, and networks are compared with the dense
+            one by it (`output_error`, damage curves).
     """
 
     name: str
@@ -56,6 +59,7 @@ class Metric:
     fraction: bool = False
     transform: Callable[[float], float] | None = None
     keep: Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]] | None = None
+    prediction: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no metric could be.
@@ -99,6 +103,7 @@ class Metric:
             ValueError: If the function raises, or returns anything else than `per` asks for; one line.
         """
         function = (self.keep or _whole) if self.per == "set" else self.function
+        outputs = self.judged(outputs)
         try:
             found = function(outputs, targets)
         except Exception as error:  # it may be the user's code
@@ -111,6 +116,28 @@ class Metric:
         if self.per == "element":
             rows = self._sums(*rows)
         return tuple(row.detach().cpu().float() if self._is_number(row) else row.detach().cpu() for row in rows)
+
+    def judged(self, outputs: Tensor) -> Tensor:
+        """`[B, ...]` what of the outputs is judged, and by which they are compared with the dense network's.
+
+        Raises:
+            ValueError: If `prediction` raises, or does not give one row per sample; one line.
+        """
+        if self.prediction is None:
+            return outputs
+        try:
+            found = self.prediction(outputs)
+        except Exception as error:  # it may be the user's code
+            raise ValueError(
+                f"the prediction of the metric {self.name!r} must take outputs {_shape(outputs)}, but raised "
+                f"{describe(error)}: correct it"
+            ) from error
+        if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != len(outputs):
+            raise ValueError(
+                f"the prediction of the metric {self.name!r} must be a tensor with one row for each of "
+                f"{len(outputs)} samples, but is {_shape(found) if isinstance(found, Tensor) else type(found).__name__}"
+            )
+        return found
 
     def value(self, statistics: Statistics) -> float:
         """The metric of some samples.

@@ -141,6 +141,7 @@ def measure_damage(
     widths: int,
     damages: Mapping[str, Damage],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    judged: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> dict[str, list[Curve]]:
     """Measures each unit's damage curve on images that the repair of that unit did not see (cross-fitting).
 
@@ -155,6 +156,7 @@ def measure_damage(
         widths: Widths per unit.
         damages: What to measure, by name; all of them on the same outputs.
         progress: Called with (variants done, all variants).
+        judged: What of outputs is compared.
 
     Returns:
         For each damage one curve per site, in site order.
@@ -175,8 +177,9 @@ def measure_damage(
             batch = batches[index]
             found = runner.outputs(variants[batch.fold], site.name, index)
             mask = mask_of(compressor.counts, batch.inputs)
-            old, targets = outputs[index], batch.targets
-            return [[total_damage(d, new, old, targets, mask) for d in damages.values()] for new in found]
+            old, targets = judged(outputs[index]), batch.targets
+            seen = map(judged, found)
+            return [[total_damage(d, new, old, targets, mask) for d in damages.values()] for new in seen]
 
         sums = np.asarray(list(map_chunks(one, range(len(batches))))).sum(axis=0).reshape(-1, len(damages))
         means = np.clip(sums / sum(batch_size(batch.inputs) for batch in batches), 0.0, MAX_DAMAGE)

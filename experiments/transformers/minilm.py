@@ -122,12 +122,13 @@ def _renamed(name: str) -> str:
     return ".".join((*(("blocks", number) if number else ()), _NAMES.get(inner, inner), kind))
 
 
-def cosines(embeddings: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """[B] cosines of pairs [B, 2, D] of vectors of length 1, and their scores."""
-    return (embeddings[:, 0] * embeddings[:, 1]).sum(dim=-1), scores
+def cosines(embeddings: Tensor) -> Tensor:
+    """[B] of pairs [B, 2, D] of vectors of length 1."""
+    found: Tensor = (embeddings[:, 0] * embeddings[:, 1]).sum(dim=-1)
+    return found
 
 
-similarity = Metric("Spearman", rank_correlation, per="set", keep=cosines)
+similarity = Metric("Spearman", rank_correlation, per="set", prediction=cosines)
 """Spearman's rank correlation of the cosines of all pairs with their scores."""
 
 

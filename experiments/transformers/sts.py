@@ -57,12 +57,15 @@ PLAIN: Mapping[str, Mapping[str, str]] = {
     "kwon": {"importance": "l1", "repair": "none"},
 }
 """How networks that are not searched are made, by what differs from the recipe."""
-METHODS = ("knapsack", "ddpg", *PLAIN)
+OF_HEADS = "knapsack over heads"
+METHODS = ("knapsack", "ddpg", OF_HEADS, "uniform widths", *PLAIN)
 
 
 def config_of(method: str, budget: float, seed: int, data: Path) -> SearchConfig:
     """The recipe at another budget, with what one method needs."""
     base = load_config(RECIPE, {}).model_dump(mode="json")
+    if method in PLAIN:
+        base["rules"]["attention"] = "heads"
     compression = {**base["compression"], **PLAIN.get(method, {})}
     return load_config(
         None, {**base, "data": data, "constraint": {"macs": budget}, "seed": seed, "compression": compression}
@@ -71,9 +74,10 @@ def config_of(method: str, budget: float, seed: int, data: Path) -> SearchConfig
 
 def found_network(method: str, budget: float, seed: int, data: Path) -> nn.Module:
     """What `amc search` finds, in a process of its own, whose peak of memory the run's result holds."""
-    run = RUNS / f"{method}-{budget:g}-{seed}"
+    run = RUNS / f"{method}-{budget:g}-{seed}".replace(" ", "-")
     if not (run / "result.json").exists():
-        options = ["--set", f"constraint.macs={budget:g}", "--seed", str(seed), "--agent", method, "--data", str(data)]
+        options = ["--set", f"constraint.macs={budget:g}", "--seed", str(seed), "--data", str(data)]
+        options += ["--agent", "knapsack", "--attention", "heads"] if method == OF_HEADS else ["--agent", method]
         words = ["resume", str(run)] if (run / "config.toml").exists() else ["search", str(RECIPE), "--out", str(run)]
         words += ["--task", TASK, *(options if words[0] == "search" else [])]
         subprocess.run([sys.executable, "-m", "amc.cli", *words], check=True, cwd=ROOT)
@@ -125,17 +129,17 @@ def kwon_network(setup: Setup, compressor: Compressor) -> nn.Module:
 
 def squared_distances(embeddings: Tensor, scores: Tensor) -> Tensor:
     """[B] squared difference of cosines from scores in [0, 1]."""
-    found, wanted = cosines(embeddings, scores)
-    return (found - wanted / 5).square()
+    return (cosines(embeddings) - scores / 5).square()
 
 
 def uniform_network(setup: Setup, compressor: Compressor) -> nn.Module:
-    """The same share of all heads and neurons."""
+    """The same share of everything that is decided: heads or their widths, and neurons."""
     return compressor.compress(compressor.policy_of(setup.uniform())).network
 
 
 MAKERS: Mapping[str, Callable[[Setup, Compressor], nn.Module]] = {
     "uniform": uniform_network,
+    "uniform widths": uniform_network,
     "magnitude": uniform_network,
     "flap": flap_network,
     "kwon": kwon_network,
@@ -151,7 +155,7 @@ def counted_macs(network: nn.Module, example: Inputs) -> int:
 
 def measured(method: str, budget: float, seed: int, data: Path) -> dict[str, Any]:
     """Cosines of all dev pairs and costs of one network, from runs/sts if it was measured before."""
-    path = RUNS / f"{method}-{budget:g}-{seed}.json"
+    path = RUNS / f"{method}-{budget:g}-{seed}.json".replace(" ", "-")
     if not path.exists():
         began = time.process_time(), time.perf_counter()
         setup = set_up(config_of(method, budget, seed, data))
@@ -241,6 +245,8 @@ of all 1,250 dev pairs (MSRpar left out) with their scores; dense: {value(dense)
 sentences of 32 words: linear layers of the encoder and both products of attention, counted by `FlopCounterMode`.
 Calibration and reward: pairs of the training set; only Kwon et al. look at their scores. Seeds draw the calibration.
 The gain is the knapsack's over the line's method, paired over pairs and seeds, with its 95 % interval (bootstrap).
+The knapsack decides widths of heads, cut between principal channels, and neurons; `uniform widths` gives all of them
+one share. `knapsack over heads` and the other methods drop whole heads, and neurons.
 Peaks of memory: the knapsack's is of its own process; the others are made in one process, whose peak only grows.
 
 | MACs allowed | method | mean | each seed | loss | gain of the knapsack | MACs counted | seconds | peak, GB | commit |

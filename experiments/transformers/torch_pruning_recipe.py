@@ -112,7 +112,7 @@ def measured(ratio: float, data: Path) -> dict[str, Any]:
     with torch.no_grad():
         batches = (trimmed(torch.as_tensor(words[place : place + BATCH])) for place in range(0, len(words), BATCH))
         vectors = torch.cat([network(**batch) for batch in batches])
-    found = cosines(vectors, torch.as_tensor(scores))[0].double().numpy()
+    found = cosines(vectors).double().numpy()
     example = torch.ones(1, 2, LENGTH, dtype=torch.int64)
     layer = bert.encoder.layer[0]
     return {

@@ -20,10 +20,12 @@ from amc.runs.library import search
 from amc.runs.studies.compare import Point, differences, read_run, write_comparison, write_trace
 from amc.scoring.draws import Draws
 from amc.scoring.paired import RESAMPLES, score_difference
-from amc.scoring.scorer import Score
+from amc.scoring.scorer import Score, Scorer
 from amc.tasks.metric import Metric
 from amc.tasks.metrics import accuracy, as_metric, macro_f1, mean_squared_error, perplexity, psnr, spearman
+from amc.tasks.splits import ArraySplit
 from envs.measure import Measure
+from envs.network.graph import Graph
 
 SETTINGS: dict[str, Any] = {
     "budgets": {"macs": 0.6},
@@ -187,6 +189,24 @@ def test_perplexity_is_over_all_tokens_and_leaves_out_what_is_not_asked() -> Non
     assert perplexity.value(perplexity.joined(parts)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_networks_are_compared_with_the_dense_one_by_what_is_predicted() -> None:
+    def cosine(pairs: Tensor) -> Tensor:
+        return nn.functional.cosine_similarity(pairs[:, 0], pairs[:, 1])
+
+    metric = Metric("rank", lambda o, t: float((o - t).mean()), per="set", prediction=cosine)
+    pairs, targets = torch.randn(5, 2, 3), torch.randn(5)
+    rows = metric.statistics(pairs, targets)
+    assert torch.equal(rows[0], cosine(pairs))
+    assert torch.equal(rows[1], targets)
+    split = ArraySplit(pairs.numpy(), targets.numpy())
+    scorer = Scorer(graph=Graph(nodes=(), program=None, channels_last=False), metric=metric, backend="eager")
+    score = scorer(nn.Identity(), split, range(5), [pairs.flip(-1)])  # other embeddings with the same cosines
+    assert score.errors == pytest.approx(np.zeros(5), abs=1e-10)
+    moved = pairs + torch.tensor([0.0, 0.0, 1.0])
+    score = scorer(nn.Identity(), split, range(5), [moved])
+    assert score.errors == pytest.approx((cosine(moved) - cosine(pairs)).square().numpy(), rel=1e-4)
+
+
 def test_f1_is_that_of_the_definition() -> None:
     targets, named = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 1, 1, 0])
     rows = macro_f1.statistics(nn.functional.one_hot(named, 3).float(), targets)
@@ -221,6 +241,8 @@ def test_the_bootstrap_agrees_with_the_formula_where_both_apply() -> None:
         (Metric("m", lambda o, t: (o, t[:2] > 0), per="element"), "a pair of them and a mask"),
         (Metric("m", lambda o, t: math.nan, per="set"), "must be a finite number, but on 16 samples it is nan"),
         (Metric("m", lambda o, t: o[99], per="set"), "must have a value on any samples, .* raised IndexError"),
+        (Metric("m", lambda o, t: o[:, 0], prediction=lambda o: o[9]), "prediction .* raised IndexError"),
+        (Metric("m", lambda o, t: o[:, 0], prediction=lambda o: o[:2]), r"one row for each of 4 samples, but is \[2"),
         (lambda o, t: o[:, 0] * 0 + 2, r"one score in \[0, 1\] per sample, but returned .* amc.Metric"),
     ],
 )

@@ -55,6 +55,7 @@ def quick_audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Seq
         "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json"),
         "damage": config.knapsack.damages[0],
+        **({"judged": metric.name} if (metric := setup.task.metric).prediction is not None else {}),
         **({"principal": names} if (names := prepared.compressor.principal) else {}),
         "sites": [[site.name, *([choice.value, choice.label] for choice in site.choices)] for site in setup.sites],
         "candidates": [list(one.key) for one in candidates],
@@ -102,6 +103,7 @@ def judge(tools: Tools, images: AuditionImages, candidate: Assignment) -> float:
     damage, scorer = damage_named(images.damage), tools.scorer
 
     def each(part: range, new: Tensor, targets: Tensor, mask: Tensor | None) -> float:
-        return total_damage(damage, new, images.outputs[part.start // scorer.chunk], targets, mask)
+        old = images.outputs[part.start // scorer.chunk]
+        return total_damage(damage, scorer.metric.judged(new), scorer.metric.judged(old), targets, mask)
 
     return sum(scorer.over(small, tools.splits[images.role], images.indices, each)) / len(images.indices)

@@ -58,6 +58,7 @@ def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, lis
         "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
         "knapsack": knapsack.model_dump(mode="json", exclude={"rounds"}),
+        **({"judged": metric.name} if (metric := setup.task.metric).prediction is not None else {}),
         **({"principal": names} if (names := prepared.compressor.principal) else {}),
         "sites": [[site.name, *([choice.value, choice.label] for choice in site.choices)] for site in setup.sites],
         "seed": config.seed,
@@ -105,7 +106,10 @@ def _measured(prepared: Prepared, pool: Pool, tools: Tools, batches: Sequence[Ba
 def measure_block(tools: Tools, measuring: Measuring, sites: Sequence[Site]) -> dict[str, list[Curve]]:
     """The damage curves of consecutive sites."""
     kinds = {name: damage_named(name) for name in measuring.kinds}
-    return measure_damage(tools.compressor, sites, measuring.batches, measuring.widths, kinds, measuring.progress)
+    judged = tools.scorer.metric.judged
+    return measure_damage(
+        tools.compressor, sites, measuring.batches, measuring.widths, kinds, measuring.progress, judged
+    )
 
 
 def _unseen(done: int, total: int) -> None:
