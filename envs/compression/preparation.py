@@ -29,7 +29,7 @@ from envs.regression.statistics import (
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import repair_class
 from envs.units.layout import LayoutFamily
-from envs.units.principal import SecondMoments, Turn, places, reading_moments, sides, turns_of
+from envs.units.principal import SecondMoments, Turn, inputs_change, places, reading_moments, sides, turns_of
 from envs.units.units import Unit
 
 HELD_SHARE = 0.25
@@ -50,9 +50,7 @@ def with_turns(moments: Moments, units: Iterable[Unit], turns: Mapping[str, Turn
     for unit in (unit for unit in units if unit.name in turns):
         reader = sides(unit)[0]
         if reader.role == "consumer" and reader.module in found:
-            matrix = torch.eye(found[reader.module][0].x.shape[1], dtype=torch.float64, device="cpu")
-            for at in places(reader):
-                matrix[torch.tensor(at)[:, None], torch.tensor(at)] = turns[unit.name].inverse.T.cpu()
+            matrix = inputs_change(reader, turns[unit.name], found[reader.module][0].x.shape[1])
             found[reader.module] = tuple(changed(sums, matrix) for sums in found[reader.module])
     return found
 

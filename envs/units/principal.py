@@ -94,6 +94,21 @@ def places(member: Member) -> list[list[int]]:
     return [list(column) for column in zip(*member.positions, strict=True)]
 
 
+def inputs_change(member: Member, turn: Turn, size: int) -> Tensor:
+    """[n, n] float64 M: rows x that the layer reads on its n inputs become x M.
+
+    Args:
+        member: The layer that reads values.
+        turn: The change of its unit.
+        size: n.
+    """
+    matrix = torch.eye(size, dtype=turn.inverse.dtype, device=turn.inverse.device)
+    for at in places(member):
+        own = torch.tensor(at, device=matrix.device)
+        matrix[own[:, None], own] = turn.inverse.T
+    return matrix
+
+
 def flagged(units: Sequence[Unit], names: Iterable[str]) -> tuple[Unit, ...]:
     """Units of which those with some names, and no others, are principal."""
     chosen = set(names)
