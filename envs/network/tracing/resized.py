@@ -11,7 +11,7 @@ import inspect
 import operator
 from collections.abc import Iterator, Sequence
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -73,21 +73,36 @@ class Resized(nn.Module):
     def program(self, leaves: Sequence[Any], spec: TreeSpec) -> Interpreter:
         """The program that runs with such arguments, recorded once; arguments as in `recorded`."""
         programs = _programs.setdefault(self.resized_record, {})
+        resizing = Resizing(self.resized_sizes)
         held = ((one.dtype, one.device) for one in (*self.parameters(), *self.buffers()))
         own = (value for one in self.modules() for value in vars(one).values() if isinstance(value, bool | float | str))
         key = (str(spec), *map(_constant, leaves), *held, *own)  # whole numbers are sizes, which `Size` lets follow
         with _recording:
-            if key not in programs:
-                programs[key] = Interpreter(self.recorded(leaves, spec, Resizing(self.resized_sizes)).nodes)
-        return programs[key]
+            known = programs.setdefault(key, {})
+            if _ANY not in known:
+                try:
+                    known[_ANY] = Interpreter(self.recorded(leaves, spec, resizing, decides=False).nodes)
+                except fx.proxy.TraceError:  # forward asks for sizes: programs are those of the sizes at hand
+                    known[_ANY] = None
+            if (general := known[_ANY]) is not None:
+                return general
+            shapes = tuple(_example(leaf).shape for leaf in leaves if _is_tensor(leaf))
+            if any(type(size) is not int for shape in shapes for size in shape):  # open, while torch.export runs
+                return Interpreter(self.recorded(leaves, spec, resizing).nodes)
+            if len(known) > MOST_SHAPES:
+                known = programs[key] = {_ANY: None}
+            if shapes not in known:
+                known[shapes] = Interpreter(self.recorded(leaves, spec, resizing).nodes)
+            return cast(Interpreter, known[shapes])
 
-    def recorded(self, leaves: Sequence[Any], spec: TreeSpec, resizing: Resizing) -> fx.Graph:
+    def recorded(self, leaves: Sequence[Any], spec: TreeSpec, resizing: Resizing, *, decides: bool = True) -> fx.Graph:
         """The program of the module's own forward, called with such arguments.
 
         Args:
             leaves: All arguments, flat; tensors (or what stands for them) become inputs of the program.
             spec: How they are put together.
             resizing: Lets numbers follow.
+            decides: Whether conditions on sizes are decided as with these arguments, rather than refused.
 
         Raises:
             ValueError: If there is an argument that could change unseen.
@@ -101,7 +116,8 @@ class Resized(nn.Module):
         itself = self.resized_class.__new__(self.resized_class)
         itself.__dict__ = vars(self)
         called = _Called(itself, leaves, spec)
-        program = symbolic(called, tuple(filter(_is_tensor, leaves)), change=resizing, decides=False)
+        given = tuple(_example(leaf) if decides else leaf for leaf in leaves if _is_tensor(leaf))
+        program = symbolic(called, given, change=resizing, decides=decides)
         for node in program.nodes:
             if node.op in ("call_module", "get_attr"):
                 node.target = str(node.target).partition(".")[2]
@@ -116,7 +132,12 @@ class Record:
         return self
 
 
-_programs: WeakKeyDictionary[Record, dict[Any, Interpreter]] = WeakKeyDictionary()
+_programs: WeakKeyDictionary[Record, dict[Any, dict[Any, Interpreter | None]]] = WeakKeyDictionary()
+"""By what a module is called with: the program for any sizes, None if forward asks for sizes, and those by sizes."""
+_ANY = "any"
+
+MOST_SHAPES = 64
+"""Programs by sizes that are kept of one way to call a module: texts of a batch may have any length."""
 _recording = RLock()
 """torch.fx takes the place of module calls while it records: two threads cannot."""
 
@@ -124,6 +145,19 @@ _recording = RLock()
 def _is_tensor(value: Any) -> bool:
     """Whether an argument is a tensor, or stands for one while a network is traced."""
     return isinstance(value, Tensor | fx.Proxy | fx.Node)
+
+
+def _example(value: Any) -> Any:
+    """A tensor, or the one that a record of a trace stands for in its example.
+
+    Raises:
+        TraceError: If it stands for none.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, fx.Proxy) or not hasattr(value.tracer, "example"):
+        raise fx.proxy.TraceError("a forward that asks for sizes needs tensors")
+    return value.tracer.example.of(value.node)
 
 
 def _constant(value: Any) -> Any:

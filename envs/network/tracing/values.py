@@ -37,6 +37,16 @@ class ExampleValues:
         Raises:
             TraceError: If it is a tensor, whose values and length may be others with other inputs.
         """
+        if isinstance(value := self.of(node), Tensor):
+            raise fx.proxy.TraceError(f"forward asks for the values of {node.name!r}")
+        return value
+
+    def of(self, node: fx.Node) -> Any:
+        """The value of any node.
+
+        Raises:
+            TraceError: If the inputs are themselves records.
+        """
         if not all(isinstance(one, Tensor) for one in self._inputs):
             raise fx.proxy.TraceError("a trace inside of a trace has no example")
         needed = self._needed(node)
@@ -46,9 +56,7 @@ class ExampleValues:
                 argument = next(given) if one.op == "placeholder" else None
                 if one in needed:
                     self._known[one] = self._value(one) if argument is None else argument
-        if isinstance(value := self._known[node], Tensor):
-            raise fx.proxy.TraceError(f"forward asks for the values of {node.name!r}")
-        return value
+        return self._known[node]
 
     def _needed(self, node: fx.Node) -> set[fx.Node]:
         """A node and what it depends on, of what has not run."""

@@ -82,8 +82,7 @@ def read_attention(
     if forms and _same(network, explicit, example_input if samples is None else samples):
         again = _read(explicit, trace(explicit, example_input, samples), example_input, samples, decided)
         best = replace(again, forms=(*layers, *forms)) if len(again.units) > len(own.units) else own
-    if not fixed:
-        best = _resized(_with_attributes(best, example_input, samples, decided), example_input, samples, decided)
+    best = _resized(_with_attributes(best, example_input, samples, decided), example_input, samples, decided)
     return _principal(best, example_input if samples is None else samples)
 
 
@@ -125,7 +124,11 @@ def _resized(read: ReadAttention, example_input: Inputs, samples: Inputs | None,
 def _with_attributes(
     read: ReadAttention, example_input: Inputs, samples: Inputs | None, decided: Decided
 ) -> ReadAttention:
-    """The same with attention whose class runs once numbers and tables that it holds are changed, too."""
+    """The same with attention whose class runs once numbers and tables that it holds are changed, too; not with other
+    widths of heads, as one number is that of queries and of values.
+    """
+    if decided == "widths":
+        return read
     held = {member.module for unit in read.units for member in unit.members}
     needed: dict[str, tuple[Attribute, ...]] = {}
     for found in read.found:

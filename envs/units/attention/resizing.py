@@ -1,7 +1,8 @@
 """Which numbers in the forward of an attention's module follow its heads: read off a run with some heads gone.
 
 Where a tensor arrives that is narrower than in the dense network, the operator that splits or merges its channels was
-told a number of the dense network. Of the axes that it makes of them the one of heads changes in proportion.
+told a number of the dense network. Of the axes that it makes of them the one of heads changes in proportion, or that of
+their widths where these are decided.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def resized_form(network: nn.Module, found: Found, units: Sequence[Unit], exampl
     Args:
         network: The network; it is not changed.
         found: The attention.
-        units: Its unverified units, of which one is to be verified.
+        units: Its unverified units: of heads, of which one is to be verified, or of their widths.
         example_input: Input of batch 1.
     """
     name = scope(found.owner, found.out)
@@ -58,10 +59,14 @@ def resized_form(network: nn.Module, found: Found, units: Sequence[Unit], exampl
             return None
     except Exception:  # whatever torch.fx raises in a mode that the example does not run in
         return None
-    tried = ((unit, tables) for unit in units for tables in _tables(whole, found, unit))
-    sizes = (_sizes(whole, found, replace(unit, attributes=tables), given, around) for unit, tables in tried)
-    chosen = next(filter(None, sizes), None)
-    return None if chosen is None else Form(module=found.owner, sizes=chosen)
+    if all(unit.kind == "channels" for unit in units):  # widths of heads: all of them
+        sizes = [_sizes(whole, found, unit, given, around) for unit in units]
+        chosen = tuple(dict.fromkeys(size for some in sizes for size in some))
+    else:
+        tried = ((unit, tables) for unit in units for tables in _tables(whole, found, unit))
+        each = (_sizes(whole, found, replace(unit, attributes=tables), given, around) for unit, tables in tried)
+        chosen = next(filter(None, each), ())
+    return Form(module=found.owner, sizes=chosen) if chosen else None
 
 
 def _told(network: nn.Module, found: Found, given: Given, *, training: bool) -> list[tuple[str, int]]:
@@ -86,9 +91,10 @@ def _sizes(whole: nn.Module, found: Found, unit: Unit, given: Given, around: Giv
     wanted = [silent_output(whole, name, unit, gone, around) for gone in dropped]
     stays = {unit.name: sorted(set(range(unit.channels)) - set(dropped[0]))}
     small = in_mode(slice_network(whole, [unit], stays)).get_submodule(found.owner)
+    likely = (found.heads, found.groups) if unit.kind != "channels" else (unit.channels // max(len(unit.shares), 1),)
     for choice in range(CHOICES):
         try:
-            sizes = _followed(whole.get_submodule(found.owner), small, found, given, choice)
+            sizes = _followed(whole.get_submodule(found.owner), small, likely, given, choice)
         except Exception:  # whatever operators raise on sizes that do not fit
             continue
         twin = in_mode(copy_network(whole))
@@ -100,13 +106,13 @@ def _sizes(whole: nn.Module, found: Found, unit: Unit, given: Given, around: Giv
 
 
 @torch.no_grad()
-def _followed(dense: Any, small: Any, found: Found, given: Given, choice: int) -> tuple[Size, ...]:
+def _followed(dense: Any, small: Any, likely: Sequence[int], given: Given, choice: int) -> tuple[Size, ...]:
     """The numbers that must change where some heads are gone, met one after the other in a run of the program.
 
     Args:
         dense: The module as it is.
         small: The module without some heads.
-        found: The attention.
+        likely: Sizes of the axis that changes.
         given: What the module is called with.
         choice: Which axis of a reshape is that of heads, among those that could be.
     """
@@ -124,7 +130,7 @@ def _followed(dense: Any, small: Any, found: Found, given: Given, choice: int) -
             continue
         if node in places and isinstance(now[read_by(node)], Tensor):
             numbers = list(fx.node.map_arg(told(node), now.__getitem__))
-            for want, size in _wanted(node, places[node], before, now[read_by(node)].shape, found, choice):
+            for want, size in _wanted(node, places[node], before, now[read_by(node)].shape, likely, choice):
                 if numbers[size.entry] not in (None, -1, want):
                     numbers[size.entry] = want
                     sizes.append(size)
@@ -134,7 +140,7 @@ def _followed(dense: Any, small: Any, found: Found, given: Given, choice: int) -
 
 
 def _wanted(
-    node: fx.Node, place: int, before: Mapping[fx.Node, Any], now: Sequence[int], found: Found, choice: int
+    node: fx.Node, place: int, before: Mapping[fx.Node, Any], now: Sequence[int], likely: Sequence[int], choice: int
 ) -> Iterator[tuple[int, Size]]:
     """What numbers of an operator must be, and how they come to be so.
 
@@ -143,7 +149,7 @@ def _wanted(
         place: Its place among those that are told sizes.
         before: All values of the dense module.
         now: [a] sizes of what the operator reads.
-        found: The attention.
+        likely: As in `_followed`.
         choice: As in `_followed`.
     """
     source = before[read_by(node)].shape
@@ -151,7 +157,7 @@ def _wanted(
         sizes = _sizes_of(node, axis, before) if left != whole else {}
         able = [entry for entry, size in sizes.items() if size * left % whole == 0]
         if plain_name(node.target) in ("reshape", "unflatten"):  # one of the axes that it makes
-            able = [entry for entry in able if sizes[entry] in (found.heads, found.groups)] or able
+            able = [entry for entry in able if sizes[entry] in likely] or able
             able = able[choice : choice + 1] or able[-1:]
         for entry, size in sizes.items():
             follows = entry in able
