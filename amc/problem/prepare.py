@@ -262,6 +262,8 @@ def _origin(setup: Setup, config: SearchConfig, compressor: Compressor, traces: 
         "calibration": compressor.calibration_fingerprint,
         "reward": f"{setup.dense_reward:.4g}",  # other CPUs differ in the last digits
         **({"metric": measure.to_json()} if (measure := setup.task.metric.measure) != ACCURACY else {}),
+        **setup.judged(),
+        **({"principal": compressor.principal} if compressor.principal else {}),
         **({"profile": setup.table.profile.text()} if setup.table is not None else {}),
         **({"profiles": [setup.tables[name].profile.text() for name in config.profiles]} if config.profiles else {}),
         **({"objects": traces} if traces else {}),

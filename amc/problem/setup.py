@@ -45,6 +45,9 @@ KEPT_BYTES, MIN_JUDGED = 512e6, 16
 """Outputs of the dense network that are kept at most, and images of which they are kept for judging the starts even so.
 """
 
+PROBED = 4
+"""Random outputs by which a prediction is known again."""
+
 
 def no_progress(what: str, done: int, total: int) -> None:
     """Shows nothing."""
@@ -117,6 +120,15 @@ class Setup:
     def uniform(self) -> Assignment:
         """The largest common preserve ratio within the budgets."""
         return self.assignment(self.constraint.uniform())
+
+    def judged(self) -> dict[str, str]:
+        """What the metric's prediction makes of random outputs, by which it is known again; nothing without one."""
+        metric = self.task.metric
+        if metric.prediction is None:
+            return {}
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn((PROBED, *self.output_shape[1:]), generator=generator, device="cpu")
+        return {"judged": " ".join(f"{float(row.sum()):.4g}" for row in metric.judged(drawn))}
 
     def audition(self) -> tuple[Role, list[int]]:
         """The images on which starts are judged, and their split: as many as outputs can be kept of."""

@@ -132,12 +132,12 @@ class Metric:
                 f"the prediction of the metric {self.name!r} must take outputs {_shape(outputs)}, but raised "
                 f"{describe(error)}: correct it"
             ) from error
-        if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != len(outputs):
+        if not isinstance(found, Tensor) or found.ndim < 1 or len(found) != len(outputs) or found.is_complex():
             raise ValueError(
-                f"the prediction of the metric {self.name!r} must be a tensor with one row for each of "
+                f"the prediction of the metric {self.name!r} must be a real tensor with one row for each of "
                 f"{len(outputs)} samples, but is {_shape(found) if isinstance(found, Tensor) else type(found).__name__}"
             )
-        return found
+        return found if found.is_floating_point() else found.float()
 
     def value(self, statistics: Statistics) -> float:
         """The metric of some samples.

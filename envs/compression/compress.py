@@ -305,6 +305,14 @@ class Compressor:
                 f"a policy only fits the network it was made for, but its structure {policy.structure[7:19]} is not "
                 f"{self._fingerprints[0][7:19]}: apply it to the same architecture, or search again"
             )
+        principal = {entry.unit.name for entry in policy.units if entry.unit.principal}
+        for unit in self.units:
+            if unit.principal != (unit.name in principal):
+                raise PolicyMismatch(
+                    f"a policy must count in the channels that are cut here, but {unit.name!r} has "
+                    f"{'principal' if unit.principal else 'its own'} channels, and the policy "
+                    f"{'its own' if unit.principal else 'principal ones'}: search again"
+                )
         if unknown := set(policy.branches).difference(one.branch for one in self.branches):
             names = ", ".join(sorted(branch.name for branch in unknown))
             raise PolicyMismatch(

@@ -163,7 +163,7 @@ def measure_damage(
     """
     dense = inference_copy(compressor.network, compressor.graph)
     batches = [batch.on(compressor.settings.device) for batch in batches]
-    outputs = list(map_chunks(lambda batch: forward(dense, batch.inputs), batches))
+    outputs = list(map_chunks(lambda batch: judged(forward(dense, batch.inputs)), batches))
     inputs = [batch.inputs for batch in batches]
     runner = _Prefix(compressor, dense, inputs) if compressor.graph.traced else _Whole(inputs)
     plan = {site.name: measured_widths(site, widths) for site in sites}
@@ -177,7 +177,7 @@ def measure_damage(
             batch = batches[index]
             found = runner.outputs(variants[batch.fold], site.name, index)
             mask = mask_of(compressor.counts, batch.inputs)
-            old, targets = judged(outputs[index]), batch.targets
+            old, targets = outputs[index], batch.targets
             seen = map(judged, found)
             return [[total_damage(d, new, old, targets, mask) for d in damages.values()] for new in seen]
 
@@ -235,6 +235,8 @@ def damage_of(
         mask: [B, ...] bool, which tokens count; None: all.
         most: Tokens of an image that are looked at, evenly spread over those that count; None: all.
     """
+    if mask is not None and mask.shape == new.shape:
+        new, old = new[..., None], old[..., None]
     rows = tuple(new.shape[:-1])
     if mask is None and _scores_tokens(new, targets):
         mask = torch.ones(rows, dtype=torch.bool, device=new.device)

@@ -29,7 +29,16 @@ from envs.regression.statistics import (
 from envs.repair.normalization import output_scales
 from envs.repair.repairs import repair_class
 from envs.units.layout import LayoutFamily
-from envs.units.principal import SecondMoments, Turn, inputs_change, places, reading_moments, sides, turns_of
+from envs.units.principal import (
+    SecondMoments,
+    Turn,
+    blocks,
+    inputs_change,
+    of_weights,
+    principal_order,
+    sides,
+    turns_of,
+)
 from envs.units.units import Unit
 
 HELD_SHARE = 0.25
@@ -50,7 +59,7 @@ def with_turns(moments: Moments, units: Iterable[Unit], turns: Mapping[str, Turn
     for unit in (unit for unit in units if unit.name in turns):
         reader = sides(unit)[0]
         if reader.role == "consumer" and reader.module in found:
-            matrix = inputs_change(reader, turns[unit.name], found[reader.module][0].x.shape[1])
+            matrix = inputs_change(unit, turns[unit.name], found[reader.module][0].x.shape[1])
             found[reader.module] = tuple(changed(sums, matrix) for sums in found[reader.module])
     return found
 
@@ -149,38 +158,37 @@ class Preparation:
     def turns(self, moments: Moments) -> dict[str, Turn]:
         """How the channels of principal units change; without their moments by the weights alone."""
         factors = self.factors(moments)
-        found = {}
-        for unit in (unit for unit in self.units if unit.principal):
-            reader = sides(unit)[0]
+
+        def known(unit: Unit) -> SecondMoments | None:
+            first, second = sides(unit)
             if unit.name in factors:
-                known = factors[unit.name]
-                found[unit.name] = SecondMoments(known.weights[0] @ known.weights[0], known.gram()[0])
-            elif reader.role == "consumer" and reader.module in moments and moments[reader.module][0].xx is not None:
-                gram = gram_of(add(moments[reader.module]))[0]
-                read = torch.stack([gram[at][:, at] for at in places(reader)]).sum(dim=0)
-                found[unit.name] = SecondMoments(reading_moments(self.network, unit), read)
-        return turns_of(self.network, self.units, found)
+                queries, keys = factors[unit.name].second_moments()
+                return SecondMoments(blocks(unit, first, queries), blocks(unit, second, keys))
+            if first.role == "factor" or first.module not in moments or moments[first.module][0].xx is None:
+                return None
+            gram = gram_of(add(moments[first.module]))[0]
+            return SecondMoments(of_weights(self.network, unit, first), blocks(unit, first, gram))
+
+        return turns_of(self.network, self.units, known)
 
     def orders(self, moments: Moments) -> dict[str, list[int]]:
-        """Channels of each unit by descending importance."""
+        """Channels of each unit by descending importance; principal ones have an order of their own."""
         settings, score = self.settings, self._importance
-        units = [
-            [one.name, one.channels, one.granule, *([one.shares] if one.shares else []), *one.principal * ["principal"]]
-            for one in self.units
-        ]
+        scored = [unit for unit in self.units if not unit.principal]
+        key = [[one.name, one.channels, one.granule, *([one.shares] if one.shares else [])] for one in scored]
 
         def compute() -> dict[str, Tensor]:
             evidence = self._evidence(moments)
-            return {u.name: torch.tensor(channel_order(u, score(u, evidence)), device="cpu") for u in self.units}
+            return {u.name: torch.tensor(channel_order(u, score(u, evidence)), device="cpu") for u in scored}
 
-        if not self.units:
-            return {}
-        if isinstance(settings.importance, str):
-            key = {**self._key(), "importance": settings.importance, "units": units}
-            found = self.remember("orders", key, compute)
+        if not scored:
+            found = dict[str, Tensor]()
+        elif isinstance(settings.importance, str):
+            found = self.remember("orders", {**self._key(), "importance": settings.importance, "units": key}, compute)
         else:  # its code may be another one tomorrow
             found = compute()
-        return {name: order.tolist() for name, order in found.items()}
+        orders = {name: order.tolist() for name, order in found.items()}
+        return {unit.name: orders[unit.name] if unit.name in orders else principal_order(unit) for unit in self.units}
 
     def factors(self, moments: Moments) -> dict[str, Factors]:
         """Moments of units whose channels are multiplied and summed, as far as those of what they read are known."""

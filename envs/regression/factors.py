@@ -21,6 +21,9 @@ from envs.regression.ridge import Sums, add, factor, missing, penalty_of, produc
 from envs.regression.rows import weight_rows
 from envs.regression.shrinkage import UNDIVIDED_RIDGE, best_ridge
 
+NOISE = 1e-8
+"""Of keys' mean square: what their variance is known to, as a difference of sums."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:
@@ -59,6 +62,15 @@ class Factors:
         total = add(self.keys)
         mean = total.x / total.count
         return _within(products_of(total)[0] / total.count - mean[:, :, None] * mean[:, None, :], self.heads)
+
+    def second_moments(self) -> tuple[Tensor, Tensor]:
+        """[C, C] float64 those of queries, and of keys without their mean, whose smallest ones are noise."""
+        keys = self.gram()[0]
+        whole = sum((products_of(sums)[0][0].diagonal().sum() for sums in self.keys), start=keys.new_zeros(()))
+        noise = NOISE * whole / (len(keys) * sum(sums.count for sums in self.keys))
+        return self.weights[0] @ self.weights[0], keys + noise * torch.eye(
+            len(keys), dtype=keys.dtype, device=keys.device
+        )
 
     def mix(self, kept: Tensor) -> Tensor:
         """[C, k] float64 A: queries of the kept channels are the dense queries times it.

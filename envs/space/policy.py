@@ -122,13 +122,21 @@ class Policy:
                 stacklevel=2,
             )
         units = [entry.unit for entry in self.units]
-        network = turned(network, units, turns_of(network, units, {}))
-        small = slice_network(network, units, self.kept())
+        small = slice_network(self.turned(network), units, self.kept())
         small = without_branches(small, self.branches)
         small = copy.deepcopy(small)  # nothing may stay shared with the dense network
         for name, pattern in self.patterns().items():
             mask_by_magnitude(small.get_submodule(name), parse_pattern(pattern))
         return small
+
+    def turned(self, network: nn.Module) -> nn.Module:
+        """The dense network with principal channels where the policy counts in them, by its weights alone.
+
+        Args:
+            network: With attention made explicit; it is not changed.
+        """
+        units = [entry.unit for entry in self.units]
+        return turned(network, units, turns_of(network, units))
 
     def check_structure(self, network: nn.Module) -> None:
         """Refuses a network of another structure.
@@ -217,8 +225,8 @@ def _check_held(network: nn.Module, unit: Unit) -> None:
             )
     if unit.principal and not can_turn(network, unit):
         raise PolicyMismatch(
-            f"principal channels must be those of two linear layers, but {unit.name!r} has others: take the file as "
-            "it was written"
+            f"principal channels must be those of two linear layers, but {unit.name!r} has others: use the network "
+            "that it was made for"
         )
 
 

@@ -282,14 +282,19 @@ def _is_layer_norm(network: nn.Module, node: Node) -> bool:
 def _axes(before: Shape, after: Shape, removal: Removal) -> Shape:
     """The axis that a removal changed, () where none; with another one where its channels lie on both.
 
-    Query heads beside keys that were expanded lie on an axis of groups and one of heads within their group.
+    Query heads beside keys that were expanded lie on an axis of groups and one of heads within their group; widths of
+    values on one of their own, beside that of groups or, once these were repeated, of heads.
     """
     axis = next(iter(_changed(before, after)), None)
     if axis is None:
         return ()
     split = (before[axis] - after[axis]) * removal.shares == removal.dropped
-    beside = [place for place, size in enumerate(before) if place not in (0, axis) and size == removal.shares]
-    return (axis, *beside[:1]) if split and removal.shares > 1 else (axis,)
+    if not split or removal.shares < 2:
+        return (axis,)
+    others = [(place, size) for place, size in enumerate(before) if place not in (0, axis)]
+    beside = [place for place, size in others if size == removal.shares]
+    beside += [place for place, size in others if size % removal.shares == 0]
+    return (axis, *beside[:1])
 
 
 def _channels(shape: Shape, axes: Shape) -> int:

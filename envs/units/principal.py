@@ -2,20 +2,22 @@
 
 A head sums products over its channels, queries with keys and values with the output projection's columns, and any
 invertible change T of them leaves its sums the same: (T'a).(T^-1 b) = a.b. Here T makes the second moments of both
-sides diagonal and equal (balanced truncation: Moore, Principal Component Analysis in Linear Systems, IEEE Transactions
-on Automatic Control 26, 1981, section VI), so that where channels go, those go which hold least of the products.
+sides diagonal, equal and descending (balanced truncation: Moore, Principal Component Analysis in Linear Systems, IEEE
+Transactions on Automatic Control 26, 1981, section VI), so that the last channels of a head hold least of the products:
+of them the first ones stay, whatever scores other channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from envs.network.copies import copy_network
+from envs.network.probe import has_stock_forward, is_plain
 from envs.units.units import Member, Unit
 
 FLOOR = 1e-6
@@ -25,19 +27,18 @@ become a large weight.
 
 
 class SecondMoments(NamedTuple):
-    """[C, C] float64 E[a a'] and E[b b'] of both sides of a unit, as `sides` orders them."""
+    """[S, e, e] float64 E[a a'] and E[b b'] of both sides of a unit, as `sides` orders them, in each of its shares."""
 
     first: Tensor
     second: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A change of a unit's channels, share by share.
+class Turn(NamedTuple):
+    """A change of a unit's channels in each of its shares.
 
     Attributes:
-        forward: [C, C] float64 T: the first side becomes T'a.
-        inverse: [C, C] float64 T^-1: the second side becomes T^-1 b.
+        forward: [S, e, e] float64 T: the first side becomes T'a.
+        inverse: [S, e, e] float64 T^-1: the second side becomes T^-1 b.
     """
 
     forward: Tensor
@@ -47,20 +48,85 @@ class Turn:
 def can_turn(network: nn.Module, unit: Unit) -> bool:
     """Whether two linear layers hold a unit's channels; that nothing stands between them is told by the outputs."""
     layers = [network.get_submodule(member.module) for member in unit.members]
-    return len(layers) == 2 and all(isinstance(layer, nn.Linear) for layer in layers)
+    roles = sorted(member.role for member in unit.members)
+    plain = all(isinstance(layer, nn.Linear) and is_plain(layer) and has_stock_forward(layer) for layer in layers)
+    return unit.kind == "channels" and roles in (["factor"] * 2, ["consumer", "producer"]) and plain
 
 
-def turns_of(network: nn.Module, units: Iterable[Unit], moments: Mapping[str, SecondMoments]) -> dict[str, Turn]:
+def sides(unit: Unit) -> tuple[Member, Member]:
+    """Its first and second side: queries and keys, or the layer that reads values and the one that writes them."""
+    if readers := unit.role("consumer"):
+        return readers[0], unit.role("producer")[0]
+    first, second = unit.role("factor")
+    return first, second
+
+
+def places(unit: Unit, member: Member) -> list[list[list[int]]]:
+    """[S, t, e] positions of the channels of each share on a member's axis, for each of t times that it holds them.
+
+    Several heads of a group read the same values.
+    """
+    shares = unit.shares or (tuple(range(unit.channels)),)
+    return [
+        [list(column) for column in zip(*(member.positions[channel] for channel in share), strict=True)]
+        for share in shares
+    ]
+
+
+def blocks(unit: Unit, member: Member, products: Tensor) -> Tensor:
+    """[S, e, e] of products [n, n] of all positions of a member's axis, summed over the times that it holds a channel.
+
+    Args:
+        unit: The unit.
+        member: One of its members.
+        products: Second moments of what the member's axis holds.
+    """
+    return torch.stack([torch.stack([products[at][:, at] for at in times]).sum(0) for times in places(unit, member)])
+
+
+def flagged(units: Sequence[Unit], names: Iterable[str]) -> tuple[Unit, ...]:
+    """Units of which those with some names, and no others, are principal."""
+    chosen = set(names)
+    return tuple(replace(unit, principal=unit.name in chosen) for unit in units)
+
+
+def principal_order(unit: Unit) -> list[int]:
+    """Channels of a principal unit: the first of each share, then the second of each, and so on."""
+    return unit.in_steps((channel,) for share in unit.shares or (range(unit.channels),) for channel in share)
+
+
+def turns_of(
+    network: nn.Module,
+    units: Iterable[Unit],
+    moments: Callable[[Unit], SecondMoments | None] = lambda unit: None,
+) -> dict[str, Turn]:
     """How the channels of principal units change, by unit.
 
     Args:
         network: The network.
         units: Its units; those that are not principal are left out.
-        moments: Second moments of units on data; where there are none, those of the weights stand for them.
+        moments: Second moments of a unit on data; where they are not known, those of the weights stand for them.
     """
     return {
-        unit.name: _turn(unit, moments.get(unit.name) or _of_weights(network, unit)) for unit in units if unit.principal
+        unit.name: _turn(moments(unit) or SecondMoments(*(of_weights(network, unit, side) for side in sides(unit))))
+        for unit in units
+        if unit.principal
     }
+
+
+def random_turns(network: nn.Module, units: Iterable[Unit]) -> dict[str, Turn]:
+    """Changes of principal units that are far from those of any moments: only what takes all of them takes a change."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for unit in (unit for unit in units if unit.principal):
+        size = unit.channels // max(len(unit.shares), 1)
+        drawn = torch.randn(
+            max(len(unit.shares), 1), size, size, generator=generator, dtype=torch.float64, device="cpu"
+        )
+        forward = torch.eye(size, dtype=drawn.dtype, device="cpu") * 2 + drawn / size**0.5
+        device = network.get_submodule(unit.members[0].module).get_parameter("weight").device
+        found[unit.name] = Turn(forward.to(device), torch.linalg.inv(forward).to(device))
+    return found
 
 
 def turned(network: nn.Module, units: Iterable[Unit], turns: Mapping[str, Turn]) -> nn.Module:
@@ -76,70 +142,32 @@ def turned(network: nn.Module, units: Iterable[Unit], turns: Mapping[str, Turn])
     twin = copy_network(network)
     for unit in (unit for unit in units if unit.name in turns):
         turn, (first, second) = turns[unit.name], sides(unit)
-        _multiply(twin.get_submodule(first.module), first, turn.forward.T)
-        _multiply(twin.get_submodule(second.module), second, turn.inverse)
+        _multiply(twin.get_submodule(first.module), unit, first, turn.forward.transpose(1, 2))
+        _multiply(twin.get_submodule(second.module), unit, second, turn.inverse)
     return twin
 
 
-def sides(unit: Unit) -> tuple[Member, Member]:
-    """Its first and second side: queries and keys, or the layer that reads values and the one that writes them."""
-    if readers := unit.role("consumer"):
-        return readers[0], unit.role("producer")[0]
-    first, second = unit.role("factor")
-    return first, second
-
-
-def places(member: Member) -> list[list[int]]:
-    """Positions of all channels on a member's axis, once for every time that it holds them (heads of one group)."""
-    return [list(column) for column in zip(*member.positions, strict=True)]
-
-
-def inputs_change(member: Member, turn: Turn, size: int) -> Tensor:
-    """[n, n] float64 M: rows x that the layer reads on its n inputs become x M.
-
-    Args:
-        member: The layer that reads values.
-        turn: The change of its unit.
-        size: n.
-    """
+def inputs_change(unit: Unit, turn: Turn, size: int) -> Tensor:
+    """[n, n] float64 M: rows x that the layer that reads a unit's values has on its n inputs become x M."""
     matrix = torch.eye(size, dtype=turn.inverse.dtype, device=turn.inverse.device)
-    for at in places(member):
-        own = torch.tensor(at, device=matrix.device)
-        matrix[own[:, None], own] = turn.inverse.T
+    for inverse, times in zip(turn.inverse, places(unit, sides(unit)[0]), strict=True):
+        for at in times:
+            own = torch.tensor(at, device=matrix.device)
+            matrix[own[:, None], own] = inverse.T
     return matrix
 
 
-def flagged(units: Sequence[Unit], names: Iterable[str]) -> tuple[Unit, ...]:
-    """Units of which those with some names, and no others, are principal."""
-    chosen = set(names)
-    return tuple(replace(unit, principal=unit.name in chosen) for unit in units)
-
-
-def _of_weights(network: nn.Module, unit: Unit) -> SecondMoments:
-    """What both sides are for inputs without correlation."""
-    return SecondMoments(*(_products(network.get_submodule(member.module), member) for member in sides(unit)))
-
-
-def reading_moments(network: nn.Module, unit: Unit) -> Tensor:
-    """[C, C] float64 second moments of the side that reads values: of its columns, over outputs."""
-    member = sides(unit)[0]
-    return _products(network.get_submodule(member.module), member)
-
-
-def _products(layer: nn.Module, member: Member) -> Tensor:
-    """[C, C] products of the weights of channels, summed over what else the layer has."""
-    weight = layer.get_parameter("weight").detach().double()
+def of_weights(network: nn.Module, unit: Unit, member: Member) -> Tensor:
+    """[S, e, e] float64 second moments of a side by its weights, as for inputs (or outputs) without correlation."""
+    weight = network.get_submodule(member.module).get_parameter("weight").detach().double()
     rows = weight.T if member.role == "consumer" else weight
-    return torch.stack([rows[at] @ rows[at].T for at in places(member)]).sum(dim=0)
+    shares = places(unit, member)
+    return torch.stack([torch.stack([rows[at] @ rows[at].T for at in times]).sum(dim=0) for times in shares])
 
 
-def _turn(unit: Unit, moments: SecondMoments) -> Turn:
-    forward, inverse = torch.zeros_like(moments.first), torch.zeros_like(moments.first)
-    for share in unit.shares or (tuple(range(unit.channels)),):
-        own = torch.tensor(share, device=forward.device)
-        square = own[:, None], own
-        forward[square], inverse[square] = _balanced(moments.first[square], moments.second[square])
-    return Turn(forward, inverse)
+def _turn(moments: SecondMoments) -> Turn:
+    both = [_balanced(first, second) for first, second in zip(*moments, strict=True)]
+    return Turn(torch.stack([forward for forward, _ in both]), torch.stack([inverse for _, inverse in both]))
 
 
 def _balanced(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,16 +189,16 @@ def _root(moments: Tensor) -> Tensor:
     return scaled
 
 
-def _multiply(layer: nn.Module, member: Member, matrix: Tensor) -> None:
-    """Gives a layer of a copied network what a side's channels become: matrix [C, C] times those that they are."""
+def _multiply(layer: nn.Module, unit: Unit, member: Member, matrices: Tensor) -> None:
+    """Gives a layer of a copied network what a side's channels become: matrices [S, e, e] times those that they are."""
+    reads = member.role == "consumer"
     for name, parameter in list(layer.named_parameters(recurse=False)):
-        values = parameter.detach().double().clone()
-        if member.role == "consumer":
-            if name != "weight":
-                continue
-            values = values.T
-        for at in places(member):
-            values[at] = matrix.to(values.device) @ values[at]
-        if member.role == "consumer":
-            values = values.T.contiguous()
-        setattr(layer, name, nn.Parameter(values.to(parameter.dtype), requires_grad=parameter.requires_grad))
+        if reads and name != "weight":
+            continue
+        values = parameter.detach().double()
+        values = values.T.clone() if reads else values.clone()
+        for matrix, times in zip(matrices.to(values.device), places(unit, member), strict=True):
+            for at in times:
+                values[at] = matrix @ values[at]
+        values = (values.T if reads else values).to(parameter.dtype).contiguous()
+        setattr(layer, name, nn.Parameter(values, requires_grad=parameter.requires_grad))

@@ -55,7 +55,7 @@ def quick_audition(prepared: Prepared, pool: Pool, tools: Tools, candidates: Seq
         "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json"),
         "damage": config.knapsack.damages[0],
-        **({"judged": metric.name} if (metric := setup.task.metric).prediction is not None else {}),
+        **setup.judged(),
         **({"principal": names} if (names := prepared.compressor.principal) else {}),
         "sites": [[site.name, *([choice.value, choice.label] for choice in site.choices)] for site in setup.sites],
         "candidates": [list(one.key) for one in candidates],

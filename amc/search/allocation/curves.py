@@ -58,7 +58,7 @@ def damage_curves(prepared: Prepared, pool: Pool, tools: Tools) -> dict[str, lis
         "calibration": prepared.compressor.calibration_fingerprint,
         "compression": config.compression.model_dump(mode="json", exclude={"quick_images", "quick_positions"}),
         "knapsack": knapsack.model_dump(mode="json", exclude={"rounds"}),
-        **({"judged": metric.name} if (metric := setup.task.metric).prediction is not None else {}),
+        **setup.judged(),
         **({"principal": names} if (names := prepared.compressor.principal) else {}),
         "sites": [[site.name, *([choice.value, choice.label] for choice in site.choices)] for site in setup.sites],
         "seed": config.seed,

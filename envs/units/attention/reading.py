@@ -21,7 +21,7 @@ from envs.units.attention.heads import attention_units, undecided
 from envs.units.attention.linear import transposed_layers
 from envs.units.attention.resizing import resized_form
 from envs.units.attention.trial import form_of, multihead_forms
-from envs.units.principal import can_turn, flagged, turned, turns_of
+from envs.units.principal import can_turn, flagged, random_turns, turned
 from envs.units.units import Attribute, Fixed, Unit
 from envs.units.verification.trial import Removal
 from envs.units.verification.verify import verify_units
@@ -92,8 +92,10 @@ def _principal(read: ReadAttention, inputs: Inputs) -> ReadAttention:
 
     def alike(some: Sequence[str]) -> bool:
         units = flagged(read.units, some)
-        return _same(read.network, turned(read.network, units, turns_of(read.network, units, {})), inputs)
+        return _same(read.network, turned(read.network, units, random_turns(read.network, units)), inputs)
 
+    if not names:
+        return read
     chosen = names if alike(names) else [name for name in names if alike([name])]
     return replace(read, units=flagged(read.units, chosen))
 

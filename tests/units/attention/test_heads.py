@@ -305,12 +305,17 @@ def test_widths_of_several_heads_keep_their_scale_and_their_number() -> None:
     assert torch.allclose(small(x), small.out_proj(mixed), atol=1e-6)
 
 
-def test_rotated_widths_stay_with_the_reason() -> None:
+def test_widths_of_values_are_decided_where_queries_and_keys_are_rotated() -> None:
     anatomy = read("attention_rotary", "widths")
-    assert {unit.name for unit in anatomy.units} == {"blocks.0.gate", "blocks.1.gate"}
-    reasons = {entry.name: entry.reason for entry in anatomy.fixed}
-    assert "the same channels of keys" in reasons["blocks.0.attention.q"]
-    assert "does not run without its channels" in reasons["blocks.0.attention.v"]
+    values = anatomy.units[0]
+    assert (values.name, values.channels, values.granule, values.principal) == ("blocks.0.attention.v", 8, 2, True)
+    assert "the same channels of keys" in {entry.name: entry.reason for entry in anatomy.fixed}["blocks.0.attention.q"]
+    policy = compressor(anatomy).policy({values.name: 4})
+    small: Any = Policy.from_json(policy.to_json()).apply(built("attention_rotary"))
+    attention = small.blocks[0].attention
+    assert (attention.v.out_features, attention.out.in_features) == (4, 8)
+    assert attention.resized_class is ZOO.Rotary
+    assert small(inputs()).shape == built("attention_rotary")(inputs()).shape
 
 
 def test_layers_whose_weight_lies_the_other_way_round_become_linear(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc.runs.finetuning.schedule import stages
+from amc.runs.finetuning.settings import FinetuneConfig
+from amc.runs.finetuning.start import sliced
 from envs.compression.compress import Compressor
 from envs.compression.preparation import with_turns
 from envs.compression.settings import CompressionSettings
@@ -67,6 +70,50 @@ class Placed(Attending):
         return q @ (k + self.table).transpose(-1, -2)
 
 
+class Normalized(Attending):
+    """Queries of length 1: with orthogonal weights only what is no rotation changes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in (self.q, self.k):
+            nn.init.orthogonal_(layer.weight)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        scores: Tensor = 4 * q / q.norm(dim=-1, keepdim=True) @ k.transpose(-1, -2)
+        return scores
+
+
+class Shared(Attending):
+    """All heads read the same keys and values, and nothing is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.v = (nn.Linear(WIDTH, WIDTH // HEADS) for _ in range(2))
+        nn.init.zeros_(self.out.weight)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, WIDTH // HEADS).transpose(1, 2)
+
+
+class Sized(Attending):
+    """Asks how many tokens there are, and has numbers in its code."""
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], HEADS, 4).transpose(1, 2)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        if q.shape[2] > 1:
+            return q @ k.transpose(-1, -2)
+        return q @ k.transpose(-1, -2) * 0
+
+
+class Around(nn.Sequential):
+    """A network that such attention is a part of."""
+
+    def __init__(self) -> None:
+        super().__init__(Sized())
+
+
 def built(kind: type[nn.Module] = Attending, *args: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -118,6 +165,66 @@ def test_channels_of_attention_are_principal_and_the_network_stays_what_it_is(he
 def test_what_stands_between_the_factors_is_noticed() -> None:
     assert {name.partition("_")[0] for name in principal(read(Rectified))} == {"v"}
     assert {name.partition("_")[0] for name in principal(read(Placed))} <= {"v"}
+    assert {name.partition("_")[0] for name in principal(read(Normalized))} == {"v"}
+
+
+def test_whole_heads_are_no_channels() -> None:
+    anatomy = dissect(built(Shared), inputs()[:1], inputs())
+    assert "heads" in [unit.kind for unit in anatomy.units]
+    assert principal(anatomy) == set()
+
+
+def test_a_forward_that_asks_for_sizes_is_recorded_for_each() -> None:
+    anatomy = read(Around)
+    made = compressor(anatomy)
+    assert len(made.principal) == 2
+    small: Any = made.compress(made.policy({name: WIDTH // 2 for name in made.principal})).network
+    assert (small[0].resized_class, small[0].q.out_features) == (Sized, WIDTH // 2)
+    x = inputs(5)
+    for tokens in (6, 3, 1, 6):
+        assert small(x[:, :tokens]).shape == (5, tokens, 3)
+    whole: Any = made.compress(made.policy({})).network
+    assert same_output(built(Around)(x[:, :1]), whole(x[:, :1]), 1e-5)
+
+
+def test_the_first_channels_of_each_head_stay_whatever_scores_others() -> None:
+    made = compressor(read(), importance="random")
+    policy = made.policy({unit.name: HEADS * 2 for unit in made.units if unit.principal})
+    for entry in policy.units:
+        if entry.unit.principal:
+            assert entry.indices == (0, 1, 4, 5, 8, 9, 12, 13)
+
+
+def test_a_policy_that_counts_in_other_channels_is_refused() -> None:
+    anatomy = read()
+    made = compressor(anatomy)
+    policy = made.policy({})
+    units = tuple(replace(entry, unit=replace(entry.unit, principal=False)) for entry in policy.units)
+    with pytest.raises(PolicyMismatch, match="has principal channels, and the policy its own: search again"):
+        made.compress(replace(policy, units=units))
+
+
+def test_stages_of_training_cut_the_channels_that_the_policy_counts_in() -> None:
+    anatomy = read()
+    policy = compressor(anatomy).policy({unit.name: HEADS for unit in anatomy.units if unit.principal})
+    dense = policy.turned(anatomy.network)
+    first = stages(FinetuneConfig(schedule="iterative", epochs=3, steps=3), policy, dense)[0]
+    cut = sliced(dense, dense, policy, {}, first.kept)
+    x = inputs(50)
+    last = policy.apply(built())
+    errors = [float((network(x) - anatomy.network(x)).detach().square().mean()) for network in (cut, last)]
+    assert errors[0] < errors[1]
+
+
+def test_keys_that_do_not_vary_are_no_trouble() -> None:
+    network: Any = built()
+    with torch.no_grad():
+        network.first.weight.zero_()
+    anatomy = dissect(network, inputs()[:1], inputs(), "widths")
+    made = compressor(anatomy)
+    assert same_output(network(inputs()), made.network(inputs()), 1e-4)
+    small = made.compress(made.policy({unit.name: unit.channels // 2 for unit in made.units})).network
+    assert bool(small(inputs()).isfinite().all())
 
 
 def test_an_applied_policy_keeps_the_best_low_rank_product_of_the_weights() -> None:
@@ -157,7 +264,7 @@ def test_moments_are_those_of_the_changed_network() -> None:
     names = ["q", "out"]
     chunks = torch.split(inputs(64), 16)
     before = input_moments(anatomy.network, names, chunks, Sampling(positions=6))
-    turns = turns_of(anatomy.network, made.units, {})
+    turns = turns_of(anatomy.network, made.units)
     after = input_moments(turned(anatomy.network, made.units, turns), names, chunks, Sampling(positions=6))
     for name, sums in with_turns(before, made.units, turns).items():
         got, wanted = add(sums), add(after[name])
@@ -191,9 +298,9 @@ def test_a_side_without_weights_stays_as_it_is() -> None:
         principal=True,
     )
     network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    zero = SecondMoments(torch.zeros(3, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
-    turn = turns_of(network, [unit], {"0": zero})["0"]
-    assert torch.equal(turn.forward, torch.eye(3, dtype=torch.float64))
+    zero, one = torch.zeros(1, 3, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[None]
+    turn = turns_of(network, [unit], lambda _: SecondMoments(zero, one))["0"]
+    assert torch.equal(turn.forward, one)
 
 
 def test_a_policy_with_principal_channels_of_other_layers_is_refused() -> None:

@@ -242,13 +242,29 @@ class Strange(FromWidth):
 
 
 @pytest.mark.parametrize(
-    "how", ["length", "single", "random", "drawn", "counting", "no gradient", "in place", "keeping", "shaping"]
+    "how", ["single", "random", "drawn", "counting", "no gradient", "in place", "keeping", "shaping"]
 )
 def test_what_a_recorded_forward_would_not_do_again_stays_in_its_class(how: str) -> None:
     torch.manual_seed(0)
     anatomy = dissect(Network(partial(Strange, how)).eval(), inputs(1), inputs())
     assert not anatomy.forms
     assert not any(unit.kind == "heads" for unit in anatomy.units)
+
+
+def test_a_forward_that_asks_for_sizes_does_so_with_fewer_heads_too() -> None:
+    torch.manual_seed(0)
+    dense = Network(partial(Strange, "length")).eval()
+    anatomy = dissect(dense, inputs(1), inputs())
+    assert [unit.kind for unit in anatomy.units if unit.name != "head"] == ["heads"] * 2
+    short, long = inputs(), torch.cat([inputs(), inputs() + 1], dim=1)
+    for x in (short, long, short[:1]):
+        assert torch.allclose(anatomy.network(x), dense(x), atol=1e-5)
+    small: Any = half(anatomy)
+    module, x = small.blocks[0], torch.randn(1, 9, WIDTH)
+    summed = module(x)
+    module.how = ""
+    assert torch.allclose(summed, module(x).cumsum(dim=1), atol=1e-5)
+    assert module.out.in_features == WIDTH // 2
 
 
 class Described(FromWidth):
