@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
@@ -43,7 +42,7 @@ from envs.units.attention.explicit import Form
 from envs.units.branches.branch import is_gone, without_branches
 from envs.units.branches.trial import VerifiedBranch, outermost
 from envs.units.layout import LayoutFamily, kept_counts
-from envs.units.principal import flagged, turned
+from envs.units.principal import flagged
 from envs.units.slicing import Axes, kept_axes, slice_axes
 from envs.units.units import Unit
 from hw_profiles.patterns import parse_pattern
@@ -141,15 +140,12 @@ class Compressor:
         )
         before = preparation.moments(sparse)
         turns = preparation.turns(before)
-        self.network = turned(self.network, self.units, turns)
-        changed = replace(preparation, network=self.network)
-        moments = with_turns(before, self.units, turns)
-        self.orders = changed.orders(moments)
+        principal, moments = preparation.turned(turns), with_turns(before, self.units, turns)
+        self.network, self.orders = principal.network, principal.orders(moments)
 
         def read() -> LayerwiseBank:
-            return LayerwiseBank(
-                self.network, with_turns(preparation.moments(sparse), self.units, turns), settings.ridge
-            )
+            again = with_turns(preparation.moments(sparse), self.units, turns)
+            return LayerwiseBank(self.network, again, settings.ridge)
 
         self.dense = Dense(
             network=self.network,
@@ -167,7 +163,7 @@ class Compressor:
             narrow_targets=settings.narrow_targets,
             keep_targets=settings.keep_targets,
             mean_shift=importance_named(settings.importance).mean_shift,
-            factors=changed.factors(moments),
+            factors=principal.factors(moments),
             means=branch_means(self.network, self.graph, self.branches, chunks, sampling),
         )
         self.preparation_forwards = preparation.image_forwards(moments) + self._repair().preparation_forwards()

@@ -37,6 +37,7 @@ from envs.units.principal import (
     of_weights,
     principal_order,
     sides,
+    turned,
     turns_of,
 )
 from envs.units.units import Unit
@@ -170,6 +171,10 @@ class Preparation:
             return SecondMoments(of_weights(self.network, unit, first), blocks(unit, first, gram))
 
         return turns_of(self.network, self.units, known)
+
+    def turned(self, turns: Mapping[str, Turn]) -> Preparation:
+        """The same of the network whose channels have changed; its moments are still those before."""
+        return replace(self, network=turned(self.network, self.units, turns))
 
     def orders(self, moments: Moments) -> dict[str, list[int]]:
         """Channels of each unit by descending importance; principal ones have an order of their own."""

@@ -21,6 +21,8 @@ def copy_network(network: nn.Module) -> nn.Module:
     # A module has a dozen empty dictionaries, most for hooks, which would take half of deepcopy's time.
     empty = (v for m in network.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v)
     known |= {id(value): value.copy() for value in empty}
+    computed = (v for m in network.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf)
+    known |= {id(value): value for value in computed}  # such as the weights of torch's older weight_norm
     return copy.deepcopy(network, known)
 
 

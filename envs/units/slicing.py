@@ -133,8 +133,8 @@ def silence(network: nn.Module, unit: Unit, dropped: Sequence[int]) -> None:
         _zero_inputs(network.get_submodule(member.module), _places(member, dropped))
     for member in unit.role("factor")[:1]:
         module = network.get_submodule(member.module)
-        for name, tensor in module.named_parameters(recurse=False):
-            silent = tensor.detach().clone()
+        for name in _written(module):
+            silent = module.get_parameter(name).detach().clone()
             silent[_places(member, dropped)] = 0
             _assign(module, name, silent)
 
@@ -144,8 +144,13 @@ def silenced_tensors(network: nn.Module, unit: Unit) -> dict[tuple[str, str], nn
     named = [(member.module, "weight") for member in unit.role("consumer")]
     for member in unit.role("factor")[:1]:
         layer = network.get_submodule(member.module)
-        named += [(member.module, name) for name, _ in layer.named_parameters(recurse=False)]
+        named += [(member.module, name) for name in _written(layer)]
     return {(module, name): network.get_submodule(module).get_parameter(name) for module, name in named}
+
+
+def _written(layer: nn.Module) -> list[str]:
+    """Parameters of a layer with a place for each output."""
+    return [name for name in ("weight", "bias") if isinstance(getattr(layer, name, None), nn.Parameter)]
 
 
 def _places(member: Member, channels: Sequence[int]) -> list[int]:

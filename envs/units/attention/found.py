@@ -209,7 +209,11 @@ def _between_layers(network: nn.Module, ends: _Ends, sizes: Sizes, owners: Mappi
 
 
 def _is_pointwise(module: nn.Module) -> bool:
-    """Whether a layer mixes the channels of each position alone: linear, or a convolution with a kernel of one."""
+    """Whether a layer mixes the channels of each position alone, by a weight that it holds and that nothing computes:
+    linear, or a convolution with a kernel of one.
+    """
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        return False
     if not isinstance(module, CONVOLUTIONS):
         return isinstance(module, nn.Linear)
     return module.groups == 1 and {*module.kernel_size, *module.stride} == {1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -21,6 +22,7 @@ from envs.regression.ridge import add
 from envs.regression.statistics import Sampling, input_moments
 from envs.space.policy import Policy, PolicyMismatch
 from envs.units.anatomy import Anatomy, dissect
+from envs.units.attention.decided import Decided
 from envs.units.principal import SecondMoments, sides, turned, turns_of
 from envs.units.units import Member, Unit
 
@@ -214,6 +216,41 @@ def test_stages_of_training_cut_the_channels_that_the_policy_counts_in() -> None
     last = policy.apply(built())
     errors = [float((network(x) - anatomy.network(x)).detach().square().mean()) for network in (cut, last)]
     assert errors[0] < errors[1]
+
+
+class Gained(nn.Linear):
+    """A layer with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, WIDTH)
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * super().forward(x)
+
+
+WEIGHTED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "normalized": nn.utils.parametrizations.weight_norm,
+    "spectral": nn.utils.parametrizations.spectral_norm,
+    "with a hook": nn.utils.spectral_norm,
+    "with an older hook": nn.utils.weight_norm,
+    "of another class": lambda layer: Gained(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("how", WEIGHTED)
+@pytest.mark.parametrize("decided", ["heads", "widths"])
+def test_layers_with_weights_of_another_kind_are_left_as_they_are(how: str, decided: Decided) -> None:
+    torch.manual_seed(0)
+    network: Any = Attending().eval()
+    for name in ("q", "k", "v", "out"):
+        setattr(network, name, WEIGHTED[how](getattr(network, name)))
+    network.eval()
+    before = network(inputs())
+    anatomy = dissect(network, inputs()[:1], inputs(), decided)
+    assert principal(anatomy) == set()
+    assert torch.equal(network(inputs()), before)
 
 
 def test_keys_that_do_not_vary_are_no_trouble() -> None:
