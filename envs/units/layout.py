@@ -282,19 +282,14 @@ def _is_layer_norm(network: nn.Module, node: Node) -> bool:
 def _axes(before: Shape, after: Shape, removal: Removal) -> Shape:
     """The axis that a removal changed, () where none; with another one where its channels lie on both.
 
-    Query heads beside keys that were expanded lie on an axis of groups and one of heads within their group; widths of
-    values on one of their own, beside that of groups or, once these were repeated, of heads.
+    Query heads lie on an axis of groups and one of heads within, widths of heads on one beside that of heads.
     """
     axis = next(iter(_changed(before, after)), None)
-    if axis is None:
-        return ()
-    split = (before[axis] - after[axis]) * removal.shares == removal.dropped
-    if not split or removal.shares < 2:
-        return (axis,)
+    if axis is None or removal.shares < 2 or (before[axis] - after[axis]) * removal.shares != removal.dropped:
+        return () if axis is None else (axis,)
     others = [(place, size) for place, size in enumerate(before) if place not in (0, axis)]
-    beside = [place for place, size in others if size == removal.shares]
-    beside += [place for place, size in others if size % removal.shares == 0]
-    return (axis, *beside[:1])
+    fitting = [place for place, size in others if size == removal.shares]  # else shares were repeated, for each head
+    return (axis, *(fitting or [place for place, size in others if size % removal.shares == 0])[:1])
 
 
 def _channels(shape: Shape, axes: Shape) -> int:
