@@ -10,15 +10,12 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from threading import RLock
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from envs.network.interpreter import Interpreter
@@ -80,7 +77,7 @@ class Resized(nn.Module):
         held = ((one.dtype, one.device) for one in (*self.parameters(), *self.buffers()))
         own = (value for one in self.modules() for value in vars(one).values() if isinstance(value, bool | float | str))
         key = (str(spec), *map(_constant, leaves), *held, *own)  # whole numbers are sizes, which `Size` lets follow
-        with _recording, _uncounted(leaves):
+        with _recording:
             known = programs.setdefault(key, {})
             if _ANY not in known:
                 try:
@@ -143,19 +140,6 @@ MOST_SHAPES = 64
 """Programs by sizes that are kept of one way to call a module: texts of a batch may have any length."""
 _recording = RLock()
 """torch.fx takes the place of module calls while it records: two threads cannot."""
-
-
-@contextmanager
-def _uncounted(leaves: Sequence[Any]) -> Iterator[None]:
-    """What is computed to record a forward is no part of it: whoever counts operators does not see it.
-
-    torch.export's tensors without values need its own mode.
-    """
-    if any(isinstance(leaf, FakeTensor) for leaf in leaves):
-        yield
-        return
-    with _disable_current_modes():
-        yield
 
 
 def _is_tensor(value: Any) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.utils._python_dispatch import _disable_current_modes
 
 from envs.network.copies import copy_network, in_mode
 from envs.network.inputs import Inputs, tensors
@@ -51,7 +54,7 @@ class ExampleValues:
             raise fx.proxy.TraceError("a trace inside of a trace has no example")
         needed = self._needed(node)
         given = iter(self._inputs)
-        with _untraced(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _untraced(), _unseen(self._inputs), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for one in node.graph.nodes:
                 argument = next(given) if one.op == "placeholder" else None
                 if one in needed:
@@ -83,3 +86,17 @@ def _untraced() -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__, nn.Module.__getattr__ = traced  # type: ignore[method-assign]
+
+
+@contextmanager
+def _unseen(inputs: Sequence[Any]) -> Iterator[None]:
+    """What runs here is no part of any forward: whoever counts or exports operators does not see it.
+
+    torch.export's tensors without values need the mode that knows their sizes.
+    """
+    if not any(isinstance(one, FakeTensor) for one in inputs):
+        with _disable_current_modes():
+            yield
+        return
+    with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():
+        yield

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from amc.runs.finetuning.schedule import stages
 from amc.runs.finetuning.settings import FinetuneConfig
@@ -185,6 +186,15 @@ def test_a_forward_that_asks_for_sizes_is_recorded_for_each() -> None:
     x = inputs(5)
     for tokens in (6, 3, 1, 6):
         assert small(x[:, :tokens]).shape == (5, tokens, 3)
+    counts = []
+    for _ in range(2):  # recording is not counted
+        with FlopCounterMode(display=False) as counter:
+            small(x[:, :5])
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+    with torch.no_grad():
+        program = torch.export.export(small, (x,), strict=False).module()
+        assert torch.allclose(program(x), small(x), atol=1e-6)
     whole: Any = made.compress(made.policy({})).network
     assert same_output(built(Around)(x[:, :1]), whole(x[:, :1]), 1e-5)
 
