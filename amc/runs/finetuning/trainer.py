@@ -146,7 +146,8 @@ class _Training:
         self.dense = self._placed(in_mode(copy.deepcopy(task.network)))
         self.batches = Batches.of(config, self.subject.training, task.augment, self.world)
         self.policy = self.subject.policy
-        self.stages = stages(config, self.policy, self.policy.turned(task.network))
+        self._turned = task.network if config.schedule == "one-shot" else self.policy.turned(task.network)
+        self.stages = stages(config, self.policy, self._turned)
         self.loss = task.loss or default_loss
         self.fingerprint = self._fingerprint()
         self.at = self._begin()
@@ -228,8 +229,7 @@ class _Training:
         """The first stage's network."""
         subject, config = self.subject, self.config
         if config.schedule != "one-shot":
-            dense = subject.policy.turned(subject.task.network)
-            return self._position(0, sliced(dense, dense, subject.policy, {}, self.stages[0].kept))
+            return self._position(0, sliced(self._turned, self._turned, subject.policy, {}, self.stages[0].kept))
         if config.init == "scratch":
             return self._position(0, initialized(subject.network, config.seed))
         if subject.early is not None:
