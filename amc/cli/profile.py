@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 console = Console()
 
+ATTENTION = "rules.attention"
+"""Key of what is decided about attention: a profile holds the widths that a search with the same asks for."""
 TaskOption = Annotated[str, typer.Option("--task", help="Task whose network is measured, as for search.")]
 RuntimeOption = Annotated[str, typer.Option(help="Runtime of the kernels, such as onnxruntime or torch.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads within an operator.")]
@@ -42,7 +44,7 @@ ProfileArgument = Annotated[str, typer.Argument(help="File or name of a profile.
 
 
 @app.command()
-@configured("data", "checkpoint", anything=False)
+@configured("data", "checkpoint", ATTENTION, anything=False)
 def measure(
     overrides: Overrides,
     task: TaskOption,
@@ -82,7 +84,7 @@ def measure(
 
 
 @app.command()
-@configured("data", "checkpoint", anything=False)
+@configured("data", "checkpoint", ATTENTION, anything=False)
 def bundle(
     overrides: Overrides,
     task: TaskOption,
@@ -158,7 +160,7 @@ def validate(file: Annotated[Path, typer.Argument(help="File of a profile.")]) -
 
 
 @app.command()
-@configured("data", "checkpoint", anything=False)
+@configured("data", "checkpoint", ATTENTION, anything=False)
 def check(
     overrides: Overrides,
     profile: ProfileArgument,
@@ -210,9 +212,11 @@ def _network(task: str, overrides: Overrides, *, branches: bool = False) -> tupl
     from amc.tasks.task import load_task
     from envs.units.anatomy import dissect
 
-    loaded = load_task(task, **overrides)
+    loaded = load_task(task, **{name: value for name, value in overrides.items() if name != ATTENTION})
     samples = verification_samples(loaded.calibration)
-    anatomy = dissect(loaded.network, loaded.example_input, samples, branches=branches)
+    anatomy = dissect(
+        loaded.network, loaded.example_input, samples, overrides.get(ATTENTION, "auto"), branches=branches
+    )
     return loaded.of_network(anatomy.network), anatomy
 
 

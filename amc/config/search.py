@@ -30,6 +30,7 @@ from envs.lookup import OneOf, passed_in, unknown
 from envs.reward import REWARDS
 from envs.space.kinds import KINDS
 from envs.space.settings import RulesConfig
+from envs.units.attention.decided import Decision
 from hw_profiles.documents import MAX_TOML_BYTES, parse_toml, read_text
 
 Start = Literal["knapsack", "uniform"]
@@ -276,6 +277,12 @@ class SearchConfig(Part):
     def shapes(self) -> str | None:
         """Name of the shape rules, if any."""
         return None if self.sparsity is None else self.sparsity.partition("@")[2]
+
+    @property
+    def attention(self) -> Decision:
+        """What is decided about attention: channels of layers that choose patterns are never principal."""
+        left_open = self.rules.attention == "auto" and self.choose != "channels"
+        return "heads" if left_open else self.rules.attention
 
     @property
     def single(self) -> bool:

@@ -77,7 +77,7 @@ def measured_only(
         try:
             costing.many(table, without)
         except MissingProfileEntry as error:
-            fixed[sites[step].name] = Fixed(sites[step].name, f"{error} with --branches")
+            fixed[sites[step].name] = Fixed(sites[step].name, str(error))
     return tuple(site for site in sites if site.name not in fixed), tuple(fixed.values())
 
 

@@ -168,7 +168,7 @@ def inspection(task: Task, config: SearchConfig) -> Inspection:
         ValueError: If the rules leave a unit without a width, or match nothing.
     """
     samples = verification_samples(task.calibration)
-    anatomy = dissect(task.network, task.example_input, samples, config.rules.attention, branches=config.branches)
+    anatomy = dissect(task.network, task.example_input, samples, config.attention, branches=config.branches)
     network = anatomy.network
     shapes = load_rules(config.shapes) if config.shapes is not None else None
     widths, skipped = Rules.of(config.rules, profiled=config.profile is not None).sites(anatomy.units)

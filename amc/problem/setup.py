@@ -183,7 +183,7 @@ def set_up(config: SearchConfig, progress: Progress = no_progress, objects: Obje
     tables = _tables(config, objects)
     progress("finding units", 0, 1)
     samples = verification_samples(task.calibration)
-    anatomy = dissect(task.network, task.example_input, samples, config.rules.attention, branches=config.branches)
+    anatomy = dissect(task.network, task.example_input, samples, config.attention, branches=config.branches)
     task = task.of_network(anatomy.network)
     return_memory()
     progress("finding units", 1, 1)

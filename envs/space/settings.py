@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from envs.units.attention.decided import Decided
+from envs.units.attention.decided import Decision
 
 KERNEL_WIDTH, MIN_ROUNDED = 8, 96
 """Channels that the kernels of runtimes compute together (onnxruntime: 8 with AVX2, 16 with AVX-512), and the narrowest
@@ -27,10 +27,11 @@ class RulesConfig(BaseModel):
     )
     min_ratio: float = Field(0.0, ge=0, le=1, description="minimum of the preserve ratio")
     max_ratio: float = Field(1.0, gt=0, le=1, description="maximum of the preserve ratio")
-    attention: Decided = Field(
-        "heads",
+    attention: Decision = Field(
+        "auto",
         description='what is decided about attention with several heads: "heads" (groups that share keys and values '
-        'go whole), "queries" (as many query heads of every such group) or "widths" (the same of every head)',
+        'go whole), "queries" (as many query heads of every such group), "widths" (the same of every head), or "auto" '
+        "(widths where all heads have principal channels, else heads)",
     )
     skip: tuple[str, ...] = Field((), description="patterns (as in a shell) of layer names that stay dense")
 

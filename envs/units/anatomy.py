@@ -11,7 +11,7 @@ from envs.network.graph import Graph
 from envs.network.inputs import Inputs
 from envs.network.recount import confirm_macs, independent_macs
 from envs.parallel import single_threaded
-from envs.units.attention.decided import Decided
+from envs.units.attention.decided import Decision
 from envs.units.attention.explicit import Form
 from envs.units.attention.reading import read_attention
 from envs.units.branches.trial import VerifiedBranch, read_branches
@@ -56,7 +56,7 @@ def dissect(
     network: nn.Module,
     example_input: Inputs,
     samples: Inputs | None = None,
-    attention: Decided = "heads",
+    attention: Decision = "heads",
     *,
     branches: bool = False,
 ) -> Anatomy:

@@ -113,7 +113,7 @@ class Surface:
             raise MissingProfileEntry(
                 f"a profile answers only inside its measured range, but {self.kernel.label!r} is asked for "
                 f"{side}={wrong}, measured are {knots[0]} to {knots[-1]}: add what is missing with "
-                "`amc profile measure --task TASK --out PROFILE`"
+                "`amc profile measure --task TASK --out PROFILE`, with --attention as in the search"
             )
 
 

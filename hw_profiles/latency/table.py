@@ -100,7 +100,8 @@ class LatencyTable:
         if surface is None:
             raise MissingProfileEntry(
                 f"a profile must hold every kernel of the network, but {self.title!r} has no {work.kernel.label!r}: "
-                "add it with `amc profile measure --task TASK --out PROFILE` on the device, or by a bundle"
+                "add it with `amc profile measure --task TASK --out PROFILE` on the device, or by a bundle, with "
+                "--attention and --branches as in the search"
             )
         return surface
 

@@ -236,7 +236,7 @@ def test_the_file_of_an_old_run_is_read(tmp_path: Path) -> None:
     path.write_text(OLD)
     config = load_config(path, {})
     assert (config.learning.sigma, config.compression.images, config.rules.skip) == (0.2, 64, ("stem*",))
-    later = 'attention = "heads"\n'  # a key that there was not: it has its default
+    later = 'attention = "auto"\n'  # a key that there was not: it has its default
     assert config.to_toml() == OLD.replace("skip = [", f"{later}skip = [")
 
 

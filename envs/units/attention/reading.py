@@ -14,7 +14,7 @@ from envs.network.copies import same_output
 from envs.network.graph import Graph, trace
 from envs.network.inputs import Inputs, call
 from envs.units.attention.attributes import with_attributes
-from envs.units.attention.decided import Decided
+from envs.units.attention.decided import Decided, Decision
 from envs.units.attention.explicit import Form, made_explicit
 from envs.units.attention.found import Found, find_attention
 from envs.units.attention.heads import attention_units, undecided
@@ -56,7 +56,7 @@ class ReadAttention:
 
 
 def read_attention(
-    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, decided: Decided = "heads"
+    network: nn.Module, example_input: Inputs, samples: Inputs | None = None, decided: Decision = "heads"
 ) -> ReadAttention:
     """Traces a network and finds the units of its attention.
 
@@ -68,8 +68,34 @@ def read_attention(
     """
     layers = [Form(module=name) for name in transposed_layers(network)]
     network = made_explicit(network, layers)
-    graph = trace(network, example_input, samples)
-    own = replace(_read(network, graph, example_input, samples, decided), forms=tuple(layers))
+    own = ReadAttention(network=network, graph=trace(network, example_input, samples), forms=tuple(layers))
+    if decided != "auto":
+        return _read_as(own, example_input, samples, decided)
+    if _may_turn(own, example_input, samples):
+        inner = _read_as(own, example_input, samples, "widths")
+        several = {name for one in inner.found if one.heads > 1 for name in (one.q, one.v)}
+        if several and several <= {unit.name for unit in inner.units if unit.principal}:
+            return inner
+    return _read_as(own, example_input, samples, "heads")
+
+
+def _may_turn(read: ReadAttention, example_input: Inputs, samples: Inputs | None) -> bool:
+    """Whether there are several heads, and none is known to have no principal channels before units are verified."""
+    found = find_attention(read.network, read.graph, example_input)
+    several = [one for one in found if one.heads > 1]
+    if not several and not multihead_forms(read.network, read.graph, fixed=True):
+        return False
+    proposed = [unit for one in several for some in attention_units(read.network, one, "widths") for unit in some]
+    turning = [unit.name for unit in proposed if can_turn(read.network, unit)]
+    inputs = example_input if samples is None else samples
+    apart = all(one.groups == one.heads for one in several)
+    return apart and (not turning or _alike(read.network, proposed, turning, inputs))
+
+
+def _read_as(own: ReadAttention, example_input: Inputs, samples: Inputs | None, decided: Decided) -> ReadAttention:
+    """The units of a network that was traced."""
+    network, graph, layers = own.network, own.graph, own.forms
+    own = replace(_read(network, graph, example_input, samples, decided), forms=layers)
     known = {unit.name for unit in own.units}
     fixed = decided == "widths"
     forms = multihead_forms(network, graph, fixed=fixed)
@@ -89,15 +115,17 @@ def read_attention(
 def _principal(read: ReadAttention, inputs: Inputs) -> ReadAttention:
     """The same with units principal whose channels can be changed without a change of the network's outputs."""
     names = [unit.name for unit in read.units if can_turn(read.network, unit)]
-
-    def alike(some: Sequence[str]) -> bool:
-        units = flagged(read.units, some)
-        return _same(read.network, turned(read.network, units, random_turns(read.network, units)), inputs)
-
     if not names:
         return read
-    chosen = names if alike(names) else [name for name in names if alike([name])]
+    whole = _alike(read.network, read.units, names, inputs)
+    chosen = names if whole else [name for name in names if _alike(read.network, read.units, [name], inputs)]
     return replace(read, units=flagged(read.units, chosen))
+
+
+def _alike(network: nn.Module, units: Sequence[Unit], names: Sequence[str], inputs: Inputs) -> bool:
+    """Whether random changes of the channels of some units leave the network's outputs what they are."""
+    some = flagged(units, names)
+    return _same(network, turned(network, some, random_turns(network, some)), inputs)
 
 
 def _resized(read: ReadAttention, example_input: Inputs, samples: Inputs | None, decided: Decided) -> ReadAttention:

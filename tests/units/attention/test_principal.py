@@ -171,6 +171,31 @@ def test_what_stands_between_the_factors_is_noticed() -> None:
     assert {name.partition("_")[0] for name in principal(read(Normalized))} == {"v"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "decided"), [(Attending, "widths"), (Sized, "widths"), (Normalized, "heads"), (Shared, "heads")]
+)
+def test_widths_are_decided_where_all_heads_have_principal_channels(kind: type[nn.Module], decided: Decided) -> None:
+    network = built(Around) if kind is Sized else built(kind)
+    anatomies = [dissect(network, inputs()[:1], inputs(), how) for how in ("auto", decided)]
+    first, second = ([(unit.name, unit.kind, unit.principal) for unit in one.units] for one in anatomies)
+    assert first == second
+    assert any(unit.kind == "heads" for unit in anatomies[0].units) == (decided == "heads")
+
+
+def test_one_attention_without_principal_channels_keeps_all_heads_whole() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.between, self.after = built(Attending), nn.Linear(3, 5), built(Normalized)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.after(self.between(self.before(x)))
+            return out
+
+    kinds = {unit.name: unit.kind for unit in dissect(built(Both), inputs()[:1], inputs(), "auto").units}
+    assert {name: kind for name, kind in kinds.items() if kind == "heads"}.keys() == {"before.q", "after.q"}
+
+
 def test_whole_heads_are_no_channels() -> None:
     anatomy = dissect(built(Shared), inputs()[:1], inputs())
     assert "heads" in [unit.kind for unit in anatomy.units]
