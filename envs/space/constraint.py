@@ -280,7 +280,9 @@ def _cure(costing: Costing, budgets: Sequence[Budget]) -> str:
         return (
             f"nothing that may be changed carries {' or '.join(free)}, so bound another cost, or allow more to change"
         )
-    return "raise the budget, lower --min-ratio or --round-to, skip fewer layers, or try --branches or --attention heads"
+    return (
+        "raise the budget, lower --min-ratio or --round-to, skip fewer layers, or try --branches or --attention heads"
+    )
 
 
 def _descend(costing: Costing, kept: IntArray, excess: Callable[[IntArray], FloatArray]) -> tuple[IntArray, float]:
