@@ -39,6 +39,28 @@ def test_conditions_on_sizes_and_unpacked_shapes_are_recorded_for_any_batch() ->
     assert same_output(network(images(5)), Interpreter(program.nodes).output(network, images(5)), 1e-6)
 
 
+class Making(nn.Module):
+    """Modules without weights that forward makes, and (`learned`) one with some."""
+
+    def __init__(self, *, learned: bool) -> None:
+        super().__init__()
+        self.layer, self.learned = nn.Conv2d(3, 4, 1), learned
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.Sequential(nn.ReLU(), nn.AvgPool2d(2))(self.layer(x))
+        out: Tensor = nn.BatchNorm2d(4).eval()(y) if self.learned else y
+        return out
+
+
+def test_modules_that_forward_makes_are_operators_if_they_hold_nothing() -> None:
+    network = Making(learned=False).eval()
+    program = symbolic(network, images())
+    assert [node.target for node in program.nodes if node.op == "call_module"] == ["layer"]
+    assert same_output(network(images(5)), Interpreter(program.nodes).output(network, images(5)), 1e-6)
+    with pytest.raises(NameError, match="not installed as a submodule"):
+        symbolic(Making(learned=True).eval(), images())
+
+
 class Assigning(nn.Module):
     """Forward moves a mask to where the input is, and keeps its last result, as published networks do."""
 

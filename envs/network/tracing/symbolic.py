@@ -210,6 +210,8 @@ class _Tracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if get_ident() != self._thread:
             return forward(*args, **kwargs)
+        if module not in (self.submodule_paths or ()) and not module.state_dict():
+            return forward(*args, **kwargs)  # made where it is called: nn.ReLU()(x)
         if type(module) in (nn.TransformerEncoder, nn.TransformerDecoder):
             forward = partial(_layer_by_layer, module)
         forward = partial(self._with_attributes, self.path_of_module(module), forward)
