@@ -210,13 +210,13 @@ def check(
 def _network(task: str, overrides: Overrides, *, branches: bool = False) -> tuple[Task, Anatomy]:
     from amc.tasks.splits import verification_samples
     from amc.tasks.task import load_task
+    from envs.space.settings import RulesConfig
     from envs.units.anatomy import dissect
 
     loaded = load_task(task, **{name: value for name, value in overrides.items() if name != ATTENTION})
     samples = verification_samples(loaded.calibration)
-    anatomy = dissect(
-        loaded.network, loaded.example_input, samples, overrides.get(ATTENTION, "auto"), branches=branches
-    )
+    attention = overrides.get(ATTENTION, RulesConfig().attention)
+    anatomy = dissect(loaded.network, loaded.example_input, samples, attention, branches=branches)
     return loaded.of_network(anatomy.network), anatomy
 
 

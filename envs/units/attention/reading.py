@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from types import MappingProxyType
@@ -68,10 +68,10 @@ def read_attention(
     """
     layers = [Form(module=name) for name in transposed_layers(network)]
     network = made_explicit(network, layers)
-    own = ReadAttention(network=network, graph=trace(network, example_input, samples), forms=tuple(layers))
+    own = replace(_traced(network, example_input, samples), forms=tuple(layers))
     if decided != "auto":
         return _read_as(own, example_input, samples, decided)
-    if _may_turn(own, example_input, samples):
+    if _may_turn(own, example_input if samples is None else samples):
         inner = _read_as(own, example_input, samples, "widths")
         several = {name for one in inner.found if one.heads > 1 for name in (one.q, one.v)}
         if several and several <= {unit.name for unit in inner.units if unit.principal}:
@@ -79,26 +79,24 @@ def read_attention(
     return _read_as(own, example_input, samples, "heads")
 
 
-def _may_turn(read: ReadAttention, example_input: Inputs, samples: Inputs | None) -> bool:
+def _may_turn(read: ReadAttention, inputs: Inputs) -> bool:
     """Whether there are several heads, and none is known to have no principal channels before units are verified."""
-    found = find_attention(read.network, read.graph, example_input)
-    several = [one for one in found if one.heads > 1]
+    several = [one for one in read.found if one.heads > 1]
     if not several and not multihead_forms(read.network, read.graph, fixed=True):
         return False
     proposed = [unit for one in several for some in attention_units(read.network, one, "widths") for unit in some]
     turning = [unit.name for unit in proposed if can_turn(read.network, unit)]
-    inputs = example_input if samples is None else samples
     apart = all(one.groups == one.heads for one in several)
     return apart and (not turning or _alike(read.network, proposed, turning, inputs))
 
 
 def _read_as(own: ReadAttention, example_input: Inputs, samples: Inputs | None, decided: Decided) -> ReadAttention:
     """The units of a network that was traced."""
-    network, graph, layers = own.network, own.graph, own.forms
-    own = replace(_read(network, graph, example_input, samples, decided), forms=layers)
+    network, layers = own.network, own.forms
+    own = _read(own, example_input, samples, decided)
     known = {unit.name for unit in own.units}
     fixed = decided == "widths"
-    forms = multihead_forms(network, graph, fixed=fixed)
+    forms = multihead_forms(network, own.graph, fixed=fixed)
     for found in own.found:
         proposed = {unit.name for some in attention_units(network, found, decided) for unit in some}
         runs = proposed and proposed <= known
@@ -106,7 +104,7 @@ def _read_as(own: ReadAttention, example_input: Inputs, samples: Inputs | None, 
         forms += [form] if form is not None else []
     best, explicit = own, made_explicit(network, forms)
     if forms and _same(network, explicit, example_input if samples is None else samples):
-        again = _read(explicit, trace(explicit, example_input, samples), example_input, samples, decided)
+        again = _read(_traced(explicit, example_input, samples), example_input, samples, decided)
         best = replace(again, forms=(*layers, *forms)) if len(again.units) > len(own.units) else own
     best = _resized(_with_attributes(best, example_input, samples, decided), example_input, samples, decided)
     return _principal(best, example_input if samples is None else samples)
@@ -146,7 +144,7 @@ def _resized(read: ReadAttention, example_input: Inputs, samples: Inputs | None,
     network = made_explicit(read.network, forms)
     if not forms or not _same(read.network, network, example_input if samples is None else samples):
         return read
-    again = _read(network, trace(network, example_input, samples), example_input, samples, decided)
+    again = _read(_traced(network, example_input, samples), example_input, samples, decided)
     again = _with_attributes(replace(again, forms=(*read.forms, *forms)), example_input, samples, decided)
     return again if len(again.units) > len(read.units) else read
 
@@ -170,22 +168,29 @@ def _with_attributes(
         return read
     names = [one.name for attributes in needed.values() for one in attributes]
     parameters = dict(read.network.named_parameters())  # a program reads them off in any case
-    graph = trace(read.network, example_input, samples, [name for name in names if name not in parameters])
-    if not graph.traced:
+    traced = _traced(read.network, example_input, samples, [name for name in names if name not in parameters])
+    if not traced.graph.traced:
         return read
-    again = _read(read.network, graph, example_input, samples, decided, needed)
+    again = _read(traced, example_input, samples, decided, needed)
     return replace(again, forms=read.forms) if len(again.units) > len(read.units) else read
 
 
+def _traced(
+    network: nn.Module, example_input: Inputs, samples: Inputs | None, attributes: Collection[str] = ()
+) -> ReadAttention:
+    """A network with its graph and where it attends, without units."""
+    graph = trace(network, example_input, samples, attributes)
+    return ReadAttention(network=network, graph=graph, found=tuple(find_attention(network, graph, example_input)))
+
+
 def _read(
-    network: nn.Module,
-    graph: Graph,
+    traced: ReadAttention,
     example_input: Inputs,
     samples: Inputs | None,
     decided: Decided,
     attributes: Mapping[str, tuple[Attribute, ...]] = MappingProxyType({}),
 ) -> ReadAttention:
-    found = find_attention(network, graph, example_input)
+    network, graph, found = traced.network, traced.graph, traced.found
     tried = [
         [[replace(unit, attributes=attributes.get(unit.name, ())) for unit in some] for some in alternatives]
         for alternatives in (attention_units(network, one, decided) for one in found)
@@ -202,13 +207,11 @@ def _read(
         fixed |= {entry.name: entry for entry in rejected}
     fixed = {name: Fixed(name, reason) for one in found for name, reason in undecided(one, decided).items()} | fixed
     held = {member.module for unit in units for member in unit.members if member.role != "consumer"}
-    return ReadAttention(
-        network=network,
-        graph=graph,
+    return replace(
+        traced,
         units=tuple(units),
         fixed=tuple(entry for name, entry in fixed.items() if name not in held),
         removals=tuple(removals),
-        found=tuple(found),
         layers=frozenset(
             name for one in found for name in (one.q, one.k, one.v, *one.gates, *dict(one.carriers), *one.passed)
         ),
