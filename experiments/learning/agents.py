@@ -51,7 +51,6 @@ PARTS = (
         macs=0.3,
         agents=("ddpg", "swap", "cmaes", "knapsack"),
         effort=600_000,
-        seeds=2,
     ),
     Part(
         label="resnet20-30", network="resnet20", macs=0.3, agents=("ddpg", "cmaes", "swap", "knapsack"), effort=490_000

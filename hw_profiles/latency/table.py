@@ -14,6 +14,7 @@ from hw_profiles.latency.execution import Work, executed
 from hw_profiles.latency.kernels import Kernel
 from hw_profiles.latency.profile import Correction, Profile
 from hw_profiles.latency.runtimes.execution import Execution
+from hw_profiles.latency.steps import steps_of
 from hw_profiles.latency.surface import FloatArray, MissingProfileEntry, Surface
 from hw_profiles.layers import Layout, Widths
 
@@ -26,11 +27,14 @@ class LatencyTable:
         profile: What was measured.
         title: Where it came from, for messages.
         correction: From the sum to the whole network, if known for the network that is asked about.
+        operators: Of the network that the correction is of. Its intercept is what operators take beside their kernels,
+            so that a network with fewer of them has as much less of it.
     """
 
     profile: Profile
     title: str
     correction: Correction | None = None
+    operators: int = 1
     name: str = "latency_ms"
     unit: str = "ms"
 
@@ -38,7 +42,7 @@ class LatencyTable:
         """The same with the correction that `amc profile check` stored for this network, if it did."""
         digest = network_digest(dense)
         stored = next((c for c in self.profile.corrections if c.network == digest), None)
-        return replace(self, correction=stored)
+        return replace(self, correction=stored, operators=len(steps_of(dense, self.execution)))
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] milliseconds.
@@ -52,7 +56,8 @@ class LatencyTable:
             total[work.where] += times
         if self.correction is None:
             return total
-        return np.maximum(self.correction.intercept_ms + self.correction.slope * total, 1e-9)
+        intercept = self.correction.intercept_ms * len(steps_of(layout, self.execution)) / self.operators
+        return np.maximum(intercept + self.correction.slope * total, 1e-9)
 
     def layers(self, layout: Layout) -> FloatArray:
         """[N] milliseconds of each operator itself, without conversions of format; uncorrected.

@@ -31,8 +31,9 @@ from hw_profiles.latency.graphs import Probe
 from hw_profiles.latency.kernels import Formats, Kernel
 from hw_profiles.latency.profile import Device, Entry, FormatsKey, Profile, Session, kernel_times
 from hw_profiles.latency.runtimes.onnxruntime import OnnxRuntimeExecution
+from hw_profiles.latency.steps import steps_of
 from hw_profiles.latency.surface import MissingProfileEntry, Surface
-from hw_profiles.latency.table import LatencyTable
+from hw_profiles.latency.table import LatencyTable, network_digest
 
 if TYPE_CHECKING:
     from tests.conftest import Specimen
@@ -300,6 +301,21 @@ def test_networks_are_spread_evenly_over_what_can_be_reached(stacked: Stacked) -
     steps = np.diff(costs) / (costs[-1] - costs[0])
     assert costs[-1] == pytest.approx(cost_of(table, family.dense))
     assert steps.max() < 2 / 9
+
+
+def test_without_a_branch_there_is_as_much_less_of_the_intercept(zoo: Callable[[str], Specimen]) -> None:
+    plain = zoo("residual")
+    anatomy = dissect(plain.network, plain.example, branches=True)
+    dense, formats = anatomy.family.dense, Formats()
+    table = whole_table(replace(plain, anatomy=anatomy), lambda probe: 1.0, formats)
+    predicted = np.linspace(1, 5, 20)
+    stored = judge(predicted, 3.0 + predicted, 5.0, "task", network_digest(dense)).correction
+    corrected = replace(table, profile=table.profile.model_copy(update={"corrections": [stored]})).for_network(dense)
+    assert cost_of(corrected, dense) == pytest.approx(3.0 + cost_of(table, dense))
+    small = dense.without(anatomy.branches[0].found.rows)
+    left = len(steps_of(small, table.execution)) / len(steps_of(dense, table.execution))
+    assert left < 1
+    assert cost_of(corrected, small) == pytest.approx(3.0 * left + cost_of(table, small))
 
 
 # Reward

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from amc.export.onnx import onnx_bytes
 from amc.profiling.measure import measure_profile
@@ -18,6 +19,7 @@ from amc.profiling.runtimes.onnxruntime import OnnxRuntime
 from amc.profiling.setting import Setting
 from envs.network.graph import trace
 from envs.units.anatomy import dissect
+from envs.units.branches.branch import without_branches
 from envs.units.layout import read_layout
 from hw_profiles.bench.device_script import TimedSession, recorded
 from hw_profiles.bench.measure import MeasureOptions
@@ -80,8 +82,25 @@ def test_the_executed_kernels_are_those_that_onnxruntime_reports(name: str) -> N
     layout = read_layout(network, trace(network, example), example)
     works = executed(layout, layout.widths(), OnnxRuntimeExecution(FORMATS))
     ours = Counter(name for work in works if work.where[0] for name in label(work.kernel))
+    assert ours == reported(network, example)
+
+
+def reported(network: nn.Module, example: Tensor) -> Counter[str]:
+    """Onnxruntime's operators that have a name in `KERNEL_NAMES`."""
     rows = recorded(onnx_bytes(network, example), 1, {"input": example.numpy()})[0]
-    assert ours == Counter(KERNEL_NAMES[row["op"]] for row in rows if row["op"] in KERNEL_NAMES)
+    return Counter(KERNEL_NAMES[row["op"]] for row in rows if row["op"] in KERNEL_NAMES)
+
+
+@pytest.mark.parametrize("name", ["attention_flexible", "attention_batched"])  # normalized before, and after
+def test_an_addition_of_which_a_constant_is_left_runs_in_no_layer_norm(name: str) -> None:
+    specimen = find(name)
+    anatomy = dissect(specimen.network, specimen.example, branches=True)
+    assert len(anatomy.branches) == 4
+    for one in anatomy.branches:
+        layout = anatomy.family.dense.without(one.found.rows)
+        works = executed(layout, layout.widths(), OnnxRuntimeExecution(FORMATS))
+        ours = Counter(name for work in works for name in label(work.kernel))
+        assert ours == reported(without_branches(anatomy.network, [one.branch]), specimen.example)
 
 
 @pytest.mark.parametrize(
