@@ -122,8 +122,8 @@ def _library() -> Any:
         import optuna
     except ImportError as error:
         raise ValueError(
-            "the agents tpe and gp need Optuna, but it is not installed: pip install 'amc[optuna]' (in a clone: "
-            "pip install -e '.[optuna]')"
+            "the agents tpe and gp need Optuna, but it is not installed: in the checkout, "
+            "pip install -c constraints.txt -e '.[optuna]'"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

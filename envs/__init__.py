@@ -4,7 +4,7 @@
 - `space`: sites and choices, assignment, policy, constraint; `importance`: which channels stay; `repair`: how the rest
   is refitted; `compression`: from a policy to a smaller network.
 - `pruning_env`, `observation`, `reward`: the Gymnasium environment, what it shows and what it pays.
-- `lookup`: things by name; `parallel`: work on chunks of images.
+- `measure`: name, direction and unit of a metric; `lookup`: things by name; `parallel`: work on chunks of images.
 
 No dataset, no file of a run and no learner may live here: the environment gets one function,
 `evaluate(assignment) -> Evaluation`. Imports only `hw_profiles`.

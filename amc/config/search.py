@@ -100,7 +100,7 @@ class SearchConfig(Part):
         "default", description="settings of ddpg, td3 and sac; paper: as He et al. 2018"
     )
     episodes: int = Field(
-        120, ge=1, le=MOST_EPISODES, description="policies tried by ddpg, td3, sac, cmaes, swap and random"
+        120, ge=1, le=MOST_EPISODES, description="policies tried, by every agent but knapsack and uniform"
     )
     warmup: int = Field(12, ge=0, le=MOST_EPISODES, description="episodes before ddpg, td3 and sac learn")
     round_size: int = Field(4, ge=1, le=10_000, description="episodes proposed together")

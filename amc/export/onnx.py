@@ -1,6 +1,4 @@
-"""Export: ONNX compared with torch before it is written, onnxruntime latency side by side, and the
-folder of an applied policy. What a run writes beside these stands in `record.py`.
-"""
+"""ONNX: exported, compared with torch, and only then written."""
 
 from __future__ import annotations
 
@@ -164,7 +162,9 @@ def export_onnx(
         The largest relative difference found.
 
     Raises:
-        ValueError: If the network cannot be exported, the model differs from it, or a pattern is broken; or OSError.
+        ValueError: If a network comes without a task, it cannot be exported, the model differs from it, or a pattern
+            is broken.
+        OSError: If the file cannot be written.
     """
     network, task = network_and_task(network, task)
     count = min(CHECKED_IMAGES, len(task.validation))

@@ -33,7 +33,8 @@ def save_program(network: nn.Module | Found, path: Path | str, task: Task | None
         task: Whose example input is used; what a search returned knows it.
 
     Raises:
-        ValueError: If torch.export cannot capture the network, or what it captured computes something else.
+        ValueError: If a network comes without a task, torch.export cannot capture it, or what it captured computes
+            something else.
         OSError: If the file cannot be written.
     """
     network, task = network_and_task(network, task)

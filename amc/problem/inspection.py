@@ -59,7 +59,7 @@ class InspectedUnit:
     Attributes:
         name: First layer that writes the channels.
         channels: How many there are.
-        step: Channels that only go together.
+        step: Channels by which the width changes: those that only go together, or one of each head or group.
         lightest: Smallest number of channels that the rules let stay.
         macs: Share of the dense network's MACs in operators that the unit touches, in [0, 1].
         kind: What one of them is: "channels", attention "heads", or "head groups".

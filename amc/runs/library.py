@@ -72,7 +72,8 @@ def search(
 
     Args:
         task: A `Task`, the name of one as on the command line, or the path of a recipe (`*.toml`).
-        budgets: Cost -> budget, a fraction of dense (<= 1) or absolute.
+        budgets: Cost -> budget, a fraction of dense (<= 1) or absolute; or a pair (lowest, highest), for one agent that
+            answers for all budgets between (docs/guides/ranges.md).
         out: Run folder. One that holds a run of the same search goes on where it stopped. None: nothing is kept.
         searcher: Agent by name, an object, or a function of `SearchInputs` that makes one.
         reward: Reward by name, or a function of an `Evaluation`.

@@ -1,4 +1,4 @@
-"""What a search returns: the networks it reports, the policy, the effort. How it is written stands in `record.py`."""
+"""What a search returns: the networks it reports, the policy, the effort. `amc.runs.folder` writes it."""
 
 from __future__ import annotations
 

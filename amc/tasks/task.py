@@ -89,7 +89,8 @@ class Task:
 
         `collate` makes a batch (inputs, targets) of a list of a dataset's items, where their shapes differ. `counts`
         names the input that holds a mask of the tokens (`[B, T]` of 0 and 1, or bool), or makes such a mask of the
-        inputs; left out, it is the input `attention_mask` or `mask` of integers or truth values, if there is one.
+        inputs; left out, it is the input `attention_mask` or `mask`, if there is one whose values are 0 and 1 and that
+        has the shape of another input's places.
 
         Raises:
             ValueError: if the network is no module, the example is not one input of it, a split is no data, or the

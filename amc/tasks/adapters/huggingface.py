@@ -98,7 +98,10 @@ def _scored(model: nn.Module) -> str:
     try:
         from transformers.models.auto import modeling_auto
     except ImportError as error:
-        raise ImportError("from_huggingface needs the package transformers: pip install 'amc[huggingface]'") from error
+        raise ImportError(
+            "from_huggingface needs the package transformers: in the checkout, "
+            "pip install -c constraints.txt -e '.[huggingface]'"
+        ) from error
     names = {kind.__name__ for kind in type(model).__mro__}
     for registry, scored in CLASSES.items():
         known = getattr(modeling_auto, registry, {}).values()
