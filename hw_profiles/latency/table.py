@@ -26,23 +26,33 @@ class LatencyTable:
     Attributes:
         profile: What was measured.
         title: Where it came from, for messages.
-        correction: From the sum to the whole network, if known for the network that is asked about.
-        operators: Of the network that the correction is of. Its intercept is what operators take beside their kernels,
-            so that a network with fewer of them has as much less of it.
+        dense: The network that is asked about, which a correction may be known for; None: any.
     """
 
     profile: Profile
     title: str
-    correction: Correction | None = None
-    operators: int = 1
+    dense: Layout | None = None
     name: str = "latency_ms"
     unit: str = "ms"
 
     def for_network(self, dense: Layout) -> LatencyTable:
         """The same with the correction that `amc profile check` stored for this network, if it did."""
-        digest = network_digest(dense)
-        stored = next((c for c in self.profile.corrections if c.network == digest), None)
-        return replace(self, correction=stored, operators=len(steps_of(dense, self.execution)))
+        return replace(self, dense=dense)
+
+    @cached_property
+    def correction(self) -> Correction | None:
+        """From the sum to the whole network, if known for the network that is asked about."""
+        if self.dense is None:
+            return None
+        digest = network_digest(self.dense)
+        return next((c for c in self.profile.corrections if c.network == digest), None)
+
+    @cached_property
+    def intercept_per_operator_ms(self) -> float:
+        """Of the correction: a network with fewer of them has as much less of it."""
+        if self.dense is None or self.correction is None:
+            return 0.0
+        return self.correction.intercept_ms / len(steps_of(self.dense, self.execution))
 
     def many(self, layout: Layout, widths: Widths) -> FloatArray:
         """[K] milliseconds.
@@ -56,7 +66,7 @@ class LatencyTable:
             total[work.where] += times
         if self.correction is None:
             return total
-        intercept = self.correction.intercept_ms * len(steps_of(layout, self.execution)) / self.operators
+        intercept = self.intercept_per_operator_ms * len(steps_of(layout, self.execution))
         return np.maximum(intercept + self.correction.slope * total, 1e-9)
 
     def layers(self, layout: Layout) -> FloatArray:
