@@ -161,7 +161,8 @@ def of_weights(network: nn.Module, unit: Unit, member: Member) -> Tensor:
     """[S, e, e] float64 second moments of a side by its weights, as for inputs (or outputs) without correlation."""
     weight = network.get_submodule(member.module).get_parameter("weight").detach().double()
     rows = weight.T if member.role == "consumer" else weight
-    return blocks(unit, member, rows @ rows.T)
+    shares = places(unit, member)
+    return torch.stack([torch.stack([rows[at] @ rows[at].T for at in times]).sum(dim=0) for times in shares])
 
 
 def _turn(moments: SecondMoments) -> Turn:
