@@ -6,6 +6,8 @@ budget, execute, and the reward at the end. Only when both are over does anythin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +28,7 @@ from amc.search.starts import starting_keys
 from amc.search.state import Progress, Snapshot
 from amc.search.stopping import Clock, bar_to_pass, check_success, reason_to_stop, successful
 from amc.search.tools import Tools
+from envs.space.assignment import Key
 
 
 class Watcher(Protocol):
@@ -79,7 +82,7 @@ def search(
         taught.check(config)
         taught.teach(searcher)
     played = Progress.restored(snapshot, prepared, searcher)
-    rollout = make_rollout(prepared, pool)
+    rollout = make_rollout(prepared, pool, starts.values())
     while not (stopped := reason_to_stop(prepared, played, clock)):
         wanted = min(config.round_size, config.planned_episodes - len(played.lines))
         proposed = searcher.propose(course.next(len(played.lines), wanted))
@@ -101,14 +104,18 @@ def search(
     return conclude(prepared, pool, tools, dense, confirmation, played, stopped, clock)
 
 
-def make_rollout(prepared: Prepared, pool: Pool) -> Rollout:
-    """What episodes are played on; other processes get one that holds nothing that they do not need."""
-    measurement = prepared.measurement
+def make_rollout(prepared: Prepared, pool: Pool, starts: Iterable[Key] = ()) -> Rollout:
+    """What episodes are played on; other processes get one that holds nothing that they do not need.
+
+    The solutions that a search starts from can be walked to, whatever the costs are.
+    """
+    measurement, setup = prepared.measurement, prepared.setup
     if pool.workers:
         measurement = measurement.excerpt()
         prepared.compressor.release_fits()
-    devices = [lowest for lowest, _ in prepared.setup.devices]
-    return Rollout(prepared.setup.constraint, measurement, prepared.setup.reward, devices)
+    devices = [lowest for lowest, _ in setup.devices]
+    known = tuple(np.asarray(key) for key in starts)
+    return Rollout(replace(setup.constraint, known=known), measurement, setup.reward, devices)
 
 
 def play(rollout: Rollout, round_: Round, plan: Plan) -> Outcome:

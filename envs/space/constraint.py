@@ -1,8 +1,9 @@
 """The constraint: bounds on costs that no finished episode can exceed.
 
-It holds a feasible completion (the fallback): a choice is allowed iff the decided sites, the choice and the
-fallback's tail together keep every budget. So the allowed set is never empty and the end always legal,
-whatever the costs are; for one monotone cost it equals the bound of He et al. (ECCV 2018, Algorithm 1).
+It holds feasible assignments (the fallback, and solutions that are known): a choice is allowed iff the decided sites,
+the choice and the tail of one of them, or of the lightest choices, together keep every budget. So the allowed set is
+never empty and the end always legal, whatever the costs are; what is known can be walked to; and for one monotone cost
+the bound is that of He et al. (ECCV 2018, Algorithm 1).
 """
 
 from __future__ import annotations
@@ -135,11 +136,13 @@ class Constraint:
         costing: How assignments are counted.
         budgets: The bounds; the first one's cost drives the observation.
         fallback: [S] a feasible assignment.
+        known: [S] further ones, such as the solutions that a search starts from.
     """
 
     costing: Costing
     budgets: tuple[Budget, ...]
     fallback: IntArray
+    known: tuple[IntArray, ...] = ()
 
     @classmethod
     def create(cls, costing: Costing, budgets: Sequence[Budget]) -> Constraint:
@@ -166,8 +169,9 @@ class Constraint:
     def allowed(self, prefix: Sequence[int]) -> IntArray:
         """Indices of the choices of site `len(prefix)` that can still end within every budget.
 
-        A pattern of the fallback's tail that the widths so far do not fit is dense: a pattern that is yet to be
-        chosen forbids no width. Deciding as that tail does leads to the same end, so some choice is always left.
+        A pattern of a tail that the widths so far do not fit is dense: a pattern that is yet to be chosen forbids no
+        width. Deciding as the tail does that allowed the choice before leads to the same end, so some choice is always
+        left.
 
         Args:
             prefix: Kept channels of the sites decided so far, each an allowed choice.
@@ -180,10 +184,22 @@ class Constraint:
         if sites[step].name in moot_of(sites[:step], prefix):
             return np.asarray([len(sites[step].choices) - 1])
         options = sites[step].values()
-        kept = np.repeat(self.fallback[None, :], len(options), axis=0)
-        kept[:, :step] = prefix
-        kept[:, step] = options
-        return np.flatnonzero(self.keeps(self.costing.fitted(kept, step + 1)))
+        legal = np.zeros(len(options), dtype=bool)
+        for tail in self._tails(step + 1):
+            undecided = np.flatnonzero(~legal)
+            kept = np.empty((len(undecided), len(sites)), dtype=np.int64)
+            kept[:, :step], kept[:, step], kept[:, step + 1 :] = prefix, options[undecided], tail
+            legal[undecided] = self.keeps(self.costing.fitted(kept, step + 1))
+            if legal.all():
+                break
+        return np.flatnonzero(legal)
+
+    def _tails(self, step: int) -> list[IntArray]:
+        """[S - step] each, what may follow from a step on; where branches can go, the lightest is without them."""
+        every = [one[step:] for one in (self.fallback, self.costing.lightest(), *self.known)]
+        return [
+            one for place, one in enumerate(every) if not any(np.array_equal(one, other) for other in every[:place])
+        ]
 
     def project(self, ratios: Sequence[float]) -> IntArray:
         """[S] kept channels after walking the sites with wanted preserve ratios."""

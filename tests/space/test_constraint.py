@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.network.graph import trace
+from envs.space.assignment import Assignment
 from envs.space.constraint import Budget, Constraint, Costing, FloatArray, InfeasibleBudget, resolve_budget
 from envs.space.rules import Rules
 from envs.units.layout import read_layout
@@ -156,6 +157,18 @@ def test_a_jagged_cost_may_be_met_where_the_lightest_network_does_not_meet_it(st
     assert costing.one(Jagged(), twos) < lightest
     constraint = Constraint.create(costing, [Budget(Jagged(), costing.one(Jagged(), twos))])
     assert constraint.keeps(constraint.fallback).all()
+
+
+@settings(max_examples=20)
+@given(kinds=KINDS, data=st.data())
+def test_what_is_known_can_be_walked_to_under_a_jagged_cost(
+    kinds: tuple[str, ...], data: st.DataObject, stacked: Stacked
+) -> None:
+    costing = stacked(kinds, 6).costing()
+    known = draw_widths(data, costing)
+    constraint = Constraint.create(costing, limits_at(costing, [Jagged()], known))
+    ratios = Assignment.of(costing.sites, known).actions
+    assert replace(constraint, known=(known,)).project(ratios).tolist() == known.tolist()
 
 
 @pytest.mark.parametrize("cost", [Macs(), Params(), COSTS["memory"]], ids=lambda cost: cost.name)

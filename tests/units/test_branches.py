@@ -247,6 +247,17 @@ def test_no_walk_ends_above_a_budget_and_what_is_moot_is_left_whole(seed: int, s
     assert np.array_equal(costing.settled(kept), kept)
 
 
+@given(seed=st.integers(0, 10**6), name=st.sampled_from(sorted(MAKERS)))
+@settings(max_examples=30)
+def test_whatever_keeps_the_budget_can_be_walked_to(seed: int, name: str) -> None:
+    # The widths before a branch that goes may take what its absence saves.
+    anatomy = dissected(name)[2]
+    costing = Costing(anatomy.family, tuple(sites_of(anatomy)))
+    wanted = drawn(costing, seed)
+    constraint = Constraint.create(costing, [Budget(Macs(), costing.one(Macs(), wanted.values))])
+    assert constraint.project(wanted.actions).tolist() == list(wanted.key)
+
+
 def test_branches_stay_in_uniform_and_go_only_where_an_action_is_small() -> None:
     anatomy = dissected("bottleneck")[2]
     costing = Costing(anatomy.family, tuple(sites_of(anatomy)))
