@@ -217,13 +217,18 @@ class Constraint:
         """[S] widths nearest to the given preserve ratios times the largest common factor within every budget.
 
         Every factor at which some width changes is tried from the top, because rounded costs need not be
-        monotone; the fallback if none fits.
+        monotone; the fallback if none fits. Whether a branch goes is what its own ratio means, whatever the factor.
 
         Args:
             ratios: [S] positive preserve ratios.
         """
         sites = self.costing.sites
-        steps = [site.ratios() if site.scaled else site.ratios()[-1:] for site in sites]
+        ranges = [np.arange(len(site.choices)) for site in sites]
+        free = [
+            every if site.scaled else np.asarray([site.nearest(float(ratio), every)])
+            for site, every, ratio in zip(sites, ranges, ratios, strict=True)
+        ]
+        steps = [site.ratios()[own] for site, own in zip(sites, free, strict=True)]
         edges = [(own[1:] + own[:-1]) / 2 / ratio for own, ratio in zip(steps, ratios, strict=True)]
         factors = np.concatenate([[1 / ratios.min()], np.unique(np.concatenate(edges))[::-1] * (1 - 1e-9)])
         for chunk in np.array_split(factors, max(1, len(factors) // 64)):
@@ -231,12 +236,12 @@ class Constraint:
                 np.abs(own[None, :] - chunk[:, None] * ratio).argmin(axis=1)
                 for own, ratio in zip(steps, ratios, strict=True)
             ]
-            values = (site.values()[-len(own) :] for site, own in zip(sites, steps, strict=True))
+            values = (site.values()[own] for site, own in zip(sites, free, strict=True))
             kept = np.stack([own[index] for own, index in zip(values, every, strict=True)], axis=1)
             kept = self.costing.fitted(kept)
             legal = np.flatnonzero(self.keeps(kept))
             if len(legal):
-                return np.asarray(kept[legal[0]])
+                return self.costing.settled(kept[legal[0]])
         return self.fallback
 
     def costs(self, kept: IntArray) -> dict[str, float]:

@@ -256,6 +256,7 @@ def test_whatever_keeps_the_budget_can_be_walked_to(seed: int, name: str) -> Non
     wanted = drawn(costing, seed)
     constraint = Constraint.create(costing, [Budget(Macs(), costing.one(Macs(), wanted.values))])
     assert constraint.project(wanted.actions).tolist() == list(wanted.key)
+    assert constraint.scaled(np.asarray(wanted.actions)).tolist() == list(wanted.key)
 
 
 def test_branches_stay_in_uniform_and_go_only_where_an_action_is_small() -> None:
