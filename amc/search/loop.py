@@ -7,7 +7,6 @@ budget, execute, and the reward at the end. Only when both are over does anythin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -114,8 +113,8 @@ def make_rollout(prepared: Prepared, pool: Pool, starts: Iterable[Key] = ()) -> 
         measurement = measurement.excerpt()
         prepared.compressor.release_fits()
     devices = [lowest for lowest, _ in setup.devices]
-    known = tuple(np.asarray(key) for key in starts)
-    return Rollout(replace(setup.constraint, known=known), measurement, setup.reward, devices)
+    constraint = setup.constraint.knowing(np.asarray(key) for key in starts)
+    return Rollout(constraint, measurement, setup.reward, devices)
 
 
 def play(rollout: Rollout, round_: Round, plan: Plan) -> Outcome:

@@ -1,15 +1,15 @@
 """The constraint: bounds on costs that no finished episode can exceed.
 
-It holds feasible assignments (the fallback, and solutions that are known): a choice is allowed iff the decided sites,
-the choice and the tail of one of them, or of the lightest choices, together keep every budget. So the allowed set is
-never empty and the end always legal, whatever the costs are; what is known can be walked to; and for one monotone cost
-the bound is that of He et al. (ECCV 2018, Algorithm 1).
+It holds a feasible assignment (the fallback): a choice is allowed iff the decided sites, the choice and the tail of the
+fallback or the lightest one together keep every budget, or if a solution that is known goes on like that. So the
+allowed set is never empty and the end always legal, whatever the costs are; for one monotone cost the bound is that of
+He et al. (ECCV 2018, Algorithm 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -136,7 +136,7 @@ class Constraint:
         costing: How assignments are counted.
         budgets: The bounds; the first one's cost drives the observation.
         fallback: [S] a feasible assignment.
-        known: [S] further ones, such as the solutions that a search starts from.
+        known: [S] further ones that a walk can end in (`knowing`).
     """
 
     costing: Costing
@@ -158,6 +158,10 @@ class Constraint:
         fallback = _feasible(costing, budgets)
         return cls(costing, tuple(budgets), fallback)
 
+    def knowing(self, assignments: Iterable[IntArray]) -> Constraint:
+        """The same, where a walk can end in each of some [S] assignments, whatever the costs are, if it is feasible."""
+        return replace(self, known=tuple(one for one in assignments if self.keeps(one).all()))
+
     def keeps(self, kept: IntArray) -> NDArray[np.bool_]:
         """[K] bool: which of [K, S] assignments keep every budget."""
         kept = np.atleast_2d(kept)
@@ -170,8 +174,7 @@ class Constraint:
         """Indices of the choices of site `len(prefix)` that can still end within every budget.
 
         A pattern of a tail that the widths so far do not fit is dense: a pattern that is yet to be chosen forbids no
-        width. Deciding as the tail does that allowed the choice before leads to the same end, so some choice is always
-        left.
+        width. Deciding as what allowed the choice before does leads to the same end, so some choice is always left.
 
         Args:
             prefix: Kept channels of the sites decided so far, each an allowed choice.
@@ -185,21 +188,20 @@ class Constraint:
             return np.asarray([len(sites[step].choices) - 1])
         options = sites[step].values()
         legal = np.zeros(len(options), dtype=bool)
+        for one in self.known:
+            if np.array_equal(one[:step], prefix):
+                legal |= options == one[step]
         for tail in self._tails(step + 1):
             undecided = np.flatnonzero(~legal)
             kept = np.empty((len(undecided), len(sites)), dtype=np.int64)
             kept[:, :step], kept[:, step], kept[:, step + 1 :] = prefix, options[undecided], tail
             legal[undecided] = self.keeps(self.costing.fitted(kept, step + 1))
-            if legal.all():
-                break
         return np.flatnonzero(legal)
 
     def _tails(self, step: int) -> list[IntArray]:
-        """[S - step] each, what may follow from a step on; where branches can go, the lightest is without them."""
-        every = [one[step:] for one in (self.fallback, self.costing.lightest(), *self.known)]
-        return [
-            one for place, one in enumerate(every) if not any(np.array_equal(one, other) for other in every[:place])
-        ]
+        """What may follow from a step on: the fallback's tail and, where branches can go, the one without them."""
+        whole, lightest = self.fallback[step:], self.costing.lightest()[step:]
+        return [whole] if np.array_equal(whole, lightest) else [whole, lightest]
 
     def project(self, ratios: Sequence[float]) -> IntArray:
         """[S] kept channels after walking the sites with wanted preserve ratios."""

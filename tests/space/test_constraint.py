@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -167,8 +167,11 @@ def test_what_is_known_can_be_walked_to_under_a_jagged_cost(
     costing = stacked(kinds, 6).costing()
     known = draw_widths(data, costing)
     constraint = Constraint.create(costing, limits_at(costing, [Jagged()], known))
-    ratios = Assignment.of(costing.sites, known).actions
-    assert replace(constraint, known=(known,)).project(ratios).tolist() == known.tolist()
+    heavier = costing.dense()
+    for wanted in (known, heavier):
+        found = constraint.knowing([known, heavier]).project(Assignment.of(costing.sites, wanted).actions)
+        assert constraint.keeps(found).all()
+        assert found.tolist() == wanted.tolist() or not constraint.keeps(wanted).all()
 
 
 @pytest.mark.parametrize("cost", [Macs(), Params(), COSTS["memory"]], ids=lambda cost: cost.name)

@@ -53,7 +53,7 @@ class Pose:
         """The guide again, given any constraint over the same costs and sites."""
         pairs = zip(constraint.budgets, self.limits, strict=True)
         budgets = tuple(Budget(cost, limit) for (cost, _), limit in pairs)
-        own = replace(constraint, budgets=budgets, fallback=self.fallback, known=(self.solution,))
+        own = replace(constraint, budgets=budgets, fallback=self.fallback).knowing([self.solution])
         return Guide(constraint=own, curves=self.curves, solution=self.solution)
 
     def gain(self, reward: float) -> float:
