@@ -222,6 +222,14 @@ def test_an_episode_that_was_lost_is_written_down_as_a_failure_with_all_that_was
     assert (one.ledger.image_forwards, one.ledger.evaluations) == (0, 0)
 
 
+def test_episodes_can_end_in_what_a_search_starts_from_if_it_keeps_the_budget() -> None:
+    searching = prepared()
+    uniform, dense = searching.setup.uniform().key, searching.setup.dense().key
+    rollout = make_rollout(searching, InProcess(), [uniform, dense])
+    assert [tuple(one.tolist()) for one in rollout.constraint.known] == [uniform]
+    assert rollout.environment.constraint.known == rollout.constraint.known
+
+
 def test_the_environment_that_users_step_gives_the_reward_of_the_searchs_episode() -> None:
     by_hand, searching = prepared(), prepared()
     environment, rollout = by_hand.environment(), make_rollout(searching, InProcess())
