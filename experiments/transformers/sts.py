@@ -301,7 +301,7 @@ def main() -> None:
         for budget in options.budgets:
             for method in options.only:
                 results.setdefault((method, budget), []).append(measured(method, budget, seed, data))
-                write_text(options.page, page(dict(sorted(results.items())), dense))
+            write_text(options.page, page(dict(sorted(results.items())), dense))
 
 
 if __name__ == "__main__":
