@@ -193,13 +193,15 @@ class Constraint:
                 legal |= options == one[step]
         for tail in self._tails(step + 1):
             undecided = np.flatnonzero(~legal)
+            if not len(undecided):
+                break  # people's own costs need not know what to say of no assignment
             kept = np.empty((len(undecided), len(sites)), dtype=np.int64)
             kept[:, :step], kept[:, step], kept[:, step + 1 :] = prefix, options[undecided], tail
             legal[undecided] = self.keeps(self.costing.fitted(kept, step + 1))
         return np.flatnonzero(legal)
 
     def _tails(self, step: int) -> list[IntArray]:
-        """What may follow from a step on: the fallback's tail and, where branches can go, the one without them."""
+        """What may follow from a step on: the tails of the fallback and, if it is another, of the lightest choices."""
         whole, lightest = self.fallback[step:], self.costing.lightest()[step:]
         return [whole] if np.array_equal(whole, lightest) else [whole, lightest]
 

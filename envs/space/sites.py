@@ -142,7 +142,7 @@ class Site(ABC):
         choices: What is allowed before any budget, lightest first.
         precedence: Sites of a lower one are changed first where a budget must be reached.
         shaped: Whether a layer's shape can refuse a value.
-        scaled: Whether a common preserve ratio moves it; of others each has its own.
+        scaled: Whether a common preserve ratio moves it; others are what their own ratio means.
     """
 
     name: str

@@ -182,7 +182,8 @@ def counted_macs(network: nn.Module, example: Inputs) -> int:
 
 def measured(method: str, budget: float, seed: int, data: Path) -> dict[str, Any]:
     """Cosines of all dev pairs and costs of one network, from runs/sts if it was measured before."""
-    path = RUNS / f"{method}-{budget:g}-{seed}.json".replace(" ", "-")
+    run = run_of(method, budget, seed)
+    path = run.parent / f"{run.name}.json"
     if not path.exists():
         began = time.process_time(), time.perf_counter()
         setup = set_up(config_of(method, budget, seed, data))
@@ -194,10 +195,8 @@ def measured(method: str, budget: float, seed: int, data: Path) -> dict[str, Any
         seconds = time.process_time() - began[0], time.perf_counter() - began[1]
         test = setup.task.test
         score = setup.scorer(small, test, range(len(test)))
-        found = run_of(method, budget, seed) / PEAK
-        usage = (
-            read_json(found, "a peak")["kib"] if found.exists() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        )
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        usage = read_json(run / PEAK, "a peak")["kib"] if (run / PEAK).exists() else own
         RUNS.mkdir(parents=True, exist_ok=True)
         write_json(
             path,

@@ -26,13 +26,14 @@ from envs.compression.compress import Compressor
 from envs.compression.settings import CompressionSettings
 from envs.space.assignment import Assignment
 from envs.space.branch_sites import REMOVED, BranchSite, with_branches
-from envs.space.constraint import Budget, Constraint, Costing
+from envs.space.constraint import Budget, Constraint, Costing, FloatArray
 from envs.space.policy import Policy, PolicyMismatch
 from envs.space.rules import Rules
 from envs.space.sites import Site
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.branches.branch import without_branches
-from hw_profiles.cost import COSTS, Macs
+from hw_profiles.cost import COSTS, Cost, Macs
+from hw_profiles.layers import IntArray
 
 
 class InPlace(nn.Module):
@@ -257,6 +258,21 @@ def test_whatever_keeps_the_budget_can_be_walked_to(seed: int, name: str) -> Non
     constraint = Constraint.create(costing, [Budget(Macs(), costing.one(Macs(), wanted.values))])
     assert constraint.project(wanted.actions).tolist() == list(wanted.key)
     assert constraint.scaled(np.asarray(wanted.actions)).tolist() == list(wanted.key)
+
+
+def test_no_cost_is_asked_for_no_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = dissected("in place")[2]
+    costing = Costing(anatomy.family, tuple(sites_of(anatomy)))
+    constraint = Constraint.create(costing, [Budget(Macs(), costing.one(Macs(), costing.dense()))])
+    asked, many = [], Costing.many
+
+    def noted(self: Costing, cost: Cost, kept: IntArray) -> FloatArray:
+        asked.append(len(np.atleast_2d(kept)))
+        return many(self, cost, kept)
+
+    monkeypatch.setattr(Costing, "many", noted)
+    constraint.project([1.0] * len(costing.sites))
+    assert min(asked) > 0
 
 
 def test_branches_stay_in_uniform_and_go_only_where_an_action_is_small() -> None:
