@@ -14,6 +14,8 @@ from envs.observation import FEATURES
 from experiments.learning.ddpg_ablation import Perturbed
 from experiments.learning.ddpg_toys import Toy, confirmed, measured_toy, separable_toy
 
+pytestmark = pytest.mark.xdist_group("learning")  # one process measures the toy that its tests share
+
 
 def ddpg(toy: Toy, seed: int, settings: DDPGSettings | None = None) -> DDPGSearcher:
     settings = settings or DDPGSettings()

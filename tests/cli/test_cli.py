@@ -18,6 +18,7 @@ from amc.tasks.models import digits
 from hw_profiles.passes import AGAIN_MINUTES
 
 SMALL = "tests.tasks.small:make_task"
+pytestmark = pytest.mark.xdist_group("cli")  # one process makes the search that its tests share
 QUICK = [
     *("--task", SMALL, "--constraint", "macs=0.3", "--agent", "knapsack", "--set", "compression.images=64"),
     *("--set", "compression.positions=8", "--set", "knapsack.images=32", "--set", "knapsack.widths=3"),

@@ -42,6 +42,7 @@ SETTINGS = {
     "knapsack": {"images": 32, "widths": 3, "damages": ["kl"]},
     "learning": {"hidden": [16, 16]},
 }
+pytestmark = pytest.mark.xdist_group("ranges")  # one process makes the searches that its tests share
 SAME = ("episodes.jsonl", "policy.json", "network.safetensors", "scores.safetensors")
 
 
@@ -68,6 +69,7 @@ def same_cache(ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amc.runs.runner.write_report", lambda path, _: path.touch())
     monkeypatch.setattr("amc.runs.ending.latency_ms", lambda *_, **__: {})
+    monkeypatch.setattr("agents.learner._CLONE_STEPS", 100)  # 3,000 are half of a search as small as these
 
 
 def equal(first: Path, second: Path) -> bool:
@@ -283,6 +285,7 @@ def test_an_agent_of_several_devices_answers_for_each_and_for_no_other(
         asking(of_devices, {"latency": 0.7}, 0, "another")
 
 
+@pytest.mark.slow
 def test_a_stopped_search_for_several_devices_ends_as_one_left_alone(
     of_devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

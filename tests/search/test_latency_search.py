@@ -20,6 +20,7 @@ from envs.reward import Evaluation
 from envs.units.anatomy import dissect
 from hw_profiles.bench.measure import MeasureOptions
 
+pytestmark = pytest.mark.xdist_group("latency")  # one process measures the profile that its tests share
 QUICK = [
     *("--task", "digits", "--agent", "knapsack", "--set", "compression.images=64"),
     *("--set", "compression.positions=8", "--set", "knapsack.images=32", "--set", "knapsack.widths=3"),
