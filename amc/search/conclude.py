@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from amc.pool.pool import Pool
 from amc.problem.bounds import confirm_costs
+from amc.problem.dense import dense_outputs
 from amc.problem.layer_patterns import layer_patterns
 from amc.problem.prepare import Prepared
 from amc.scoring.paired import resampled, standard_error
@@ -15,7 +16,7 @@ from amc.search.episode import Episode
 from amc.search.result import Images, NetworkReport, SearchResult, Stopped, with_provenance
 from amc.search.state import Progress
 from amc.search.stopping import Clock
-from amc.search.tools import Reported, Tools, score_reported
+from amc.search.tools import Reported, SplitName, Tools, score_reported
 from envs.space.assignment import Key
 
 
@@ -74,14 +75,20 @@ def _scores(
 ) -> tuple[Score, dict[Key, Score]]:
     """The dense network on validation images, and every network on test images, by assignment."""
     whole = prepared.setup.dense()
-    wanted = [Reported(whole, None, "test")]
+    outputs: dict[SplitName, Outputs | None] = {
+        "validation": dense,
+        "test": dense_outputs(prepared.setup, tools.splits["test"]),
+    }
+    wanted = [Reported(whole, None, split) for split, known in outputs.items() if known is None]
     wanted += [Reported(one.assignment, one.state, "test") for one in pruned if one.assignment != whole]
-    if dense is None:
-        wanted.append(Reported(whole, None, "validation"))
-    scores = [answer.result() for answer in pool.map(score_reported, tools, dense, wanted)]
-    tests = {one.assignment.key: score for one, score in zip(wanted, scores, strict=True) if one.split == "test"}
-    known = scores[-1] if dense is None else tools.scorer.of_outputs(dense, tools.splits["validation"])
-    return known, tests
+    answers = pool.map(score_reported, tools, dense, wanted)
+    scores = {(one.split, one.assignment.key): answer.result() for one, answer in zip(wanted, answers, strict=True)} | {
+        (split, whole.key): tools.scorer.of_outputs(known, tools.splits[split])
+        for split, known in outputs.items()
+        if known is not None
+    }
+    tests = {key: score for (split, key), score in scores.items() if split == "test"}
+    return scores["validation", whole.key], tests
 
 
 def _left_out(uncounted: Sequence[str]) -> tuple[str, ...]:

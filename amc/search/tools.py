@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from amc.pool.pool import Pool
+from amc.problem.dense import dense_outputs
 from amc.problem.prepare import Prepared
 from amc.scoring.scorer import Outputs, Score, Scorer
 from amc.tasks.splits import Split
@@ -48,11 +49,9 @@ class Tools:
 
     def dense_outputs(self, prepared: Prepared) -> Outputs | None:
         """The dense network's outputs on validation images; charged. None where they are too many to keep."""
-        if not prepared.setup.keeps_outputs:
-            return None
-        split = self.splits["validation"]
-        prepared.ledger.charge(len(split))
-        return self.scorer.outputs(prepared.setup.task.network, split, range(len(split)))
+        if prepared.setup.keeps_outputs:
+            prepared.ledger.charge(len(self.splits["validation"]))
+        return dense_outputs(prepared.setup, self.splits["validation"])
 
     def rebuilt(self, assignment: Assignment, state: dict[str, Tensor] | None) -> nn.Module:
         """The network of an assignment with the weights that repair gave it; the dense one without weights."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,14 @@ from amc.config.search import SearchConfig
 from amc.pool.parcel import pack, unpack
 from amc.pool.pool import InProcess
 from amc.problem import setup as module
+from amc.problem.dense import dense_outputs
 from amc.problem.prepare import Prepared, prepare
-from amc.problem.setup import set_up
+from amc.problem.setup import Setup, set_up
 from amc.scoring.evaluate import excerpt
 from amc.scoring.ledger import Ledger
-from amc.scoring.scorer import Score
+from amc.scoring.scorer import Outputs, Score, Scorer
 from amc.search.tools import Tools, score_whole
-from amc.tasks.splits import ArraySplit, subset, typed
+from amc.tasks.splits import ArraySplit, DatasetSplit, Split, subset, typed
 from envs.reward import Evaluation
 
 
@@ -139,3 +142,38 @@ def test_an_evaluation_made_by_hand_is_counted_once(digits: Prepared) -> None:
     assert first.image_forwards == fresh.ledger.image_forwards > 0
     assert second == replace(first, image_forwards=0)
     assert fresh.ledger.evaluations == 1
+
+
+def test_outputs_of_the_dense_network_are_remembered_and_computed_again_where_anything_of_them_changes(
+    digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    setup, own, seen = digits.setup, Scorer.outputs, list[int]()
+
+    def counting(scorer: Scorer, network: nn.Module, split: Split, indices: Sequence[int]) -> Outputs:
+        seen.append(len(indices))
+        return own(scorer, network, split, indices)
+
+    monkeypatch.setattr(Scorer, "outputs", counting)
+    validation, first = setup.task.validation, min(setup.scorer.chunk, len(setup.task.validation))
+
+    def asked(setup: Setup, split: Split) -> tuple[Outputs, int]:
+        """The outputs, and the images that the network has seen for them."""
+        seen.clear()
+        outputs = dense_outputs(setup, split)
+        assert outputs is not None
+        return outputs, sum(seen)
+
+    computed, paid = asked(setup, validation)
+    assert paid == first + len(validation)
+    known, paid = asked(setup, validation)
+    assert paid == first
+    assert all(map(torch.equal, computed, known))
+    assert asked(setup, subset(validation, range(len(validation) - 1)))[1] > first
+    loaded = DatasetSplit([(inputs[0], int(targets[0])) for inputs, targets in map(validation.batch, [[0], [1]])])
+    assert asked(setup, loaded)[1] == asked(setup, loaded)[1] == 2  # such samples would be loaded twice
+    handle = setup.task.network.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    doubled, paid = asked(setup, validation)
+    handle.remove()
+    assert paid == first + len(validation)
+    assert torch.equal(doubled[0], 2 * computed[0])
