@@ -145,7 +145,9 @@ def prepare(setup: Setup, progress: Progress = no_progress) -> Prepared:
     ledger.charge(compressor.preparation_forwards)
     traces = _traces(setup, compressor, ledger)
     backend, agreement = setup.config.backend, None
-    if backend.name == "auto":
+    if backend.name == "auto" and setup.config.single:
+        backend = BackendConfig(name="fp32")  # a trial would take longer than the one evaluation
+    elif backend.name == "auto":
         backend, agreement = _settle_backend(setup, compressor)
     ledger.charge(_backend_forwards(setup, compressor, backend))
     config = setup.config.model_copy(update={"backend": backend})

@@ -142,3 +142,11 @@ def test_quick_repair_may_be_narrow_only_where_it_leaves_the_same_output_error(
 def test_where_nothing_is_walked_through_there_is_no_narrow_repair() -> None:
     config = SearchConfig(task="tests.tasks.small:make_task", compression={"repair": "layerwise", "images": 48})
     assert alike(prepare(set_up(config))) is None
+
+
+@pytest.mark.parametrize(("agent", "tried"), [("knapsack", False), ("ddpg", True)])
+def test_precisions_are_tried_where_there_are_episodes_to_save(agent: str, tried: bool) -> None:
+    compression = CompressionConfig(images=48, positions=4)
+    prepared = prepare(set_up(SearchConfig(task="tests.tasks.small:make_task", agent=agent, compression=compression)))
+    assert (prepared.agreement is not None) is tried
+    assert tried or prepared.config.backend.name == "fp32"
