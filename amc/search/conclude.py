@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from amc.pool.pool import Pool
 from amc.problem.bounds import confirm_costs
-from amc.problem.dense import dense_outputs
+from amc.problem.dense import remembered_outputs
 from amc.problem.layer_patterns import layer_patterns
 from amc.problem.prepare import Prepared
 from amc.scoring.paired import resampled, standard_error
@@ -77,7 +77,7 @@ def _scores(
     whole = prepared.setup.dense()
     outputs: dict[SplitName, Outputs | None] = {
         "validation": dense,
-        "test": dense_outputs(prepared.setup, tools.splits["test"]),
+        "test": remembered_outputs(prepared.setup, tools.splits["test"]),
     }
     wanted = [Reported(whole, None, split) for split, known in outputs.items() if known is None]
     wanted += [Reported(one.assignment, one.state, "test") for one in pruned if one.assignment != whole]

@@ -49,9 +49,10 @@ class Tools:
 
     def dense_outputs(self, prepared: Prepared) -> Outputs | None:
         """The dense network's outputs on validation images; charged. None where they are too many to keep."""
-        if prepared.setup.keeps_outputs:
-            prepared.ledger.charge(len(self.splits["validation"]))
-        return dense_outputs(prepared.setup, self.splits["validation"])
+        split = self.splits["validation"]
+        if (outputs := dense_outputs(prepared.setup, split)) is not None:
+            prepared.ledger.charge(len(split))
+        return outputs
 
     def rebuilt(self, assignment: Assignment, state: dict[str, Tensor] | None) -> nn.Module:
         """The network of an assignment with the weights that repair gave it; the dense one without weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from amc.pool.pool import InProcess
 from amc.problem import setup as module
 from amc.problem.dense import dense_outputs
 from amc.problem.prepare import Prepared, prepare
-from amc.problem.setup import Setup, set_up
+from amc.problem.setup import set_up
 from amc.scoring.evaluate import excerpt
 from amc.scoring.ledger import Ledger
 from amc.scoring.scorer import Outputs, Score, Scorer
@@ -144,36 +144,63 @@ def test_an_evaluation_made_by_hand_is_counted_once(digits: Prepared) -> None:
     assert fresh.ledger.evaluations == 1
 
 
-def test_outputs_of_the_dense_network_are_remembered_and_computed_again_where_anything_of_them_changes(
-    digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked(digits: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Split], tuple[Outputs, int]]:
+    """The dense network's outputs on a split, and how many samples it has seen beyond what knows it again."""
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     setup, own, seen = digits.setup, Scorer.outputs, list[int]()
 
     def counting(scorer: Scorer, network: nn.Module, split: Split, indices: Sequence[int]) -> Outputs:
-        seen.append(len(indices))
+        seen.append(len(indices) if isinstance(indices, range) else 0)
         return own(scorer, network, split, indices)
 
     monkeypatch.setattr(Scorer, "outputs", counting)
-    validation, first = setup.task.validation, min(setup.scorer.chunk, len(setup.task.validation))
 
-    def asked(setup: Setup, split: Split) -> tuple[Outputs, int]:
-        """The outputs, and the images that the network has seen for them."""
+    def ask(split: Split) -> tuple[Outputs, int]:
         seen.clear()
         outputs = dense_outputs(setup, split)
         assert outputs is not None
         return outputs, sum(seen)
 
-    computed, paid = asked(setup, validation)
-    assert paid == first + len(validation)
-    known, paid = asked(setup, validation)
-    assert paid == first
+    return ask
+
+
+def test_outputs_of_the_dense_network_are_computed_once(
+    digits: Prepared, asked: Callable[[Split], tuple[Outputs, int]]
+) -> None:
+    split = digits.setup.task.validation
+    (computed, paid), (known, paid_again) = asked(split), asked(split)
+    assert (paid, paid_again) == (len(split), 0)
     assert all(map(torch.equal, computed, known))
-    assert asked(setup, subset(validation, range(len(validation) - 1)))[1] > first
-    loaded = DatasetSplit([(inputs[0], int(targets[0])) for inputs, targets in map(validation.batch, [[0], [1]])])
-    assert asked(setup, loaded)[1] == asked(setup, loaded)[1] == 2  # such samples would be loaded twice
-    handle = setup.task.network.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
-    doubled, paid = asked(setup, validation)
+    assert asked(subset(split, range(len(split) - 1)))[1] == len(split) - 1
+
+
+@pytest.mark.parametrize("what", ["outputs", "modules", "buffers"])
+def test_outputs_are_computed_again_where_the_network_has_changed(
+    digits: Prepared,
+    asked: Callable[[Split], tuple[Outputs, int]],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    split, network = digits.setup.task.validation, digits.setup.task.network
+    asked(split)
+    handle = network.register_forward_hook(lambda module, inputs, outputs: 2 * outputs if what == "outputs" else None)
+    if what == "modules":
+        monkeypatch.setattr(network, "extra_repr", lambda: "another threshold")
+    if what == "buffers":
+        monkeypatch.setitem(network._buffers, "table", torch.ones(3))
+        monkeypatch.setattr(network, "_non_persistent_buffers_set", {"table"})
+    assert asked(split)[1] == len(split)
     handle.remove()
-    assert paid == first + len(validation)
-    assert torch.equal(doubled[0], 2 * computed[0])
+
+
+def test_outputs_that_are_never_the_same_and_those_of_samples_on_disk_are_not_remembered(
+    digits: Prepared, asked: Callable[[Split], tuple[Outputs, int]], tmp_path: Path
+) -> None:
+    split, network = digits.setup.task.validation, digits.setup.task.network
+    loaded = DatasetSplit([(inputs[0], int(targets[0])) for inputs, targets in map(split.batch, [[0], [1]])])
+    assert asked(loaded)[1] == asked(loaded)[1] == 2  # they would be loaded twice
+    handle = network.register_forward_hook(lambda module, inputs, outputs: outputs + 1e-6 * torch.randn_like(outputs))
+    assert asked(split)[1] == asked(split)[1] == len(split)
+    handle.remove()
+    assert not list(tmp_path.glob("dense-*.safetensors"))
