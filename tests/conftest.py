@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import settings
 from torch import Tensor, nn
 
+from amc.runs import ending
 from amc.tasks.models.resnet_cifar import SubsampleAndPad
 from envs.space.constraint import Costing
 from envs.space.rules import Rules
@@ -23,6 +24,7 @@ from envs.units.anatomy import Anatomy, dissect
 settings.register_profile("amc", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("amc")
 torch.set_num_threads(1)
+ending.TIMED_SECONDS = 0.3  # at the end of every search
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

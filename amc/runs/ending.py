@@ -17,6 +17,9 @@ from amc.search.episode import Episode
 from amc.search.result import SearchResult
 from hw_profiles.device import describe_device
 
+TIMED_SECONDS = 3.0
+"""Time spent on timing the networks of a result side by side."""
+
 
 def measured_latency(
     networks: Mapping[str, nn.Module], setup: Setup, pruned: str
@@ -25,7 +28,7 @@ def measured_latency(
     profile = setup.table.profile if setup.table else None
     setting = {"threads": profile.threads, "batch": profile.batch} if profile else {}
     try:
-        timings = latency_ms(networks, setup.task.example_input, **setting)
+        timings = latency_ms(networks, setup.task.example_input, seconds=TIMED_SECONDS, **setting)
     except ValueError as error:
         return {}, (f"No latency was measured: {error}.",)
     cures = [BY_LATENCY] if "latency_ms" not in setup.constraint.limits() else []

@@ -47,8 +47,8 @@ def test_no_neighbour_of_the_knapsack_optimum_is_better() -> None:
 
 def test_ddpg_from_nothing_learns_to_prune_a_real_network() -> None:
     toy = measured_toy()
-    learned = [best(toy, ddpg(toy, seed), episodes=120) for seed in range(2)]
-    drawn = [best(toy, RandomSearch(toy.steps, seed), episodes=120) for seed in range(2)]
+    learned = [best(toy, ddpg(toy, seed), episodes=80) for seed in range(2)]
+    drawn = [best(toy, RandomSearch(toy.steps, seed), episodes=80) for seed in range(2)]
     assert min(learned) >= 0.95 * toy.reward(toy.optimum)
     assert np.mean(learned) > np.mean(drawn)
 
