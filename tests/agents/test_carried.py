@@ -89,7 +89,7 @@ def test_an_actor_that_does_worse_leaves_a_search_as_if_it_had_not_been(teacher:
     assert "whole.actions" in searcher.state().arrays
 
 
-@pytest.mark.parametrize("reward", [good, bad])
+@pytest.mark.parametrize("reward", [good, pytest.param(bad, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("before", [1, len(STARTS) + 1, len(STARTS) + TRIALS, len(STARTS) + TRIALS + 3])
 def test_it_goes_on_where_it_was_stopped(teacher: SearcherState, reward: Reward, before: int) -> None:
     whole, begun = new(), new()

@@ -32,7 +32,7 @@ def unseen_error(parts: list[Sums], ridge: float, weights: Tensor) -> float:
 
 
 @pytest.mark.parametrize("rows", [48, 80, 2000])
-@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("gram", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_chosen_ridge_is_near_the_best_one_on_rows_that_were_not_seen(rows: int, gram: bool) -> None:
     x, r, weights = problem(rows, noise=1.0)
     parts = chunks(x, r, gram=gram)

@@ -206,6 +206,7 @@ def test_an_agent_learns_on_from_another_run_and_not_from_one_of_another_kind(en
     shutil.rmtree(tmp_path / "further")
 
 
+@pytest.mark.slow
 def test_an_agent_that_learns_on_is_stopped_before_its_first_episodes_and_resumed(
     ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +250,7 @@ def of_devices(devices: list[str], ended: Path) -> Path:
     return ended.parent / "devices"
 
 
+@pytest.mark.slow
 def test_widths_and_patterns_have_a_range_where_narrower_layers_do_not_take_their_pattern(tmp_path: Path) -> None:
     mixed = {"choose": "mixed", "constraint": {"macs": "0.2:0.6"}, "episodes": GRID + 5, "warmup": 0}
     new_run(SearchConfig(**{**SETTINGS, **mixed}), tmp_path / "run", NoScreen())

@@ -166,6 +166,7 @@ def test_a_run_that_another_machine_goes_on_with_keeps_its_backend(
     assert json.loads((path / RESULT).read_text())["episodes"] == 8
 
 
+@pytest.mark.slow
 def test_two_stops_in_a_row_change_nothing(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "stopped"
     attempts: list[Callable[[], Run]] = [

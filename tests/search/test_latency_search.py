@@ -24,6 +24,7 @@ pytestmark = pytest.mark.xdist_group("latency")  # one process measures the prof
 QUICK = [
     *("--task", "digits", "--agent", "knapsack", "--set", "compression.images=64"),
     *("--set", "compression.positions=8", "--set", "knapsack.images=32", "--set", "knapsack.widths=3"),
+    *("--set", 'knapsack.damages=["logits"]'),
 ]
 
 
@@ -98,6 +99,7 @@ def test_a_latency_budget_that_means_nothing_is_refused(values: dict[str, object
         load_config(None, {"task": "digits", **values})
 
 
+@pytest.mark.slow
 def test_a_profile_of_another_network_is_refused_with_the_command(
     profile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,7 +163,8 @@ def test_a_lost_item_says_why_where_its_result_is_needed() -> None:
         Answer(None, "its worker died 7 times", Timing(0.0, "", 0)).result()
 
 
-@pytest.mark.parametrize("alike", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("alike", [True, False])
 def test_different_processors_are_warned_about(
     free_ray: None, alike: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

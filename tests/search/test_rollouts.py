@@ -154,6 +154,7 @@ def test_episodes_come_in_the_order_of_the_plans_and_each_policy_is_charged_once
     assert (one.ledger.image_forwards, one.ledger.evaluations) == (12, 4)
 
 
+@pytest.mark.parametrize("pool", ["in process", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 def test_what_earlier_rounds_know_is_not_evaluated_again(pool: Pool, tmp_path: Path) -> None:
     rollout, one = troubled("raises", 99, tmp_path / "marks"), prepared()
     lightest = digits().assignment(digits().constraint.project([0.0] * len(digits().sites)))

@@ -50,7 +50,7 @@ def race(reference: NDArray[np.float64], error: float = 0.01) -> Race:
     return Race(first=FIRST, error=error, reward=output_error, bar=evaluated(reference, ALL))
 
 
-@pytest.mark.parametrize("error", [0.01, 0.1])
+@pytest.mark.parametrize("error", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_a_policy_as_good_as_the_bar_is_given_up_as_rarely_as_stated(error: float) -> None:
     draws = np.random.default_rng(0)
     lost = 0
@@ -125,6 +125,7 @@ def test_a_search_spares_the_worse_policies_images_and_none_of_those_that_it_con
     assert all(episode.evaluation.images == 300 for episode in ranked[: prepared.config.confirm])
 
 
+@pytest.mark.slow
 def test_a_search_that_saves_ranks_policies_as_one_that_does_not() -> None:
     prepared, episodes, _ = saving()
     savings = SearchConfig(task="digits").savings

@@ -467,7 +467,7 @@ def test_a_cifar10_task_needs_data_and_checkpoint(given: dict[str, Path], missin
 
 @pytest.mark.data
 @needs_data
-@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.parametrize("depth", [20, pytest.param(56, marks=pytest.mark.slow)])
 def test_a_cifar10_network_classifies_the_validation_images(depth: int) -> None:
     name = f"cifar10-resnet{depth}"
     task = load_task(name, data=DATA, checkpoint=DATA / f"resnet{depth}_cifar10.safetensors")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from envs.space.policy_file import FormEntry
 from envs.units.anatomy import Anatomy, dissect
 from envs.units.attention.explicit import made_explicit
 from envs.units.slicing import slice_network
+
+pytestmark = pytest.mark.xdist_group("resized")  # one process reads the networks that its tests share
 
 WIDTH = 16
 
@@ -131,6 +133,7 @@ class Network(nn.Module):
         return logits
 
 
+@cache
 def read(name: str) -> Anatomy:
     torch.manual_seed(0)
     return dissect(Network(CLASSES[name][0]).eval(), inputs(1), inputs())
@@ -203,7 +206,9 @@ class Checked(Network):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "name", ["merged", *(pytest.param(name, marks=pytest.mark.slow) for name in CLASSES if name != "merged")]
+)
 def test_heads_follow_in_networks_that_torch_export_traces_too(name: str) -> None:
     torch.manual_seed(0)
     kind, what, count = CLASSES[name]
