@@ -54,10 +54,11 @@ SEARCH: dict[str, Any] = {
     "reward_images": 400,
     "compression": {"images": 320, "quick_images": 160},
     "knapsack": {"widths": 5, "images": 320},
+    "confirm": 3,
     "backend": {"name": "fp32"},
 }
-"""Fewer images than the defaults, and no trial of which precision is faster, so that all is over in minutes."""
-EPISODES, WARMUP = 200, 12
+"""Fewer images and candidates than the defaults, and no trial of which precision is faster, so that all is over in minutes."""
+EPISODES, WARMUP = 100, 12
 BY_TIME = "by time"
 
 console = Console()
