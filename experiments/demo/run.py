@@ -57,7 +57,7 @@ SEARCH: dict[str, Any] = {
     "confirm": 3,
     "backend": {"name": "fp32"},
 }
-"""Fewer images and candidates than the defaults, and no trial of which precision is faster, so that all is over in minutes."""
+"""Fewer images and candidates than the defaults, and no trial of which precision is faster: all is over in minutes."""
 EPISODES, WARMUP = 100, 12
 BY_TIME = "by time"
 
