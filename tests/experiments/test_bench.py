@@ -102,6 +102,7 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace
     return options_of(["--task", "digits", "--device", "cpu", "--quick", "--out", str(tmp_path / "found.json")])
 
 
+@pytest.mark.slow
 def test_every_phase_of_a_search_is_timed(trial: argparse.Namespace) -> None:
     found = searched(trial, "cpu")
     assert set(found["accuracy"]) == {"dense", "uniform", "found"}

@@ -107,6 +107,7 @@ def test_several_budgets_hold_at_once() -> None:
         assert result.reports["found"].costs[cost] <= limit
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_policy_and_accuracy() -> None:
     first, second = (searched(quick(agent="ddpg")) for _ in range(2))
     assert first.policy == second.policy

@@ -174,6 +174,7 @@ def test_it_trains_and_drops_only_in_training() -> None:
     assert all(parameter.grad is not None for parameter in small.parameters())
 
 
+@pytest.mark.slow
 def test_stored_networks_are_the_same_in_another_process(tmp_path: Path) -> None:
     for name in CLASSES:
         small, home = half(read(name)), tmp_path / name
