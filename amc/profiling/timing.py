@@ -193,7 +193,7 @@ def latency_ms(
     threads: int = 1,
     batch: int = 1,
     rounds: int = 40,
-    seconds: float = 3.0,
+    seconds: float,
 ) -> dict[str, Timing]:
     """Latency in onnxruntime, all networks timed side by side (`timing.side_by_side`).
 

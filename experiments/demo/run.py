@@ -57,7 +57,7 @@ SEARCH: dict[str, Any] = {
     "backend": {"name": "fp32"},
 }
 """Fewer images than the defaults, and no trial of which precision is faster, so that all is over in minutes."""
-ALLOCATION: dict[str, Any] = {"widths": 5, "images": 160, "damages": ("logits",)}
+ALLOCATION = SEARCH | {"knapsack": {**SEARCH["knapsack"], "images": 160, "damages": ("logits",)}}
 """Where no episodes follow: one kind of damage, so that there is nothing to choose between."""
 EPISODES, WARMUP = 120, 12
 BY_TIME = "by time"
@@ -116,9 +116,9 @@ def by_time(found: Result, profile: Path, out: Path, seed: int) -> Result | None
     None where no widths in blocks are as fast, which depends on the machine.
     """
     budget, rules = {"latency": share(found, "found")}, {"round_to": BLOCK}
-    given: dict[str, Any] = {"seed": seed, "out": out, "profile": str(profile), "rules": rules}
+    given: dict[str, Any] = {"seed": seed, "out": out, "profile": str(profile), "rules": rules, **ALLOCATION}
     try:
-        return search(TASK, budget, searcher="knapsack", **given | SEARCH | {"knapsack": ALLOCATION})
+        return search(TASK, budget, searcher="knapsack", **given)
     except InfeasibleBudget as error:
         console.print(f"left out: {error}", highlight=False)
         return None
